@@ -1,0 +1,116 @@
+"""The canonical layout every reader produces: flat columns plus episode boundaries.
+
+Two episodes of 3 and 2 transitions; `|` marks the boundary between them:
+
+    transition      :   0    1    2  |   3    4                      N = 5
+    actions         : [a0,  a1,  a2, |  a0,  a1]                     N rows
+    rewards, masks  : [r0,  r1,  r2, |  r0,  r1]                     N rows
+    observations    : [s0,  s1,  s2,  s3, |  s0,  s1,  s2]           N + E rows
+    observation row :   0    1    2    3  |   4    5    6
+
+Transition `i` of episode `e` starts at observation row `i + e` and ends at row `i + e + 1`: the next
+observation is the next row and is never stored twice. Every episode keeps its last observation.
+
+`masks` is 0 only where the task itself ended (no bootstrap). The end of an episode is kept
+separately, in `lengths`; an episode that was merely cut off (truncated) bootstraps from its last
+observation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.errors import InputError
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """A dataset of E episodes with N transitions in the canonical layout.
+
+    Attributes:
+        observations: `(N + E, n_s)` float32 (or uint8 images `(N + E, height, width, channels)`).
+        actions: `(N, n_a)` float32, each in [-1, 1] for the environments of this package.
+        rewards: `(N,)` float32.
+        masks: `(N,)` float32; 0 where the task ended at this transition, else 1.
+        lengths: `(E,)` int64, transitions of each episode, each at least 1.
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    masks: Array
+    lengths: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check that the columns belong together."""
+        transitions = int(self.lengths.sum())
+        rows = transitions + len(self.lengths)
+        for name, have, want in (
+            ("observations", len(self.observations), rows),
+            ("actions", len(self.actions), transitions),
+            ("rewards", len(self.rewards), transitions),
+            ("masks", len(self.masks), transitions),
+        ):
+            if have != want:
+                raise InputError(
+                    f"column {name!r} has {have} rows where the episode lengths need {want}; "
+                    "write the columns again from one source"
+                )
+        if len(self.lengths) == 0 or self.lengths.min() < 1:
+            raise InputError(
+                "the dataset has an episode without a transition; leave such episodes out"
+            )
+
+    @property
+    def num_transitions(self) -> int:
+        """N, the number of (s, a, r, s') tuples."""
+        return len(self.actions)
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.lengths)
+
+    def start_rows(self) -> NDArray[np.int64]:
+        """Observation row at which each transition starts, `(N,)`; it ends one row later."""
+        episode = np.repeat(np.arange(self.num_episodes), self.lengths)
+        return np.arange(self.num_transitions) + episode
+
+    def last_transitions(self) -> NDArray[np.int64]:
+        """Index of each episode's last transition, `(E,)`."""
+        return np.cumsum(self.lengths) - 1
+
+
+def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
+    """Episode lengths of a file in OGBench's layout, where every episode keeps its last row.
+
+    Args:
+        terminals: `(N + E,)`, nonzero on each episode's last row (the one whose action is unused).
+
+    Returns:
+        `(E,)` transitions per episode.
+
+    Raises:
+        InputError: the file does not end at an episode's end.
+
+    >>> lengths_from_terminals(np.array([0, 0, 0, 1, 0, 0, 1]))
+    array([3, 2])
+    """
+    ends = np.flatnonzero(terminals)
+    if len(ends) == 0 or ends[-1] != len(terminals) - 1:
+        raise InputError(
+            f"column 'terminals' does not mark the last of its {len(terminals)} rows as an episode's "
+            "end; the file is cut off, so collect or download it again"
+        )
+    return np.diff(ends, prepend=-1) - 1
+
+
+def drop_last_rows(column: Array, lengths: Sequence[int] | NDArray[np.int64]) -> Array:
+    """Keep the N transition rows of an `(N + E, ...)` column whose episodes' last rows are unused."""
+    keep = np.ones(len(column), dtype=bool)
+    keep[np.cumsum(np.asarray(lengths) + 1) - 1] = False
+    return column[keep]

@@ -1,0 +1,91 @@
+"""Dataset names and the places where their files lie."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tql_offline.errors import InputError
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-v\d+")
+_SINGLETASK = re.compile(r"(?P<head>.+)-(?P<kind>[a-z]+)-singletask(-task(?P<task>[1-5]))?-(?P<version>v\d+)")
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """An OGBench dataset name taken apart.
+
+    `cube-double-play-singletask-task2-v0` is file `cube-double-play-v0` relabelled with the rewards
+    of environment `cube-double-singletask-task2-v0`; a name without `singletask` has no rewards.
+    """
+
+    name: str
+    file: str
+    env_id: str
+    task: int | None
+
+    @property
+    def family(self) -> str:
+        """`cube-double` of `cube-double-play-...`: the environment without dataset type and task."""
+        return re.sub(r"-[a-z]+-v\d+$", "", self.file)
+
+
+def parse_name(name: str) -> DatasetName:
+    """Take an OGBench dataset name apart.
+
+    Raises:
+        InputError: it is not of the form `family-kind[-singletask[-taskN]]-vN`.
+
+    >>> parse_name("cube-double-play-singletask-task2-v0").env_id
+    'cube-double-singletask-task2-v0'
+    >>> parse_name("cube-double-play-singletask-task2-v0").file
+    'cube-double-play-v0'
+    """
+    if not _NAME.fullmatch(name) or name.count("-") < 2:
+        raise InputError(
+            f"{name!r} is not a dataset name such as cube-double-play-singletask-task1-v0; "
+            "see `tql-offline datasets list`"
+        )
+    match = _SINGLETASK.fullmatch(name)
+    if match is None:
+        head, _kind, version = name.rsplit("-", 2)
+        return DatasetName(name, name, f"{head}-{version}", None)
+    head, kind, version = match["head"], match["kind"], match["version"]
+    task = f"-task{match['task']}" if match["task"] else ""
+    return DatasetName(
+        name=name,
+        file=f"{head}-{kind}-{version}",
+        env_id=f"{head}-singletask{task}-{version}",
+        task=int(match["task"]) if match["task"] else 0,
+    )
+
+
+def collected_folder() -> Path:
+    """Where `collect` writes: `$TQL_OFFLINE_DATA`, by default `~/.tql-offline/data`.
+
+    Apart from OGBench's folder, so that OGBench never takes a small collected file for the official
+    one of the same name.
+    """
+    return Path(os.environ.get("TQL_OFFLINE_DATA", "~/.tql-offline/data")).expanduser()
+
+
+def downloaded_folder() -> Path:
+    """Where `download` writes: OGBench's own folder, `~/.ogbench/data` (or `$OGBENCH_DATA`)."""
+    return Path(os.environ.get("OGBENCH_DATA", "~/.ogbench/data")).expanduser()
+
+
+def find_file(name: DatasetName) -> Path:
+    """The file that holds a dataset: the downloaded one if there is one, else the collected one.
+
+    Raises:
+        InputError: neither is there; the message names both places and the two commands.
+    """
+    places = [downloaded_folder(), collected_folder()]
+    for folder in places:
+        path = folder / f"{name.file}.npz"
+        if path.is_file():
+            return path
+    raise InputError(
+        f"dataset {name.file} is neither in {places[0]} nor in {places[1]}; "
+        f"run `tql-offline download {name.file}` or `tql-offline collect {name.file}`"
+    )

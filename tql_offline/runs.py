@@ -1,0 +1,156 @@
+"""The run folder: the contract between `train`, `eval` and `report`.
+
+    runs/<name>/
+      config.toml           everything needed to repeat the run
+      provenance.json       versions, device, git commit, dataset name and sha256, success timing
+      metrics.jsonl         one line per log step: losses, Q, entropies; no wall-clock, so it repeats
+      timing.jsonl          one line per log step: seconds and updates/s
+      evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
+      checkpoints/<step>/   *.safetensors and state.json
+      result.json           the finished run in one versioned document (docs/result-schema.md)
+
+Nothing in it is ever unpickled. Files are written aside and renamed, so a reader never sees half.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tql_offline.errors import InputError
+
+RESULT_SCHEMA = "tql-offline/result/1"
+MAX_DOCUMENT_BYTES = 64 * 2**20
+"""A larger JSON document is not ours; reading it could exhaust memory."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files inside one run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """`config.toml`."""
+        return self.path / "config.toml"
+
+    @property
+    def provenance(self) -> Path:
+        """`provenance.json`."""
+        return self.path / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """`metrics.jsonl`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """`timing.jsonl`."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """`evaluations.jsonl`."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`checkpoints/`, one folder per step."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        """`result.json`."""
+        return self.path / "result.json"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = (p.name for p in self.checkpoints.iterdir() if (p / "state.json").is_file())
+        return sorted(int(name) for name in names if name.isdigit())
+
+
+def find_runs(paths: list[Path]) -> list[RunFolder]:
+    """Run folders at or below the given paths, sorted by path.
+
+    Raises:
+        InputError: a path does not exist, or no run lies below any of them.
+    """
+    found: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give a run folder or a folder of runs")
+        candidates = [path, *(p for p in path.rglob("*") if p.is_dir())] if path.is_dir() else []
+        found.update(p for p in candidates if RunFolder(p).config.is_file())
+    if not found:
+        names = ", ".join(str(p) for p in paths)
+        raise InputError(f"no run folder (one with a config.toml) lies in {names}")
+    return [RunFolder(p) for p in sorted(found)]
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place, so that no reader sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document atomically; a non-finite number is an error, since JSON has none."""
+    write_atomic(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: Path, document: dict[str, Any]) -> None:
+    """Append one line to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of bounded size.
+
+    Raises:
+        InputError: the file is missing, too large, no JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes; it is not ours")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON; restore it from the run that wrote it") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object; restore it from the run that wrote it")
+    return document
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a JSON-lines file's objects; a missing file has none.
+
+    Raises:
+        InputError: a line is not a JSON object (named by its number).
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                document = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path} line {number} is not valid JSON; remove it") from error
+            if not isinstance(document, dict):
+                raise InputError(f"{path} line {number} is not a JSON object; remove it")
+            yield document
