@@ -1,0 +1,21 @@
+"""Networks: the transformer critic, its attention and entropy controller, and the policies."""
+
+from tql_offline.networks.attention import attention, attention_with_entropy, group_entropy
+from tql_offline.networks.control import ENTROPY_MODES, EntropyController
+from tql_offline.networks.critics import SIZES, Size, TransformerCritic
+from tql_offline.networks.flows import integrate_flow
+from tql_offline.networks.policies import OneStepPolicy, VelocityField
+
+__all__ = [
+    "ENTROPY_MODES",
+    "SIZES",
+    "EntropyController",
+    "OneStepPolicy",
+    "Size",
+    "TransformerCritic",
+    "VelocityField",
+    "attention",
+    "attention_with_entropy",
+    "group_entropy",
+    "integrate_flow",
+]

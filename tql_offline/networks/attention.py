@@ -1,0 +1,39 @@
+"""Multi-head attention that can also report the entropy of its weights.
+
+Shape suffixes: B batch, L tokens, H heads, K width of one head.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def attention(
+    q_BHLK: Float[Tensor, "B H L K"],
+    k_BHLK: Float[Tensor, "B H L K"],
+    v_BHLK: Float[Tensor, "B H L K"],
+) -> Float[Tensor, "B H L K"]:
+    """Softmax attention with scale 1/√K, by PyTorch's fused kernel."""
+    return functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
+
+
+def attention_with_entropy(
+    q_BHLK: Float[Tensor, "B H L K"],
+    k_BHLK: Float[Tensor, "B H L K"],
+    v_BHLK: Float[Tensor, "B H L K"],
+) -> tuple[Float[Tensor, "B H L K"], Float[Tensor, "B H L"]]:
+    """Softmax attention and the entropy of each query's weights, in nats.
+
+    `e_i = -Σ_j p_ij log p_ij`, at most ln L (TQL, arXiv 2602.01439). The weights are formed in
+    full: this is the plain path that every faster one is tested against.
+    """
+    scores_BHLL = q_BHLK @ k_BHLK.transpose(-2, -1) * q_BHLK.shape[-1] ** -0.5
+    log_p_BHLL = torch.log_softmax(scores_BHLL, dim=-1)
+    p_BHLL = log_p_BHLL.exp()
+    return p_BHLL @ v_BHLK, -(p_BHLL * log_p_BHLL).sum(dim=-1)
+
+
+def group_entropy(entropy_BHL: Float[Tensor, "B H L"]) -> Float[Tensor, "2"]:
+    """Mean entropy over batch and heads of two token groups: the `[VALUE]` query, all others."""
+    return torch.stack([entropy_BHL[..., 0].mean(), entropy_BHL[..., 1:].mean()])

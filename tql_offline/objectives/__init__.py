@@ -1,0 +1,1 @@
+"""Objectives as pure functions of tensors, giving per-example values; torch only."""
