@@ -77,6 +77,12 @@ def test_q_and_entropy(case):
     case.assert_close(entropy, "expected_entropy")
 
 
+def test_plain_path(case):
+    q, entropy = case.critic().forward_plain(case["observations"], case["actions"])
+    case.assert_close(q, "expected_q")
+    case.assert_close(entropy, "expected_entropy")
+
+
 def test_q_is_the_same_without_entropy(case):
     case.assert_close(case.critic()(case["observations"], case["actions"]), "expected_q")
 

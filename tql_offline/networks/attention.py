@@ -28,10 +28,20 @@ def attention_with_entropy(
     `e_i = -Σ_j p_ij log p_ij`, at most ln L (TQL, arXiv 2602.01439). The weights are formed in
     full: this is the plain path that every faster one is tested against.
     """
-    scores_BHLL = q_BHLK @ k_BHLK.transpose(-2, -1) * q_BHLK.shape[-1] ** -0.5
-    log_p_BHLL = torch.log_softmax(scores_BHLL, dim=-1)
-    p_BHLL = log_p_BHLL.exp()
-    return p_BHLL @ v_BHLK, -(p_BHLL * log_p_BHLL).sum(dim=-1)
+    log_p_BHLL = attention_log_weights(q_BHLK, k_BHLK)
+    return log_p_BHLL.exp() @ v_BHLK, weights_entropy(log_p_BHLL)
+
+
+def attention_log_weights(
+    q_BHLK: Float[Tensor, "B H L K"], k_BHLK: Float[Tensor, "B H L K"]
+) -> Float[Tensor, "B H L L"]:
+    """log p_ij, the logarithm of each query's softmax weights with scale 1/√K."""
+    return torch.log_softmax(q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5, dim=-1)
+
+
+def weights_entropy(log_p_BHLL: Float[Tensor, "B H L L"]) -> Float[Tensor, "B H L"]:
+    """`-Σ_j p_ij log p_ij` in nats."""
+    return -(log_p_BHLL.exp() * log_p_BHLL).sum(dim=-1)
 
 
 def group_entropy(entropy_BHL: Float[Tensor, "B H L"]) -> Float[Tensor, "2"]:

@@ -13,9 +13,16 @@ from typing import Literal, Self, overload
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tql_offline.errors import InputError
-from tql_offline.networks.attention import attention, attention_with_entropy, group_entropy
+from tql_offline.networks.attention import (
+    attention,
+    attention_log_weights,
+    attention_with_entropy,
+    group_entropy,
+    weights_entropy,
+)
 from tql_offline.networks.initialisers import lecun_normal_
 
 NORM_EPS = 1e-6
@@ -60,19 +67,26 @@ class Block(nn.Module):
         self, x_BLD: Float[Tensor, "B L D"], return_entropy: bool
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
         """Apply the block; with `return_entropy` also give the two token groups' mean entropy."""
-        q, k, v = self._split_heads(self.qkv(self.attention_norm(x_BLD)))
+        return self.mix(x_BLD, self.qkv(self.attention_norm(x_BLD)), return_entropy)
+
+    def mix(
+        self, x_BLD: Tensor, qkv_BL3D: Tensor, return_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What follows the projection of queries, keys and values."""
+        q, k, v = (split_heads(part, self.heads) for part in qkv_BL3D.chunk(3, dim=-1))
         entropy = None
         if return_entropy:
             mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
             entropy = group_entropy(entropy_BHL)
         else:
             mixed_BHLK = attention(q, k, v)
-        x_BLD = x_BLD + self.out(mixed_BHLK.transpose(1, 2).flatten(2))
-        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), entropy
+        return self.finish(x_BLD, mixed_BHLK.transpose(1, 2).flatten(2)), entropy
 
-    def _split_heads(self, qkv_BL3D: Tensor) -> tuple[Tensor, ...]:
-        batch, tokens, _ = qkv_BL3D.shape
-        return qkv_BL3D.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The two residual updates, of all tokens or of one."""
+        x = x + self.out(mixed)
+        result: Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
 
 
 class TransformerCritic(nn.Module):
@@ -165,33 +179,47 @@ class TransformerCritic(nn.Module):
 
         Column 0 is the `[VALUE]` query, column 1 the mean of all other queries.
         """
-        x_BLD = self._embed(observations, actions)
+        scalars = torch.cat([observations, actions], dim=-1)
+        slopes_LD, offsets_LD = self._token_tables()
+        x_BLD = tokens_of(scalars, slopes_LD, offsets_LD)
         entropies = []
-        for block in self.blocks:
-            x_BLD, entropy = block(x_BLD, return_entropy)
+        for index, block in enumerate(self.blocks[:-1]):
+            if index == 0:
+                qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
+                x_BLD, entropy = block.mix(x_BLD, qkv, return_entropy)
+            else:
+                x_BLD, entropy = block(x_BLD, return_entropy)
             entropies.append(entropy)
-        value_BD = self.final_norm(x_BLD[:, 0])
-        q_BE = torch.cat([head(value_BD) for head in self.heads], dim=-1)
+        value_BD, entropy = value_token_block(self.blocks[-1], x_BLD, return_entropy)
+        entropies.append(entropy)
+        q_BE = self._read_out(value_BD)
         return (q_BE, torch.stack(entropies)) if return_entropy else q_BE
 
-    def _embed(self, observations: Tensor, actions: Tensor) -> Float[Tensor, "B L D"]:
-        """`x_i = w·scalar_i + b + type + position_i`, behind the `[VALUE]` token."""
+    def forward_plain(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and entropies with every token carried through every block: the reference for tests."""
         scalars = torch.cat([observations, actions], dim=-1)
-        weights_LD, offsets_LD = self._token_tables()
-        tokens = torch.addcmul(offsets_LD, scalars.unsqueeze(-1), weights_LD)
-        value = self.value_token.expand(len(scalars), 1, -1)
-        return torch.cat([value, tokens], dim=1)
+        x_BLD = tokens_of(scalars, *self._token_tables())
+        entropies = []
+        for block in self.blocks:
+            x_BLD, entropy = block(x_BLD, True)
+            entropies.append(entropy)
+        return self._read_out(x_BLD[:, 0]), torch.stack(entropies)
 
-    def _token_tables(self) -> tuple[Tensor, Tensor]:
-        """Slope and offset of every scalar's token, each `(S + A, D)`."""
-        slopes, offsets = [], []
+    def _read_out(self, value_BD: Tensor) -> Float[Tensor, "B E"]:
+        normed = self.final_norm(value_BD)
+        return torch.cat([head(normed) for head in self.heads], dim=-1)
+
+    def _token_tables(self) -> tuple[Float[Tensor, "L D"], Float[Tensor, "L D"]]:
+        """Slope and offset of every token: `x_i = slope_i·scalar_i + offset_i`; [VALUE] has slope 0."""
+        value = self.value_token.unsqueeze(0)
+        slopes, offsets = [torch.zeros_like(value)], []
         for embedding, kind, count in (
             (self.observation_embedding, self.observation_type, self.observation_dim),
             (self.action_embedding, self.action_type, self.action_dim),
         ):
-            slopes.append(embedding.weight[:, 0].expand(count, -1))
+            slopes.append(embedding.weight.T.expand(count, -1))
             offsets.append((embedding.bias + kind).expand(count, -1))
-        return torch.cat(slopes), torch.cat(offsets) + self.position
+        return torch.cat(slopes), torch.cat([value, torch.cat(offsets) + self.position])
 
 
 def _head(width: int) -> nn.Sequential:
@@ -201,3 +229,80 @@ def _head(width: int) -> nn.Sequential:
         nn.ReLU(),
         lecun_normal_(nn.Linear(width // 2, 1)),
     )
+
+
+def split_heads(x_BLD: Float[Tensor, "B L D"], heads: int) -> Float[Tensor, "B H L K"]:
+    """Cut the width into heads."""
+    return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def tokens_of(
+    scalars_BL: Float[Tensor, "B L-1"],
+    slopes_LD: Float[Tensor, "L D"],
+    offsets_LD: Float[Tensor, "L D"],
+) -> Float[Tensor, "B L D"]:
+    """`x_i = slope_i·scalar_i + offset_i`, behind a `[VALUE]` token of slope 0."""
+    return torch.addcmul(offsets_LD, with_value_token(scalars_BL).unsqueeze(-1), slopes_LD)
+
+
+def with_value_token(scalars_BL: Float[Tensor, "B L-1"]) -> Float[Tensor, "B L"]:
+    """A zero in front, the scalar of the `[VALUE]` token."""
+    return functional.pad(scalars_BL, (1, 0))
+
+
+def first_projection(
+    block: Block,
+    scalars_BL: Float[Tensor, "B L-1"],
+    slopes_LD: Float[Tensor, "L D"],
+    offsets_LD: Float[Tensor, "L D"],
+) -> Float[Tensor, "B L 3D"]:
+    """`qkv(LN(x_i))` of the first block without a projection per token.
+
+    A token is affine in its scalar s, so after its LayerNorm (γ, β) with 1/σ = r the projection is
+    `r·(s·P_i + R_i) + S`, where `P = W(γ·(slope - mean))`, `R = W(γ·(offset - mean))` and
+    `S = Wβ + bias` are computed once per batch, and the variance is quadratic in s.
+    """
+    norm, project = block.attention_norm, block.qkv
+    slopes = slopes_LD - slopes_LD.mean(dim=-1, keepdim=True)
+    offsets = offsets_LD - offsets_LD.mean(dim=-1, keepdim=True)
+    s_BL = with_value_token(scalars_BL)
+    variance_BL = (
+        s_BL.square() * slopes.square().mean(dim=-1)
+        + 2 * s_BL * (slopes * offsets).mean(dim=-1)
+        + offsets.square().mean(dim=-1)
+    )
+    r_BL1 = torch.rsqrt(variance_BL + norm.eps).unsqueeze(-1)
+    p_L3D = (slopes * norm.weight) @ project.weight.T
+    r_L3D = (offsets * norm.weight) @ project.weight.T
+    shift_3D = project(norm.bias)
+    return torch.addcmul(r_L3D, s_BL.unsqueeze(-1), p_L3D) * r_BL1 + shift_3D
+
+
+def value_token_block(
+    block: Block, x_BLD: Float[Tensor, "B L D"], return_entropy: bool
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "2"] | None]:
+    """The last block for the `[VALUE]` token alone, the only one that is read.
+
+    Its values are projected once, from the weighted mean of the normed tokens:
+    `Σ_j p_j W_v h_j = W_v Σ_j p_j h_j`. The entropy needs queries and keys of all tokens; without
+    it the keys are not needed either: the scores are `h_j·(W_kᵀ q_0)` (the key bias shifts all of
+    them alike and cancels in the softmax).
+    """
+    heads = block.heads
+    h_BLD = block.attention_norm(x_BLD)
+    w_q, w_k, w_v = block.qkv.weight.chunk(3)
+    b_q, b_k, b_v = block.qkv.bias.chunk(3)
+    entropy = None
+    if return_entropy:
+        qk = functional.linear(h_BLD, torch.cat([w_q, w_k]), torch.cat([b_q, b_k]))
+        q, k = (split_heads(part, heads) for part in qk.chunk(2, dim=-1))
+        log_p_BHLL = attention_log_weights(q, k)
+        entropy = group_entropy(weights_entropy(log_p_BHLL))
+        p_BHL = log_p_BHLL[:, :, 0].exp()
+    else:
+        q_BHK = functional.linear(h_BLD[:, 0], w_q, b_q).unflatten(-1, (heads, -1))
+        q_BHD = torch.einsum("bhk,hkd->bhd", q_BHK, w_k.unflatten(0, (heads, -1)))
+        p_BHL = torch.softmax(q_BHD @ h_BLD.mT * q_BHK.shape[-1] ** -0.5, dim=-1)
+    context_BHD = p_BHL @ h_BLD
+    mixed_BHK = torch.einsum("bhd,hkd->bhk", context_BHD, w_v.unflatten(0, (heads, -1)))
+    return block.finish(x_BLD[:, 0], mixed_BHK.flatten(1) + b_v), entropy

@@ -1,0 +1,40 @@
+# `make demo` and `make test` work on a fresh machine; the rest is for working on the code.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint typed format clean
+
+demo: $(VENV)/installed
+	$(BIN)/tql-offline demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# Type checkers do not follow the package-dir mapping; they see a tree of links that does.
+typed: $(VENV)/installed
+	rm -rf build/typed && mkdir -p build/typed/tql_offline
+	ln -s $(CURDIR)/tql_offline/* build/typed/tql_offline/
+	ln -s $(CURDIR)/datasets $(CURDIR)/eval build/typed/tql_offline/
+	ln -s $(CURDIR)/tests $(CURDIR)/cli.py build/typed/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml tql_offline tests cli.py
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist *.egg-info
+
+# constraints.txt pins what was tested; without it pip takes the newest torch with its CUDA packages.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,130 @@
+"""The device-resident buffer: every column on the training device, indices drawn there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tql_offline.batch import Batch
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.errors import InputError
+
+
+@dataclass(frozen=True)
+class NStepTable:
+    """What an n-step target needs of each of the N transitions, computed once.
+
+    Attributes:
+        returns: `(N,)` float32, `Σ_{k<m} γ^k r_{i+k}`.
+        discounts: `(N,)` float32, `γ^m·mask` with the mask of the m-th step.
+        steps: `(N,)` int64, m ≤ n: fewer where the episode or the task ended sooner.
+    """
+
+    returns: NDArray[np.float32]
+    discounts: NDArray[np.float32]
+    steps: NDArray[np.int64]
+
+
+def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
+    """Compute n-step returns and discounts of every transition.
+
+    A window stops at the episode's last transition (and bootstraps from the observation after it)
+    and at a step whose mask is 0 (and does not bootstrap). Cost: n passes over N numbers.
+    """
+    transitions = np.arange(episodes.num_transitions)
+    last = np.repeat(episodes.last_transitions(), episodes.lengths)
+    returns = np.zeros(len(transitions))
+    steps = np.zeros(len(transitions), dtype=np.int64)
+    open_window = np.ones(len(transitions), dtype=bool)
+    for k in range(n):
+        open_window &= transitions + k <= last
+        here = transitions[open_window] + k
+        returns[open_window] += discount**k * episodes.rewards[here]
+        steps[open_window] += 1
+        open_window[open_window] = episodes.masks[here] > 0
+    discounts = discount**steps * episodes.masks[transitions + steps - 1]
+    return NStepTable(returns.astype(np.float32), discounts.astype(np.float32), steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A dataset's columns on one device; the next observation is a row of the same matrix.
+
+    Attributes:
+        observations: `(N + E, n_s)` every episode's observations, its last one included.
+        actions: `(N, n_a)`.
+        returns: `(N,)` n-step returns.
+        discounts: `(N,)` γ^m·mask.
+        start_rows: `(N,)` int64, observation row of s.
+        end_rows: `(N,)` int64, observation row of the observation to bootstrap from.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    returns: Tensor
+    discounts: Tensor
+    start_rows: Tensor
+    end_rows: Tensor
+
+    @property
+    def num_transitions(self) -> int:
+        """N."""
+        return len(self.actions)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw transitions uniformly with replacement, without leaving the device."""
+        index = torch.randint(
+            self.num_transitions, (batch_size,), generator=generator, device=self.actions.device
+        )
+        return self.take(index)
+
+    def take(self, index: Tensor) -> Batch:
+        """The transitions of given indices `(B,)`."""
+        return Batch(
+            observations=self.observations[self.start_rows[index]].float(),
+            actions=self.actions[index],
+            rewards=self.returns[index],
+            next_observations=self.observations[self.end_rows[index]].float(),
+            discounts=self.discounts[index],
+        )
+
+
+def make_buffer(
+    episodes: Episodes, *, n_step: int, discount: float, device: torch.device
+) -> Buffer:
+    """Put a dataset on a device.
+
+    Args:
+        episodes: the dataset.
+        n_step: n ≥ 1 steps of reward before the bootstrap.
+        discount: γ in (0, 1].
+        device: where training runs.
+
+    Raises:
+        InputError: the columns need more memory than the device has free.
+    """
+    table = n_step_table(episodes, n_step, discount)
+    start_rows = episodes.start_rows()
+    columns = {
+        "observations": episodes.observations,
+        "actions": episodes.actions,
+        "returns": table.returns,
+        "discounts": table.discounts,
+        "start_rows": start_rows,
+        "end_rows": start_rows + table.steps,
+    }
+    _check_memory(sum(column.nbytes for column in columns.values()), device)
+    return Buffer(**{name: torch.as_tensor(c).to(device) for name, c in columns.items()})
+
+
+def _check_memory(needed: int, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    free, _total = torch.cuda.mem_get_info(device)
+    if needed > 0.9 * free:
+        raise InputError(
+            f"the dataset needs {needed / 2**30:.1f} GiB on {device}, which has {free / 2**30:.1f} "
+            "GiB free; use a smaller dataset or a device with more memory"
+        )

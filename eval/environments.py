@@ -1,0 +1,211 @@
+"""Making environments, and making their episodes functions of a seed.
+
+OGBench's authors call its environments non-deterministic, for two reasons: they draw from NumPy's
+global generator (initial positions and teleports of mazes), and their manipulation resets take
+random actions from an action space that is rebuilt, unseeded, at each access. `SeededEnvironment`
+gives each environment both sources for itself, so that an episode depends on nothing but the
+environment, its seed and the actions.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+from tql_offline.errors import InputError
+
+_SUCCESS_TIMINGS = (None, "pre", "post")
+_PACKAGES = ("ogbench", "mujoco", "gymnasium")
+
+
+def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Make an environment.
+
+    Args:
+        env_id: an OGBench id, another id registered with Gymnasium, or `module:id`.
+        success_timing: whether OGBench judges success, reward and end on the state before ("pre")
+            or after ("post") the action; None leaves the environment's own. Since ogbench 1.2.0
+            that is "pre" for singletask environments; FQL's published numbers are from ogbench
+            1.1.0, which judged "post".
+
+    Raises:
+        InputError: the id is unknown, or the environment has no such success timing.
+    """
+    if success_timing not in _SUCCESS_TIMINGS:
+        raise InputError(f"success timing {success_timing!r} is unknown; use 'pre' or 'post'")
+    options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
+    try:
+        with _quiet():
+            import ogbench  # noqa: F401  (registers its environments)
+
+            return gymnasium.make(env_id, disable_env_checker=True, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise InputError(
+            f"environment {env_id!r} cannot be made ({_one_line(error)}); check its name, and that "
+            "the package that registers it is installed"
+        ) from error
+    except TypeError as error:
+        if "success_timing" not in str(error):
+            raise
+        raise InputError(
+            f"environment {env_id!r} has no success timing; leave the setting out"
+        ) from error
+
+
+def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
+    """What a record must say about an environment for its scores to be comparable.
+
+    Args:
+        env_id: as for `make`.
+        success_timing: as for `make`.
+
+    Returns:
+        `env_id`, `max_episode_steps` (None if unlimited), `success_timing` (the one in force, None
+        if the environment knows none), `observation_dim`, `action_dim`, and under `versions` those
+        of ogbench, mujoco and gymnasium.
+
+    Raises:
+        InputError: it cannot be made, or its observations or actions are no vectors.
+    """
+    env = make(env_id, success_timing=success_timing)
+    try:
+        with _quiet():
+            observation_dim = _vector_dim(env_id, "observation", env.observation_space)
+            action_dim = _vector_dim(env_id, "action", env.action_space)
+        return {
+            "env_id": env_id,
+            "max_episode_steps": None if env.spec is None else env.spec.max_episode_steps,
+            "success_timing": getattr(env.unwrapped, "_success_timing", success_timing),
+            "observation_dim": observation_dim,
+            "action_dim": action_dim,
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+    finally:
+        env.close()
+
+
+class SeededEnvironment:
+    """An environment whose episodes are functions of their seed and the actions alone."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self._env = env
+        with _quiet():
+            space = env.action_space
+        self.action_dim = _vector_dim(env.spec.id if env.spec else str(env), "action", space)
+        self._global_stream = np.random.MT19937()
+        self._unseeded = np.random.default_rng()
+
+    def reset(self, seed: int) -> NDArray[np.float32]:
+        """Begin the episode of a seed.
+
+        Args:
+            seed: a non-negative integer.
+
+        Returns:
+            `(n_s,)` the first observation.
+        """
+        # Streams of their own: seeding all with one number would correlate them.
+        shared, unseeded, space = np.random.SeedSequence(seed).spawn(3)
+        self._global_stream = np.random.MT19937(shared)
+        self._unseeded = np.random.default_rng(unseeded)
+        with _quiet(), _own_randomness(self._global_stream, self._unseeded):
+            self._env.action_space.seed(int(space.generate_state(1)[0]))
+            observation, _info = self._env.reset(seed=seed)
+        return np.asarray(observation, dtype=np.float32)
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, float]:
+        """Take one action.
+
+        Args:
+            action: `(n_a,)`.
+
+        Returns:
+            The next observation `(n_s,)`, the reward, whether the task ended (terminated), whether
+            the episode was cut off (truncated), and success: 1, 0, or NaN where the environment
+            reports none.
+        """
+        with _own_randomness(self._global_stream, self._unseeded):
+            observation, reward, terminated, truncated, info = self._env.step(action)
+        success = float(bool(info["success"])) if "success" in info else float("nan")
+        return (
+            np.asarray(observation, dtype=np.float32),
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            success,
+        )
+
+    def close(self) -> None:
+        """Free the environment's resources."""
+        self._env.close()
+
+
+@contextmanager
+def kept_global_state() -> Iterator[None]:
+    """Leave NumPy's global generator as it was found, to the last bit of its normal cache."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+@contextmanager
+def _own_randomness(
+    global_stream: np.random.MT19937, unseeded: np.random.Generator
+) -> Iterator[None]:
+    """Give an environment its own global NumPy generator and its own seeds for unseeded spaces.
+
+    Exchanging the bit generator is far cheaper than exchanging its state. It drops the cached
+    second normal of `np.random.randn`, at every step alike; `kept_global_state` keeps the caller's.
+    """
+    # NumPy documents both functions but its stubs leave them out.
+    outer = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    np_random = seeding.np_random
+
+    def seeded(seed: int | None = None) -> tuple[np.random.Generator, int]:
+        return np_random(int(unseeded.integers(2**32)) if seed is None else seed)
+
+    np.random.set_bit_generator(global_stream)  # type: ignore[attr-defined]
+    seeding.np_random = seeded
+    try:
+        yield
+    finally:
+        seeding.np_random = np_random
+        np.random.set_bit_generator(outer)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence OGBench's two warnings: at each space access, and at import without a display."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
+        warnings.filterwarnings("ignore", module="glfw")
+        yield
+
+
+def _vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
+    """Length of a space's vectors.
+
+    Raises:
+        InputError: the space does not hold real vectors.
+    """
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise InputError(
+            f"environment {env_id!r} has {name}s of {space}, not real vectors; choose an "
+            "environment with state observations and continuous actions"
+        )
+    return int(space.shape[0])
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text without line breaks and closing stop, to stand inside a sentence."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,493 @@
+"""What a report shows of one run folder, read tolerantly.
+
+A run may be unfinished, still running, or damaged. Whatever cannot be read is left out and named in
+`Run.warnings`; nothing here raises for the contents of a run folder.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tql_offline.errors import InputError
+from tql_offline.eval.protocol import Protocol, protocols
+from tql_offline.runs import MAX_DOCUMENT_BYTES, RESULT_SCHEMA, RunFolder, read_json
+
+MAX_LINE_BYTES = 4 * 2**20
+"""A longer line of a JSON-lines file is not ours; reading it could exhaust memory."""
+
+MAX_DEPTH = 16
+"""Tables nested deeper are not ours; following them could exhaust the stack."""
+
+LAYERED = ("entropy", "entropy_target", "temperature")
+"""Metrics that are one pair per layer: the [VALUE] query's number and the other queries'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One evaluation episode.
+
+    Attributes:
+        seed: of the environment's reset.
+        total: undiscounted return.
+        length: in environment steps.
+        success: None where the task has no notion of success.
+    """
+
+    seed: int | None
+    total: float
+    length: int | None
+    success: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One policy evaluated once, at one step of training.
+
+    Attributes:
+        step: updates done.
+        policy: `learned` or `behaviour`.
+        protocol: name and version.
+        counted: how many of the last evaluations a score is made of.
+        episodes: how many were played.
+        successes: how many of them succeeded; None where success is not defined.
+        score: in the protocol's unit; NaN where none was given.
+        details: every episode, where they were recorded.
+    """
+
+    step: int
+    policy: str
+    protocol: str
+    counted: int
+    env_id: str
+    success_timing: str
+    episodes: int
+    successes: int | None
+    return_mean: float
+    length_mean: float
+    score: float
+    details: tuple[Episode, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A logged number over training: `values[i]` (NaN where it was not finite) at `steps[i]`."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder, as far as it could be read.
+
+    Attributes:
+        name: the folder's name.
+        config: `config.toml`, flattened: `critic.size`.
+        provenance: `provenance.json`, flattened.
+        result: `result.json`; empty where the run is unfinished.
+        evaluations: ascending in step.
+        curves: by metric; layered metrics are `entropy/<layer>/<group>`, group 0 the [VALUE] query.
+        warnings: one sentence for everything that was left out or does not fit together.
+    """
+
+    folder: RunFolder
+    name: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    result: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    curves: dict[str, Curve]
+    warnings: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run wrote its result."""
+        return bool(self.result)
+
+    @property
+    def steps_done(self) -> int:
+        """The last update that left a trace."""
+        logged = [curve.steps[-1] for curve in self.curves.values()]
+        return max([*logged, *(e.step for e in self.evaluations)], default=0)
+
+
+@dataclass
+class _Reading:
+    """Warnings gathered while one run is read."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def read_run(folder: RunFolder) -> Run:
+    """Read a run folder.
+
+    Args:
+        folder: finished, unfinished or damaged.
+
+    Returns:
+        What could be read; the rest is named in its `warnings`.
+    """
+    reading = _Reading()
+    config = _read_config(folder.config, reading)
+    provenance = flatten(_read_document(folder.provenance, reading) or {})
+    result = _read_result(folder.result, reading)
+    evaluations = _read_evaluations(folder.evaluations, reading)
+    _compare_with_result(evaluations, result, reading)
+    return Run(
+        folder=folder,
+        name=folder.path.name or folder.path.resolve().name,
+        config=flatten(config),
+        provenance=provenance,
+        result=result,
+        evaluations=evaluations or _evaluations_of_result(result, reading),
+        curves=_read_curves(folder.metrics, reading),
+        warnings=tuple(reading.warnings),
+    )
+
+
+def flatten(table: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """Nested tables as one, keys joined by dots; below `MAX_DEPTH` they are cut off.
+
+    >>> flatten({"critic": {"kind": "transformer", "size": "xl"}, "seed": 0})
+    {'critic.kind': 'transformer', 'critic.size': 'xl', 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if not isinstance(value, dict) or not value:
+            flat[f"{prefix}{key}"] = value
+        elif depth == MAX_DEPTH:
+            flat[f"{prefix}{key}"] = "…"
+        else:
+            flat.update(flatten(value, f"{prefix}{key}.", depth + 1))
+    return flat
+
+
+def lookup(flat: dict[str, Any], *names: str) -> Any:
+    """The value of the first name that is a key, or the last part of a key, of a flattened table.
+
+    >>> lookup({"critic.size": "xl", "size": "tiny"}, "size")
+    'tiny'
+    >>> lookup({"versions.mujoco": "3.3.0"}, "mujoco")
+    '3.3.0'
+    """
+    for name in names:
+        if name in flat:
+            return flat[name]
+        for key, value in flat.items():
+            if key.endswith(f".{name}"):
+                return value
+    return None
+
+
+def _read_config(path: Path, reading: _Reading) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            reading.warn(f"{path.name} is larger than {MAX_DOCUMENT_BYTES} bytes and was left out")
+            return {}
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reading.warn(f"{path.name} cannot be read ({error.strerror}); its settings are left out")
+    except (ValueError, RecursionError) as error:
+        reading.warn(f"{path.name} is not valid TOML ({error}); its settings are left out")
+    return {}
+
+
+def _read_document(path: Path, reading: _Reading) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except InputError:
+        state = "is not a valid JSON object" if path.is_file() else "is missing"
+        reading.warn(f"{path.name} {state} and was left out")
+        return None
+
+
+def _read_result(path: Path, reading: _Reading) -> dict[str, Any]:
+    result = _read_document(path, reading) if path.is_file() else None
+    if result is None:
+        return {}
+    if result.get("schema") != RESULT_SCHEMA:
+        reading.warn(
+            f"{path.name} has schema {result.get('schema')!r} where {RESULT_SCHEMA!r} is known, "
+            "and was left out"
+        )
+        return {}
+    return result
+
+
+def _read_lines(path: Path, reading: _Reading) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the readable objects of a JSON-lines file with their line numbers."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            yield from _parse_lines(file, path.name, reading)
+    except OSError as error:
+        reading.warn(f"{path.name} cannot be read ({error.strerror}) and was left out")
+
+
+def _parse_lines(
+    file: BinaryIO, name: str, reading: _Reading
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    line_number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        line_number += 1
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            reading.warn(f"{name} line {line_number} is too long; it and the rest were left out")
+            return
+        document = _parse_line(line)
+        if document is None:
+            reading.warn(f"{name} line {line_number} is not a JSON object and was left out")
+        else:
+            yield line_number, document
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def number(value: Any) -> float:
+    """A JSON value as a float; NaN where it is no number or too large to draw."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    # Beyond 1e30 an axis has no use left, and matplotlib overflows; an int may exceed any float.
+    return float(value) if abs(value) < 1e30 else math.nan
+
+
+def count(value: Any) -> int | None:
+    """A JSON value as a count, None where it is none (2**53 is where floats stop being exact)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < 2**53 else None
+
+
+def _need_count(line: dict[str, Any], key: str) -> int:
+    value = count(line.get(key))
+    if value is None:
+        raise InputError(f"has no count {key!r}")
+    return value
+
+
+def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
+    """Evaluations in order of step; of two with one key, the later line holds."""
+    found: dict[tuple[int, str, str, str, str], Evaluation] = {}
+    for line_number, line in _read_lines(path, reading):
+        try:
+            evaluation = _evaluation(line)
+        except InputError as error:
+            reading.warn(f"{path.name} line {line_number} {error} and was left out")
+            continue
+        if not _rate_agrees(evaluation, line.get("success_rate")):
+            reading.warn(
+                f"{path.name} line {line_number} gives a success rate of {line['success_rate']!r}, "
+                f"but its episodes give {evaluation.successes}/{evaluation.episodes}, shown here"
+            )
+        key = evaluation_key(evaluation)
+        if found.get(key, evaluation) != evaluation:
+            reading.warn(
+                f"{path.name} line {line_number} repeats step {evaluation.step} "
+                f"({evaluation.policy}) with another outcome; the later one is shown"
+            )
+        found[key] = evaluation
+    return tuple(sorted(found.values(), key=lambda e: e.step))
+
+
+def evaluation_key(evaluation: Evaluation) -> tuple[int, str, str, str, str]:
+    """What makes two evaluations of one run the same one."""
+    return (
+        evaluation.step,
+        evaluation.policy,
+        evaluation.protocol,
+        evaluation.env_id,
+        evaluation.success_timing,
+    )
+
+
+def _evaluation(line: dict[str, Any]) -> Evaluation:
+    """Check one line of `evaluations.jsonl`.
+
+    Raises:
+        InputError: the end of a sentence that starts with the line's number.
+    """
+    raw = line.get("episodes")
+    if not isinstance(raw, list) or not raw or not all(isinstance(e, dict) for e in raw):
+        raise InputError("has no list of episodes")
+    details = tuple(_episode(e) for e in raw)
+    protocol = line.get("protocol")
+    return Evaluation(
+        step=_need_count(line, "step"),
+        policy=_text(line.get("policy"), "policy"),
+        protocol=protocol_label(protocol),
+        counted=_counted(protocol),
+        env_id=str(line.get("env_id") or ""),
+        success_timing=str(line.get("success_timing") or ""),
+        episodes=len(details),
+        successes=_successes(details) if _scores_success(protocol) else None,
+        return_mean=_mean([e.total for e in details]),
+        length_mean=_mean([math.nan if e.length is None else e.length for e in details]),
+        score=number(line.get("score")),
+        details=details,
+    )
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"has no {name!r}")
+    return value
+
+
+def _episode(raw: dict[str, Any]) -> Episode:
+    success = raw.get("success")
+    if success is not None and success not in (0, 1):
+        raise InputError(f"has an episode whose success is {success!r}, neither true nor false")
+    return Episode(
+        seed=count(raw.get("seed")),
+        total=number(raw.get("return")),
+        length=count(raw.get("length")),
+        success=None if success is None else bool(success),
+    )
+
+
+def _successes(episodes: tuple[Episode, ...]) -> int | None:
+    known = [e.success for e in episodes if e.success is not None]
+    return sum(known) if len(known) == len(episodes) else None
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def protocol_label(protocol: Any) -> str:
+    """Name and version of a protocol, `quick v1`; a bare name is taken as it is."""
+    if not isinstance(protocol, dict):
+        return str(protocol or "")
+    version = protocol.get("version")
+    name = str(protocol.get("name") or "")
+    return name if version is None else f"{name} v{version}"
+
+
+def known_protocol(label: str) -> Protocol | None:
+    """The protocol of a label such as `quick v1`; None if this version does not know it."""
+    name, _, version = label.rpartition(" v")
+    return next((p for p in protocols() if (p.name, str(p.version)) == (name, version)), None)
+
+
+def _scores_success(protocol: Any) -> bool:
+    """Whether success means something under a protocol: an unknown one is taken at its word."""
+    known = known_protocol(protocol_label(protocol))
+    return known is None or known.score == "success"
+
+
+def _counted(protocol: Any) -> int:
+    """How many of the last evaluations count: `last` is 1, `last-3` is 3."""
+    counted = protocol.get("counted") if isinstance(protocol, dict) else None
+    match = re.fullmatch(r"last-(\d{1,3})", counted) if isinstance(counted, str) else None
+    return max(1, int(match[1])) if match else 1
+
+
+def _rate_agrees(evaluation: Evaluation, recorded: Any) -> bool:
+    rate = number(recorded)
+    if math.isnan(rate) or evaluation.successes is None:
+        return True
+    return abs(rate - evaluation.successes / evaluation.episodes) < 1e-6
+
+
+def _evaluations_of_result(result: dict[str, Any], reading: _Reading) -> tuple[Evaluation, ...]:
+    """Evaluations as `result.json` sums them up, for a run whose episodes are gone."""
+    rows = result.get("evaluations")
+    found = []
+    for index, row in enumerate(rows if isinstance(rows, list) else []):
+        try:
+            found.append(_evaluation_of_result(row, result))
+        except InputError as error:
+            reading.warn(f"result.json evaluation {index + 1} {error} and was left out")
+    if found:
+        reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
+    return tuple(sorted(found, key=lambda e: e.step))
+
+
+def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
+    if not isinstance(row, dict):
+        raise InputError("is not an object")
+    episodes = _need_count(row, "episodes")
+    if episodes == 0:
+        raise InputError("has no episodes")
+    rate = number(row.get("success_rate"))
+    protocol = result.get("protocol")
+    return Evaluation(
+        step=_need_count(row, "step"),
+        policy=_text(row.get("policy"), "policy"),
+        protocol=protocol_label(protocol),
+        counted=_counted(protocol),
+        env_id=str(result.get("task") or ""),
+        success_timing="",
+        episodes=episodes,
+        successes=round(rate * episodes) if _scores_success(protocol) and 0 <= rate <= 1 else None,
+        return_mean=number(row.get("return_mean")),
+        length_mean=math.nan,
+        score=number(row.get("score")),
+        details=(),
+    )
+
+
+def _compare_with_result(
+    evaluations: tuple[Evaluation, ...], result: dict[str, Any], reading: _Reading
+) -> None:
+    """Warn where `result.json` claims another success rate than the episodes show."""
+    rows = result.get("evaluations")
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, dict):
+            continue
+        same = [
+            e for e in evaluations if (e.step, e.policy) == (row.get("step"), row.get("policy"))
+        ]
+        if len(same) == 1 and not _rate_agrees(same[0], row.get("success_rate")):
+            reading.warn(
+                f"result.json gives {row['policy']} at step {row['step']} a success rate of "
+                f"{row['success_rate']!r}, but its episodes give "
+                f"{same[0].successes}/{same[0].episodes}, shown here"
+            )
+
+
+def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
+    """Every logged number by name; a resumed run's repeated step holds its later line."""
+    points: dict[str, dict[int, float]] = {}
+    for line_number, line in _read_lines(path, reading):
+        step = count(line.get("step"))
+        if step is None:
+            reading.warn(f"{path.name} line {line_number} has no count 'step' and was left out")
+            continue
+        for name, value in _numbers(line):
+            points.setdefault(name, {})[step] = value
+    return {name: _curve(points[name]) for name in sorted(points)}
+
+
+def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in line.items():
+        if key in LAYERED and isinstance(value, list):
+            yield from _layer_numbers(key, value)
+        elif key != "step" and (value is None or isinstance(value, int | float)):
+            yield key, number(value)
+
+
+def _layer_numbers(key: str, layers: list[Any]) -> Iterator[tuple[str, float]]:
+    for layer, groups in enumerate(layers):
+        if isinstance(groups, list) and len(groups) == 2:
+            for group, value in enumerate(groups):
+                yield f"{key}/{layer}/{group}", number(value)
+
+
+def _curve(points: dict[int, float]) -> Curve:
+    steps = tuple(sorted(points))
+    return Curve(steps=steps, values=tuple(points[step] for step in steps))

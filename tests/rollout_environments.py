@@ -1,0 +1,100 @@
+"""Small environments for tests of rollouts; worker processes import this module by name.
+
+`rollout_environments:Uneven-v0` makes one: pytest puts this folder on `sys.path`, which spawned
+processes inherit.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+LENGTHS = (1, 2, 3, 5, 60)
+MARKER = "TEST_ROLLOUT_MARKER"
+"""Environment variable with a file's path: mischief is done only while that file is missing."""
+
+
+class Uneven(gymnasium.Env):
+    """Episodes of very unequal length; every source of randomness OGBench uses is used.
+
+    The observation is (start, global draw, unseeded draw, steps so far). The reward tells whether
+    the right action reached the right environment. Starts above 0.5 succeed with their last step
+    and terminate; the others are truncated, and succeed at every step but the last.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,))
+
+    @property
+    def action_space(self):
+        return gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed=None, options=None):  # noqa: ARG002
+        super().reset(seed=seed)
+        self.start = self.np_random.random()
+        self.shared = np.random.uniform()  # noqa: NPY002  (as OGBench does)
+        self.unseeded = self.action_space.sample()[0]
+        self.length = LENGTHS[int(self.np_random.integers(len(LENGTHS)))]
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self):
+        return np.array([self.start, self.shared, self.unseeded, self.steps])
+
+    def step(self, action):
+        self.steps += 1
+        self.shared = np.random.randn()  # noqa: NPY002
+        last = self.steps == self.length
+        won = last and self.start > 0.5
+        reward = float(action @ [1.0, 10.0]) * self.start + self.steps + self.shared
+        success = won if self.start > 0.5 else not last
+        return self.observe(), reward, won, last and not won, {"success": success}
+
+
+class CrashOnce(Uneven):
+    """Takes its whole process down in the third step of some episode, once."""
+
+    def step(self, action):
+        if self.steps == 2 and once():
+            os._exit(17)
+        return super().step(action)
+
+
+class HangOnce(Uneven):
+    """Hangs in the third step of some episode, once."""
+
+    def step(self, action):
+        if self.steps == 2 and once():
+            time.sleep(600)
+        return super().step(action)
+
+
+class CrashAlways(Uneven):
+    def step(self, action):  # noqa: ARG002
+        os._exit(17)
+
+
+class Raises(Uneven):
+    def step(self, action):  # noqa: ARG002
+        raise ValueError("the gripper is on fire")
+
+
+class Silent(Uneven):
+    """Reports no success."""
+
+    def step(self, action):
+        return *super().step(action)[:4], {}
+
+
+def once() -> bool:
+    """True for the first caller in any process."""
+    try:
+        Path(os.environ[MARKER]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+for environment in (Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent):
+    gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)

@@ -1,0 +1,222 @@
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import ogbench
+import pytest
+import torch
+
+from tql_offline import doctor
+from tql_offline.datasets.names import collected_folder, downloaded_folder
+from tql_offline.doctor import Finding, diagnose
+
+ROOT = Path(__file__).parent.parent
+
+
+def finding(topic):
+    (found,) = (f for f in diagnose() if f.topic == topic)
+    return found
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Say what is installed; None hides a package, others keep their version."""
+
+    def install(**changed):
+        real = metadata.version
+
+        def version(name):
+            if name not in changed:
+                return real(name)
+            if changed[name] is None:
+                raise metadata.PackageNotFoundError(name)
+            return changed[name]
+
+        monkeypatch.setattr(metadata, "version", version)
+
+    return install
+
+
+@pytest.fixture
+def as_checkout(monkeypatch):
+    """The package is not installed: its needs are read from its pyproject.toml."""
+
+    def requires(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+
+
+def test_every_topic_is_reported_once():
+    topics = [f.topic for f in diagnose()]
+    assert len(topics) == len(set(topics))
+    assert {"python", "torch", "mujoco", "cores", "memory", "rendering", "environment"} <= set(
+        topics
+    )
+
+
+def test_the_needs_of_a_checkout_are_those_of_its_pyproject(as_checkout):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [str(r) for r in doctor._requirements()] == [
+        str(doctor.Requirement(line)) for line in project["dependencies"]
+    ]
+
+
+def test_the_needs_of_an_installed_copy_leave_extras_out(monkeypatch):
+    lines = ["h5py>=3.10", "wandb>=0.18; extra == 'wandb'", "torch>=2.6; python_version > '3'"]
+    monkeypatch.setattr(metadata, "requires", lambda _name: lines)
+    assert [r.name for r in doctor._requirements()] == ["h5py", "torch"]
+
+
+def test_a_missing_package_comes_with_its_install_command(as_checkout, versions):
+    versions(h5py=None)
+    assert finding("h5py") == Finding(
+        topic="h5py",
+        state="missing",
+        detail="not installed",
+        mend="pip install 'h5py>=3.10'",
+    )
+
+
+def test_the_mujoco_that_ogbench_excludes_is_a_warning(as_checkout, versions):
+    versions(mujoco="3.9.0")
+    found = finding("mujoco")
+    assert found.state == "warning"
+    assert found.detail.startswith("3.9.0 is installed")
+    assert "!=3.9.0" in found.mend
+    versions(mujoco="3.9.1")
+    assert finding("mujoco").state == "ok"
+
+
+@pytest.mark.parametrize("extra", ["wandb", "tensorboard", "minari"])
+def test_a_missing_extra_names_its_exact_install(versions, extra):
+    versions(**{extra: None})
+    found = finding(f"{extra} (optional)")
+    assert found.state == "missing"
+    assert found.mend == f"pip install 'tql-offline[{extra}]'"
+
+
+def test_an_installed_extra_shows_its_version(versions):
+    versions(wandb="0.99")
+    found = finding("wandb (optional)")
+    assert (found.state, found.detail) == ("ok", "0.99")
+
+
+def test_datasets_are_listed_with_the_size_of_both_files():
+    folder = downloaded_folder()
+    folder.mkdir(parents=True)
+    (folder / "scene-play-v0.npz").write_bytes(bytes(20_000_000))
+    (folder / "scene-play-v0-val.npz").write_bytes(bytes(10_000_000))
+    found = finding("downloaded data")
+    assert found.state == "ok"
+    assert found.detail.startswith(f"scene-play-v0 (0.03 GB) in {folder}, ")
+    assert found.detail.endswith(" GB free")
+
+
+def test_an_empty_place_says_how_to_fill_it():
+    for topic, command in (("downloaded data", "download"), ("collected data", "collect")):
+        found = finding(topic)
+        assert found.state == "missing"
+        assert found.mend == f"tql-offline {command} cube-double-play-v0"
+    assert not collected_folder().exists()  # looking changes nothing
+    assert not downloaded_folder().exists()
+
+
+def test_an_unfinished_download_says_how_to_continue():
+    folder = downloaded_folder()
+    folder.mkdir(parents=True)
+    (folder / "scene-play-v0.npz").write_bytes(b"")
+    (folder / "scene-play-v0-val.npz.part").write_bytes(b"")
+    found = finding("downloaded data")
+    assert found.state == "warning"
+    assert found.mend == "tql-offline download scene-play-v0"
+
+
+def test_a_folder_that_cannot_be_written_to_says_how_to_name_another(monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    found = finding("collected data")
+    assert found.state == "warning"
+    assert found.mend == "export TQL_OFFLINE_DATA=$HOME/tql_offline_data"
+
+
+def test_a_file_in_place_of_the_folder_is_a_warning():
+    downloaded_folder().write_text("not a folder")
+    downloaded_folder().chmod(0o755)
+    assert finding("downloaded data").state == "warning"
+
+
+def test_the_environment_is_really_made(monkeypatch):
+    assert finding("environment").detail.endswith("2 numbers per observation")
+
+    def broken(*_, **__):
+        raise OSError("libEGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ogbench, "make_env_and_datasets", broken)
+    found = finding("environment")
+    assert found.state == "warning"
+    assert "libEGL.so.1" in found.detail
+    assert found.mend.startswith("pip install")
+
+
+def test_each_gpu_is_named_with_its_memory(monkeypatch):
+    properties = SimpleNamespace(name="H100", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _index: (60 * 10**9, 80 * 10**9))
+    assert finding("cuda:1").detail == "H100, 80.00 GB, 60.00 GB free, compute capability 9.0"
+
+
+@pytest.mark.parametrize(
+    ("driver", "build", "state", "mend"),
+    [
+        (None, None, "ok", ""),
+        ("/usr/bin/nvidia-smi", None, "warning", "pip install --force-reinstall torch"),
+        ("/usr/bin/nvidia-smi", "12.8", "warning", "nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, driver, build, state, mend):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _name: driver)
+    found = finding("cuda")
+    assert found.state == state
+    assert found.mend.startswith(mend)
+
+
+def test_memory_is_that_of_the_container(monkeypatch):
+    monkeypatch.setattr(doctor, "_memory_limit", lambda: 10**9)
+    assert finding("memory").detail.startswith("1.00 GB, the limit of this container or job")
+    monkeypatch.setattr(doctor, "_memory_limit", lambda: None)
+    assert "limit" not in finding("memory").detail
+
+
+def test_the_rendering_backend_is_only_information(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    found = finding("rendering")
+    assert found.state == "ok"
+    assert found.detail.startswith("MUJOCO_GL is osmesa")
+
+
+def test_nothing_raises_when_every_check_fails(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("the disk\nis gone")
+
+    for owner, name in (
+        (doctor.metadata, "version"),
+        (doctor.metadata, "requires"),
+        (doctor.shutil, "disk_usage"),
+        (doctor.shutil, "which"),
+        (doctor.os, "sysconf"),
+        (doctor.os, "cpu_count"),
+        (doctor.platform, "platform"),
+        (torch, "get_num_threads"),
+        (torch.cuda, "is_available"),
+        (ogbench, "make_env_and_datasets"),
+    ):
+        monkeypatch.setattr(owner, name, fail)
+    findings = diagnose()
+    assert {f.state for f in findings if f.topic != "rendering"} == {"warning"}
+    assert all("the disk" in f.detail for f in findings if f.topic != "rendering")
+    assert all("\n" not in f.detail for f in findings)

@@ -1,0 +1,388 @@
+"""The report: what it says, that it repeats, and that no run folder can break it."""
+
+import itertools
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from report_runs import PROTOCOLS, make_run, write_lines
+
+from tql_offline.errors import InputError
+from tql_offline.eval import plots, report
+from tql_offline.eval.plots import Line, Panel, panel_svg
+from tql_offline.eval.report import write_report
+from tql_offline.eval.report_data import MAX_DEPTH, flatten, read_run
+from tql_offline.runs import RunFolder
+
+GARBAGE = {
+    "empty": b"",
+    "no text": b"\xff\xfe\x00\x80",
+    "an array": b"[]\n",
+    "null": b"null\n",
+    "an empty object": b"{}\n",
+    "nested too deep": b"[" * 200_000,
+    "tables in tables": b'{"step":' * 700 + b"1" + b"}" * 700,
+    "lists in lists": b'{"step": 1, "schema": ' + b"[" * 700 + b"]" * 700 + b"}",
+    "numbers no float holds": b'{"step": 1e999, "critic_loss": 1' + b"0" * 400 + b"}\n",
+    "a lone surrogate": b'{"step": 1, "policy": "\\ud800", "schema": "\\ud800", "a": "\\ud800"}\n',
+    "wrong types": b'{"step": "1", "episodes": {"a": 1}, "evaluations": [3], "entropy": [[]]}\n',
+    "odd episodes": b'{"step": 1, "policy": "learned", "episodes": [{"success": "yes"}, 3]}\n',
+}
+# Odd, but nothing of it is lost: an empty file, or keys that nothing asks for.
+SILENT = {
+    *(("empty", name) for name in ("config", "metrics")),
+    *(("odd episodes", name) for name in ("provenance", "metrics")),
+    *(("a lone surrogate", name) for name in ("provenance", "metrics")),
+    *((garbage, "provenance") for garbage in ("an empty object", "wrong types")),
+    *((garbage, "provenance") for garbage in ("tables in tables", "lists in lists")),
+    ("lists in lists", "metrics"),
+    ("numbers no float holds", "provenance"),
+}
+FILES = ("config", "provenance", "metrics", "evaluations", "result")
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "runs" / "tiny-s0", steps=2000)
+
+
+def written(runs, folder):
+    files = write_report(runs, folder)
+    return files.html.read_text(encoding="utf-8"), files.markdown.read_text(encoding="utf-8")
+
+
+def rows(markdown, caption):
+    """Cells of the table under a Markdown heading, its header first."""
+    lines = markdown.split(f"# {caption}\n")[1].strip().splitlines()
+    table = [line for line in lines[: lines.index("")] if not line.startswith("| ---")]
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in table]
+
+
+def test_answer_is_one_sentence_with_intervals(run, tmp_path):
+    html, markdown = written([run], tmp_path / "out")
+    answer = (
+        "TQL tiny: 49/50 successes (98 %, 95 % Wilson interval 90–100 %); "
+        "behaviour flow of the same data: 0/50 (0 %, 0–7 %)."
+    )
+    assert answer in html.replace("\u00a0", " ")
+    assert answer in markdown
+
+
+def test_score_row_holds_counts_means_and_identity(run, tmp_path):
+    _, markdown = written([run], tmp_path / "out")
+    header, learned, behaviour = rows(markdown, "Scores")
+    row = {name.strip(): cell.strip() for name, cell in zip(header, learned, strict=True)}
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    lengths = [episode["length"] for episode in lines[3]["episodes"]]
+    assert row["success (95 % interval)"] == "49/50 (98 %, 90–100 %)"
+    assert (row["run"], row["method"], row["size"]) == ("tiny-s0", "TQL", "tiny")
+    assert (row["parameters"], row["step"], row["episodes"]) == ("106 434", "2 000", "50")
+    assert (row["policy"], row["protocol"]) == ("learned", "quick v1")
+    assert row["dataset"] == "pointmaze-medium-navigate-singletask-task1-v0"
+    assert float(row["mean length"]) == pytest.approx(sum(lengths) / 50, abs=0.05)
+    assert float(row["mean return"]) == pytest.approx(-sum(lengths) / 50, abs=0.05)
+    assert behaviour[1].strip() == "behaviour"
+
+
+def test_last_three_evaluations_are_pooled_where_the_protocol_counts_them(tmp_path):
+    run = make_run(
+        tmp_path / "r", steps=2000, successes=(1, 10, 20, 45), protocol="ogbench-singletask"
+    )
+    _, markdown = written([run], tmp_path / "out")
+    assert "75/150 successes in the last 3 evaluations (50 %" in markdown
+    learned, behaviour = rows(markdown, "Scores")[1:]
+    assert learned[3].strip() == "1 000–2 000 (3)"
+    assert float(learned[7]) == pytest.approx(50)
+    assert behaviour[3].strip() == "2 000–2 000 (1 of 3)"
+    assert "counted: the last 3 evaluations" in markdown
+
+
+def test_same_runs_give_the_same_bytes_whatever_matplotlib_is_set_to(run, tmp_path):
+    once = write_report([run], tmp_path / "once")
+    with mpl.rc_context({"xtick.labelsize": 30, "axes.ymargin": 0.4, "svg.hashsalt": None}):
+        again = write_report([run], tmp_path / "again")
+    assert once.html.read_bytes() == again.html.read_bytes()
+    assert once.markdown.read_bytes() == again.markdown.read_bytes()
+
+
+def test_page_needs_nothing_else_and_is_well_formed(run, tmp_path):
+    other = make_run(tmp_path / "runs" / "large-s0", size="large", steps=2000)
+    html, _ = written([run, other], tmp_path / "out")
+    page = Outline(html)
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert not any("src" in attributes for _, attributes in page.tags)
+    assert len(page.named("main")) == 1
+    ids = Counter(a["id"] for _, a in page.tags if "id" in a)
+    assert set(ids.values()) == {1}
+    asked = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', html)
+    assert {first or second for first, second in asked} == set(ids)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_plot_is_described_and_follows_the_pages_colours(run, tmp_path):
+    html, _ = written([run], tmp_path / "out")
+    drawings = Outline(html).named("svg")
+    assert len(drawings) == len(re.findall("<figcaption>", html)) == 10
+    assert all(d["role"] == "img" and len(d["aria-label"]) > 20 for d in drawings)
+    inside = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}|<style|<metadata|DejaVu", inside)
+    assert "var(--c1)" in inside
+    assert "var(--c2)" in inside
+
+
+def test_entropy_is_shown_against_its_target_and_maximum(run, tmp_path):
+    html, markdown = written([run], tmp_path / "out")
+    assert "ln L = 1.79" in html
+    table = [[cell.strip() for cell in row] for row in rows(markdown, "Attention, last logged")]
+    assert [row[:2] for row in table[1:]] == [
+        ["1", r"\[VALUE\] query"],
+        ["1", "other queries"],
+        ["2", r"\[VALUE\] query"],
+        ["2", "other queries"],
+    ]
+    assert [row[3] for row in table[1:]] == ["1.433", "1.433", "1.165", "1.165"]
+
+
+def test_overview_and_size_plot_come_with_runs_of_several_sizes(run, tmp_path):
+    large = make_run(tmp_path / "runs" / "large-s0", size="large", steps=2000)
+    twin = make_run(tmp_path / "runs" / "tiny-s1", seed=1, steps=2000)
+    alone, _ = written([run], tmp_path / "one")
+    same, _ = written([run, twin], tmp_path / "same")
+    both, markdown = written([run, large], tmp_path / "both")
+    assert "Overview" not in alone
+    assert "Overview" in same
+    assert "Score by size" not in same
+    assert "Score by size" in both
+    assert [row[0].strip() for row in rows(markdown, "Overview")] == ["run", "tiny-s0", "large-s0"]
+
+
+def test_runs_of_one_size_stand_side_by_side_in_the_size_plot():
+    apart = report._side_by_side([100, 200, 200])
+    assert apart[0] == 100
+    assert apart[1] < 200 < apart[2]
+    assert apart[1] * apart[2] == pytest.approx(200**2)
+
+
+def test_runs_that_cannot_be_compared_are_named(run, tmp_path):
+    other = make_run(tmp_path / "runs" / "b", steps=2000, mujoco="3.4.0", sha256="ab" * 32)
+    _, markdown = written([run, other], tmp_path / "out")
+    assert "The runs differ in mujoco (3.3.5, 3.4.0)" in markdown
+    assert "content of dataset pointmaze-medium-navigate-singletask-task1-v0" in markdown
+    assert "differ in gymnasium" not in markdown
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    runs = [make_run(tmp_path / d / "tiny", steps=200, successes=(1,)) for d in ("a", "b")]
+    _, markdown = written(runs, tmp_path / "out")
+    names = [row[0].strip() for row in rows(markdown, "Overview")[1:]]
+    assert [name.split("/")[-2:] for name in names] == [["a", "tiny"], ["b", "tiny"]]
+
+
+def test_unfinished_run_is_shown_as_such(tmp_path):
+    begun = make_run(tmp_path / "begun", steps=2000, finished=False)
+    begun.evaluations.unlink()
+    text = begun.config.read_text()
+    begun.config.write_text(text.replace("\nsteps = 2000", "\nsteps = 9000"))
+    html, markdown = written([begun], tmp_path / "out")
+    assert "(unfinished, 2 000 of 9 000 updates): no evaluation yet." in markdown
+    assert "There is no evaluation yet." in html
+    assert "warning</h2>" not in html
+    assert "Attention entropy" in html
+
+
+def test_folder_with_only_a_config_is_reported(tmp_path):
+    folder = RunFolder(tmp_path / "bare")
+    folder.path.mkdir()
+    folder.config.write_text("seed = 3\n")
+    _, markdown = written([folder], tmp_path / "out")
+    assert "no evaluation yet" in markdown
+    assert "bare: provenance.json is missing and was left out" in markdown
+
+
+def test_broken_lines_are_named_and_the_rest_is_kept(run, tmp_path):
+    with run.evaluations.open("a") as file:
+        file.write('{"step": 4}\n{"step": 5, "pol')
+    with run.metrics.open("a") as file:
+        file.write('oops\n{"critic_loss": 1.0}\n' + "x\n" * report.MAX_LISTED_WARNINGS)
+    html, markdown = written([run], tmp_path / "out")
+    assert "## 24 warnings" in markdown
+    assert "tiny-s0: evaluations.jsonl line 6 has no list of episodes and was left out" in markdown
+    assert "tiny-s0: evaluations.jsonl line 7 is not a JSON object and was left out" in markdown
+    assert "tiny-s0: metrics.jsonl line 22 has no count" in markdown
+    assert "4 more, not listed" in markdown
+    assert "49/50 successes" in markdown
+    assert "critic loss" in html
+
+
+def test_a_rate_its_episodes_do_not_bear_out_is_named_and_not_shown(run, tmp_path):
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    lines[3]["success_rate"] = 1.0
+    write_lines(run.evaluations, lines)
+    document = json.loads(run.result.read_text())
+    document["evaluations"][3]["success_rate"] = 1.0
+    run.result.write_text(json.dumps(document))
+    warnings = read_run(run).warnings
+    assert [w.split(" ")[0] for w in warnings] == ["evaluations.jsonl", "result.json"]
+    assert all("49/50" in w for w in warnings)
+    assert "49/50 successes" in written([run], tmp_path / "out")[1]
+
+
+def test_an_evaluation_played_again_replaces_the_first(run):
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    write_lines(run.evaluations, [*lines, lines[3]])
+    assert read_run(run).warnings == ()
+    assert len(read_run(run).evaluations) == 5
+    changed = {**lines[3], "episodes": lines[0]["episodes"], "success_rate": 3 / 50}
+    run.result.unlink()
+    write_lines(run.evaluations, [*lines, changed])
+    assert "repeats step 2000 (learned) with another outcome" in read_run(run).warnings[0]
+    assert [e.successes for e in read_run(run).evaluations if e.step == 2000] == [3, 0]
+
+
+def test_scores_come_from_the_result_where_the_episodes_are_gone(run, tmp_path):
+    run.evaluations.unlink()
+    _, markdown = written([run], tmp_path / "out")
+    assert "49/50 successes" in markdown
+    assert "the scores are result.json's" in markdown
+    assert rows(markdown, "Scores")[1][6].strip() == "—"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_in_one_file_never_raises(name, garbage, tmp_path):
+    run = make_run(tmp_path / "r", steps=200, successes=(1,))
+    getattr(run, name).write_bytes(GARBAGE[garbage])
+    found = read_run(run)
+    assert len(found.evaluations) == (0 if name == "evaluations" and not found.result else 2)
+    assert bool(found.warnings) != ((garbage, name) in SILENT)
+
+
+def test_deep_tables_are_cut_off():
+    table: dict[str, Any] = {"end": {"a": 1}}
+    for _ in range(5000):
+        table = {"a": table}
+    assert flatten(table) == {".".join("a" * (MAX_DEPTH + 1)): "…"}
+    assert flatten({"a": {"b": {"c": 1}}}) == {"a.b.c": 1}
+
+
+def test_runs_of_nothing_but_garbage_make_a_report(tmp_path):
+    runs = []
+    for number, garbage in enumerate(GARBAGE.values()):
+        run = RunFolder(tmp_path / f"run-{number}")
+        run.path.mkdir()
+        for name in FILES:
+            getattr(run, name).write_bytes(garbage)
+        runs.append(run)
+    html, markdown = written(runs, tmp_path / "out")
+    assert html.count("no evaluation yet.</li>") == len(GARBAGE)
+    assert markdown.count("no evaluation yet.") >= len(GARBAGE)
+
+
+def test_texts_of_a_run_are_escaped(tmp_path):
+    evil = "a|b\n<script>alert(1)<script> `x` *y* [z](javascript:1) $v$"
+    run = make_run(tmp_path / evil, steps=200, successes=(1,), method=evil)
+    html, markdown = written([run, make_run(tmp_path / "plain", steps=200)], tmp_path / "out")
+    assert html.count("<script>") == 1
+    outside_code = re.sub(r"^```$.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"(?<!\\)<", outside_code)
+    table = rows(markdown, "Scores")
+    assert {len(row) for row in table} == {13}
+    assert table[1][0].strip() == (
+        r"a\|b \<script\>alert(1)\<script\> \`x\` \*y\* \[z\](javascript:1) \$v\$"
+    )
+
+
+def test_command_block_survives_backticks_in_the_path(tmp_path):
+    run = make_run(tmp_path / "```x y", steps=200, successes=(1,))
+    _, markdown = written([run], tmp_path / "out")
+    block = re.search(
+        r"^````\n(tql-offline train --config '.*```x y/config.toml')\n````$", markdown, re.M
+    )
+    assert block
+
+
+def test_without_success_the_return_is_the_answer(run, tmp_path):
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    for line in lines:
+        line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
+        line["success_rate"] = None
+    write_lines(run.evaluations, lines)
+    run.result.unlink()
+    html, markdown = written([run], tmp_path / "out")
+    assert "mean return -322 over 50 episodes" in markdown
+    assert rows(markdown, "Scores")[1][2].strip() == "—"
+    assert "Success rate, %" not in html
+
+
+@pytest.mark.parametrize(("counted", "expected"), [("last", 1), ("last-3", 3), ("best", 1), (7, 1)])
+def test_counted_evaluations_are_read_from_the_protocol(run, counted, expected):
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    for line in lines:
+        line["protocol"] = {**PROTOCOLS["quick"], "counted": counted}
+    write_lines(run.evaluations, lines)
+    learned = report.scores_of(read_run(run))[0]
+    assert len(learned.evaluations) == expected
+
+
+def test_progress_counts_the_runs(run, tmp_path):
+    seen: list[int] = []
+    write_report([run, run], tmp_path / "out", progress=seen.append)
+    assert seen == [1, 2]
+
+
+def test_no_run_and_no_place_are_input_errors(run, tmp_path):
+    with pytest.raises(InputError, match="at least one run"):
+        write_report([], tmp_path / "out")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"cannot be written to .*file"):
+        write_report([run], tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_panel_leaves_gaps_and_keeps_its_ids_apart():
+    gap = Line(label="loss", x=[0, 1, 2, 3, 4], y=[1.0, 2.0, float("nan"), 2.0, 1.0])
+    panel = Panel(title="Loss", lines=(gap,))
+    first, second = panel_svg(panel, "a"), panel_svg(panel, "b")
+    assert (
+        first.replace('"#a-', '"#b-').replace('id="a-', 'id="b-').replace("(#a-", "(#b-") == second
+    )
+    drawn = re.search(r'd="([^"]+)"[^>]+stroke: var\(--c1\)', first)
+    assert drawn
+    assert drawn[1].count("M") == 2
+    assert "Loss against updates. loss: 1." in first
+
+
+def test_long_curves_keep_their_ends_and_lose_points():
+    kept = plots._thinned(100_000)
+    assert len(kept) == plots.MAX_POINTS
+    assert (kept[0], kept[-1]) == (0, 99_999)
+    assert len(set(kept)) == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [([1.0, 1000.0], True), ([1.0, 50.0], False), ([-1.0, 1000.0], False), ([float("nan")], False)],
+)
+def test_axis_is_logarithmic_only_where_it_must_be(values, logarithmic):
+    assert plots.spans_decades(values) is logarithmic

@@ -1,0 +1,382 @@
+import dataclasses
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+import rollout_environments
+
+from tql_offline.errors import InputError
+from tql_offline.eval import protocol, workers
+from tql_offline.eval.environments import SeededEnvironment, describe, make
+from tql_offline.eval.rollout import evaluate, rollout, run_episodes
+from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
+
+UNEVEN = "rollout_environments:Uneven-v0"
+POINTMAZE = "pointmaze-medium-singletask-v0"
+SEEDS = [11, 12, 13, 14, 15, 16, 17]
+
+
+def row_policy(observations, noise):
+    """Each row depends on that row alone, in a way that shows every mix-up."""
+    return np.stack([np.tanh(observations[:, 0] - noise[:, 0]), np.sin(observations[:, 3])], axis=1)
+
+
+def noise_policy(observations, noise):
+    return noise
+
+
+def play(
+    env_id=UNEVEN, policy=row_policy, *, seeds=SEEDS, slots=3, processes=1, noise_dim=2, **more
+):
+    return rollout(
+        policy, env_id, seeds=seeds, noise_dim=noise_dim, slots=slots, processes=processes, **more
+    )
+
+
+class Recorder:
+    """A policy that keeps what it was shown."""
+
+    def __init__(self, policy):
+        self.policy, self.observations, self.noise = policy, [], []
+
+    def __call__(self, observations, noise):
+        self.observations.append(observations)
+        self.noise.append(noise)
+        return self.policy(observations, noise)
+
+
+# Episodes are functions of their seeds.
+
+
+def trajectory(environment, seed, steps=25):
+    actions = np.random.default_rng(seed)
+    rows = [environment.reset(seed)]
+    for _ in range(steps):
+        action = actions.uniform(-1, 1, environment.action_dim).astype(np.float32)
+        observation, *outcome = environment.step(action)
+        rows.append(np.append(observation, outcome))
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        POINTMAZE,
+        "pointmaze-teleport-v0",
+        "cube-single-singletask-v0",
+        "scene-singletask-v0",
+        "puzzle-3x3-singletask-v0",
+    ],
+)
+def test_an_episode_depends_on_its_seed_alone(env_id):
+    fresh = trajectory(SeededEnvironment(make(env_id)), 5)
+    used = SeededEnvironment(make(env_id))
+    other = SeededEnvironment(make(env_id))
+    for seed in (6, 7):
+        trajectory(used, seed, 60)
+        np.random.seed(seed)  # noqa: NPY002
+        trajectory(other, seed)
+    again = trajectory(used, 5)
+    assert np.array_equal(fresh, again, equal_nan=True)
+    assert not np.array_equal(fresh, trajectory(used, 6), equal_nan=True)
+
+
+def test_environments_in_one_process_do_not_disturb_each_other():
+    alone = trajectory(SeededEnvironment(make(UNEVEN)), 5, steps=10)
+    first, second = SeededEnvironment(make(UNEVEN)), SeededEnvironment(make(UNEVEN))
+    rows = [first.reset(5)]
+    second.reset(9)
+    actions = np.random.default_rng(5)
+    for _ in range(10):
+        second.step(np.zeros(2, dtype=np.float32))
+        observation, *outcome = first.step(actions.uniform(-1, 1, 2).astype(np.float32))
+        rows.append(np.append(observation, outcome))
+    assert np.array_equal(alone, np.concatenate(rows))
+
+
+def test_the_callers_global_generator_is_left_alone():
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.randn(4)  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    first = np.random.randn()  # noqa: NPY002  (leaves a second normal in the cache)
+    play()
+    assert np.array_equal(expected, [first, *np.random.randn(3)])  # noqa: NPY002
+
+
+# Making environments.
+
+
+def test_success_timing_reaches_the_environment():
+    assert describe(POINTMAZE)["success_timing"] == "pre"
+    assert describe(POINTMAZE, "post")["success_timing"] == "post"
+
+
+def test_a_description_says_what_scores_depend_on():
+    assert describe("cube-single-singletask-v0") == {
+        "env_id": "cube-single-singletask-v0",
+        "max_episode_steps": 200,
+        "success_timing": "pre",
+        "observation_dim": 28,
+        "action_dim": 5,
+        "versions": {
+            "ogbench": importlib.metadata.version("ogbench"),
+            "mujoco": mujoco.__version__,
+            "gymnasium": gymnasium.__version__,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("env_id", "timing", "message"),
+    [
+        ("cube-sextuple-v0", None, "'cube-sextuple-v0' cannot be made"),
+        ("no_such_module:Env-v0", None, "cannot be made .*no_such_module"),
+        (POINTMAZE, "late", "success timing 'late' is unknown"),
+        (UNEVEN, "post", "has no success timing; leave"),
+        (
+            "powderworld-easy-v0",
+            None,
+            r"observations of Box.*\(32, 32, 6\).* choose an environment",
+        ),
+    ],
+)
+def test_unusable_environments_are_named(env_id, timing, message):
+    with pytest.raises(InputError, match=message):
+        describe(env_id, timing)
+
+
+# Rollouts.
+
+
+@pytest.fixture
+def global_generator():
+    before = np.random.get_bit_generator()
+    yield
+    np.random.set_bit_generator(before)
+
+
+def test_episodes_equal_a_plain_gymnasium_loop(global_generator):
+    """pointmaze needs one care: its draws from the global generator, seeded as in the rollout."""
+
+    def push(observations, noise):
+        return 3 * noise  # beyond [-1, 1], so that clipping shows
+
+    episodes = play(POINTMAZE, push, seeds=[3, 4, 5], slots=2, processes=2)
+    for seed, episode in zip([3, 4, 5], episodes, strict=True):
+        shared, _unseeded, _space = np.random.SeedSequence(seed).spawn(3)
+        noise = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2**32 - 1,)))
+        np.random.set_bit_generator(np.random.MT19937(shared))
+        env = gymnasium.make(POINTMAZE, disable_env_checker=True)
+        env.reset(seed=seed)
+        total, length, ended = 0.0, 0, False
+        while not ended:
+            action = np.clip(3 * noise.standard_normal(2, dtype=np.float32), -1, 1)
+            _, reward, terminated, truncated, info = env.step(action)
+            total, length, ended = total + reward, length + 1, terminated or truncated
+        assert (episode.seed, episode.return_, episode.length) == (seed, total, length)
+        assert episode.success == bool(info["success"])
+        assert (episode.terminated, episode.truncated) == (terminated, truncated)
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    return play()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_results_do_not_depend_on_the_number_of_processes(processes, in_process):
+    assert play(processes=processes) == in_process
+
+
+@pytest.mark.parametrize("slots", [1, 7, 10])
+def test_results_do_not_depend_on_the_slots_of_a_row_wise_policy(slots, in_process):
+    assert play(slots=slots) == in_process
+
+
+def test_unequal_episodes_are_all_counted_in_order(in_process):
+    assert [e.seed for e in in_process] == SEEDS
+    lengths = [e.length for e in in_process]
+    assert max(lengths) == 60
+    assert min(lengths) <= 2
+    assert {e.success for e in in_process} == {True, False}
+    assert all(e.success == e.terminated != e.truncated for e in in_process)
+
+
+def test_the_batch_has_one_shape_and_idle_rows_keep_their_values(in_process):
+    recorder = Recorder(row_policy)
+    play(policy=recorder, slots=10)
+    assert {o.shape for o in recorder.observations} == {(10, 4)}
+    assert {n.shape for n in recorder.noise} == {(10, 2)}
+    last = recorder.observations[-1]
+    assert last.dtype == np.float32
+    assert not last[7:].any()
+    for k, episode in enumerate(in_process):
+        assert last[k, 3] == min(episode.length, 59)
+
+
+def test_all_policies_see_the_same_starts_and_noise():
+    """In one slot the first tick of an episode is the one whose step count is zero."""
+    seen = []
+    for policy in (row_policy, noise_policy):
+        recorder = Recorder(policy)
+        play(policy=recorder, slots=1)
+        batches = zip(recorder.observations, recorder.noise, strict=True)
+        seen.append([np.append(o, n) for o, n in batches if o[0, 3] == 0])
+    assert len(seen[0]) == len(SEEDS)
+    assert np.array_equal(*seen)
+    assert len({row[4] for row in seen[0]}) == len(SEEDS)
+
+
+@pytest.mark.parametrize("mischief", ["CrashOnce", "HangOnce"])
+def test_lost_processes_are_replaced_and_nothing_is_dropped(
+    mischief, in_process, private_home, monkeypatch
+):
+    marker = private_home / "marker"
+    monkeypatch.setenv(rollout_environments.MARKER, str(marker))
+    env_id = f"rollout_environments:{mischief}-v0"
+    timeouts = {"step_timeout": 0.5, "start_timeout": 30}
+    with EnvironmentPool(env_id, slots=3, processes=2, **timeouts) as pool:
+        episodes = run_episodes(row_policy, pool, seeds=SEEDS, noise_dim=2)
+    assert marker.exists()
+    assert episodes == in_process
+
+
+def test_a_process_that_always_dies_is_given_up(monkeypatch):
+    starts = []
+    start = workers._start_worker
+    monkeypatch.setattr(workers, "_start_worker", lambda s: starts.append(s) or start(s))
+    with pytest.raises(EnvironmentFailedError, match=r"slots \[.*CrashAlways.*exit code 17"):
+        play("rollout_environments:CrashAlways-v0", processes=2)
+    assert len(starts) <= 2 * workers.MAX_LOSSES
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_environments_error_is_raised_here(processes):
+    with pytest.raises(EnvironmentFailedError, match="ValueError: the gripper is on fire"):
+        play("rollout_environments:Raises-v0", processes=processes)
+    assert not multiprocessing.active_children()
+
+
+def test_a_pool_survives_a_failed_rollout(in_process):
+    def broken(observations, noise):
+        return np.full((len(observations), 2), np.nan)
+
+    def too_few(observations, noise):
+        return noise[:2]
+
+    def too_wide(observations, noise):
+        return observations
+
+    with EnvironmentPool(UNEVEN, slots=3, processes=2) as pool:
+        for bad, message in [
+            (broken, "not finite .* in environment"),
+            (too_few, r"actions of shape \(2, 2\) for 3"),
+            (too_wide, "4 numbers where environment .* takes 2"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                run_episodes(bad, pool, seeds=SEEDS, noise_dim=2)
+        assert run_episodes(row_policy, pool, seeds=SEEDS, noise_dim=2) == in_process
+        assert run_episodes(row_policy, pool, seeds=SEEDS[:2], noise_dim=2) == in_process[:2]
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_leaves_no_processes():
+    def interrupted(observations, noise):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(policy=interrupted, processes=2)
+    assert not multiprocessing.active_children()
+
+
+def test_worker_settings_stay_in_the_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    play(processes=2, seeds=[1, 2])
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="seed -1 is negative"):
+        play(seeds=[3, -1])
+
+
+def test_progress_ends_at_the_number_of_episodes():
+    reports: list[int] = []
+    play(progress=reports.append)
+    assert reports == sorted(reports)
+    assert reports[-1] == len(SEEDS)
+
+
+def test_neither_torch_nor_warnings_come_with_the_environments():
+    code = (
+        "import sys, tql_offline.eval.rollout as r\n"
+        "from tql_offline.eval.environments import describe\n"
+        "describe('cube-single-singletask-v0')\n"
+        "assert not {'torch', 'tql_offline.agents', 'tql_offline.training'} & set(sys.modules)\n"
+    )
+    python = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        # As on a server: without a display, and with nothing said about rendering.
+        env={k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY")},
+        check=False,
+    )
+    assert (python.returncode, python.stderr) == (0, "")
+
+
+# Evaluations.
+
+
+def small(score):
+    return dataclasses.replace(protocol.get("quick"), episodes=7, slots=3, score=score)
+
+
+def test_an_evaluation_is_a_line_that_can_be_checked_against_its_episodes():
+    quick = small("success")
+    with EnvironmentPool(UNEVEN, slots=3, processes=1) as pool:
+        line = evaluate(row_policy, pool, quick, step=40, policy_name="learned", noise_dim=2)
+        other = evaluate(noise_policy, pool, quick, step=0, policy_name="behaviour", noise_dim=2)
+    expected = play(seeds=protocol.episode_seeds(quick))
+    assert [e["return"] for e in line["episodes"]] == [e.return_ for e in expected]
+    assert [e["seed"] for e in line["episodes"]] == [e["seed"] for e in other["episodes"]]
+    successes = [e["success"] for e in line["episodes"]]
+    assert line["success_rate"] == sum(successes) / 7
+    assert line["score"] == 100 * line["success_rate"]
+    assert line["return_mean"] == pytest.approx(sum(e.return_ for e in expected) / 7)
+    assert line["protocol"] == {"name": "quick", "version": 1, "episodes": 7, "counted": "last"}
+    assert (line["step"], line["policy"], line["env_id"]) == (40, "learned", UNEVEN)
+    assert json.loads(json.dumps(line)) == line
+
+
+def test_a_missing_success_is_not_taken_for_failure():
+    with EnvironmentPool("rollout_environments:Silent-v0", slots=3, processes=1) as pool:
+        arguments = {"step": 1, "policy_name": "learned", "noise_dim": 2}
+        with pytest.raises(InputError, match="reports no success"):
+            evaluate(row_policy, pool, small("success"), **arguments)
+        line = evaluate(row_policy, pool, small("return"), **arguments)
+        assert line["score"] == line["return_mean"]
+        with pytest.raises(InputError, match="'best' is unknown"):
+            evaluate(row_policy, pool, small("return"), **{**arguments, "policy_name": "best"})
+        with pytest.raises(InputError, match="pool has 3 slots"):
+            evaluate(row_policy, pool, protocol.get("quick"), **arguments)
+
+
+def test_construction_is_quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for env_id in (POINTMAZE, "puzzle-4x4-singletask-v0", "antmaze-medium-singletask-v0"):
+            describe(env_id)
+            SeededEnvironment(make(env_id)).reset(0)

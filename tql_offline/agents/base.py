@@ -1,0 +1,77 @@
+"""What an agent is to the training loop, the checkpoints and the evaluator."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tql_offline.agents.flow_q import FlowQ
+from tql_offline.batch import Batch
+from tql_offline.config import Config
+
+Metrics = dict[str, Tensor]
+NumpyPolicy = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Agent(Protocol):
+    """A method: its networks, its optimizers, one update and its policies.
+
+    Attributes:
+        networks: by name; each is one file of a checkpoint.
+        optimizers: by name, over parameters of `networks`.
+        learning_rates: by optimizer, the rate after warm-up.
+        policies: names accepted by `act`, `learned` first.
+        num_tokens: L of the critic, for ln L.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    learning_rates: Mapping[str, float]
+    policies: tuple[str, ...]
+    num_tokens: int
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One gradient step; returns tensors that stay on the device."""
+        ...
+
+    def act(
+        self,
+        policy: str,
+        observations: Float[Tensor, "batch state"],
+        noise: Float[Tensor, "batch action"],
+    ) -> Float[Tensor, "batch action"]:
+        """Actions in [-1, 1] of a named policy for given noise z ~ N(0, I)."""
+        ...
+
+
+AGENTS: dict[str, Callable[[Config, int, int, torch.device], Agent]] = {
+    "flow": FlowQ,
+}
+"""Objective → agent: a new method is one line here."""
+
+
+def make_agent(
+    config: Config, observation_dim: int, action_dim: int, device: torch.device
+) -> Agent:
+    """The agent of a config's objective, with initial weights drawn from the config's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AGENTS[config.objective](config, observation_dim, action_dim, device)
+
+
+def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:
+    """A policy as the evaluator calls it: `(observations, noise) → actions`, all float32 arrays."""
+
+    def act(
+        observations: NDArray[np.float32], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        with torch.no_grad():
+            tensors = (torch.as_tensor(a, device=device) for a in (observations, noise))
+            actions: NDArray[Any] = agent.act(policy, *tensors).float().cpu().numpy()
+        return actions
+
+    return act

@@ -1,0 +1,64 @@
+"""AdamW as the paper's code sets it up, its schedule, and the target network's average."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def critic_groups(
+    critic: nn.Module, control: nn.Module, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay on matrices of blocks and heads, on nothing else.
+
+    Embeddings, tokens, positions, norms, biases and temperatures do not decay.
+    """
+    decayed, plain = [], list(control.parameters())
+    for name, parameter in critic.named_parameters():
+        matrix = parameter.ndim == 2 and name.startswith(("blocks.", "heads."))
+        (decayed if matrix else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def make_adamw(groups: Iterable[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999, 1e-8); the rate is set before every step by `set_learning_rate`."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
+    """The rate of update `step` (from 0): linear from 1% over `warmup`, then cosine to 10%.
+
+    The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there.
+
+    >>> [round(learning_rate(s, 1.0, 10, 100), 3) for s in (0, 5, 10, 50, 90, 100)]
+    [0.01, 0.505, 1.0, 0.55, 0.1, 0.1]
+    """
+    if step < warmup:
+        return peak * (0.01 + 0.99 * step / warmup)
+    progress = min((step - warmup) / max(steps - 2 * warmup, 1), 1.0)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    peaks: Mapping[str, float],
+    step: int,
+    warmup: int,
+    steps: int,
+) -> None:
+    """Set every optimizer's rate for update `step` (from 0)."""
+    for name, optimizer in optimizers.items():
+        rate = learning_rate(step, peaks[name], warmup, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """`θ̄ ← θ̄ + rate·(θ - θ̄)` for every parameter."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)

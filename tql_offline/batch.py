@@ -1,0 +1,26 @@
+"""One sample of transitions."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """B transitions, all on the training device.
+
+    Attributes:
+        observations: `(B, n_s)` s.
+        actions: `(B, n_a)` a.
+        rewards: `(B,)` the discounted sum of the n rewards that follow (n = 1: the reward).
+        next_observations: `(B, n_s)` the observation n steps on, fewer where the episode or the
+            task ended sooner.
+        discounts: `(B,)` γ^m·mask for the m ≤ n steps taken. The mask is 0 only where the task
+            ended: the value beyond does not count. An episode that was cut off bootstraps.
+    """
+
+    observations: Float[Tensor, "batch state"]
+    actions: Float[Tensor, "batch action"]
+    rewards: Float[Tensor, "batch"]
+    next_observations: Float[Tensor, "batch state"]
+    discounts: Float[Tensor, "batch"]

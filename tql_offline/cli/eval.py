@@ -1,0 +1,40 @@
+"""`tql-offline eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tql_offline.cli import app
+from tql_offline.cli.tables import TerminalReporter, print_evaluations
+from tql_offline.runs import RunFolder, read_jsonl
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Step of the checkpoint. Default: the last.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="ogbench-singletask or quick. Default: the run's own.")
+    ] = "",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="learned or behaviour. Default: both.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Score the policies of a run's checkpoint and add the scores to the run."""
+    from tql_offline.training.evaluation import evaluate_run
+
+    before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
+    with TerminalReporter() as reporter:
+        folder = evaluate_run(
+            run,
+            step=checkpoint,
+            protocol=protocol,
+            policies=tuple(policy or ()),
+            device=device,
+            reporter=reporter,
+        )
+    print_evaluations(list(read_jsonl(folder.evaluations))[before:])

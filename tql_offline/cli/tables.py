@@ -1,0 +1,200 @@
+"""Everything drawn on the terminal; the only module that imports rich."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from tql_offline.eval.statistics import wilson_interval
+
+PLAIN_SECONDS = 15.0
+"""Between progress lines where the output is no terminal but a log."""
+
+console = Console(stderr=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print one line."""
+    console.print(escape(text), soft_wrap=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; a column whose name ends in `#` holds numbers and is right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def percent_with_interval(successes: int, episodes: int) -> str:
+    """`98 % (90-100)`: success rate with its Wilson 95 % interval."""
+    low, high = wilson_interval(successes, episodes)
+    return f"{100 * successes / episodes:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
+    """Print evaluations.jsonl lines as a table."""
+    rows = []
+    for line in lines:
+        wins = sum(bool(episode["success"]) for episode in line["episodes"])
+        steps = sum(episode["length"] for episode in line["episodes"]) / len(line["episodes"])
+        rows.append(
+            (
+                str(line["policy"]),
+                f"{line['step']:,}",
+                f"{wins}/{len(line['episodes'])}",
+                percent_with_interval(wins, len(line["episodes"])),
+                f"{line['return_mean']:.1f}",
+                f"{steps:.0f}",
+            )
+        )
+    columns = ("policy", "updates#", "successes#", "success (95 % Wilson)#", "return#", "steps#")
+    print_table("Scores", columns, rows)
+
+
+def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
+    """The numbers that matter of one metrics line: speed, losses, Q, entropy by layer and group."""
+    layers = "  ".join(
+        f"H{layer} " + " ".join(f"{h:.2f}→{t:.2f}" for h, t in zip(entropy, target, strict=True))
+        for layer, (entropy, target) in enumerate(
+            zip(line["entropy"], line["entropy_target"], strict=True)
+        )
+    )
+    return (
+        f"update {line['step']:,}  {updates_per_second:.1f}/s  critic {line['critic_loss']:.3g}  "
+        f"policy {line['policy_loss']:.3g}  Q {line['q_mean']:.3g}  {layers}"
+    )
+
+
+class TerminalReporter:
+    """Draws a run: a progress bar on a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._plain = _PlainProgress()
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._current = ""
+        self._titles: list[str] = []
+
+    def __enter__(self) -> "TerminalReporter":
+        if console.is_terminal:
+            self._live = _progress(MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            self._live.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, title: str, steps: int) -> None:
+        """A stage of `steps` units begins."""
+        self._current = title
+        if self._live is None:
+            self._plain.begin(title, steps)
+        elif title in self._tasks:
+            self._live.reset(self._tasks[title], total=steps)
+        else:
+            self._tasks[title] = self._live.add_task(title, total=steps, note="")
+
+    def advanced(self, step: int) -> None:
+        """The stage has reached `step`."""
+        if self._live is None:
+            self._plain.advance(step)
+        else:
+            self._live.update(self._tasks[self._current], completed=step)
+
+    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
+        """A line of metrics was written."""
+        text = metrics_line(line, updates_per_second)
+        if self._live is None:
+            self._plain.note(text)
+        else:
+            self._live.update(self._tasks["training"], note=escape(text.partition("  ")[2]))
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        """A policy was scored."""
+        wins = sum(bool(episode["success"]) for episode in line["episodes"])
+        score = percent_with_interval(wins, len(line["episodes"]))
+        self._current = "training" if "training" in self._tasks else self._current
+        text = f"update {line['step']:,}: {line['policy']} policy succeeds in {score}"
+        (self._live.console.print if self._live else say)(text)
+
+
+class _PlainProgress:
+    """Progress as lines in a log, at most one every `PLAIN_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._title, self._steps, self._spoke = "", 0, 0.0
+
+    def begin(self, title: str, steps: int) -> None:
+        self._title, self._steps, self._spoke = title, steps, time.monotonic()
+
+    def advance(self, step: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._spoke >= PLAIN_SECONDS:
+            self._spoke = now
+            say(note or f"{self._title}: {step:,} of {self._steps:,}")
+
+    def note(self, text: str) -> None:
+        self.advance(0, text)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` units; yields the function to call with the units done."""
+    if not console.is_terminal:
+        plain = _PlainProgress()
+        plain.begin(title, total)
+        yield plain.advance
+        return
+    with _progress(MofNCompleteColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def download_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of files being downloaded; yields a function of (file, bytes received, bytes in all)."""
+    if not console.is_terminal:
+        plain = _PlainProgress()
+        plain.begin("download", 0)
+        yield lambda file, received, length: plain.advance(
+            0, f"{file}: {received / 2**20:.0f} of {length / 2**20:.0f} MiB"
+        )
+        return
+    tasks: dict[str, TaskID] = {}
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as bar:
+
+        def show(file: str, received: int, length: int) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=length)
+            bar.update(tasks[file], completed=received, total=length)
+
+        yield show
+
+
+def _progress(*columns: Any) -> Progress:
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    return Progress(*shown, console=console, transient=False, refresh_per_second=4)
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching."""
+    return sys.stdout.isatty()

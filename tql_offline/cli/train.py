@@ -1,0 +1,164 @@
+"""`tql-offline train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tql_offline.cli import app
+from tql_offline.cli.collect import collect_dataset
+from tql_offline.cli.tables import TerminalReporter, print_evaluations, say
+from tql_offline.config import DEFAULT_DATASET, Config, resolve
+from tql_offline.datasets.names import collected_folder, find_file, parse_name
+from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder, read_jsonl
+
+if TYPE_CHECKING:
+    from tql_offline.datasets.load import Dataset
+
+EMBEDDED_EPISODES = 100
+"""Episodes of 1,000 steps collected where the default dataset is missing: seconds, and enough."""
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; flags override it.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Preset to start from. Default: the dataset family's.")
+    ] = "",
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Name, or a .npz or HDF5 file. Default: {DEFAULT_DATASET}.")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option(help="File to take for that name instead of the installed one.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Environment id to score an own file's policies in.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="flow. Default: flow.")] = None,
+    critic: Annotated[str | None, typer.Option(help="transformer. Default: transformer.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 101M parameters. "
+            "Default: small."
+        ),
+    ] = None,
+    entropy: Annotated[
+        str | None, typer.Option(help="none, fixed, single or layerwise. Default: layerwise.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Updates. Default: 1,000,000 (12,000 on pointmaze).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Transitions per update. Default: 256.")
+    ] = None,
+    n_step: Annotated[
+        int | None, typer.Option(help="Rewards before the bootstrap. Default: 1 (pointmaze 25).")
+    ] = None,
+    discount: Annotated[float | None, typer.Option(help="γ in (0, 1]. Default: 0.99.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of staying near the behaviour flow.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same numbers. Default: 0.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, e.g. optimizer.critic_lr=3e-4."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    name: Annotated[
+        str, typer.Option(help="Run folder's name. Default: made of dataset, size and seed.")
+    ] = "",
+) -> None:
+    """Train a critic and policies on an offline dataset, and score them."""
+    flags: dict[str, Any] = {
+        "objective": objective,
+        "steps": steps,
+        "batch_size": batch_size,
+        "n_step": n_step,
+        "discount": discount,
+        "seed": seed,
+        "device": device,
+        "dataset": {"name": dataset, "path": path, "env_id": env},
+        "critic": {"kind": critic, "size": size},
+        "entropy": {"mode": entropy},
+        "flow": {"alpha": alpha},
+        "evaluation": {"protocol": protocol},
+    }
+    for assignment in set_ or []:
+        _assign(flags, assignment)
+    settings = resolve(_given(flags), file=config, preset=preset)
+    train_and_show(settings, runs, name)
+
+
+def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
+    """Train with a progress bar, then show the scores."""
+    from tql_offline.training.run import run
+
+    data = _load(config)
+    say(
+        f"{data.name}: {data.episodes.num_transitions:,} transitions in "
+        f"{data.episodes.num_episodes:,} episodes, {data.source}, {data.path}"
+    )
+    if data.env_id is None:
+        say("no environment is known for these data, so policies are not scored; give --env")
+    with TerminalReporter() as reporter:
+        folder = run(config, data, runs, name, reporter)
+    print_evaluations(read_jsonl(folder.evaluations))
+    say(f"run folder: {folder.path}")
+    return folder
+
+
+def _load(config: Config) -> "Dataset":
+    """The config's data; the default dataset is collected on the spot where it is missing."""
+    from tql_offline.datasets.load import load
+
+    wanted = config.dataset
+    if wanted.name == DEFAULT_DATASET and not wanted.path and not _is_here(wanted.name):
+        say(f"{wanted.name} is not here yet: collecting {EMBEDDED_EPISODES} episodes of it")
+        collect_dataset(
+            wanted.name, collected_folder(), EMBEDDED_EPISODES, None, 0, None, force=False
+        )
+    path = Path(wanted.path) if wanted.path else None
+    return load(wanted.name, path, wanted.env_id or None)
+
+
+def _is_here(name: str) -> bool:
+    try:
+        find_file(parse_name(name))
+    except InputError:
+        return False
+    return True
+
+
+def _assign(flags: dict[str, Any], assignment: str) -> None:
+    """Put `table.key=value` into nested flags; the value is TOML, or a bare word."""
+    import tomllib
+
+    dotted, equals, text = assignment.partition("=")
+    if not equals or not dotted.strip():
+        raise InputError(f"--set {assignment!r} is not of the form key=value; correct it")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = dotted.strip().split(".")
+    for table in tables:
+        flags = flags.setdefault(table, {})
+        if not isinstance(flags, dict):
+            raise InputError(f"--set {assignment!r} names a setting inside {table!r}, which has none")
+    flags[key] = value
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, tables of none left out."""
+    given = {k: _given(v) if isinstance(v, dict) else v for k, v in flags.items()}
+    return {k: v for k, v in given.items() if v is not None and v != {}}

@@ -1,0 +1,227 @@
+"""A run's settings: frozen, validated, TOML in and out.
+
+A run's config is made in layers, each overriding the one before: the defaults below (the paper's),
+the preset of the dataset's family (presets.toml), a config file, flags. What results is complete
+and is written to the run folder: it repeats the run without any of the layers.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tql_offline.errors import InputError
+
+DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
+"""Collected on the spot where it is missing, so that `train` needs no network."""
+
+MAX_CONFIG_BYTES = 2**20
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Table(BaseModel):
+    """A table of settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Table):
+    """What to train on."""
+
+    name: str = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
+    path: str = Field("", description="file to take for that name; empty: the installed one")
+    env_id: str = Field("", description="environment to score an own file's policies in")
+
+
+class CriticConfig(Table):
+    """The critic's shape."""
+
+    kind: Literal["transformer"] = Field("transformer", description="architecture")
+    size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
+        "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 101M"
+    )
+    depth: Positive = Field(2, description="blocks")
+    ensemble: Positive = Field(2, description="heads on the [VALUE] output")
+    reduction: Literal["mean", "min"] = Field("mean", description="of the ensemble in the target")
+
+
+class EntropyConfig(Table):
+    """Attention-entropy control."""
+
+    mode: Literal["none", "fixed", "single", "layerwise"] = Field("layerwise", description="control")
+    target: Fraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
+    last_target: Fraction = Field(0.65, description="the last layer's")
+    targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
+        (), description="([VALUE], others) per layer in nats, instead of the fractions"
+    )
+
+
+class FlowConfig(Table):
+    """The flow objective (FQL)."""
+
+    alpha: PositiveFloat = Field(300.0, description="weight of staying near the behaviour flow")
+    flow_steps: Positive = Field(10, description="Euler steps of the behaviour flow")
+    hidden: tuple[Positive, ...] = Field((512, 512, 512, 512), description="policy layer widths")
+
+
+class OptimizerConfig(Table):
+    """AdamW and its schedule."""
+
+    critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
+    policy_lr: PositiveFloat = Field(5e-4, description="both policy networks")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices of blocks and heads only")
+    warmup: int = Field(10_000, ge=0, description="updates of linear warm-up from 1%")
+
+
+class EvaluationConfig(Table):
+    """How policies are scored."""
+
+    protocol: str = Field("ogbench-singletask", description="see `tql-offline eval --help`")
+    success_timing: Literal["", "pre", "post"] = Field(
+        "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
+    )
+    processes: int = Field(0, ge=0, description="environment processes; 0: one per core")
+
+
+class Config(Table):
+    """Everything needed to repeat a run."""
+
+    objective: Literal["flow"] = Field("flow", description="training objective")
+    seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
+    steps: Positive = Field(1_000_000, description="updates")
+    batch_size: Positive = Field(256, description="transitions per update")
+    discount: Fraction = Field(0.99, description="γ")
+    n_step: Positive = Field(1, description="rewards before the bootstrap")
+    polyak: Fraction = Field(0.005, description="step of the target critic towards the critic")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
+    checkpoint_every: Positive = Field(50_000, description="updates between checkpoints")
+    preset: str = Field("", description="preset these settings started from")
+    dataset: DataConfig = DataConfig()
+    critic: CriticConfig = CriticConfig()
+    entropy: EntropyConfig = EntropyConfig()
+    flow: FlowConfig = FlowConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _targets_fit_depth(self) -> Self:
+        listed = len(self.entropy.targets_nats)
+        if listed and listed != self.critic.depth:
+            raise ValueError(
+                f"entropy.targets_nats lists {listed} layers where critic.depth is "
+                f"{self.critic.depth}"
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """The full settings as TOML."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """All presets by name, as nested dictionaries of overrides."""
+    return tomllib.loads(files("tql_offline").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+def preset_for(dataset: str) -> str:
+    """The preset whose name begins the dataset's; empty if none does.
+
+    >>> preset_for("puzzle-4x4-play-singletask-task1-v0")
+    'puzzle'
+    """
+    matches = [name for name in presets() if dataset.startswith(name)]
+    return max(matches, key=len, default="")
+
+
+def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str = "") -> Config:
+    """Lay defaults, preset, config file and flags over each other.
+
+    Args:
+        flags: nested overrides from the command line.
+        file: a TOML config file.
+        preset: a preset's name; empty takes the dataset family's, unless the file names its own
+            (a finished run's config.toml is complete and needs none).
+
+    Raises:
+        InputError: an unknown key or preset, or a value out of range, named in one sentence.
+    """
+    from_file = read_toml(file) if file else {}
+    if preset and from_file.get("preset"):
+        raise InputError(
+            f"config file {file} already builds on preset {from_file['preset']!r}; "
+            "leave --preset out, or take the 'preset' line out of the file"
+        )
+    given = merge(from_file, flags)
+    name = preset or ("" if "preset" in from_file else preset_for(_dataset_name(given)))
+    if name and name not in presets():
+        raise InputError(f"there is no preset {name!r}; choose one of {', '.join(presets())}")
+    base = {**presets()[name], "preset": name} if name else {}
+    return validate(merge(base, given), source=f"config file {file}" if file else "the flags")
+
+
+def _dataset_name(document: Mapping[str, Any]) -> str:
+    dataset = document.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, Mapping) else None
+    return str(name or DEFAULT_DATASET)
+
+
+def validate(document: Mapping[str, Any], source: str) -> Config:
+    """Make a Config of nested dictionaries.
+
+    Raises:
+        InputError: the first thing wrong with it, in one sentence naming the key and `source`.
+    """
+    try:
+        return Config.model_validate(dict(document))
+    except ValidationError as error:
+        raise InputError(_sentence(error.errors()[0], source)) from error
+
+
+def _sentence(error: Mapping[str, Any], source: str) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {key!r} in {source}; docs/config.md lists all settings"
+    if not key:  # a check across settings, which names them itself
+        return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
+    expected = error["msg"].removeprefix("Input ")
+    return f"setting {key!r} in {source} is {error['input']!r} but {expected}; correct it"
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other; `above` wins.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of bounded size.
+
+    Raises:
+        InputError: the file is missing, too large, or not TOML (with line and column).
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError(f"config file {path} is larger than 1 MiB; it is no config of ours")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {path} cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"config file {path} is not valid TOML ({error}); correct it") from error

@@ -1,0 +1,135 @@
+"""The training loop: sample, update, and at their steps log, evaluate and checkpoint."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from tql_offline.agents import Agent
+from tql_offline.agents.optimizers import set_learning_rate
+from tql_offline.config import Config
+from tql_offline.datasets.buffer import Buffer
+from tql_offline.runs import RunFolder, append_jsonl
+from tql_offline.training import checkpoint
+from tql_offline.training.metrics import MetricsWindow, check_finite
+
+
+class Reporter(Protocol):
+    """Where a run's progress goes; the command line draws it, a test may keep it."""
+
+    def started(self, title: str, steps: int) -> None:
+        """A stage of `steps` units begins."""
+        ...
+
+    def advanced(self, step: int) -> None:
+        """The stage has reached `step`."""
+        ...
+
+    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
+        """A line of metrics was written."""
+        ...
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        """A policy was scored."""
+        ...
+
+
+class SilentReporter:
+    """Reports nothing."""
+
+    def started(self, title: str, steps: int) -> None:
+        """Ignore."""
+
+    def advanced(self, step: int) -> None:
+        """Ignore."""
+
+    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
+        """Ignore."""
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        """Ignore."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One run in memory.
+
+    Attributes:
+        config: its settings.
+        folder: its run folder, already holding config and provenance.
+        agent: the method.
+        buffer: its data, on the training device.
+        generator: draws every sample and all noise of an update, on the training device.
+        state: step reached and the data's dims.
+        evaluate: scores the agent at a step and writes the line(s).
+        evaluation_steps: when to call it.
+        reporter: where progress goes.
+    """
+
+    config: Config
+    folder: RunFolder
+    agent: Agent
+    buffer: Buffer
+    generator: torch.Generator
+    state: checkpoint.State
+    evaluate: Callable[[int], None]
+    evaluation_steps: frozenset[int]
+    reporter: Reporter
+    window: MetricsWindow = field(default_factory=MetricsWindow)
+    clock: Callable[[], float] = time.perf_counter
+
+
+def train(training: Training) -> None:
+    """Run the updates that remain.
+
+    Raises:
+        InputError: a loss is no longer finite (checked at log steps, where metrics are read anyway).
+    """
+    config = training.config
+    training.reporter.started("training", config.steps)
+    started, since = training.clock(), training.state.step
+    for step in range(training.state.step + 1, config.steps + 1):
+        update(training, step)
+        if step % config.log_every == 0 or step == config.steps:
+            elapsed = training.clock() - started
+            log(training, step, (step - since) / elapsed, elapsed)
+            started, since = training.clock(), step
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            save(training, step)
+        if step in training.evaluation_steps:
+            pause = training.clock()
+            training.evaluate(step)
+            started += training.clock() - pause
+
+
+def update(training: Training, step: int) -> None:
+    """One update; `step` counts from 1."""
+    config, agent = training.config, training.agent
+    schedule = (step - 1, config.optimizer.warmup, config.steps)
+    set_learning_rate(agent.optimizers, agent.learning_rates, *schedule)
+    batch = training.buffer.sample(config.batch_size, training.generator)
+    training.window.add(agent.update(batch, training.generator))
+    training.reporter.advanced(step)
+
+
+def log(training: Training, step: int, updates_per_second: float, seconds: float) -> None:
+    """Write one line of metrics.jsonl and, apart from it, of timing.jsonl."""
+    line = {"step": step, **training.window.flush()}
+    last = training.folder.checkpoint_steps()
+    check_finite(line, step, f"{training.folder.checkpoints / str(last[-1])}" if last else "none")
+    append_jsonl(training.folder.metrics, line)
+    timing = {"step": step, "seconds": seconds, "updates_per_second": updates_per_second}
+    append_jsonl(training.folder.timing, timing)
+    training.reporter.logged(line, updates_per_second)
+
+
+def save(training: Training, step: int) -> None:
+    """Write a checkpoint of the step just done."""
+    state = checkpoint.State(
+        step=step,
+        observation_dim=training.state.observation_dim,
+        action_dim=training.state.action_dim,
+    )
+    checkpoint.save(training.folder.checkpoints, training.agent, training.generator, state)

@@ -1,0 +1,76 @@
+"""What a number depends on besides the settings: versions, device, code and data."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tql_offline.version import __version__
+
+PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "ogbench", "minari", "safetensors", "h5py")
+
+
+def collect_provenance(
+    device: torch.device, dataset: dict[str, Any], environment: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Describe this process for `provenance.json`.
+
+    Args:
+        device: where training runs.
+        dataset: name, path, sha256, source and counts.
+        environment: id, limits, success timing and versions, or None without one.
+    """
+    return {
+        "tql_offline": __version__,
+        "git_commit": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "dataset": dataset,
+        "environment": environment,
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of the packages that can change a result; None where not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu (x86_64)` or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from, with `-dirty` if it was changed; else None."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, "status", "--porcelain") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,122 @@
+"""A whole run: from loaded data and settings to result.json."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tql_offline.agents import Agent, make_agent
+from tql_offline.config import Config
+from tql_offline.datasets.buffer import make_buffer
+from tql_offline.datasets.load import Dataset
+from tql_offline.errors import InputError
+from tql_offline.eval import protocol as protocols
+from tql_offline.eval.environments import describe
+from tql_offline.runs import RunFolder, write_atomic, write_json
+from tql_offline.training import checkpoint
+from tql_offline.training.device import pick_device
+from tql_offline.training.evaluation import scorer
+from tql_offline.training.loop import Reporter, Training, train
+from tql_offline.training.provenance import collect_provenance
+from tql_offline.training.result import write_result
+
+MAX_RUN_NAMES = 10_000
+
+
+def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
+    """Create the run's folder: a given name once, a derived one with the next free number.
+
+    Raises:
+        InputError: a run of the given name exists, or the name would leave `runs`.
+    """
+    if name:
+        if Path(name).name != name or name.startswith("."):
+            raise InputError(f"run name {name!r} must be one plain folder name")
+        if not _claim(runs / name):
+            raise InputError(f"run folder {runs / name} exists already; choose another --name")
+        return RunFolder(runs / name)
+    stem = f"{Path(config.dataset.name).stem}-{config.objective}-{config.critic.size}-s{config.seed}"
+    for number in range(1, MAX_RUN_NAMES):
+        path = runs / (stem if number == 1 else f"{stem}-{number}")
+        if _claim(path):
+            return RunFolder(path)
+    raise InputError(f"{runs} holds {MAX_RUN_NAMES} runs named {stem}; give a --name")
+
+
+def _claim(path: Path) -> bool:
+    """Make a folder that no other process has made; False if it exists."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"run folder {path} cannot be created ({error.strerror}); choose another --runs"
+        ) from error
+    return True
+
+
+def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Reporter) -> RunFolder:
+    """Train, evaluate and write the result of one run.
+
+    Args:
+        config: full settings.
+        dataset: loaded data (so that bad data fail before anything is written).
+        runs: folder of runs.
+        name: of the run folder; empty derives one.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: the settings do not fit the data, or training diverged.
+    """
+    device = pick_device(config.device)
+    protocol = protocols.get(config.evaluation.protocol)
+    environment = _environment(config, dataset)
+    dims = (dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1])
+    agent = make_agent(config, *dims, device)
+    buffer = make_buffer(
+        dataset.episodes, n_step=config.n_step, discount=config.discount, device=device
+    )
+    provenance = collect_provenance(device, dataset.describe(), environment)
+    provenance |= _critic_facts(agent)
+
+    folder = new_run_folder(runs, config, name)
+    write_atomic(folder.config, config.to_toml())
+    write_json(folder.provenance, provenance)
+    with scorer(config, dataset.env_id, agent, device, folder, reporter) as score:
+        train(
+            Training(
+                config=config,
+                folder=folder,
+                agent=agent,
+                buffer=buffer,
+                generator=torch.Generator(device).manual_seed(config.seed),
+                state=checkpoint.State(step=0, observation_dim=dims[0], action_dim=dims[1]),
+                evaluate=lambda step: score(step, ()),
+                evaluation_steps=frozenset(protocols.evaluation_steps(protocol, config.steps)),
+                reporter=reporter,
+            )
+        )
+    write_result(folder)
+    return folder
+
+
+def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
+    if dataset.env_id is None:
+        return None
+    described = describe(dataset.env_id, config.evaluation.success_timing or None)
+    for what, have, want in (
+        ("observation", dataset.episodes.observations.shape[1], described["observation_dim"]),
+        ("action", dataset.episodes.actions.shape[1], described["action_dim"]),
+    ):
+        if have != want:
+            raise InputError(
+                f"{dataset.path} has {have} {what} dims where {dataset.env_id} has {want}; "
+                "give the environment the data came from"
+            )
+    return described
+
+
+def _critic_facts(agent: Agent) -> dict[str, Any]:
+    parameters = agent.networks["critic"].parameters()
+    return {"tokens": agent.num_tokens, "critic_parameters": sum(p.numel() for p in parameters)}
