@@ -206,7 +206,9 @@ def _apart(values: Iterable[float]) -> list[float]:
 
 def _draw_line(axes: Axes, line: Line, band: float) -> None:
     colour = _SERIES[line.colour - 1] if line.colour else _INK
-    marker = _MARKERS[(line.colour or 1) - 1] if line.points or line.style == "none" else None
+    # A line needs two points; a single one shows by its marker only.
+    marked = line.points or line.style == "none" or len(line.x) == 1
+    marker = _MARKERS[(line.colour or 1) - 1] if marked else None
     kept = _thinned(len(line.x))
     x, y = [line.x[i] for i in kept], [line.y[i] for i in kept]
     if line.interval is not None:

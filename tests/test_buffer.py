@@ -1,0 +1,93 @@
+"""The buffer against an independent loop, and at every kind of boundary."""
+
+import numpy as np
+import pytest
+import torch
+
+from tql_offline.datasets.buffer import make_buffer, n_step_table
+from tql_offline.datasets.episodes import Episodes
+
+
+def make_episodes(lengths, done_at=(), dims=1):
+    """Reward of transition i is i + 1, observation row r is r: a failure can be read off."""
+    transitions = sum(lengths)
+    rows = transitions + len(lengths)
+    masks = np.ones(transitions, dtype=np.float32)
+    masks[list(done_at)] = 0
+    return Episodes(
+        observations=np.repeat(np.arange(rows, dtype=np.float32)[:, None], dims, axis=1),
+        actions=np.arange(transitions, dtype=np.float32)[:, None] / transitions,
+        rewards=np.arange(1, transitions + 1, dtype=np.float32),
+        masks=masks,
+        lengths=np.array(lengths),
+    )
+
+
+def slow_n_step(episodes, transition, n, discount):
+    """The definition, one transition at a time: (return, discount, observation row)."""
+    ends = set(episodes.last_transitions().tolist())
+    row = int(episodes.start_rows()[transition])
+    total, weight = 0.0, 1.0
+    for k in range(n):
+        i = transition + k
+        total += weight * float(episodes.rewards[i])
+        weight *= discount
+        if episodes.masks[i] == 0:
+            return total, 0.0, row + k + 1
+        if i in ends:
+            return total, weight, row + k + 1
+    return total, weight, row + n
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+@pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
+def test_n_step_equals_the_definition(n, done_at):
+    episodes = make_episodes([3, 1, 5, 2], done_at)
+    buffer = make_buffer(episodes, n_step=n, discount=0.9, device=torch.device("cpu"))
+    batch = buffer.take(torch.arange(episodes.num_transitions))
+    for i in range(episodes.num_transitions):
+        want_return, want_discount, want_row = slow_n_step(episodes, i, n, 0.9)
+        assert batch.rewards[i].item() == pytest.approx(want_return, rel=1e-6)
+        assert batch.discounts[i].item() == pytest.approx(want_discount, rel=1e-6)
+        assert batch.next_observations[i, 0].item() == want_row or want_discount == 0
+        assert batch.observations[i, 0].item() == episodes.start_rows()[i]
+
+
+def test_next_observation_is_the_next_row_inside_episodes():
+    episodes = make_episodes([4, 3])
+    buffer = make_buffer(episodes, n_step=1, discount=0.9, device=torch.device("cpu"))
+    batch = buffer.take(torch.arange(7))
+    assert (batch.next_observations - batch.observations == 1).all()
+
+
+def test_truncated_episode_bootstraps_and_ended_task_does_not():
+    episodes = make_episodes([2, 2], done_at=[3])
+    buffer = make_buffer(episodes, n_step=1, discount=0.9, device=torch.device("cpu"))
+    discounts = buffer.take(torch.arange(4)).discounts
+    torch.testing.assert_close(discounts, torch.tensor([0.9, 0.9, 0.9, 0.0]))
+
+
+def test_observations_are_stored_once():
+    episodes = make_episodes([50] * 20, dims=37)
+    buffer = make_buffer(episodes, n_step=3, discount=0.9, device=torch.device("cpu"))
+    assert buffer.observations.shape == (50 * 20 + 20, 37)
+
+
+def test_sampling_is_uniform_and_seeded():
+    episodes = make_episodes([10] * 10)
+    buffer = make_buffer(episodes, n_step=1, discount=0.9, device=torch.device("cpu"))
+    draws = [
+        buffer.sample(20_000, torch.Generator().manual_seed(seed)).rewards for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    counts = torch.bincount(draws[0].long(), minlength=101)[1:]
+    # 100 cells of expected count 200: chi-square of 99 degrees, 5 sigma above its mean.
+    chi_square = ((counts - 200.0) ** 2 / 200).sum()
+    assert chi_square < 99 + 5 * np.sqrt(2 * 99)
+
+
+def test_table_of_a_long_window_stays_inside_the_episode():
+    table = n_step_table(make_episodes([3, 3]), n=100, discount=1.0)
+    assert table.steps.tolist() == [3, 2, 1, 3, 2, 1]
+    assert table.returns.tolist() == [6, 5, 3, 15, 11, 6]

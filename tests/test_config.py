@@ -1,0 +1,93 @@
+"""Settings: layers, round trip, and one sentence for everything wrong with them."""
+
+import tomllib
+
+import pytest
+
+from tql_offline.config import Config, preset_for, presets, resolve, validate
+from tql_offline.errors import InputError
+
+
+def test_config_survives_its_toml():
+    config = resolve({"critic": {"size": "xl"}, "entropy": {"targets_nats": [[1.0, 1.2], [0.9, 1]]}})
+    assert validate(tomllib.loads(config.to_toml()), "test") == config
+
+
+def test_layers_override_in_order(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("steps = 7\nseed = 3\n")
+    assert resolve({}).steps == 12_000  # the preset of the default dataset
+    assert resolve({}, file=file).steps == 7
+    assert resolve({"steps": 9}, file=file).steps == 9
+    assert resolve({"steps": 9}, file=file).seed == 3
+    assert resolve({}, file=file).n_step == 25
+
+
+def test_a_runs_own_config_repeats_it_exactly(tmp_path):
+    config = resolve({"seed": 5, "flow": {"alpha": 2.0}})
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    assert resolve({}, file=file) == config
+
+
+def test_defaults_are_the_papers():
+    config = Config()
+    assert (config.discount, config.polyak, config.batch_size) == (0.99, 0.005, 256)
+    assert config.flow.hidden == (512, 512, 512, 512)
+    assert (config.optimizer.critic_lr, config.optimizer.policy_lr) == (1e-4, 5e-4)
+
+
+@pytest.mark.parametrize("name", list(presets()))
+def test_every_preset_makes_a_config(name):
+    assert resolve({}, preset=name).preset == name
+
+
+def test_preset_follows_the_dataset_family():
+    assert preset_for("cube-double-play-singletask-task1-v0") == "cube-double"
+    assert preset_for("antmaze-large-navigate-singletask-v0") == ""
+    puzzle = resolve({"dataset": {"name": "puzzle-3x3-play-singletask-task1-v0"}})
+    assert puzzle.flow.alpha == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"stepss": 1}, ["stepss", "unknown"]),
+        ({"critic": {"width": 3}}, ["critic.width", "unknown"]),
+        ({"critic": {"size": "huge"}}, ["critic.size", "huge", "xxl"]),
+        ({"steps": 0}, ["steps", "0", "greater"]),
+        ({"discount": 1.5}, ["discount", "1.5"]),
+        ({"optimizer": {"critic_lr": float("inf")}}, ["optimizer.critic_lr"]),
+        ({"seed": -1}, ["seed"]),
+        ({"critic": 4}, ["critic"]),
+        ({"entropy": {"targets_nats": [[1, 1]]}}, ["targets_nats", "depth"]),
+        ({"objective": "magic"}, ["objective", "magic"]),
+    ],
+)
+def test_bad_settings_are_named_in_one_sentence(bad, words):
+    with pytest.raises(InputError) as caught:
+        resolve(bad)
+    assert "\n" not in str(caught.value)
+    for word in [*words, "flags"]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"steps = ", b"\xff\xfe", b"a = [" * 100, b"[dataset]\nname = 5\n"]
+)
+def test_bad_files_are_named_in_one_sentence(tmp_path, content):
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="bad.toml"):
+        resolve({}, file=file)
+
+
+def test_missing_file_and_double_preset(tmp_path):
+    with pytest.raises(InputError, match="none.toml"):
+        resolve({}, file=tmp_path / "none.toml")
+    file = tmp_path / "full.toml"
+    file.write_text(resolve({}).to_toml())
+    with pytest.raises(InputError, match="pointmaze"):
+        resolve({}, file=file, preset="scene")
+    with pytest.raises(InputError, match="no preset"):
+        resolve({}, preset="nope")

@@ -1,0 +1,89 @@
+"""The transformer critic's sizes, exact savings and entropies."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tql_offline.errors import InputError
+from tql_offline.networks import SIZES, TransformerCritic, attention_with_entropy
+
+PARAMETERS = {"tiny": 0.1, "small": 0.4, "medium": 1.7, "large": 6.6, "xl": 26, "xxl": 101}
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_parameter_counts_are_the_papers(size):
+    """For cube-double (37 + 5 scalars), in millions to two digits."""
+    with torch.device("meta"):
+        critic = TransformerCritic.of_size(size, 37, 5)
+    millions = sum(p.numel() for p in critic.parameters()) / 1e6
+    assert millions == pytest.approx(PARAMETERS[size], rel=0.08)
+
+
+def test_unknown_size_is_named():
+    with pytest.raises(InputError, match=r"'huge'.*xxl"):
+        TransformerCritic.of_size("huge", 3, 2)
+    with pytest.raises(InputError, match="not divisible"):
+        TransformerCritic(3, 2, width=10, heads=4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    dims=st.tuples(st.integers(1, 9), st.integers(1, 5)),
+    heads=st.sampled_from([1, 2, 4]),
+    depth=st.integers(1, 4),
+    batch=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+def test_exact_savings_change_nothing(dims, heads, depth, batch, seed):
+    """Q, entropies and all gradients of both fast paths equal the plain path's, in float64."""
+    torch.manual_seed(seed)
+    critic = TransformerCritic(*dims, width=8 * heads, heads=heads, depth=depth).double()
+    for parameter in critic.parameters():  # no zero biases or unit norms, which hide mistakes
+        torch.nn.init.normal_(parameter, std=0.5)
+    observations = torch.randn(batch, dims[0], dtype=torch.float64)
+    actions = torch.randn(batch, dims[1], dtype=torch.float64, requires_grad=True)
+
+    q, entropy = critic.forward_plain(observations, actions)
+    fast_q, fast_entropy = critic(observations, actions, return_entropy=True)
+    lean_q = critic(observations, actions)
+    for have in (fast_q, lean_q):
+        torch.testing.assert_close(have, q, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fast_entropy, entropy, rtol=1e-10, atol=1e-10)
+
+    inputs = [actions, *critic.parameters()]
+    weights = torch.randn_like(entropy)
+    want = torch.autograd.grad(q.square().sum() + (weights * entropy).sum(), inputs)
+    have = torch.autograd.grad(fast_q.square().sum() + (weights * fast_entropy).sum(), inputs)
+    for one, other in zip(have, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    q_only = torch.autograd.grad(critic.forward_plain(observations, actions)[0].sum(), inputs)
+    lean = torch.autograd.grad(lean_q.sum(), inputs)
+    for one, other in zip(lean, q_only, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_entropy_of_uniform_and_of_sharp_attention():
+    keys = torch.eye(4).reshape(1, 1, 4, 4)
+    _, uniform = attention_with_entropy(torch.zeros(1, 1, 4, 4), keys, keys)
+    torch.testing.assert_close(uniform, torch.full((1, 1, 4), math.log(4)))
+    _, sharp = attention_with_entropy(1000 * keys, keys, keys)
+    torch.testing.assert_close(sharp, torch.zeros(1, 1, 4))
+
+
+def test_entropy_of_sharp_attention_has_finite_gradients():
+    query = (1e4 * torch.eye(3)).reshape(1, 1, 3, 3).requires_grad_()
+    _, entropy = attention_with_entropy(query, query, query)
+    (gradient,) = torch.autograd.grad(entropy.sum(), query)
+    assert gradient.isfinite().all()
+
+
+def test_initial_weights_are_lecun_normal():
+    torch.manual_seed(0)
+    critic = TransformerCritic.of_size("medium", 37, 5)
+    weight = critic.blocks[0].qkv.weight
+    assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+    assert critic.position.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not critic.blocks[0].qkv.bias.any()

@@ -1,0 +1,57 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "tql_offline.datasets": ROOT / "datasets",
+    "tql_offline.eval": ROOT / "eval",
+    "tql_offline.objectives": ROOT / "tql_offline" / "objectives",
+    "tql_offline.networks": ROOT / "tql_offline" / "networks",
+    "tql_offline.agents": ROOT / "tql_offline" / "agents",
+    "tql_offline.training": ROOT / "tql_offline" / "training",
+}
+FORBIDDEN = {
+    "tql_offline.datasets": ("tql_offline.agents", "tql_offline.training", "tql_offline.cli"),
+    "tql_offline.eval": ("tql_offline.agents", "tql_offline.training", "tql_offline.cli"),
+    "tql_offline.objectives": ("tql_offline.",),
+    "tql_offline.networks": ("tql_offline.agents", "tql_offline.training", "tql_offline.datasets"),
+    "tql_offline.agents": ("tql_offline.training", "tql_offline.datasets", "tql_offline.eval"),
+    "tql_offline.training": ("tql_offline.cli",),
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", list(FOLDERS))
+def test_layers(package):
+    files = sorted(FOLDERS[package].glob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            for forbidden in FORBIDDEN[package]:
+                inside = package == "tql_offline.objectives" and name.startswith(package)
+                assert inside or not name.startswith(forbidden), f"{path} imports {name}"
+
+
+def test_only_tables_imports_rich():
+    for path in [*ROOT.glob("tql_offline/**/*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("eval/*.py")]:
+        if path.name != "tables.py":
+            assert not any(n.split(".")[0] == "rich" for n in imported(path)), path
+
+
+def test_nothing_unpickles():
+    for path in [*ROOT.glob("tql_offline/**/*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("eval/*.py")]:
+        assert "pickle" not in set(imported(path)), path
+        text = path.read_text()
+        assert "allow_pickle=True" not in text
+        assert "torch.load(" not in text
