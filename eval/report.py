@@ -700,8 +700,7 @@ def _entropy_panel(run: Run, layer: int, most: float | None) -> Panel:
                 label = f"target of {name}" if dashed else name
                 lines.append(_curve_line(curve, label, group + 1, dashed))
     if most is not None:
-        ends = run.curves[f"entropy/{layer}/0"].steps
-        across = (ends[0], ends[-1])
+        across = (0, run.curves[f"entropy/{layer}/0"].steps[-1])
         lines.append(Line(label="ln L", x=across, y=(most, most), colour=0, style="dotted"))
     highest = max((v for line in lines for v in line.y if math.isfinite(v)), default=0.0)
     limits = (0, 1.06 * highest) if highest > 0 else None

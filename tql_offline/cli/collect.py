@@ -49,8 +49,9 @@ def collect_dataset(
     from tql_offline.datasets.collect import official_size
 
     file = parse_name(name).file
-    count = episodes or official_size(file)[0]
-    with progress_bar(f"collecting {file}", count + count // 10) as progress:
+    official = official_size(file)
+    count, length = episodes or official[0], steps or official[1]
+    with progress_bar(f"collecting {file}", (count + max(1, count // 10)) * length) as progress:
         done = run_collection(
             file,
             out=out,
@@ -58,7 +59,7 @@ def collect_dataset(
             steps=steps,
             seed=seed,
             processes=processes,
-            progress=progress,
+            progress=progress.add,
             force=force,
         )
     say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")

@@ -20,5 +20,5 @@ def report(
 
     folders = find_runs(runs)
     with progress_bar("reporting runs", len(folders)) as progress:
-        files = write_report(folders, out, progress)
+        files = write_report(folders, out, progress.reach)
     say(f"{files.html}\n{files.markdown}")

@@ -1,10 +1,9 @@
 """Everything drawn on the terminal; the only module that imports rich."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,7 +36,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     """Print a table; a column whose name ends in `#` holds numbers and is right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
-        table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left")
+        justify: Literal["right", "left"] = "right" if column.endswith("#") else "left"
+        table.add_column(column.rstrip("#"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
@@ -156,17 +156,33 @@ class _PlainProgress:
         self.advance(0, text)
 
 
+class Counter:
+    """Counts units done and shows them."""
+
+    def __init__(self, show: Callable[[int], None]) -> None:
+        self._done, self._show = 0, show
+
+    def add(self, units: int) -> None:
+        """So many more units are done."""
+        self.reach(self._done + units)
+
+    def reach(self, units: int) -> None:
+        """So many units are done in all."""
+        self._done = units
+        self._show(units)
+
+
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` units; yields the function to call with the units done."""
+def progress_bar(title: str, total: int) -> Iterator[Counter]:
+    """A bar over `total` units on a terminal, a line now and then in a log."""
     if not console.is_terminal:
         plain = _PlainProgress()
         plain.begin(title, total)
-        yield plain.advance
+        yield Counter(plain.advance)
         return
     with _progress(MofNCompleteColumn()) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield Counter(lambda done: bar.update(task, completed=done))
 
 
 @contextmanager
@@ -193,8 +209,3 @@ def download_bars() -> Iterator[Callable[[str, int, int], None]]:
 def _progress(*columns: Any) -> Progress:
     shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     return Progress(*shown, console=console, transient=False, refresh_per_second=4)
-
-
-def is_terminal() -> bool:
-    """Whether a person is watching."""
-    return sys.stdout.isatty()

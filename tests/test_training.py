@@ -1,0 +1,263 @@
+"""Runs from end to end: same seed same bits, checkpoints, results, and the command line's manners."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tql_offline.agents import make_agent, numpy_policy
+from tql_offline.cli import main
+from tql_offline.config import resolve
+from tql_offline.datasets.collect import collect
+from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder, read_json, read_jsonl
+from tql_offline.training import checkpoint
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import new_run_folder, run
+
+TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+TINY = {
+    "critic": {"size": "tiny"},
+    "flow": {"hidden": [16, 16]},
+    "steps": 20,
+    "batch_size": 16,
+    "log_every": 5,
+    "checkpoint_every": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maze")
+    return load(TASK, collect(TASK, out=folder, episodes=3, steps=200, processes=1).train)
+
+
+@pytest.fixture(scope="module")
+def own(data, tmp_path_factory):
+    """The same rows as a file of one's own, without an environment: nothing is scored."""
+    episodes = data.episodes
+    starts = np.zeros(len(episodes.observations), dtype=bool)
+    starts[episodes.start_rows()] = True
+    terminals = ~starts
+    def spread(column):
+        wide = np.zeros((len(starts), *column.shape[1:]), dtype=np.float32)
+        wide[starts] = column
+        return wide
+    path = tmp_path_factory.mktemp("own") / "mine.npz"
+    np.savez(
+        path,
+        observations=episodes.observations,
+        actions=spread(episodes.actions),
+        rewards=spread(episodes.rewards),
+        masks=spread(episodes.masks),
+        terminals=terminals,
+    )
+    return path
+
+
+def train_own(own, runs, **overrides):
+    config = resolve(TINY | {"dataset": {"name": str(own)}} | overrides)
+    return run(config, load(str(own)), runs, "", SilentReporter())
+
+
+@pytest.fixture(scope="module")
+def scored(data, tmp_path_factory):
+    """A whole run with evaluation."""
+    config = resolve(TINY | {"dataset": {"name": TASK}, "evaluation": {"processes": 1}})
+    return run(config, data, tmp_path_factory.mktemp("runs"), "", SilentReporter())
+
+
+def test_run_folder_holds_the_contract(scored):
+    result = read_json(scored.result)
+    assert result["schema"] == "tql-offline/result/1"
+    assert result["parameters"] == pytest.approx(0.1e6, rel=0.1)
+    assert [(e["policy"], e["step"]) for e in result["evaluations"]] == [
+        ("learned", 5), ("learned", 10), ("learned", 15), ("learned", 20), ("behaviour", 20),
+    ]
+    assert all(e["episodes"] == 50 for e in result["evaluations"])
+    assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
+    assert result["provenance"]["environment"]["success_timing"] == "pre"
+    assert [line["step"] for line in read_jsonl(scored.metrics)] == [5, 10, 15, 20]
+    assert scored.checkpoint_steps() == [10, 20]
+    keys = set(next(read_jsonl(scored.metrics)))
+    assert {"critic_loss", "q_mean", "entropy", "entropy_target", "temperature"} <= keys
+    assert not keys & {"seconds", "updates_per_second"}
+
+
+def test_policies_see_the_same_initial_states(scored):
+    lines = list(read_jsonl(scored.evaluations))
+    seeds = [[episode["seed"] for episode in line["episodes"]] for line in lines]
+    assert all(s == seeds[0] for s in seeds)
+    assert len(set(seeds[0])) == 50
+
+
+def test_same_seed_same_metrics_and_weights(own, tmp_path):
+    folders = [train_own(own, tmp_path / name) for name in ("a", "b")]
+    other = train_own(own, tmp_path / "c", seed=1)
+    texts = [f.metrics.read_bytes() for f in (*folders, other)]
+    assert texts[0] == texts[1] != texts[2]
+    for name in ("critic", "policy", "optimizers", "random"):
+        file = f"checkpoints/20/{name}.safetensors"
+        assert (folders[0].path / file).read_bytes() == (folders[1].path / file).read_bytes()
+
+
+def test_checkpoint_restores_policies_and_training_state(own, tmp_path):
+    folder = train_own(own, tmp_path)
+    config = resolve(TINY | {"dataset": {"name": str(own)}})
+    device = torch.device("cpu")
+    agent = make_agent(config.model_copy(update={"seed": 9}), 2, 2, device)
+    path = folder.checkpoints / "20"
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((5, 2), dtype=np.float32) for _ in range(2)]
+    before = numpy_policy(agent, "learned", device)(*inputs)
+    checkpoint.load_networks(path, agent)
+    after = numpy_policy(agent, "learned", device)(*inputs)
+    assert not np.array_equal(before, after)
+
+    generator = torch.Generator()
+    checkpoint.load_training_state(path, agent, generator)
+    state = checkpoint.State(step=20, observation_dim=2, action_dim=2)
+    again = checkpoint.save(tmp_path / "again", agent, generator, state)
+    for file in path.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    "name", ["critic.safetensors", "optimizers.safetensors", "random.safetensors", "state.json"]
+)
+@pytest.mark.parametrize("damage", ["missing", "cut", "garbage"])
+def test_damaged_checkpoints_are_named(own, tmp_path, name, damage):
+    folder = train_own(own, tmp_path)
+    file = folder.checkpoints / "20" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x00\xff" * 20)
+    agent = make_agent(resolve(TINY), 2, 2, torch.device("cpu"))
+    with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
+        checkpoint.read_state(file.parent)
+        checkpoint.load_networks(file.parent, agent)
+        checkpoint.load_training_state(file.parent, agent, torch.Generator())
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_of_another_size_is_refused(own, tmp_path):
+    folder = train_own(own, tmp_path)
+    agent = make_agent(resolve(TINY | {"critic": {"size": "small"}}), 2, 2, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"critic\.safetensors does not fit"):
+        checkpoint.load_networks(folder.checkpoints / "20", agent)
+
+
+def test_diverging_run_stops_with_step_and_checkpoint(own, tmp_path):
+    with pytest.raises(InputError, match=r"by update \d+.*checkpoint"):
+        train_own(own, tmp_path, optimizer={"critic_lr": 1e30, "policy_lr": 1e30, "warmup": 0})
+
+
+def test_run_names(tmp_path):
+    config = resolve(TINY)
+    first, second = (new_run_folder(tmp_path, config, "") for _ in range(2))
+    assert second.path.name == f"{first.path.name}-2"
+    new_run_folder(tmp_path, config, "mine")
+    with pytest.raises(InputError, match="exists already"):
+        new_run_folder(tmp_path, config, "mine")
+    for name in ("../out", "a/b", ".hidden"):
+        with pytest.raises(InputError, match="plain folder name"):
+            new_run_folder(tmp_path, config, name)
+
+
+def command(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code, capsys.readouterr()
+
+
+def bad_commands(data, tmp_path):
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(data.path.read_bytes()[:1000])
+    cube = "cube-single-play-singletask-task1-v0"
+    config = tmp_path / "bad.toml"
+    config.write_text("stepz = 3\n")
+    return {
+        "unknown size": ["train", "--size", "huge"],
+        "unknown dataset": ["train", "--dataset", "pointmaze-tiny-navigate-singletask-task1-v0"],
+        "unknown flag": ["train", "--sise", "xl"],
+        "unknown config key": ["train", "--config", str(config)],
+        "unknown set key": ["train", "--set", "flow.beta=1"],
+        "missing file": ["train", "--dataset", str(tmp_path / "none.npz")],
+        "truncated file": ["train", "--dataset", TASK, "--path", str(cut)],
+        "mislabelled file": ["train", "--dataset", cube, "--path", str(data.path)],
+        "unknown protocol": [
+            "train", "--dataset", TASK, "--path", str(data.path), "--protocol", "none"
+        ],
+        "no gpu": ["train", "--dataset", TASK, "--path", str(data.path), "--device", "cuda"],
+        "no run": ["eval", str(tmp_path)],
+        "no report": ["report", str(tmp_path / "none")],
+        "unknown command": ["trian"],
+        "uncollectable": ["collect", "antmaze-large-navigate-v0"],
+    }
+
+
+CASES = [
+    "unknown size", "unknown dataset", "unknown flag", "unknown config key", "unknown set key",
+    "missing file", "truncated file", "mislabelled file", "unknown protocol", "no gpu", "no run",
+    "no report", "unknown command", "uncollectable",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_sentence_and_exit_2_and_writes_nothing(
+    case, data, tmp_path, capsys, monkeypatch
+):
+    if case == "no gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    arguments = bad_commands(data, inputs)[case]
+    code, output = command(arguments, capsys)
+    assert code == 2
+    assert output.err.startswith("tql-offline: ")
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err
+    assert list(work.iterdir()) == []
+
+
+def test_all_cases_are_listed(data, tmp_path):
+    assert sorted(bad_commands(data, tmp_path)) == sorted(CASES)
+
+
+def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--set", "flow.hidden=[16,16]", "--set", "evaluation.processes=1", "--batch-size", "16"]
+    code, output = command(
+        ["train", "--dataset", TASK, "--path", str(data.path), "--size", "tiny", "--steps", "4", *tiny],
+        capsys,
+    )
+    assert code == 0
+    assert "learned" in output.out
+    assert "behaviour" in output.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    lines = len(list(read_jsonl(RunFolder(folder).evaluations)))
+    code, output = command(["eval", str(folder), "--policy", "behaviour"], capsys)
+    assert code == 0
+    again = list(read_jsonl(RunFolder(folder).evaluations))
+    assert len(again) == lines + 1
+    # The same checkpoint, protocol and seeds: the same episodes, to the last bit.
+    assert json.dumps(again[-1]["episodes"]) == json.dumps(again[-2]["episodes"])
+    code, output = command(["report", "runs", "--out", "report"], capsys)
+    assert code == 0
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    assert "behaviour" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_eval_names_a_missing_checkpoint(scored, capsys):
+    code, output = command(["eval", str(scored.path), "--checkpoint", "7"], capsys)
+    assert code == 2
+    assert "10, 20" in output.err
+    code, output = command(["eval", str(scored.path), "--policy", "best"], capsys)
+    assert code == 2
+    assert "learned, behaviour" in output.err
