@@ -24,7 +24,7 @@ typed: $(VENV)/installed
 	ln -s $(CURDIR)/tql_offline/* build/typed/tql_offline/
 	ln -s $(CURDIR)/datasets $(CURDIR)/eval build/typed/tql_offline/
 	ln -s $(CURDIR)/tests $(CURDIR)/cli.py build/typed/
-	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml tql_offline tests cli.py
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases tql_offline tests cli.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

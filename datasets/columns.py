@@ -8,9 +8,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from tql_offline.datasets.episodes import Array
 from tql_offline.errors import InputError
+
+Floats = NDArray[np.float32]
 
 MAX_COLUMNS = 64
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
@@ -49,7 +52,9 @@ def _read_npz(path: Path) -> dict[str, Array]:
 def _read_hdf5(path: Path) -> dict[str, Array]:
     try:
         with h5py.File(path, "r") as file:
-            names = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            names = [
+                name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)
+            ]
             _check_names(path, names)
             return {name: _hdf5_column(path, file, name) for name in names}
     except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -79,7 +84,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Array:
+def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Floats:
     """A column as float32 `(rows, width)`.
 
     Raises:
@@ -95,7 +100,7 @@ def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, pa
     return _finite(column.astype(np.float32, copy=False), name, path)
 
 
-def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
+def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Floats:
     """A column as float32 `(rows,)`.
 
     Raises:
@@ -130,7 +135,7 @@ def _check_rows(column: Array, name: str, rows: int | None, path: Path) -> None:
         )
 
 
-def _finite(column: Array, name: str, path: Path) -> Array:
+def _finite(column: Floats, name: str, path: Path) -> Floats:
     bad = ~np.isfinite(column)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])

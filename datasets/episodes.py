@@ -8,8 +8,8 @@ Two episodes of 3 and 2 transitions; `|` marks the boundary between them:
     observations    : [s0,  s1,  s2,  s3, |  s0,  s1,  s2]           N + E rows
     observation row :   0    1    2    3  |   4    5    6
 
-Transition `i` of episode `e` starts at observation row `i + e` and ends at row `i + e + 1`: the next
-observation is the next row and is never stored twice. Every episode keeps its last observation.
+Transition `i` of episode `e` starts at observation row `i + e` and ends at row `i + e + 1`: the
+next observation is the next row, never stored twice. Every episode keeps its last observation.
 
 `masks` is 0 only where the task itself ended (no bootstrap). The end of an episode is kept
 separately, in `lengths`; an episode that was merely cut off (truncated) bootstraps from its last
@@ -18,6 +18,7 @@ observation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from tql_offline.errors import InputError
 
 Array = NDArray[np.generic]
+Column = TypeVar("Column", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,9 @@ class Episodes:
     """
 
     observations: Array
-    actions: Array
-    rewards: Array
-    masks: Array
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    masks: NDArray[np.float32]
     lengths: NDArray[np.int64]
 
     def __post_init__(self) -> None:
@@ -103,14 +105,16 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
     ends = np.flatnonzero(terminals)
     if len(ends) == 0 or ends[-1] != len(terminals) - 1:
         raise InputError(
-            f"column 'terminals' does not mark the last of its {len(terminals)} rows as an episode's "
-            "end; the file is cut off, so collect or download it again"
+            f"column 'terminals' does not mark the last of its {len(terminals)} rows as an end of "
+            "an episode; the file is cut off, so collect or download it again"
         )
     return np.diff(ends, prepend=-1) - 1
 
 
-def drop_last_rows(column: Array, lengths: Sequence[int] | NDArray[np.int64]) -> Array:
-    """Keep the N transition rows of an `(N + E, ...)` column whose episodes' last rows are unused."""
+def drop_last_rows(
+    column: NDArray[Column], lengths: Sequence[int] | NDArray[np.int64]
+) -> NDArray[Column]:
+    """Keep the N transition rows of an `(N + E, ...)` column, dropping each episode's last row."""
     keep = np.ones(len(column), dtype=bool)
     keep[np.cumsum(np.asarray(lengths) + 1) - 1] = False
     return column[keep]

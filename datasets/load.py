@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tql_offline.datasets.columns import (
     HDF5_SUFFIXES,
+    Floats,
     file_sha256,
     read_columns,
     require_matrix,
@@ -135,7 +137,9 @@ def _load_ogbench(name: DatasetName, path: Path) -> Dataset:
     )
 
 
-def _core_columns(columns: dict[str, Array], path: Path) -> tuple[Array, Array, Array]:
+def _core_columns(
+    columns: dict[str, Array], path: Path
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Observations, actions and episode lengths of a file in OGBench's layout."""
     observations = require_matrix(columns, "observations", None, path)
     actions = require_matrix(columns, "actions", len(observations), path)
@@ -149,7 +153,7 @@ def _core_columns(columns: dict[str, Array], path: Path) -> tuple[Array, Array, 
 
 def relabel(
     name: DatasetName, observation_dim: int, action_dim: int, states: dict[str, Array], path: Path
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """Rewards and masks of a singletask dataset, by `ogbench.relabel_utils`.
 
     Locomotion: reward = success - 1. Manipulation: (sub-goals met) - (sub-goals). The mask is 0
@@ -174,11 +178,11 @@ def relabel(
                     f"{path} has {have} dims in {what!r} where {name.env_id} has {want}; "
                     f"it is not {name.file}, so give the right file or name"
                 )
-        labels: dict[str, Array] = dict(states)
+        labels: dict[str, Any] = dict(states)
         relabel_dataset(name.env_id, environment, labels)
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
-            f"{path} lacks the simulator states ('qpos'…) that {name.env_id} computes rewards from; "
+            f"{path} lacks the simulator states ('qpos'…) that the rewards of {name.env_id} need; "
             "collect or download it again"
         ) from error
     finally:
@@ -186,6 +190,6 @@ def relabel(
     return labels["rewards"], labels["masks"]
 
 
-def _clip(actions: Array) -> Array:
-    clipped: Array = np.clip(actions, -ACTION_BOUND, ACTION_BOUND)
+def _clip(actions: Floats) -> Floats:
+    clipped: Floats = np.clip(actions, -ACTION_BOUND, ACTION_BOUND)
     return clipped

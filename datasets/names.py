@@ -8,7 +8,9 @@ from pathlib import Path
 from tql_offline.errors import InputError
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-v\d+")
-_SINGLETASK = re.compile(r"(?P<head>.+)-(?P<kind>[a-z]+)-singletask(-task(?P<task>[1-5]))?-(?P<version>v\d+)")
+_SINGLETASK = re.compile(
+    r"(?P<head>.+)-(?P<kind>[a-z]+)-singletask(-task(?P<task>[1-5]))?-(?P<version>v\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class DatasetName:
 
     @property
     def family(self) -> str:
-        """`cube-double` of `cube-double-play-...`: the environment without dataset type and task."""
+        """`cube-double` of `cube-double-play-...`: the environment without type and task."""
         return re.sub(r"-[a-z]+-v\d+$", "", self.file)
 
 

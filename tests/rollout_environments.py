@@ -97,4 +97,4 @@ def once() -> bool:
 
 
 for environment in (Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent):
-    gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)
+    gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]

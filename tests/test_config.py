@@ -9,7 +9,9 @@ from tql_offline.errors import InputError
 
 
 def test_config_survives_its_toml():
-    config = resolve({"critic": {"size": "xl"}, "entropy": {"targets_nats": [[1.0, 1.2], [0.9, 1]]}})
+    config = resolve(
+        {"critic": {"size": "xl"}, "entropy": {"targets_nats": [[1.0, 1.2], [0.9, 1]]}}
+    )
     assert validate(tomllib.loads(config.to_toml()), "test") == config
 
 

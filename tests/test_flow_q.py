@@ -1,11 +1,11 @@
-"""The flow agent: what each gradient may touch, what control does, and a task with a known answer."""
+"""The flow agent: what each gradient may touch, what control does, a task of known answer."""
 
 import numpy as np
 import pytest
 import torch
 
 from tql_offline.agents import make_agent
-from tql_offline.agents.flow_q import draw_noise
+from tql_offline.agents.flow_q import FlowQ, draw_noise
 from tql_offline.agents.optimizers import critic_groups, learning_rate, set_learning_rate
 from tql_offline.batch import Batch
 from tql_offline.config import resolve
@@ -17,6 +17,12 @@ CPU = torch.device("cpu")
 def make_config(**overrides):
     base = {"critic": {"size": "tiny"}, "flow": {"hidden": [32, 32], "alpha": 1.0}, "steps": 100}
     return resolve(base | overrides)
+
+
+def build(config, observation_dim=3, action_dim=2):
+    agent = make_agent(config, observation_dim, action_dim, CPU)
+    assert isinstance(agent, FlowQ)
+    return agent
 
 
 def make_batch(size=16, observation_dim=3, action_dim=2, seed=0):
@@ -41,19 +47,21 @@ def run_updates(agent, count, batch=None, warmup=0):
 def test_policy_loss_gives_the_critic_no_gradient_step():
     """With the critic's rate at 0 an update leaves the critic as it was, and moves the policies."""
     config = make_config()
-    agent = make_agent(config, 3, 2, CPU)
+    agent = build(config)
     agent.learning_rates["critic"] = 0.0
     before = {n: p.clone() for n, p in agent.critic.named_parameters()}
     policy_before = [p.clone() for p in agent.policy_parameters]
     run_updates(agent, 2)
     for name, parameter in agent.critic.named_parameters():
         assert torch.equal(parameter, before[name]), name
-    moved = [not torch.equal(p, b) for p, b in zip(agent.policy_parameters, policy_before, strict=True)]
+    moved = [
+        not torch.equal(p, b) for p, b in zip(agent.policy_parameters, policy_before, strict=True)
+    ]
     assert all(moved)
 
 
 def test_critic_gradient_comes_from_the_critic_loss_alone():
-    agent = make_agent(make_config(), 3, 2, CPU)
+    agent = build(make_config())
     batch, generator = make_batch(), torch.Generator().manual_seed(0)
     noise = draw_noise(batch.actions, torch.Generator().manual_seed(0))
     loss, _ = agent.critic_loss(batch, noise)
@@ -64,7 +72,7 @@ def test_critic_gradient_comes_from_the_critic_loss_alone():
 
 
 def test_every_network_trains_and_the_target_follows_slowly():
-    agent = make_agent(make_config(), 3, 2, CPU)
+    agent = build(make_config())
     start = agent.critic.value_token.clone()
     run_updates(agent, 1)
     moved = agent.critic.value_token - start
@@ -73,7 +81,7 @@ def test_every_network_trains_and_the_target_follows_slowly():
 
 
 def test_weight_decay_only_on_matrices_of_blocks_and_heads():
-    agent = make_agent(make_config(), 3, 2, CPU)
+    agent = build(make_config())
     decayed, plain = critic_groups(agent.critic, agent.control, 0.01)
     names = {id(p): n for n, p in agent.critic.named_parameters()}
     assert {names[id(p)] for p in decayed["params"]} == {
@@ -142,7 +150,7 @@ def test_targets_are_fractions_of_the_largest_entropy():
 
 def test_same_seed_same_bits_and_other_seed_others():
     def weights(seed):
-        agent = make_agent(make_config(seed=seed), 3, 2, CPU)
+        agent = build(make_config(seed=seed))
         run_updates(agent, 3)
         return torch.cat([p.flatten() for n in agent.networks.values() for p in n.parameters()])
 
@@ -158,7 +166,7 @@ def test_known_answer_one_step_bandit():
         optimizer={"critic_lr": 2e-3, "policy_lr": 2e-3, "warmup": 0},
         steps=400,
     )
-    agent = make_agent(config, 1, 1, CPU)
+    agent = build(config, 1, 1)
     for step in range(400):
         actions = torch.rand(256, 1, generator=generator) * 2 - 1
         states = torch.randn(256, 1, generator=generator)

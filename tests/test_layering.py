@@ -44,13 +44,21 @@ def test_layers(package):
 
 
 def test_only_tables_imports_rich():
-    for path in [*ROOT.glob("tql_offline/**/*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("eval/*.py")]:
+    for path in [
+        *ROOT.glob("tql_offline/**/*.py"),
+        *ROOT.glob("datasets/*.py"),
+        *ROOT.glob("eval/*.py"),
+    ]:
         if path.name != "tables.py":
             assert not any(n.split(".")[0] == "rich" for n in imported(path)), path
 
 
 def test_nothing_unpickles():
-    for path in [*ROOT.glob("tql_offline/**/*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("eval/*.py")]:
+    for path in [
+        *ROOT.glob("tql_offline/**/*.py"),
+        *ROOT.glob("datasets/*.py"),
+        *ROOT.glob("eval/*.py"),
+    ]:
         assert "pickle" not in set(imported(path)), path
         text = path.read_text()
         assert "allow_pickle=True" not in text

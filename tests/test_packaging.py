@@ -30,8 +30,6 @@ def test_bare_names_refuse_to_import(name, monkeypatch):
         importlib.import_module(name)
 
 
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of a copy of the sources, so that no build folder appears in the checkout."""
@@ -85,7 +83,12 @@ def test_installed_beside_hugging_face_datasets_both_import(wheel, tmp_path):
 def test_a_plain_checkout_works_uninstalled(tmp_path):
     code = "import tql_offline.datasets.names, tql_offline.eval.scores; print('ok')"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]}; {code}"],
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]}; {code}",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Runs from end to end: same seed same bits, checkpoints, results, and the command line's manners."""
+"""Runs from end to end: same seed same bits, checkpoints, results, the command line's manners."""
 
 import json
 
@@ -41,10 +41,12 @@ def own(data, tmp_path_factory):
     starts = np.zeros(len(episodes.observations), dtype=bool)
     starts[episodes.start_rows()] = True
     terminals = ~starts
+
     def spread(column):
         wide = np.zeros((len(starts), *column.shape[1:]), dtype=np.float32)
         wide[starts] = column
         return wide
+
     path = tmp_path_factory.mktemp("own") / "mine.npz"
     np.savez(
         path,
@@ -74,7 +76,11 @@ def test_run_folder_holds_the_contract(scored):
     assert result["schema"] == "tql-offline/result/1"
     assert result["parameters"] == pytest.approx(0.1e6, rel=0.1)
     assert [(e["policy"], e["step"]) for e in result["evaluations"]] == [
-        ("learned", 5), ("learned", 10), ("learned", 15), ("learned", 20), ("behaviour", 20),
+        ("learned", 5),
+        ("learned", 10),
+        ("learned", 15),
+        ("learned", 20),
+        ("behaviour", 20),
     ]
     assert all(e["episodes"] == 50 for e in result["evaluations"])
     assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
@@ -189,7 +195,13 @@ def bad_commands(data, tmp_path):
         "truncated file": ["train", "--dataset", TASK, "--path", str(cut)],
         "mislabelled file": ["train", "--dataset", cube, "--path", str(data.path)],
         "unknown protocol": [
-            "train", "--dataset", TASK, "--path", str(data.path), "--protocol", "none"
+            "train",
+            "--dataset",
+            TASK,
+            "--path",
+            str(data.path),
+            "--protocol",
+            "none",
         ],
         "no gpu": ["train", "--dataset", TASK, "--path", str(data.path), "--device", "cuda"],
         "no run": ["eval", str(tmp_path)],
@@ -234,7 +246,18 @@ def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = ["--set", "flow.hidden=[16,16]", "--set", "evaluation.processes=1", "--batch-size", "16"]
     code, output = command(
-        ["train", "--dataset", TASK, "--path", str(data.path), "--size", "tiny", "--steps", "4", *tiny],
+        [
+            "train",
+            "--dataset",
+            TASK,
+            "--path",
+            str(data.path),
+            "--size",
+            "tiny",
+            "--steps",
+            "4",
+            *tiny,
+        ],
         capsys,
     )
     assert code == 0

@@ -56,7 +56,9 @@ class CriticConfig(Table):
 class EntropyConfig(Table):
     """Attention-entropy control."""
 
-    mode: Literal["none", "fixed", "single", "layerwise"] = Field("layerwise", description="control")
+    mode: Literal["none", "fixed", "single", "layerwise"] = Field(
+        "layerwise", description="control"
+    )
     target: Fraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
     last_target: Fraction = Field(0.65, description="the last layer's")
     targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(

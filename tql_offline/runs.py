@@ -3,7 +3,7 @@
     runs/<name>/
       config.toml           everything needed to repeat the run
       provenance.json       versions, device, git commit, dataset name and sha256, success timing
-      metrics.jsonl         one line per log step: losses, Q, entropies; no wall-clock, so it repeats
+      metrics.jsonl         one line per log step: losses, Q, entropies; no wall clock: it repeats
       timing.jsonl          one line per log step: seconds and updates/s
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       checkpoints/<step>/   *.safetensors and state.json
@@ -131,7 +131,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON; restore it from the run that wrote it") from error
+        raise InputError(
+            f"{path} is not valid JSON; restore it from the run that wrote it"
+        ) from error
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object; restore it from the run that wrote it")
     return document

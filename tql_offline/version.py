@@ -1,3 +1,3 @@
-"""The package's version, in a module of its own so that the build reads it without importing torch."""
+"""The package's version, apart so that a build reads it without importing torch."""
 
 __version__ = "0.1.0"

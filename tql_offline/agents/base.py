@@ -18,21 +18,32 @@ NumpyPolicy = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.fl
 
 
 class Agent(Protocol):
-    """A method: its networks, its optimizers, one update and its policies.
+    """A method: its networks, its optimizers, one update and its policies."""
 
-    Attributes:
-        networks: by name; each is one file of a checkpoint.
-        optimizers: by name, over parameters of `networks`.
-        learning_rates: by optimizer, the rate after warm-up.
-        policies: names accepted by `act`, `learned` first.
-        num_tokens: L of the critic, for ln L.
-    """
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By name; each is one file of a checkpoint."""
+        ...
 
-    networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    learning_rates: Mapping[str, float]
-    policies: tuple[str, ...]
-    num_tokens: int
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By name, over parameters of `networks`."""
+        ...
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """By optimizer, the rate after warm-up."""
+        ...
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names accepted by `act`, `learned` first."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """L of the critic, for ln L."""
+        ...
 
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """One gradient step; returns tensors that stay on the device."""
@@ -66,9 +77,7 @@ def make_agent(
 def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:
     """A policy as the evaluator calls it: `(observations, noise) → actions`, all float32 arrays."""
 
-    def act(
-        observations: NDArray[np.float32], noise: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def act(observations: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
             tensors = (torch.as_tensor(a, device=device) for a in (observations, noise))
             actions: NDArray[Any] = agent.act(policy, *tensors).float().cpu().numpy()

@@ -146,12 +146,12 @@ class FlowQ:
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
 
-        # The policy's gradient is taken for its own parameters alone: the critic's get none from it.
+        # The policy's gradient is taken for its own parameters alone: the critic gets none of it.
         gradients = torch.autograd.grad(policy_loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizers["critic"].zero_grad()
-        critic_loss.backward()  # type: ignore[no-untyped-call]
+        critic_loss.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
         polyak_update(self.target_critic, self.critic, self.config.polyak)

@@ -15,7 +15,8 @@ def critic_groups(
 
     Embeddings, tokens, positions, norms, biases and temperatures do not decay.
     """
-    decayed, plain = [], list(control.parameters())
+    decayed: list[nn.Parameter] = []
+    plain = list(control.parameters())
     for name, parameter in critic.named_parameters():
         matrix = parameter.ndim == 2 and name.startswith(("blocks.", "heads."))
         (decayed if matrix else plain).append(parameter)

@@ -84,14 +84,14 @@ def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
 
 
 class TerminalReporter:
-    """Draws a run: a progress bar on a terminal, a line now and then in a log."""
+    """Draws a run: progress bars on a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
-        self._plain = _PlainProgress()
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._current = ""
-        self._titles: list[str] = []
+        self._steps: dict[str, int] = {}
+        self._stages: list[str] = []
+        self._spoke = time.monotonic()
 
     def __enter__(self) -> "TerminalReporter":
         if console.is_terminal:
@@ -104,56 +104,58 @@ class TerminalReporter:
             self._live.stop()
 
     def started(self, title: str, steps: int) -> None:
-        """A stage of `steps` units begins."""
-        self._current = title
+        """A stage of `steps` units begins inside the present one."""
+        self._stages.append(title)
+        self._steps[title] = steps
         if self._live is None:
-            self._plain.begin(title, steps)
-        elif title in self._tasks:
+            return
+        if title in self._tasks:
             self._live.reset(self._tasks[title], total=steps)
         else:
             self._tasks[title] = self._live.add_task(title, total=steps, note="")
 
     def advanced(self, step: int) -> None:
         """The stage has reached `step`."""
-        if self._live is None:
-            self._plain.advance(step)
-        else:
-            self._live.update(self._tasks[self._current], completed=step)
+        title = self._stages[-1]
+        if self._live is not None:
+            self._live.update(self._tasks[title], completed=step)
+        elif self._is_time():
+            say(f"{title}: {step:,} of {self._steps[title]:,}")
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
         """A line of metrics was written."""
         text = metrics_line(line, updates_per_second)
-        if self._live is None:
-            self._plain.note(text)
-        else:
-            self._live.update(self._tasks["training"], note=escape(text.partition("  ")[2]))
+        if self._live is not None:
+            self._live.update(self._tasks[self._stages[-1]], note=escape(text.partition("  ")[2]))
+        elif self._is_time():
+            say(text)
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        """A policy was scored."""
+        """A policy was scored, which ends that stage."""
+        self._stages.pop()
         wins = sum(bool(episode["success"]) for episode in line["episodes"])
         score = percent_with_interval(wins, len(line["episodes"]))
-        self._current = "training" if "training" in self._tasks else self._current
         text = f"update {line['step']:,}: {line['policy']} policy succeeds in {score}"
         (self._live.console.print if self._live else say)(text)
+
+    def _is_time(self) -> bool:
+        """Whether a log may have another line."""
+        due = time.monotonic() - self._spoke >= PLAIN_SECONDS
+        if due:
+            self._spoke = time.monotonic()
+        return due
 
 
 class _PlainProgress:
     """Progress as lines in a log, at most one every `PLAIN_SECONDS`."""
 
-    def __init__(self) -> None:
-        self._title, self._steps, self._spoke = "", 0, 0.0
-
-    def begin(self, title: str, steps: int) -> None:
+    def __init__(self, title: str, steps: int) -> None:
         self._title, self._steps, self._spoke = title, steps, time.monotonic()
 
     def advance(self, step: int, note: str = "") -> None:
-        now = time.monotonic()
-        if now - self._spoke >= PLAIN_SECONDS:
-            self._spoke = now
+        if time.monotonic() - self._spoke >= PLAIN_SECONDS:
+            self._spoke = time.monotonic()
             say(note or f"{self._title}: {step:,} of {self._steps:,}")
-
-    def note(self, text: str) -> None:
-        self.advance(0, text)
 
 
 class Counter:
@@ -176,8 +178,7 @@ class Counter:
 def progress_bar(title: str, total: int) -> Iterator[Counter]:
     """A bar over `total` units on a terminal, a line now and then in a log."""
     if not console.is_terminal:
-        plain = _PlainProgress()
-        plain.begin(title, total)
+        plain = _PlainProgress(title, total)
         yield Counter(plain.advance)
         return
     with _progress(MofNCompleteColumn()) as bar:
@@ -189,8 +190,7 @@ def progress_bar(title: str, total: int) -> Iterator[Counter]:
 def download_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Bars of files being downloaded; yields a function of (file, bytes received, bytes in all)."""
     if not console.is_terminal:
-        plain = _PlainProgress()
-        plain.begin("download", 0)
+        plain = _PlainProgress("download", 0)
         yield lambda file, received, length: plain.advance(
             0, f"{file}: {received / 2**20:.0f} of {length / 2**20:.0f} MiB"
         )

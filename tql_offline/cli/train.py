@@ -63,9 +63,7 @@ def train(
         float | None, typer.Option(help="Weight of staying near the behaviour flow.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same numbers. Default: 0.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
     ] = None,
@@ -154,7 +152,9 @@ def _assign(flags: dict[str, Any], assignment: str) -> None:
     for table in tables:
         flags = flags.setdefault(table, {})
         if not isinstance(flags, dict):
-            raise InputError(f"--set {assignment!r} names a setting inside {table!r}, which has none")
+            raise InputError(
+                f"--set {assignment!r} names a setting inside {table!r}, which has none"
+            )
     flags[key] = value
 
 

@@ -35,7 +35,7 @@ def attention_with_entropy(
 def attention_log_weights(
     q_BHLK: Float[Tensor, "B H L K"], k_BHLK: Float[Tensor, "B H L K"]
 ) -> Float[Tensor, "B H L L"]:
-    """log p_ij, the logarithm of each query's softmax weights with scale 1/√K."""
+    """Logarithm of each query's softmax weights, `log p_ij`, with scale 1/√K."""
     return torch.log_softmax(q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5, dim=-1)
 
 

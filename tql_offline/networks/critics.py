@@ -7,8 +7,9 @@ One token per scalar of state and action, a learned `[VALUE]` token in front; af
 blocks the `[VALUE]` output goes to E heads. Parameter names are the checkpoint format.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Self, overload
+from typing import Literal, Self, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -182,18 +183,21 @@ class TransformerCritic(nn.Module):
         scalars = torch.cat([observations, actions], dim=-1)
         slopes_LD, offsets_LD = self._token_tables()
         x_BLD = tokens_of(scalars, slopes_LD, offsets_LD)
-        entropies = []
-        for index, block in enumerate(self.blocks[:-1]):
+        entropies: list[Tensor | None] = []
+        *others, last = cast(Iterable[Block], self.blocks)
+        for index, block in enumerate(others):
             if index == 0:
                 qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
                 x_BLD, entropy = block.mix(x_BLD, qkv, return_entropy)
             else:
                 x_BLD, entropy = block(x_BLD, return_entropy)
             entropies.append(entropy)
-        value_BD, entropy = value_token_block(self.blocks[-1], x_BLD, return_entropy)
+        value_BD, entropy = value_token_block(last, x_BLD, return_entropy)
         entropies.append(entropy)
         q_BE = self._read_out(value_BD)
-        return (q_BE, torch.stack(entropies)) if return_entropy else q_BE
+        if not return_entropy:
+            return q_BE
+        return q_BE, torch.stack([entropy for entropy in entropies if entropy is not None])
 
     def forward_plain(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q and entropies with every token carried through every block: the reference for tests."""
@@ -210,7 +214,7 @@ class TransformerCritic(nn.Module):
         return torch.cat([head(normed) for head in self.heads], dim=-1)
 
     def _token_tables(self) -> tuple[Float[Tensor, "L D"], Float[Tensor, "L D"]]:
-        """Slope and offset of every token: `x_i = slope_i·scalar_i + offset_i`; [VALUE] has slope 0."""
+        """Slope and offset of every token, `x_i = slope_i·s_i + offset_i`; [VALUE] has slope 0."""
         value = self.value_token.unsqueeze(0)
         slopes, offsets = [torch.zeros_like(value)], []
         for embedding, kind, count in (
@@ -233,7 +237,8 @@ def _head(width: int) -> nn.Sequential:
 
 def split_heads(x_BLD: Float[Tensor, "B L D"], heads: int) -> Float[Tensor, "B H L K"]:
     """Cut the width into heads."""
-    return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
 
 
 def tokens_of(
@@ -271,11 +276,13 @@ def first_projection(
         + 2 * s_BL * (slopes * offsets).mean(dim=-1)
         + offsets.square().mean(dim=-1)
     )
-    r_BL1 = torch.rsqrt(variance_BL + norm.eps).unsqueeze(-1)
+    # A variance near 0 may come out below it by rounding.
+    r_BL1 = torch.rsqrt(variance_BL.clamp_min(0) + norm.eps).unsqueeze(-1)
     p_L3D = (slopes * norm.weight) @ project.weight.T
     r_L3D = (offsets * norm.weight) @ project.weight.T
     shift_3D = project(norm.bias)
-    return torch.addcmul(r_L3D, s_BL.unsqueeze(-1), p_L3D) * r_BL1 + shift_3D
+    projected: Tensor = torch.addcmul(r_L3D, s_BL.unsqueeze(-1), p_L3D) * r_BL1 + shift_3D
+    return projected
 
 
 def value_token_block(

@@ -9,7 +9,7 @@ _TRUNCATED_STD = 0.87962566103423978
 
 
 def lecun_normal_(layer: nn.Linear) -> nn.Linear:
-    """Fill a dense layer with LeCun-normal weights (variance 1/fan-in, cut at ±2σ) and zero bias."""
+    """Fill a dense layer with LeCun-normal weights (variance 1/fan-in, cut at ±2σ), zero bias."""
     std = math.sqrt(1.0 / layer.in_features) / _TRUNCATED_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)

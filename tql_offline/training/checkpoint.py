@@ -1,10 +1,10 @@
 """Checkpoints: one folder per step, written aside and renamed; nothing is unpickled.
 
-    checkpoints/<step>/
-      critic.safetensors, …     one file per network, under its own parameter names
-      optimizers.safetensors    "<optimizer>.<index>.<moment>"
-      random.safetensors        "generator": state of the training generator
-      state.json                schema, step, dims; written last, so a folder without it is no checkpoint
+checkpoints/<step>/
+  critic.safetensors, …     one file per network, under its own parameter names
+  optimizers.safetensors    "<optimizer>.<index>.<moment>"
+  random.safetensors        "generator": state of the training generator
+  state.json                schema, step, dims; a folder without it is no checkpoint
 """
 
 import os
@@ -69,7 +69,9 @@ def read_state(checkpoint: Path) -> State:
     numbers = {k: document.get(k) for k in ("step", "observation_dim", "action_dim")}
     for key, value in numbers.items():
         if not isinstance(value, int) or not 0 <= value < 10**9:
-            raise InputError(f"{key!r} in {path} is {value!r}; restore it from the run that wrote it")
+            raise InputError(
+                f"{key!r} in {path} is {value!r}; restore it from the run that wrote it"
+            )
     return State(**numbers)  # type: ignore[arg-type]
 
 
@@ -85,7 +87,7 @@ def load_networks(checkpoint: Path, agent: Agent) -> None:
             network.load_state_dict(_load(path), strict=True)
         except RuntimeError as error:
             raise InputError(
-                f"{path} does not fit the run's config.toml ({str(error).splitlines()[-1].strip()}); "
+                f"{path} does not fit the run's config.toml ({_last_line(error)}); "
                 "restore both from the same run"
             ) from error
 
@@ -106,6 +108,10 @@ def load_training_state(checkpoint: Path, agent: Agent, generator: torch.Generat
         raise InputError(
             f"{checkpoint} lacks part of the training state ({error}); continue from another one"
         ) from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

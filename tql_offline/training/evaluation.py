@@ -11,7 +11,8 @@ from tql_offline.agents import Agent, make_agent, numpy_policy
 from tql_offline.config import Config
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
-from tql_offline.eval.rollout import EnvironmentPool, evaluate
+from tql_offline.eval.rollout import evaluate
+from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.runs import RunFolder, append_jsonl, read_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device

@@ -85,7 +85,7 @@ def train(training: Training) -> None:
     """Run the updates that remain.
 
     Raises:
-        InputError: a loss is no longer finite (checked at log steps, where metrics are read anyway).
+        InputError: a loss is no longer finite (seen at log steps, where metrics are read anyway).
     """
     config = training.config
     training.reporter.started("training", config.steps)

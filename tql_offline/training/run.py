@@ -35,7 +35,9 @@ def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
         if not _claim(runs / name):
             raise InputError(f"run folder {runs / name} exists already; choose another --name")
         return RunFolder(runs / name)
-    stem = f"{Path(config.dataset.name).stem}-{config.objective}-{config.critic.size}-s{config.seed}"
+    stem = (
+        f"{Path(config.dataset.name).stem}-{config.objective}-{config.critic.size}-s{config.seed}"
+    )
     for number in range(1, MAX_RUN_NAMES):
         path = runs / (stem if number == 1 else f"{stem}-{number}")
         if _claim(path):
