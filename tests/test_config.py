@@ -18,7 +18,7 @@ def test_config_survives_its_toml():
 def test_layers_override_in_order(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("steps = 7\nseed = 3\n")
-    assert resolve({}).steps == 12_000  # the preset of the default dataset
+    assert resolve({}).steps == 8_000  # the preset of the default dataset
     assert resolve({}, file=file).steps == 7
     assert resolve({"steps": 9}, file=file).steps == 9
     assert resolve({"steps": 9}, file=file).seed == 3

@@ -163,6 +163,7 @@ def test_known_answer_one_step_bandit():
     generator = torch.Generator().manual_seed(1)
     config = make_config(
         flow={"hidden": [64, 64], "alpha": 0.03},
+        entropy={"mode": "none"},
         optimizer={"critic_lr": 2e-3, "policy_lr": 2e-3, "warmup": 0},
         steps=400,
     )
@@ -180,7 +181,7 @@ def test_known_answer_one_step_bandit():
         noise = torch.randn(200, 1, generator=generator)
         learned = agent.act("learned", torch.zeros(200, 1), noise)
         behaviour = agent.act("behaviour", torch.zeros(200, 1), noise)
-    assert (q + (grid.squeeze(1) - 0.5).square()).abs().max() < 0.15
+    assert (q + (grid.squeeze(1) - 0.5).square()).abs().mean() < 0.06
     assert abs(learned.mean() - 0.5) < 0.1
     # The flow imitates the data: uniform on [-1, 1], mean 0 and deviation 1/√3.
     assert abs(behaviour.mean()) < 0.15

@@ -39,6 +39,7 @@ class DataConfig(Table):
     name: str = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
     path: str = Field("", description="file to take for that name; empty: the installed one")
     env_id: str = Field("", description="environment to score an own file's policies in")
+    normalise: bool = Field(False, description="observations to zero mean and unit deviation")
 
 
 class CriticConfig(Table):
@@ -106,6 +107,9 @@ class Config(Table):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(50_000, description="updates between checkpoints")
+    tracker: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="where metrics go besides metrics.jsonl"
+    )
     preset: str = Field("", description="preset these settings started from")
     dataset: DataConfig = DataConfig()
     critic: CriticConfig = CriticConfig()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tql_offline.agents.flow_q import FlowQ
 from tql_offline.batch import Batch
 from tql_offline.config import Config
+from tql_offline.networks import Normaliser
 
 Metrics = dict[str, Tensor]
 NumpyPolicy = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
@@ -38,6 +39,11 @@ class Agent(Protocol):
     @property
     def policies(self) -> tuple[str, ...]:
         """Names accepted by `act`, `learned` first."""
+        ...
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Applied to every observation, in updates and in `act`; one of `networks`."""
         ...
 
     @property

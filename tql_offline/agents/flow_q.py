@@ -17,6 +17,7 @@ from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import (
     EntropyController,
+    Normaliser,
     OneStepPolicy,
     TransformerCritic,
     VelocityField,
@@ -65,6 +66,7 @@ class FlowQ:
         self.control.to(device)
         self.behaviour = VelocityField(*dims, hidden).to(device)
         self.policy = OneStepPolicy(*dims, hidden).to(device)
+        self.normaliser = Normaliser(observation_dim).to(device)
 
         self.num_tokens = self.critic.num_tokens
         self.networks: dict[str, nn.Module] = {
@@ -73,6 +75,7 @@ class FlowQ:
             "control": self.control,
             "behaviour": self.behaviour,
             "policy": self.policy,
+            "normaliser": self.normaliser,
         }
         self.policy_parameters = [*self.behaviour.parameters(), *self.policy.parameters()]
         groups = critic_groups(self.critic, self.control, config.optimizer.weight_decay)
@@ -142,6 +145,7 @@ class FlowQ:
 
     def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """One step of both optimizers at the same weights, then of the target critic."""
+        batch = self._normalised(batch)
         noise = draw_noise(batch.actions, generator)
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
@@ -160,7 +164,13 @@ class FlowQ:
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions of the `learned` one-step policy or of the `behaviour` flow."""
         sample = {"learned": self._one_step, "behaviour": self._flow}[policy]
-        return sample(observations, noise)
+        return sample(self.normaliser(observations), noise)
+
+    def _normalised(self, batch: Batch) -> Batch:
+        return batch._replace(
+            observations=self.normaliser(batch.observations),
+            next_observations=self.normaliser(batch.next_observations),
+        )
 
     def _one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
         actions: Tensor = self.policy(observations, noise)

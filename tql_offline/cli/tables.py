@@ -119,7 +119,7 @@ class TerminalReporter:
         title = self._stages[-1]
         if self._live is not None:
             self._live.update(self._tasks[title], completed=step)
-        elif self._is_time():
+        elif self._is_time(2 * PLAIN_SECONDS):  # metrics lines say more where there are any
             say(f"{title}: {step:,} of {self._steps[title]:,}")
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
@@ -127,7 +127,7 @@ class TerminalReporter:
         text = metrics_line(line, updates_per_second)
         if self._live is not None:
             self._live.update(self._tasks[self._stages[-1]], note=escape(text.partition("  ")[2]))
-        elif self._is_time():
+        elif self._is_time(PLAIN_SECONDS):
             say(text)
 
     def evaluated(self, line: dict[str, Any]) -> None:
@@ -138,9 +138,9 @@ class TerminalReporter:
         text = f"update {line['step']:,}: {line['policy']} policy succeeds in {score}"
         (self._live.console.print if self._live else say)(text)
 
-    def _is_time(self) -> bool:
-        """Whether a log may have another line."""
-        due = time.monotonic() - self._spoke >= PLAIN_SECONDS
+    def _is_time(self, seconds: float) -> bool:
+        """Whether a log may have another line after so long."""
+        due = time.monotonic() - self._spoke >= seconds
         if due:
             self._spoke = time.monotonic()
         return due

@@ -50,7 +50,7 @@ def train(
         str | None, typer.Option(help="none, fixed, single or layerwise. Default: layerwise.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Updates. Default: 1,000,000 (12,000 on pointmaze).")
+        int | None, typer.Option(help="Updates. Default: 1,000,000 (8,000 on pointmaze).")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Transitions per update. Default: 256.")
@@ -66,6 +66,9 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
+    ] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="none, tensorboard or wandb. Default: none.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -85,6 +88,7 @@ def train(
         "discount": discount,
         "seed": seed,
         "device": device,
+        "tracker": tracker,
         "dataset": {"name": dataset, "path": path, "env_id": env},
         "critic": {"kind": critic, "size": size},
         "entropy": {"mode": entropy},

@@ -8,13 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+PLAIN_TOKENS = 128
+"""Up to so many tokens a CPU does plain products faster than the fused kernel (1.4× at 43 tokens
+forward, equal forward and backward; 0.2× at 512)."""
+
 
 def attention(
     q_BHLK: Float[Tensor, "B H L K"],
     k_BHLK: Float[Tensor, "B H L K"],
     v_BHLK: Float[Tensor, "B H L K"],
 ) -> Float[Tensor, "B H L K"]:
-    """Softmax attention with scale 1/√K, by PyTorch's fused kernel."""
+    """Softmax attention with scale 1/√K, by PyTorch's fused kernel where that is the faster one."""
+    if q_BHLK.device.type == "cpu" and q_BHLK.shape[-2] <= PLAIN_TOKENS:
+        scores_BHLL = q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5
+        return torch.softmax(scores_BHLL, dim=-1) @ v_BHLK
     return functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
 
 

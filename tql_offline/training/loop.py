@@ -14,6 +14,7 @@ from tql_offline.datasets.buffer import Buffer
 from tql_offline.runs import RunFolder, append_jsonl
 from tql_offline.training import checkpoint
 from tql_offline.training.metrics import MetricsWindow, check_finite
+from tql_offline.training.trackers import NoTracker, Tracker, flatten
 
 
 class Reporter(Protocol):
@@ -66,6 +67,7 @@ class Training:
         evaluate: scores the agent at a step and writes the line(s).
         evaluation_steps: when to call it.
         reporter: where progress goes.
+        tracker: where metrics go besides metrics.jsonl.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class Training:
     evaluate: Callable[[int], None]
     evaluation_steps: frozenset[int]
     reporter: Reporter
+    tracker: Tracker = field(default_factory=NoTracker)
     window: MetricsWindow = field(default_factory=MetricsWindow)
     clock: Callable[[], float] = time.perf_counter
 
@@ -123,6 +126,7 @@ def log(training: Training, step: int, updates_per_second: float, seconds: float
     timing = {"step": step, "seconds": seconds, "updates_per_second": updates_per_second}
     append_jsonl(training.folder.timing, timing)
     training.reporter.logged(line, updates_per_second)
+    training.tracker.log(flatten({**line, **timing}), step)
 
 
 def save(training: Training, step: int) -> None:

@@ -1,5 +1,6 @@
 """A whole run: from loaded data and settings to result.json."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tql_offline.training.evaluation import scorer
 from tql_offline.training.loop import Reporter, Training, train
 from tql_offline.training.provenance import collect_provenance
 from tql_offline.training.result import write_result
+from tql_offline.training.trackers import check_tracker, make_tracker
 
 MAX_RUN_NAMES = 10_000
 
@@ -72,10 +74,13 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
         InputError: the settings do not fit the data, or training diverged.
     """
     device = pick_device(config.device)
+    check_tracker(config.tracker)
     protocol = protocols.get(config.evaluation.protocol)
     environment = _environment(config, dataset)
     dims = (dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1])
     agent = make_agent(config, *dims, device)
+    if config.dataset.normalise:
+        agent.normaliser.fit(dataset.episodes.observations)
     buffer = make_buffer(
         dataset.episodes, n_step=config.n_step, discount=config.discount, device=device
     )
@@ -85,7 +90,11 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
     folder = new_run_folder(runs, config, name)
     write_atomic(folder.config, config.to_toml())
     write_json(folder.provenance, provenance)
-    with scorer(config, dataset.env_id, agent, device, folder, reporter) as score:
+    tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"))
+    with (
+        closing(tracker),
+        scorer(config, dataset.env_id, agent, device, folder, reporter) as score,
+    ):
         train(
             Training(
                 config=config,
@@ -97,6 +106,7 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
                 evaluate=lambda step: score(step, ()),
                 evaluation_steps=frozenset(protocols.evaluation_steps(protocol, config.steps)),
                 reporter=reporter,
+                tracker=tracker,
             )
         )
     write_result(folder)
