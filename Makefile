@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint typed format clean
+.PHONY: demo test test-slow lint typed format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/tql-offline demo
@@ -29,6 +29,9 @@ typed: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed
+	$(BIN)/python -c "from tql_offline.config import reference; print(reference(), end='')" > docs/config.md
 
 clean:
 	rm -rf build dist *.egg-info

@@ -37,7 +37,8 @@ def read_columns(path: Path) -> dict[str, Array]:
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves its own handle open when the archive turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _check_names(path, archive.files)
             return {name: archive[name] for name in archive.files}
     except InputError:

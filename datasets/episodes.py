@@ -97,7 +97,7 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
         `(E,)` transitions per episode.
 
     Raises:
-        InputError: the file does not end at an episode's end.
+        InputError: the file does not end at an episode's end, or an episode has no transition.
 
     >>> lengths_from_terminals(np.array([0, 0, 0, 1, 0, 0, 1]))
     array([3, 2])
@@ -108,7 +108,13 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
             f"column 'terminals' does not mark the last of its {len(terminals)} rows as an end of "
             "an episode; the file is cut off, so collect or download it again"
         )
-    return np.diff(ends, prepend=-1) - 1
+    lengths = np.diff(ends, prepend=-1) - 1
+    if lengths.min() < 1:
+        row = int(ends[lengths.argmin()])
+        raise InputError(
+            f"the episode that column 'terminals' ends at row {row} has no transition; leave it out"
+        )
+    return lengths
 
 
 def drop_last_rows(

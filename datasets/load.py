@@ -164,22 +164,24 @@ def relabel(
     """
     from ogbench.relabel_utils import relabel_dataset  # imports MuJoCo: seconds, so only on use
 
-    from tql_offline.eval.environments import make
+    from tql_offline.eval.environments import make, quiet, vector_dim
 
     environment = make(name.env_id, success_timing=None)
     try:
-        for what, have, space in (
-            ("observations", observation_dim, environment.observation_space),
-            ("actions", action_dim, environment.action_space),
+        with quiet():
+            spaces = (environment.observation_space, environment.action_space)
+        for what, have, space in zip(
+            ("observation", "action"), (observation_dim, action_dim), spaces, strict=True
         ):
-            want = space.shape[0] if space.shape else 0
+            want = vector_dim(name.env_id, what, space)
             if have != want:
                 raise InputError(
-                    f"{path} has {have} dims in {what!r} where {name.env_id} has {want}; "
+                    f"{path} has {have} {what} dims where {name.env_id} has {want}; "
                     f"it is not {name.file}, so give the right file or name"
                 )
         labels: dict[str, Any] = dict(states)
-        relabel_dataset(name.env_id, environment, labels)
+        with quiet():
+            relabel_dataset(name.env_id, environment, labels)
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
             f"{path} lacks the simulator states ('qpos'…) that the rewards of {name.env_id} need; "

@@ -41,7 +41,7 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         raise InputError(f"success timing {success_timing!r} is unknown; use 'pre' or 'post'")
     options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
     try:
-        with _quiet():
+        with quiet():
             import ogbench  # noqa: F401  (registers its environments)
 
             return gymnasium.make(env_id, disable_env_checker=True, **options)
@@ -75,9 +75,9 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
     """
     env = make(env_id, success_timing=success_timing)
     try:
-        with _quiet():
-            observation_dim = _vector_dim(env_id, "observation", env.observation_space)
-            action_dim = _vector_dim(env_id, "action", env.action_space)
+        with quiet():
+            observation_dim = vector_dim(env_id, "observation", env.observation_space)
+            action_dim = vector_dim(env_id, "action", env.action_space)
         return {
             "env_id": env_id,
             "max_episode_steps": None if env.spec is None else env.spec.max_episode_steps,
@@ -95,9 +95,9 @@ class SeededEnvironment:
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._env = env
-        with _quiet():
+        with quiet():
             space = env.action_space
-        self.action_dim = _vector_dim(env.spec.id if env.spec else str(env), "action", space)
+        self.action_dim = vector_dim(env.spec.id if env.spec else str(env), "action", space)
         self._global_stream = np.random.MT19937()
         self._unseeded = np.random.default_rng()
 
@@ -114,7 +114,7 @@ class SeededEnvironment:
         shared, unseeded, space = np.random.SeedSequence(seed).spawn(3)
         self._global_stream = np.random.MT19937(shared)
         self._unseeded = np.random.default_rng(unseeded)
-        with _quiet(), _own_randomness(self._global_stream, self._unseeded):
+        with quiet(), _own_randomness(self._global_stream, self._unseeded):
             self._env.action_space.seed(int(space.generate_state(1)[0]))
             observation, _info = self._env.reset(seed=seed)
         return np.asarray(observation, dtype=np.float32)
@@ -184,7 +184,7 @@ def _own_randomness(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence OGBench's two warnings: at each space access, and at import without a display."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
+def vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
     """Length of a space's vectors.
 
     Raises:

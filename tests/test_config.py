@@ -1,10 +1,11 @@
 """Settings: layers, round trip, and one sentence for everything wrong with them."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from tql_offline.config import Config, preset_for, presets, resolve, validate
+from tql_offline.config import Config, preset_for, presets, reference, resolve, validate
 from tql_offline.errors import InputError
 
 
@@ -93,3 +94,8 @@ def test_missing_file_and_double_preset(tmp_path):
         resolve({}, file=file, preset="scene")
     with pytest.raises(InputError, match="no preset"):
         resolve({}, preset="nope")
+
+
+def test_the_settings_page_is_up_to_date():
+    page = Path(__file__).parent.parent / "docs" / "config.md"
+    assert page.read_text(encoding="utf-8") == reference(), "run `make docs`"

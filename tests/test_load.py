@@ -124,7 +124,9 @@ def test_file_of_another_environment_is_refused(tmp_path, maze):
     columns = columns_of(maze)
     columns["observations"] = np.repeat(columns["observations"], 3, axis=1)
     path = write(tmp_path / "wrong.npz", columns)
-    with pytest.raises(InputError, match=r"6 dims.*pointmaze-medium-singletask-task1-v0 has 2"):
+    with pytest.raises(
+        InputError, match=r"6 observation dims.*pointmaze-medium-singletask-task1-v0 has 2"
+    ):
         load(TASK, path)
 
 
