@@ -238,8 +238,8 @@ def reference() -> str:
     lines = [
         "# Settings",
         "",
-        "Written by `make docs` from tql_offline/config.py. Defaults are the paper's where it has one;",
-        "presets (tql_offline/presets.toml) change some of them by environment family.",
+        "Written by `make docs` from tql_offline/config.py. Defaults are the paper's where it has",
+        "one; presets (tql_offline/presets.toml) change some of them by environment family.",
         "On the command line: the flag of the same name, or `--set table.key=value`.",
     ]
     for name, field in Config.model_fields.items():
