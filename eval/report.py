@@ -724,7 +724,8 @@ def _temperature_plots(run: Run, key: str) -> PlotGroup:
         panels.append((f"Layer {layer + 1}{', log scale' if panel.y_log else ''}", panel))
     return PlotGroup(
         title="Temperatures",
-        note="How strongly the critic's loss pulls each entropy towards its target.",
+        note="How strongly the critic's loss raises each entropy; a temperature grows while its "
+        "entropy is below target.",
         keys=tuple(Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, 1)),
         plots=_draw(panels, key),
     )

@@ -74,7 +74,7 @@ def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
     layers = "  ".join(
         f"H{layer} " + " ".join(f"{h:.2f}→{t:.2f}" for h, t in zip(entropy, target, strict=True))
         for layer, (entropy, target) in enumerate(
-            zip(line["entropy"], line["entropy_target"], strict=True)
+            zip(line["entropy"], line["entropy_target"], strict=True), start=1
         )
     )
     return (
