@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -14,10 +15,12 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from tql_offline.eval.statistics import wilson_interval
 
@@ -87,7 +90,9 @@ class TerminalReporter:
     """Draws a run: progress bars on a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
-        self._live: Progress | None = None
+        self._bars = _progress(MofNCompleteColumn())
+        self._note = Text(overflow="ellipsis", no_wrap=True)
+        self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
         self._steps: dict[str, int] = {}
         self._stages: list[str] = []
@@ -95,7 +100,7 @@ class TerminalReporter:
 
     def __enter__(self) -> "TerminalReporter":
         if console.is_terminal:
-            self._live = _progress(MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            self._live = Live(Group(self._bars, self._note), console=console, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -107,26 +112,24 @@ class TerminalReporter:
         """A stage of `steps` units begins inside the present one."""
         self._stages.append(title)
         self._steps[title] = steps
-        if self._live is None:
-            return
         if title in self._tasks:
-            self._live.reset(self._tasks[title], total=steps)
+            self._bars.reset(self._tasks[title], total=steps)
         else:
-            self._tasks[title] = self._live.add_task(title, total=steps, note="")
+            self._tasks[title] = self._bars.add_task(title, total=steps)
 
     def advanced(self, step: int) -> None:
         """The stage has reached `step`."""
         title = self._stages[-1]
-        if self._live is not None:
-            self._live.update(self._tasks[title], completed=step)
-        elif self._is_time(2 * PLAIN_SECONDS):  # metrics lines say more where there are any
+        self._bars.update(self._tasks[title], completed=step)
+        # In a log, metrics lines say more where there are any.
+        if self._live is None and self._is_time(2 * PLAIN_SECONDS):
             say(f"{title}: {step:,} of {self._steps[title]:,}")
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
         """A line of metrics was written."""
         text = metrics_line(line, updates_per_second)
         if self._live is not None:
-            self._live.update(self._tasks[self._stages[-1]], note=escape(text.partition("  ")[2]))
+            self._note.plain = text
         elif self._is_time(PLAIN_SECONDS):
             say(text)
 
@@ -135,8 +138,7 @@ class TerminalReporter:
         self._stages.pop()
         wins = sum(bool(episode["success"]) for episode in line["episodes"])
         score = percent_with_interval(wins, len(line["episodes"]))
-        text = f"update {line['step']:,}: {line['policy']} policy succeeds in {score}"
-        (self._live.console.print if self._live else say)(text)
+        say(f"update {line['step']:,}: {line['policy']} policy succeeds in {score}")
 
     def _is_time(self, seconds: float) -> bool:
         """Whether a log may have another line after so long."""
@@ -207,5 +209,11 @@ def download_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _progress(*columns: Any) -> Progress:
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    shown = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*shown, console=console, transient=False, refresh_per_second=4)
