@@ -31,6 +31,7 @@ def random_batch(size: int, device: torch.device) -> Batch:
         rewards=-torch.ones(size, device=device),
         next_observations=torch.randn(size, OBSERVATION_DIM, device=device),
         discounts=torch.full((size,), 0.99, device=device),
+        returns_to_go=-torch.ones(size, device=device),
     )
 
 

@@ -48,6 +48,21 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
     return NStepTable(returns.astype(np.float32), discounts.astype(np.float32), steps)
 
 
+def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
+    """Discounted sum of the rewards from each transition to the end of its episode or task, `(N,)`.
+
+    Backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`.
+    """
+    starts = np.cumsum(episodes.lengths) - episodes.lengths
+    returns = np.zeros(episodes.num_transitions + 1)
+    for step in range(int(episodes.lengths.max()) - 1, -1, -1):
+        here = starts[episodes.lengths > step] + step
+        last = step + 1 == episodes.lengths[episodes.lengths > step]
+        beyond = np.where(last, 0.0, returns[here + 1])
+        returns[here] = episodes.rewards[here] + discount * episodes.masks[here] * beyond
+    return returns[:-1].astype(np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
     """A dataset's columns on one device; the next observation is a row of the same matrix.
@@ -57,6 +72,7 @@ class Buffer:
         actions: `(N, n_a)`.
         returns: `(N,)` n-step returns.
         discounts: `(N,)` γ^m·mask.
+        returns_to_go: `(N,)`.
         start_rows: `(N,)` int64, observation row of s.
         end_rows: `(N,)` int64, observation row of the observation to bootstrap from.
     """
@@ -65,6 +81,7 @@ class Buffer:
     actions: Tensor
     returns: Tensor
     discounts: Tensor
+    returns_to_go: Tensor
     start_rows: Tensor
     end_rows: Tensor
 
@@ -88,6 +105,7 @@ class Buffer:
             rewards=self.returns[index],
             next_observations=self.observations[self.end_rows[index]].float(),
             discounts=self.discounts[index],
+            returns_to_go=self.returns_to_go[index],
         )
 
 
@@ -112,6 +130,7 @@ def make_buffer(
         "actions": episodes.actions,
         "returns": table.returns,
         "discounts": table.discounts,
+        "returns_to_go": returns_to_go(episodes, discount),
         "start_rows": start_rows,
         "end_rows": start_rows + table.steps,
     }

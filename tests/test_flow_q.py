@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tql_offline.agents import make_agent
-from tql_offline.agents.flow_q import FlowQ, draw_noise
+from tql_offline.agents.flow_q import FlowQ
 from tql_offline.agents.optimizers import critic_groups, learning_rate, set_learning_rate
 from tql_offline.batch import Batch
 from tql_offline.config import resolve
@@ -33,6 +33,7 @@ def make_batch(size=16, observation_dim=3, action_dim=2, seed=0):
         rewards=-torch.ones(size),
         next_observations=torch.randn(size, observation_dim, generator=g),
         discounts=torch.full((size,), 0.9),
+        returns_to_go=-torch.ones(size),
     )
 
 
@@ -63,7 +64,7 @@ def test_policy_loss_gives_the_critic_no_gradient_step():
 def test_critic_gradient_comes_from_the_critic_loss_alone():
     agent = build(make_config())
     batch, generator = make_batch(), torch.Generator().manual_seed(0)
-    noise = draw_noise(batch.actions, torch.Generator().manual_seed(0))
+    noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
     loss, _ = agent.critic_loss(batch, noise)
     want = torch.autograd.grad(loss, list(agent.critic.parameters()))
     agent.update(batch, generator)  # learning rate still 0
@@ -82,7 +83,7 @@ def test_every_network_trains_and_the_target_follows_slowly():
 
 def test_weight_decay_only_on_matrices_of_blocks_and_heads():
     agent = build(make_config())
-    decayed, plain = critic_groups(agent.critic, agent.control, 0.01)
+    decayed, plain = critic_groups([agent.critic], agent.control, 0.01)
     names = {id(p): n for n, p in agent.critic.named_parameters()}
     assert {names[id(p)] for p in decayed["params"]} == {
         f"{owner}.weight"
@@ -172,7 +173,7 @@ def test_known_answer_one_step_bandit():
         actions = torch.rand(256, 1, generator=generator) * 2 - 1
         states = torch.randn(256, 1, generator=generator)
         rewards = -(actions - 0.5).square().squeeze(1)
-        batch = Batch(states, actions, rewards, states, torch.zeros(256))
+        batch = Batch(states, actions, rewards, states, torch.zeros(256), rewards)
         set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, 400)
         agent.update(batch, generator)
     states, grid = torch.zeros(21, 1), torch.linspace(-1, 1, 21).unsqueeze(1)

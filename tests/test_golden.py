@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tql_offline.networks import EntropyController, TransformerCritic
+from tql_offline.objectives.conservative import conservative_gap, uniform_log_density
+from tql_offline.objectives.implicit import expectile_error
 from tql_offline.objectives.td import ensemble_value, squared_td_error, td_target
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -120,3 +122,30 @@ def test_gradient_to_the_action(case, with_entropy):
     q = out[0] if with_entropy else out
     (gradient,) = torch.autograd.grad(q.mean(dim=-1).sum(), actions)
     case.assert_close(gradient, "expected_action_gradient")
+
+
+def sampled(case, critic, key):
+    """Q of the (B, n, A) actions under `key`, at the case's observations: (B, n, E)."""
+    actions = case[key]
+    batch, count, _ = actions.shape
+    observations = case["observations"].repeat_interleave(count, dim=0)
+    return critic(observations, actions.flatten(0, 1)).view(batch, count, -1)
+
+
+def test_expectile_error(case):
+    """The case's value against the target critic's minimum at its next pair."""
+    q = case.critic("target_param.")(case["next_observations"], case["next_actions"])
+    error = expectile_error(case["value"], ensemble_value(q, "min"), float(case["expectile"]))
+    case.assert_close(error.mean(), "expected_expectile_loss")
+
+
+def test_conservative_penalty(case):
+    critic = case.critic()
+    names = ("uniform_actions", "policy_actions", "next_policy_actions")
+    sampled_q = torch.cat([sampled(case, critic, name) for name in names], dim=1)
+    _, count, action_dim = case["uniform_actions"].shape
+    uniform = torch.full((len(sampled_q), count), uniform_log_density(action_dim), dtype=case.dtype)
+    densities = [uniform, case["policy_log_prob"], case["next_policy_log_prob"]]
+    data_q = critic(case["observations"], case["actions"])
+    gap = conservative_gap(sampled_q, torch.cat(densities, dim=1), data_q)
+    case.assert_close(gap.mean(), "expected_conservative_penalty")

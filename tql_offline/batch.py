@@ -17,6 +17,8 @@ class Batch(NamedTuple):
             task ended sooner.
         discounts: `(B,)` γ^m·mask for the m ≤ n steps taken. The mask is 0 only where the task
             ended: the value beyond does not count. An episode that was cut off bootstraps.
+        returns_to_go: `(B,)` the discounted sum of all rewards from here to the episode's or the
+            task's end: a lower bound on the behaviour's value that knows nothing beyond a cut.
     """
 
     observations: Float[Tensor, "batch state"]
@@ -24,3 +26,4 @@ class Batch(NamedTuple):
     rewards: Float[Tensor, "batch"]
     next_observations: Float[Tensor, "batch state"]
     discounts: Float[Tensor, "batch"]
+    returns_to_go: Float[Tensor, "batch"]

@@ -45,7 +45,7 @@ class DataConfig(Table):
 class CriticConfig(Table):
     """The critic's shape."""
 
-    kind: Literal["transformer"] = Field("transformer", description="architecture")
+    kind: Literal["transformer", "mlp"] = Field("transformer", description="architecture")
     size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 101M"
     )
@@ -75,6 +75,26 @@ class FlowConfig(Table):
     hidden: tuple[Positive, ...] = Field((512, 512, 512, 512), description="policy layer widths")
 
 
+class ImplicitConfig(Table):
+    """The implicit objective (IQL); its policies have the layer widths of `flow.hidden`."""
+
+    expectile: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="of V over actions")
+    extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is made")
+    inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights")
+    samples: Positive = Field(32, description="flow samples of best-of-n")
+
+
+class ConservativeConfig(Table):
+    """The conservative objective (CQL); its policy has the layer widths of `flow.hidden`."""
+
+    alpha: PositiveFloat = Field(5.0, description="weight of the conservative gap, or its start")
+    samples: Positive = Field(10, description="n: 3n critic evaluations per transition")
+    target_gap: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="gap that a learned weight holds; 0: constant"
+    )
+    calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
+
+
 class OptimizerConfig(Table):
     """AdamW and its schedule."""
 
@@ -97,7 +117,9 @@ class EvaluationConfig(Table):
 class Config(Table):
     """Everything needed to repeat a run."""
 
-    objective: Literal["flow"] = Field("flow", description="training objective")
+    objective: Literal["flow", "implicit", "conservative"] = Field(
+        "flow", description="training objective"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: Positive = Field(256, description="transitions per update")
@@ -115,6 +137,8 @@ class Config(Table):
     critic: CriticConfig = CriticConfig()
     entropy: EntropyConfig = EntropyConfig()
     flow: FlowConfig = FlowConfig()
+    implicit: ImplicitConfig = ImplicitConfig()
+    conservative: ConservativeConfig = ConservativeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

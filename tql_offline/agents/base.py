@@ -9,7 +9,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tql_offline.agents.conservative_q import ConservativeQ
 from tql_offline.agents.flow_q import FlowQ
+from tql_offline.agents.implicit_q import ImplicitQ
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import Normaliser
@@ -55,11 +57,15 @@ class Agent(Protocol):
         """One gradient step; returns tensors that stay on the device."""
         ...
 
+    def noise_dim(self, policy: str) -> int:
+        """Numbers of noise that `act` takes per row for a policy."""
+        ...
+
     def act(
         self,
         policy: str,
         observations: Float[Tensor, "batch state"],
-        noise: Float[Tensor, "batch action"],
+        noise: Float[Tensor, "batch noise"],
     ) -> Float[Tensor, "batch action"]:
         """Actions in [-1, 1] of a named policy for given noise z ~ N(0, I)."""
         ...
@@ -67,6 +73,8 @@ class Agent(Protocol):
 
 AGENTS: dict[str, Callable[[Config, int, int, torch.device], Agent]] = {
     "flow": FlowQ,
+    "implicit": ImplicitQ,
+    "conservative": ConservativeQ,
 }
 """Objective → agent: a new method is one line here."""
 

@@ -1,7 +1,7 @@
 """AdamW as the paper's code sets it up, its schedule, and the target network's average."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,17 +9,18 @@ from torch import nn
 
 
 def critic_groups(
-    critic: nn.Module, control: nn.Module, weight_decay: float
+    critics: Sequence[nn.Module], control: nn.Module, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay on matrices of blocks and heads, on nothing else.
+    """Parameter groups: weight decay on matrices of blocks, heads and MLPs, on nothing else.
 
     Embeddings, tokens, positions, norms, biases and temperatures do not decay.
     """
     decayed: list[nn.Parameter] = []
     plain = list(control.parameters())
-    for name, parameter in critic.named_parameters():
-        matrix = parameter.ndim == 2 and name.startswith(("blocks.", "heads."))
-        (decayed if matrix else plain).append(parameter)
+    for critic in critics:
+        for name, parameter in critic.named_parameters():
+            matrix = parameter.ndim == 2 and name.startswith(("blocks.", "heads.", "members."))
+            (decayed if matrix else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -37,8 +37,12 @@ def train(
     env: Annotated[
         str | None, typer.Option(help="Environment id to score an own file's policies in.")
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="flow. Default: flow.")] = None,
-    critic: Annotated[str | None, typer.Option(help="transformer. Default: transformer.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="flow, implicit or conservative. Default: flow.")
+    ] = None,
+    critic: Annotated[
+        str | None, typer.Option(help="transformer or mlp. Default: transformer.")
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(

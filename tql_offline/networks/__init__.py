@@ -4,13 +4,16 @@ from tql_offline.networks.attention import attention, attention_with_entropy, gr
 from tql_offline.networks.control import ENTROPY_MODES, EntropyController
 from tql_offline.networks.critics import SIZES, Size, TransformerCritic
 from tql_offline.networks.flows import integrate_flow
+from tql_offline.networks.mlp import MLPCritic
 from tql_offline.networks.normaliser import Normaliser
-from tql_offline.networks.policies import OneStepPolicy, VelocityField
+from tql_offline.networks.policies import GaussianPolicy, OneStepPolicy, VelocityField
 
 __all__ = [
     "ENTROPY_MODES",
     "SIZES",
     "EntropyController",
+    "GaussianPolicy",
+    "MLPCritic",
     "Normaliser",
     "OneStepPolicy",
     "Size",

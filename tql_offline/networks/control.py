@@ -26,7 +26,8 @@ class EntropyController(nn.Module):
 
     Args:
         mode: one of `ENTROPY_MODES`.
-        targets: `(N, 2)` target entropies in nats, `([VALUE], others)` per layer.
+        targets: `(N, 2)` target entropies in nats, `([VALUE], others)` per layer; N = 0 for a
+            critic without attention, which gets no entropy term in any mode.
     """
 
     log_temperature: Tensor
@@ -51,7 +52,7 @@ class EntropyController(nn.Module):
 
     def forward(self, entropy: Float[Tensor, "N 2"]) -> tuple[Tensor, Tensor]:
         """The two terms added to the critic loss: the entropy bonus and the temperatures' own."""
-        if self.mode == "none":
+        if self.mode == "none" or self.targets.numel() == 0:
             zero = entropy.new_zeros(())
             return zero, zero
         bonus = entropy_loss(entropy, self.temperatures)

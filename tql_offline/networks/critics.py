@@ -95,7 +95,7 @@ class TransformerCritic(nn.Module):
 
     Args:
         observation_dim: S, at least 1.
-        action_dim: A, at least 1.
+        action_dim: A; 0 makes it a value function of the state, without action tokens.
         width: D, divisible by `heads`.
         heads: H.
         depth: N blocks (2 in the paper).
@@ -122,14 +122,16 @@ class TransformerCritic(nn.Module):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.value_token = nn.Parameter(torch.empty(width))
         self.observation_embedding = lecun_normal_(nn.Linear(1, width))
-        self.action_embedding = lecun_normal_(nn.Linear(1, width))
         self.observation_type = nn.Parameter(torch.empty(width))
-        self.action_type = nn.Parameter(torch.empty(width))
+        if action_dim:
+            self.action_embedding = lecun_normal_(nn.Linear(1, width))
+            self.action_type = nn.Parameter(torch.empty(width))
         self.position = nn.Parameter(torch.empty(observation_dim + action_dim, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.heads = nn.ModuleList(_head(width) for _ in range(ensemble))
-        for token in (self.value_token, self.observation_type, self.action_type, self.position):
+        for name, token in self.named_parameters(recurse=False):
+            assert name.endswith(("token", "type", "position"))
             nn.init.normal_(token, std=TOKEN_STD)
 
     @classmethod
@@ -216,11 +218,11 @@ class TransformerCritic(nn.Module):
     def _token_tables(self) -> tuple[Float[Tensor, "L D"], Float[Tensor, "L D"]]:
         """Slope and offset of every token, `x_i = slope_i·s_i + offset_i`; [VALUE] has slope 0."""
         value = self.value_token.unsqueeze(0)
+        modalities = [(self.observation_embedding, self.observation_type, self.observation_dim)]
+        if self.action_dim:
+            modalities.append((self.action_embedding, self.action_type, self.action_dim))
         slopes, offsets = [torch.zeros_like(value)], []
-        for embedding, kind, count in (
-            (self.observation_embedding, self.observation_type, self.observation_dim),
-            (self.action_embedding, self.action_type, self.action_dim),
-        ):
+        for embedding, kind, count in modalities:
             slopes.append(embedding.weight.T.expand(count, -1))
             offsets.append((embedding.bias + kind).expand(count, -1))
         return torch.cat(slopes), torch.cat([value, torch.cat(offsets) + self.position])

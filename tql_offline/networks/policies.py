@@ -1,14 +1,17 @@
-"""Policy networks of FQL (Park et al. 2025, arXiv 2502.02538)."""
+"""Policy networks: FQL's flow and one-step policy (arXiv 2502.02538), and a tanh-Gaussian."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tql_offline.networks.initialisers import xavier_uniform_
 
 NORM_EPS = 1e-6
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
 def mlp(input_dim: int, hidden: Sequence[int], output_dim: int) -> nn.Sequential:
@@ -57,3 +60,57 @@ class OneStepPolicy(nn.Module):
         """Action of noise z ~ N(0, I)."""
         action: Tensor = self.net(torch.cat([observations, noise], dim=-1))
         return action
+
+
+class GaussianPolicy(nn.Module):
+    """A tanh-Gaussian policy: `a = tanh(mean(s) + std(s)·z)`.
+
+    The log-deviation is a function of the state, brought into [-5, 2] by a tanh so that its
+    gradient never dies at a bound.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.net = mlp(observation_dim, hidden, 2 * action_dim)
+
+    def forward(
+        self, observations: Float[Tensor, "batch state"]
+    ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
+        """Mean and log-deviation before the tanh."""
+        mean, raw = self.net(observations).chunk(2, dim=-1)
+        middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
+        return mean, middle + half * torch.tanh(raw)
+
+    def sample(
+        self, observations: Float[Tensor, "batch state"], noise: Float[Tensor, "batch action"]
+    ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch"]]:
+        """Actions of given noise and the log-density of each, both differentiable."""
+        mean, log_std = self(observations)
+        pre_tanh = mean + log_std.exp() * noise
+        return torch.tanh(pre_tanh), tanh_normal_log_prob(pre_tanh, mean, log_std)
+
+    def log_prob(
+        self, observations: Float[Tensor, "batch state"], actions: Float[Tensor, "batch action"]
+    ) -> Float[Tensor, "batch"]:
+        """Log-density of actions strictly inside [-1, 1]."""
+        return tanh_normal_log_prob(torch.atanh(actions), *self(observations))
+
+    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
+        """`tanh(mean)`: the action at temperature 0, by which Gaussian policies are scored."""
+        return torch.tanh(self(observations)[0])
+
+
+def tanh_normal_log_prob(
+    pre_tanh: Float[Tensor, "batch action"],
+    mean: Float[Tensor, "batch action"],
+    log_std: Float[Tensor, "batch action"],
+) -> Float[Tensor, "batch"]:
+    """Log-density of `tanh(x)` for `x ~ N(mean, std²)`, from x itself.
+
+    `log N(x) - Σ log(1 - tanh²x)`, the last written as `2·(ln 2 - x - softplus(-2x))`, which stays
+    finite where tanh has saturated (SAC, arXiv 1812.05905, appendix C).
+    """
+    z = (pre_tanh - mean) * torch.exp(-log_std)
+    normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+    slope = 2 * (math.log(2) - pre_tanh - functional.softplus(-2 * pre_tanh))
+    return (normal - slope).sum(dim=-1)

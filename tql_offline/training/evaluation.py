@@ -58,7 +58,7 @@ def scorer(
                     protocol,
                     step=step,
                     policy_name=policy,
-                    noise_dim=pool.description["action_dim"],
+                    noise_dim=agent.noise_dim(policy),
                     progress=reporter.advanced,
                 )
                 append_jsonl(folder.evaluations, line)

@@ -1,0 +1,195 @@
+"""Every objective with every critic in every entropy mode: trains, saves, loads and acts."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tql_offline.agents import make_agent, numpy_policy
+from tql_offline.agents.optimizers import set_learning_rate
+from tql_offline.batch import Batch
+from tql_offline.config import resolve
+from tql_offline.networks import ENTROPY_MODES, SIZES, GaussianPolicy, MLPCritic, TransformerCritic
+from tql_offline.objectives.conservative import conservative_gap, uniform_log_density
+from tql_offline.objectives.implicit import advantage_weight, expectile_error
+from tql_offline.training import checkpoint
+
+CPU = torch.device("cpu")
+METHODS = {
+    "flow": {"objective": "flow"},
+    "implicit awr": {"objective": "implicit"},
+    "implicit best-of-n": {
+        "objective": "implicit",
+        "implicit": {"extraction": "best-of-n", "samples": 3},
+    },
+    "conservative": {"objective": "conservative", "conservative": {"samples": 2}},
+    "conservative lagrange": {
+        "objective": "conservative",
+        "conservative": {"samples": 2, "target_gap": 1.0, "calibrated": True},
+    },
+}
+
+
+def build(method, critic="transformer", entropy="layerwise", seed=0, **overrides):
+    config = resolve(
+        METHODS[method]
+        | {"critic": {"size": "tiny", "kind": critic}, "entropy": {"mode": entropy}}
+        | {"flow": {"hidden": [16, 16]}, "seed": seed}
+        | overrides
+    )
+    return make_agent(config, 3, 2, CPU)
+
+
+def make_batch(size=16, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Batch(
+        observations=torch.randn(size, 3, generator=g),
+        actions=(torch.rand(size, 2, generator=g) * 2 - 1) * 0.99,
+        rewards=-torch.ones(size),
+        next_observations=torch.randn(size, 3, generator=g),
+        discounts=torch.full((size,), 0.9),
+        returns_to_go=torch.full((size,), -5.0),
+    )
+
+
+def train(agent, count=20):
+    generator = torch.Generator().manual_seed(0)
+    for step in range(count):
+        set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, count)
+        metrics = agent.update(make_batch(seed=step), generator)
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("method", "critic", "entropy"),
+    list(itertools.product(METHODS, ["transformer", "mlp"], ENTROPY_MODES)),
+)
+def test_every_combination_trains(method, critic, entropy):
+    agent = build(method, critic, entropy)
+    before = {n: [p.clone() for p in net.parameters()] for n, net in agent.networks.items()}
+    metrics = train(agent)
+    assert all(value.isfinite().all() for value in metrics.values())
+    for name, network in agent.networks.items():
+        pairs = zip(network.parameters(), before[name], strict=True)
+        changed = [not torch.equal(now, old) for now, old in pairs]
+        if name == "control":
+            assert all(c == (critic == "transformer") for c in changed)
+        else:
+            assert all(changed), name
+    for policy in agent.policies:
+        inputs = (np.zeros((4, 3), np.float32), np.ones((4, agent.noise_dim(policy)), np.float32))
+        actions = numpy_policy(agent, policy, CPU)(*inputs)
+        assert actions.shape == (4, 2)
+        assert np.abs(actions).max() <= 1
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_checkpoint_brings_everything_back(method, tmp_path):
+    agent, generator = build(method), torch.Generator()
+    train(agent, 3)
+    state = checkpoint.State(step=3, observation_dim=3, action_dim=2)
+    path = checkpoint.save(tmp_path / "a", agent, generator, state)
+    other = build(method, seed=5)
+    checkpoint.load_networks(path, other)
+    checkpoint.load_training_state(path, other, torch.Generator())
+    again = checkpoint.save(tmp_path / "b", other, generator, state)
+    assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in again.iterdir())
+    for file in path.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("dims", [(2, 2), (37, 5)])
+def test_mlp_critic_has_the_transformers_parameter_count(size, dims):
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in kind.of_size(size, *dims).parameters())
+            for kind in (TransformerCritic, MLPCritic)
+        ]
+    assert counts[1] == pytest.approx(counts[0], rel=0.05)
+
+
+def test_expectile_lies_between_mean_and_maximum_and_rises():
+    """Minimising the expectile error over a grid: mean at 0.5, near the maximum at 0.99."""
+    q = torch.tensor([0.0, 1.0, 2.0, 10.0], dtype=torch.float64)
+    grid = torch.linspace(-1, 11, 12_001, dtype=torch.float64)
+
+    def best(expectile):
+        errors = torch.stack([expectile_error(v.expand(4), q, expectile).mean() for v in grid])
+        return grid[errors.argmin()].item()
+
+    values = [best(expectile) for expectile in (0.5, 0.7, 0.9, 0.99)]
+    assert values[0] == pytest.approx(3.25, abs=1e-3)
+    assert values == sorted(values)
+    assert 9 < values[-1] < 10
+
+
+def test_advantage_weight_is_exponential_bounded_and_without_gradient():
+    q = torch.tensor([0.0, 1.0, 100.0], requires_grad=True)
+    weight = advantage_weight(q, torch.zeros(3), 2.0)
+    torch.testing.assert_close(weight, torch.tensor([1.0, float(np.exp(2.0)), 100.0]))
+    assert not weight.requires_grad
+
+
+def test_conservative_gap_estimates_the_integral_of_exp_q():
+    """With Q(a) = c·a in one dim, log ∫_{-1}^{1} exp(c·a) da = log(2 sinh(c)/c)."""
+    c, count = 2.0, 200_000
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(1, count, generator=generator, dtype=torch.float64) * 2 - 1
+    # A second proposal: density (1 + a)/2 on [-1, 1], by inversion.
+    skewed = 2 * torch.rand(1, count, generator=generator, dtype=torch.float64).sqrt() - 1
+    actions = torch.cat([uniform, skewed], dim=1)
+    flat = torch.full_like(uniform, uniform_log_density(1))
+    log_density = torch.cat([flat, ((1 + skewed) / 2).log()], dim=1)
+    gap = conservative_gap(c * actions.unsqueeze(-1), log_density, torch.zeros(1, 1).double())
+    assert gap.item() == pytest.approx(np.log(2 * np.sinh(c) / c), abs=0.02)
+
+
+def test_uniform_actions_fill_the_whole_action_range():
+    """Actions drawn in [0, 1] instead of [-1, 1] ruined a published CQL."""
+    noise = build("conservative").draw_noise(torch.zeros(2000, 2), torch.Generator().manual_seed(0))
+    assert noise.uniform.min() < -0.99
+    assert noise.uniform.max() > 0.99
+    assert abs(noise.uniform.mean()) < 0.02
+
+
+def test_tanh_gaussian_density_integrates_to_one_and_matches_torch():
+    policy = GaussianPolicy(3, 1, (8,)).double()
+    state = torch.randn(1, 3, dtype=torch.float64)
+    grid = torch.linspace(-1, 1, 200_002, dtype=torch.float64)[1:-1].unsqueeze(1)
+    density = policy.log_prob(state.expand(len(grid), -1), grid).exp()
+    assert (density.sum() * (grid[1] - grid[0])).item() == pytest.approx(1.0, abs=1e-3)
+
+    noise = torch.randn(5, 1, dtype=torch.float64)
+    actions, log_prob = policy.sample(state.expand(5, -1), noise)
+    mean, log_std = policy(state.expand(5, -1))
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    squashed = torch.distributions.TransformedDistribution(
+        normal, [torch.distributions.transforms.TanhTransform()]
+    )
+    torch.testing.assert_close(log_prob, squashed.log_prob(actions).squeeze(1))
+    torch.testing.assert_close(log_prob, policy.log_prob(state.expand(5, -1), actions))
+
+
+def test_best_of_n_takes_the_sample_with_the_highest_q():
+    agent = build("implicit best-of-n")
+    train(agent, 3)
+    generator = torch.Generator().manual_seed(1)
+    observations = torch.randn(6, 3, generator=generator)
+    noise = torch.randn(6, agent.noise_dim("learned"), generator=generator)
+    with torch.no_grad():
+        chosen = agent.act("learned", observations, noise)
+        samples = [agent.act("behaviour", observations, part) for part in noise.chunk(3, dim=1)]
+        q = [agent.critic(observations, a).min(dim=1).values for a in samples]
+    best = torch.stack(q).argmax(dim=0)
+    for row in range(6):
+        torch.testing.assert_close(chosen[row], samples[best[row]][row])
+
+
+def test_lagrange_multiplier_grows_above_its_target_and_falls_below():
+    for target, direction in ((1e-6, 1), (1e6, -1)):
+        agent = build("conservative lagrange", conservative={"samples": 2, "target_gap": target})
+        start = agent.lagrange().item()
+        train(agent, 5)
+        assert np.sign(agent.lagrange().item() - start) == direction

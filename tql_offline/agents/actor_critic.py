@@ -1,0 +1,120 @@
+"""What all objectives share: a controlled critic with its target, and one update of everything."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tql_offline.agents.critic import make_control, make_critic, make_target
+from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
+from tql_offline.batch import Batch
+from tql_offline.config import Config
+from tql_offline.networks import Normaliser
+
+Metrics = dict[str, Tensor]
+
+
+class ActorCritic(ABC):
+    """Base of the agents: a subclass adds policies, two losses, and how to act.
+
+    Attributes:
+        networks: by name; each is one file of a checkpoint.
+        optimizers: `critic` (critic, temperatures, value) and `policy` (the rest).
+        learning_rates: by optimizer, the rate after warm-up.
+        policies: names accepted by `act`, `learned` first.
+        num_tokens: L of the critic; 0 without attention.
+    """
+
+    policies: tuple[str, ...] = ("learned",)
+
+    def __init__(
+        self, config: Config, observation_dim: int, action_dim: int, device: torch.device
+    ) -> None:
+        self.config, self.device = config, device
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        dims = (observation_dim, action_dim)
+        self.critic = make_critic(config, *dims).to(device)
+        self.target_critic = make_target(self.critic, make_critic(config, *dims).to(device))
+        self.control = make_control(config, self.critic).to(device)
+        self.normaliser = Normaliser(observation_dim).to(device)
+        self.num_tokens = self.critic.num_tokens
+        self.networks: dict[str, nn.Module] = {
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+            "control": self.control,
+            "normaliser": self.normaliser,
+        }
+
+    def make_optimizers(
+        self, policies: dict[str, nn.Module], critic_side: dict[str, nn.Module] | None = None
+    ) -> None:
+        """Take in the subclass's networks and build both optimizers.
+
+        Args:
+            policies: trained by `policy_loss` at the policy's rate.
+            critic_side: trained by `critic_loss` at the critic's rate, besides critic and control.
+        """
+        added = critic_side or {}
+        self.networks |= policies | added
+        for network in (policies | added).values():
+            network.to(self.device)
+        self.policy_parameters = [p for n in policies.values() for p in n.parameters()]
+        decay = self.config.optimizer.weight_decay
+        groups = critic_groups([self.critic, *added.values()], self.control, decay)
+        plain: list[dict[str, Any]] = [{"params": self.policy_parameters, "weight_decay": 0.0}]
+        self.optimizers = {"critic": make_adamw(groups), "policy": make_adamw(plain)}
+        rates = self.config.optimizer
+        self.learning_rates = {"critic": rates.critic_lr, "policy": rates.policy_lr}
+
+    @abstractmethod
+    def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
+        """Every random number of one update, on the device of the actions."""
+
+    @abstractmethod
+    def critic_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
+        """Loss of critic, temperatures and, where there is one, value."""
+
+    @abstractmethod
+    def policy_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
+        """Loss of the policies."""
+
+    @abstractmethod
+    def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions in [-1, 1] of a named policy at raw observations, for given noise z ~ N(0, I)."""
+
+    def noise_dim(self, policy: str) -> int:
+        """Numbers of noise per action of a policy."""
+        del policy  # all policies but best-of-n take one action's noise
+        return self.action_dim
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One step of both optimizers at the same weights, then of the target critic."""
+        batch = self._normalised(batch)
+        noise = self.draw_noise(batch.actions, generator)
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise)
+
+        # The policy's gradient is taken for its own parameters alone: the critic gets none of it.
+        set_gradients(self.policy_parameters, policy_loss)
+        self.optimizers["critic"].zero_grad()
+        critic_loss.backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        polyak_update(self.target_critic, self.critic, self.config.polyak)
+        return {name: value.detach() for name, value in (critic_metrics | policy_metrics).items()}
+
+    def _normalised(self, batch: Batch) -> Batch:
+        return batch._replace(
+            observations=self.normaliser(batch.observations),
+            next_observations=self.normaliser(batch.next_observations),
+        )
+
+
+def set_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    """Give parameters the gradient of a loss, and no other parameter any."""
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient

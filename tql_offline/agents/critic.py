@@ -1,0 +1,89 @@
+"""Making the critic a config asks for, and the loss every objective trains it with.
+
+No objective knows which critic it has: all of them call `critic(observations, actions)` and get
+entropies `(N, 2)`, N = 0 for one without attention.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tql_offline.batch import Batch
+from tql_offline.config import Config
+from tql_offline.networks import EntropyController, MLPCritic, TransformerCritic
+from tql_offline.networks.control import entropy_targets, entropy_targets_in_nats
+from tql_offline.objectives.td import squared_td_error
+
+Critic = TransformerCritic | MLPCritic
+Metrics = dict[str, Tensor]
+
+
+def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic:
+    """Q(s, a) of the config's kind and size."""
+    critic, dims = config.critic, (observation_dim, action_dim)
+    if critic.kind == "mlp":
+        return MLPCritic.of_size(critic.size, *dims, ensemble=critic.ensemble)
+    return TransformerCritic.of_size(critic.size, *dims, critic.depth, critic.ensemble)
+
+
+def make_value(config: Config, observation_dim: int) -> Critic:
+    """V(s): the same architecture without actions, one head."""
+    single = config.critic.model_copy(update={"ensemble": 1})
+    return make_critic(config.model_copy(update={"critic": single}), observation_dim, 0)
+
+
+def make_target(critic: nn.Module, other: Critic) -> Critic:
+    """Turn `other` into the target network of `critic`: equal weights, no gradient."""
+    other.load_state_dict(critic.state_dict())
+    return other.requires_grad_(False)
+
+
+def make_control(config: Config, critic: Critic) -> EntropyController:
+    """The entropy controller of a critic, with the config's targets in nats."""
+    return EntropyController(config.entropy.mode, _targets(config, critic))
+
+
+def _targets(config: Config, critic: Critic) -> Float[Tensor, "layer 2"]:
+    entropy, depth = config.entropy, config.critic.depth
+    if isinstance(critic, MLPCritic):
+        return torch.zeros(0, 2)
+    if entropy.targets_nats:
+        return entropy_targets_in_nats(entropy.targets_nats, depth, critic.num_tokens)
+    return entropy_targets(depth, critic.num_tokens, entropy.target, entropy.last_target)
+
+
+def controlled_td_loss(
+    critic: Critic,
+    control: EntropyController,
+    batch: Batch,
+    target: Float[Tensor, "batch"],
+) -> tuple[Tensor, Float[Tensor, "batch ensemble"], Metrics]:
+    """Squared TD error of every ensemble member plus entropy control (TQL, arXiv 2602.01439).
+
+    Returns:
+        The loss, Q of the data's actions, and metrics.
+    """
+    # TD loss.
+    q, entropy = critic(batch.observations, batch.actions, return_entropy=True)
+    errors = squared_td_error(q, target)
+    assert errors.shape == q.shape
+    td_loss = errors.mean()
+
+    # Entropy control.
+    entropy_bonus, temperature_term = control(entropy)
+
+    # Total loss.
+    loss = td_loss + entropy_bonus + temperature_term
+    return (
+        loss,
+        q,
+        {
+            "critic_loss": loss,
+            "td_loss": td_loss,
+            "q_mean": q.mean(),
+            "target_mean": target.mean(),
+            "entropy": entropy,
+            "entropy_target": control.targets,
+            "temperature": control.temperatures,
+        },
+    )

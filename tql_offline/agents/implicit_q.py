@@ -1,0 +1,128 @@
+"""The implicit objective: IQL (Kostrikov et al. 2021, arXiv 2110.06169).
+
+It never asks for Q of an action that is not in the data: V is Q's upper expectile over the data's
+actions, and Q is regressed on V of the next state. The policy is extracted by
+
+    awr        advantage-weighted regression of a tanh-Gaussian (IQL)
+    best-of-n  n samples of a behaviour flow, the one with the highest Q (the literature's IFQL)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tql_offline.agents.actor_critic import ActorCritic, Metrics
+from tql_offline.agents.critic import controlled_td_loss, make_value
+from tql_offline.batch import Batch
+from tql_offline.config import Config
+from tql_offline.networks import GaussianPolicy, VelocityField, integrate_flow
+from tql_offline.objectives.flow import flow_matching_error, interpolate
+from tql_offline.objectives.implicit import advantage_weight, expectile_error
+from tql_offline.objectives.td import ensemble_value, td_target
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise of the behaviour flow's loss: `x_0 (B, n_a)` normal, `t (B, 1)` uniform in [0, 1)."""
+
+    x_0: Tensor
+    t: Tensor
+
+
+class ImplicitQ(ActorCritic):
+    """A critic, a value function, and a policy extracted from the data's own actions."""
+
+    def __init__(
+        self, config: Config, observation_dim: int, action_dim: int, device: torch.device
+    ) -> None:
+        super().__init__(config, observation_dim, action_dim, device)
+        dims, hidden = (observation_dim, action_dim), config.flow.hidden
+        self.value = make_value(config, observation_dim)
+        if config.implicit.extraction == "awr":
+            self.gaussian = GaussianPolicy(*dims, hidden)
+            policies: dict[str, nn.Module] = {"policy": self.gaussian}
+        else:
+            self.behaviour = VelocityField(*dims, hidden)
+            policies = {"behaviour": self.behaviour}
+            self.policies = ("learned", "behaviour")
+        self.make_optimizers(policies, {"value": self.value})
+
+    def draw_noise(
+        self, actions: Float[Tensor, "batch action"], generator: torch.Generator
+    ) -> Noise:
+        """Draw the flow's noise (also for `awr`, so that both extractions see the same batches)."""
+        device = actions.device
+        x_0 = torch.randn(actions.shape, generator=generator, device=device)
+        return Noise(x_0, torch.rand((len(actions), 1), generator=generator, device=device))
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Expectile regression of V, and TD regression of Q on V with entropy control."""
+        del noise
+        # V loss.
+        target_q = self._target_q(batch)
+        value = self._state_value(batch.observations)
+        errors = expectile_error(value, target_q, self.config.implicit.expectile)
+        assert errors.shape == batch.rewards.shape
+        value_loss = errors.mean()
+
+        # Q loss.
+        with torch.no_grad():
+            next_value = self._state_value(batch.next_observations)
+        target = td_target(batch.rewards, batch.discounts, next_value)
+        q_loss, _, metrics = controlled_td_loss(self.critic, self.control, batch, target)
+
+        # Total loss.
+        loss = value_loss + q_loss
+        value_metrics = {"value_loss": value_loss, "value_mean": value.mean()}
+        return loss, metrics | value_metrics | {"critic_loss": loss}
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Advantage-weighted regression, or the behaviour flow's matching loss."""
+        if self.config.implicit.extraction == "best-of-n":
+            x_t = interpolate(noise.x_0, batch.actions, noise.t)
+            velocity = self.behaviour(batch.observations, x_t, noise.t)
+            loss = flow_matching_error(velocity, noise.x_0, batch.actions).mean()
+            return loss, {"policy_loss": loss, "behaviour_loss": loss}
+        with torch.no_grad():
+            value = self._state_value(batch.observations)
+        beta = self.config.implicit.inverse_temperature
+        weight = advantage_weight(self._target_q(batch), value, beta)
+        log_prob = self.gaussian.log_prob(batch.observations, batch.actions)
+        assert log_prob.shape == weight.shape
+        loss = -(weight * log_prob).mean()
+        return loss, {"policy_loss": loss, "advantage_weight": weight.mean()}
+
+    def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
+        """The Gaussian's mode, the best of n flow samples, or one flow sample (`behaviour`)."""
+        observations = self.normaliser(observations)
+        if self.config.implicit.extraction == "awr":
+            return self.gaussian.mode(observations)
+        if policy == "behaviour":
+            return self._flow(observations, noise)
+        return self._best_of_n(observations, noise)
+
+    def noise_dim(self, policy: str) -> int:
+        """Noise of all samples for best-of-n, of one action otherwise."""
+        best = policy == "learned" and self.config.implicit.extraction == "best-of-n"
+        return self.action_dim * (self.config.implicit.samples if best else 1)
+
+    def _best_of_n(self, observations: Tensor, noise: Tensor) -> Tensor:
+        samples = self.config.implicit.samples
+        repeated = observations.repeat_interleave(samples, dim=0)
+        actions = self._flow(repeated, noise.reshape(-1, self.action_dim))
+        q = ensemble_value(self.critic(repeated, actions), "min").view(-1, samples)
+        best = q.argmax(dim=1) + samples * torch.arange(len(q), device=q.device)
+        return actions[best]
+
+    def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return integrate_flow(self.behaviour, observations, noise, self.config.flow.flow_steps)
+
+    def _target_q(self, batch: Batch) -> Float[Tensor, "batch"]:
+        with torch.no_grad():
+            return ensemble_value(self.target_critic(batch.observations, batch.actions), "min")
+
+    def _state_value(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch"]:
+        no_action = observations.new_zeros(len(observations), 0)
+        return self.value(observations, no_action).squeeze(-1)
