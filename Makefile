@@ -23,8 +23,8 @@ typed: $(VENV)/installed
 	rm -rf build/typed && mkdir -p build/typed/tql_offline
 	ln -s $(CURDIR)/tql_offline/* build/typed/tql_offline/
 	ln -s $(CURDIR)/datasets $(CURDIR)/eval build/typed/tql_offline/
-	ln -s $(CURDIR)/tests $(CURDIR)/cli.py build/typed/
-	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases tql_offline tests cli.py
+	ln -s $(CURDIR)/tests $(CURDIR)/benchmarks $(CURDIR)/cli.py build/typed/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases tql_offline tests benchmarks cli.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
@@ -36,7 +36,7 @@ docs: $(VENV)/installed
 clean:
 	rm -rf build dist *.egg-info
 
-# constraints.txt pins what was tested; without it pip takes the newest torch with its CUDA packages.
+# constraints.txt pins the versions that were tested.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -11,7 +11,6 @@ files are the same bytes whatever the number of processes and however often the 
 A part or file is written aside and renamed; `<name>.npz` comes last, so where it lies all do.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from tql_offline.cores import usable_cores
 from tql_offline.datasets.behaviours import (
     Behaviour,
     Columns,
@@ -41,6 +41,7 @@ from tql_offline.datasets.behaviours import (
     manipulation_behaviours,
     maze_behaviours,
 )
+from tql_offline.datasets.columns import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError
 from tql_offline.runs import read_json, write_json
@@ -194,7 +195,7 @@ def collect(
             the way, or a worker process died.
     """
     order = _order(name, episodes, steps, seed)
-    workers = (os.cpu_count() or 1) if processes is None else processes
+    workers = usable_cores() if processes is None else processes
     workers = _number("processes", workers, 1)
     places = _Places(out, order.dataset)
     found = None if force else _finished(places, order)
@@ -488,7 +489,7 @@ def _publish(places: _Places, order: _Order) -> Collected:
         parts = [places.parts / shard.file for shard in _shards(order) if shard.split == split]
         _merge(parts, target, rows=order.count(split) * order.rows)
     names = [places.split(split).name for split in range(len(SPLITS))]
-    sha256 = dict(zip(names, map(_sha256, merged), strict=True))
+    sha256 = dict(zip(names, map(file_sha256, merged), strict=True))
     write_json(places.manifest, _manifest(order, sha256, dict(zip(names, merged, strict=True))))
     for split in reversed(range(len(SPLITS))):
         merged[split].replace(places.split(split))
@@ -507,11 +508,6 @@ def _manifest(order: _Order, sha256: dict[str, str], files: dict[str, Path]) -> 
         "versions": _versions(),
         "settings": _settings(order),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _merge(parts: list[Path], target: Path, *, rows: int) -> None:

@@ -106,7 +106,7 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
     if len(ends) == 0 or ends[-1] != len(terminals) - 1:
         raise InputError(
             f"column 'terminals' does not mark the last of its {len(terminals)} rows as an end of "
-            "an episode; the file is cut off, so collect or download it again"
+            "an episode; mark it, or get the file again if it was cut off"
         )
     lengths = np.diff(ends, prepend=-1) - 1
     if lengths.min() < 1:

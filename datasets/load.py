@@ -14,7 +14,7 @@ where the task can end, `masks`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +25,30 @@ from tql_offline.datasets.columns import (
     file_sha256,
     read_columns,
     require_matrix,
+    require_states,
     require_vector,
 )
 from tql_offline.datasets.episodes import Array, Episodes, drop_last_rows, lengths_from_terminals
-from tql_offline.datasets.names import DatasetName, collected_folder, find_file, parse_name
+from tql_offline.datasets.names import (
+    DatasetName,
+    collected_folder,
+    commands_for,
+    find_file,
+    parse_name,
+)
 from tql_offline.errors import InputError
+from tql_offline.runs import read_json
+
+if TYPE_CHECKING:
+    import gymnasium
 
 ACTION_BOUND = 1 - 1e-5
 """Data actions are clipped to ±(1 - 1e-5), as FQL's code does."""
 
-_STATE_COLUMNS = ("qpos", "qvel", "button_states")
+ACTION_TOLERANCE = 1e-3
+"""How far from [-1, 1] an action of a user's own file may lie and still be taken for rounding."""
+
+_STATE_COLUMNS = ("qpos", "button_states")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +60,7 @@ class Dataset:
         name: the dataset's name, or the file's stem for a user's own.
         path: the file.
         sha256: of the file.
-        source: `collected`, `downloaded` or `own file`.
+        source: `collected`, `downloaded`, `given file` (taken for a name) or `own file`.
         env_id: the Gymnasium environment its policies are scored in, or None.
     """
 
@@ -78,17 +92,37 @@ def load(dataset: str, path: Path | None = None, env_id: str | None = None) -> D
         env_id: the environment to score policies in, for a user's own file.
 
     Raises:
-        InputError: unknown name, missing or unusable file, or data that do not fit the environment.
+        InputError: unknown name, missing or unusable file, data that do not fit the environment, or
+            an argument that has no meaning for this dataset.
     """
     if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES):
+        if path is not None:
+            raise InputError(
+                f"two data files are given, {dataset} and {path}; leave one out, or give a "
+                "dataset's name with the path of its file"
+            )
         return _load_own(Path(dataset), env_id)
     name = parse_name(dataset)
-    if name.task is None:
+    if env_id is not None:
         raise InputError(
-            f"{dataset} has no rewards; name a task, such as "
-            f"{name.file.rpartition('-')[0]}-singletask-task1-v0"
+            f"environment {env_id!r} is given for {dataset}, whose own environment is "
+            f"{name.env_id}; leave --env out, which is for files of your own"
         )
-    return _load_ogbench(name, path or find_file(name))
+    if name.task is None:
+        raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
+    return _load_ogbench(name, path)
+
+
+def _first_task(name: DatasetName) -> str:
+    """The first task of a dataset that is published.
+
+    Raises:
+        InputError: it is not; the message names the nearest ones.
+    """
+    from tql_offline.datasets.catalogue import find  # reads the catalogue: only on use
+
+    head, _, version = find(name.file).name.rpartition("-")
+    return f"{head}-singletask-task1-{version}"
 
 
 def _load_own(path: Path, env_id: str | None) -> Dataset:
@@ -98,6 +132,8 @@ def _load_own(path: Path, env_id: str | None) -> Dataset:
     masks = np.ones_like(rewards)
     if "masks" in columns:
         masks = require_vector(columns, "masks", len(observations), path)
+    _check_actions(actions, lengths, path)
+    _check_masks(masks, lengths, path)
     episodes = Episodes(
         observations=observations,
         actions=_clip(drop_last_rows(actions, lengths)),
@@ -115,10 +151,41 @@ def _load_own(path: Path, env_id: str | None) -> Dataset:
     )
 
 
-def _load_ogbench(name: DatasetName, path: Path) -> Dataset:
-    columns = read_columns(path)
+def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
+    bad = np.argwhere(_read_rows(lengths)[:, None] & (np.abs(actions) > 1 + ACTION_TOLERANCE))
+    if len(bad):
+        row, dim = bad[0]
+        raise InputError(
+            f"column 'actions' of {path} has {actions[row, dim]:g} at row {row}, dim {dim}, "
+            "outside [-1, 1]; scale the actions into it"
+        )
+
+
+def _check_masks(masks: Floats, lengths: NDArray[np.int64], path: Path) -> None:
+    bad = np.flatnonzero(_read_rows(lengths) & (masks != 0) & (masks != 1))
+    if len(bad):
+        raise InputError(
+            f"column 'masks' of {path} has {masks[bad[0]]:g} at row {bad[0]}; write 0 where the "
+            "task itself ended and 1 elsewhere"
+        )
+
+
+def _read_rows(lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows hold a transition, `(N + E,)`: all but the last of each episode."""
+    rows = np.ones(int(lengths.sum()) + len(lengths), dtype=bool)
+    rows[np.cumsum(lengths + 1) - 1] = False
+    return rows
+
+
+def _load_ogbench(name: DatasetName, given: Path | None) -> Dataset:
+    path = given or find_file(name)
+    columns = read_columns(path, _mend(name))
     observations, actions, lengths = _core_columns(columns, path)
-    states = {k: drop_last_rows(columns[k], lengths) for k in _STATE_COLUMNS if k in columns}
+    states = {
+        column: drop_last_rows(require_states(columns, column, len(observations), path), lengths)
+        for column in _STATE_COLUMNS
+        if column in columns
+    }
     rewards, masks = relabel(name, observations.shape[1], actions.shape[1], states, path)
     episodes = Episodes(
         observations=observations,
@@ -127,14 +194,39 @@ def _load_ogbench(name: DatasetName, path: Path) -> Dataset:
         masks=masks,
         lengths=lengths,
     )
+    sha256 = file_sha256(path)
     return Dataset(
         episodes=episodes,
         name=name.name,
         path=path,
-        sha256=file_sha256(path),
-        source="collected" if path.parent == collected_folder() else "downloaded",
+        sha256=sha256,
+        source="given file" if given else _source(path, sha256),
         env_id=name.env_id,
     )
+
+
+def _source(path: Path, sha256: str) -> str:
+    """Whether a file that was found by its name was collected or downloaded."""
+    if path.parent == collected_folder() or _is_collected(path, sha256):
+        return "collected"
+    return "downloaded"
+
+
+def _is_collected(path: Path, sha256: str) -> bool:
+    """Whether the manifest of a collection lies beside the file and names its bytes."""
+    try:
+        recorded = read_json(path.with_suffix(".json")).get("sha256")
+    except InputError:
+        return False
+    return isinstance(recorded, dict) and recorded.get(path.name) == sha256
+
+
+def _mend(name: DatasetName) -> str:
+    """What to do about a damaged file of a dataset."""
+    try:
+        return f"delete it and run {commands_for(name.file)}"
+    except InputError:
+        return "get the file again from where it came"
 
 
 def _core_columns(
@@ -160,7 +252,8 @@ def relabel(
     where the task is solved.
 
     Raises:
-        InputError: the file's shapes are not the environment's, or its state columns are missing.
+        InputError: the file's shapes are not the environment's, or its state columns are missing or
+            not the environment's.
     """
     from ogbench.relabel_utils import relabel_dataset  # imports MuJoCo: seconds, so only on use
 
@@ -181,15 +274,37 @@ def relabel(
                 )
         labels: dict[str, Any] = dict(states)
         with quiet():
+            _check_states(name, environment, states, path)
             relabel_dataset(name.env_id, environment, labels)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"{path} lacks the simulator states ('qpos'…) that the rewards of {name.env_id} need; "
-            "collect or download it again"
-        ) from error
     finally:
         environment.close()
     return labels["rewards"], labels["masks"]
+
+
+def _check_states(
+    name: DatasetName,
+    environment: "gymnasium.Env[Any, Any]",
+    states: dict[str, Array],
+    path: Path,
+) -> None:
+    """Refuse states of another simulator: their columns would be read as other quantities."""
+    environment.reset()  # manipulation environments have no model before it
+    simulator: Any = environment.unwrapped
+    widths = {"qpos": simulator.model.nq}
+    if hasattr(simulator, "_num_buttons"):
+        widths["button_states"] = simulator._num_buttons
+    for column, width in widths.items():
+        if column not in states:
+            raise InputError(
+                f"{path} lacks the simulator states {column!r} that the rewards of {name.env_id} "
+                f"need; {_mend(name)}"
+            )
+        if states[column].shape[1:] != (width,):
+            raise InputError(
+                f"column {column!r} of {path} has rows of shape {states[column].shape[1:]} where "
+                f"{name.env_id} has ({width},); it is not {name.file}, so give the right file or "
+                "name"
+            )
 
 
 def _clip(actions: Floats) -> Floats:

@@ -26,17 +26,12 @@ class DatasetName:
     env_id: str
     task: int | None
 
-    @property
-    def family(self) -> str:
-        """`cube-double` of `cube-double-play-...`: the environment without type and task."""
-        return re.sub(r"-[a-z]+-v\d+$", "", self.file)
-
 
 def parse_name(name: str) -> DatasetName:
     """Take an OGBench dataset name apart.
 
     Raises:
-        InputError: it is not of the form `family-kind[-singletask[-taskN]]-vN`.
+        InputError: it is not of the form `family-kind[-singletask[-taskN]]-vN`, N from 1 to 5.
 
     >>> parse_name("cube-double-play-singletask-task2-v0").env_id
     'cube-double-singletask-task2-v0'
@@ -50,6 +45,11 @@ def parse_name(name: str) -> DatasetName:
         )
     match = _SINGLETASK.fullmatch(name)
     if match is None:
+        if "-singletask" in name:
+            raise InputError(
+                f"{name!r} names no task of a dataset; tasks are task1 to task5, "
+                "as in cube-double-play-singletask-task1-v0"
+            )
         head, _kind, version = name.rsplit("-", 2)
         return DatasetName(name, name, f"{head}-{version}", None)
     head, kind, version = match["head"], match["kind"], match["version"]
@@ -80,7 +80,8 @@ def find_file(name: DatasetName) -> Path:
     """The file that holds a dataset: the downloaded one if there is one, else the collected one.
 
     Raises:
-        InputError: neither is there; the message names both places and the two commands.
+        InputError: neither is there; the message names both places and the commands that bring the
+            file, or the nearest published names if there is none of this name.
     """
     places = [downloaded_folder(), collected_folder()]
     for folder in places:
@@ -89,5 +90,21 @@ def find_file(name: DatasetName) -> Path:
             return path
     raise InputError(
         f"dataset {name.file} is neither in {places[0]} nor in {places[1]}; "
-        f"run `tql-offline download {name.file}` or `tql-offline collect {name.file}`"
+        f"run {commands_for(name.file)}"
     )
+
+
+def commands_for(file: str) -> str:
+    """The commands that bring a dataset's file.
+
+    Raises:
+        InputError: no such dataset is published; the message names the nearest ones.
+    """
+    # Imported here: both modules take names apart with this one.
+    from tql_offline.datasets.catalogue import find
+    from tql_offline.datasets.collect import collectable
+
+    commands = [f"`tql-offline download {find(file).name}`"]
+    if file in collectable():
+        commands.append(f"`tql-offline collect {file}`")
+    return " or ".join(commands)

@@ -11,7 +11,7 @@ import importlib.metadata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,7 @@ from tql_offline.errors import InputError
 
 _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
+PROBE_STEPS = 2000
 
 
 def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -86,6 +87,40 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
             "action_dim": action_dim,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
+    finally:
+        env.close()
+
+
+def action_bounds(env_id: str) -> tuple[float, float]:
+    """Smallest and largest action that an environment takes, over all dims."""
+    env = make(env_id)
+    try:
+        with quiet():
+            space = env.action_space
+        vector_dim(env_id, "action", space)
+        bounds = cast(gymnasium.spaces.Box, space)
+        return float(bounds.low.min()), float(bounds.high.max())
+    finally:
+        env.close()
+
+
+def reports_success(env_id: str) -> bool:
+    """Whether an environment's `info` has a success at the end of an episode.
+
+    Plays one episode of zero actions, at most `PROBE_STEPS` long; an environment that has not ended
+    by then is given the benefit of the doubt.
+    """
+    env = SeededEnvironment(make(env_id))
+    try:
+        env.reset(0)
+        action = np.zeros(env.action_dim, dtype=np.float32)
+        for _ in range(PROBE_STEPS):
+            *_, terminated, truncated, success = env.step(action)
+            if not np.isnan(success):
+                return True
+            if terminated or truncated:
+                return False
+        return True
     finally:
         env.close()
 

@@ -5,6 +5,8 @@ import os
 import pytest
 
 os.environ.setdefault("MUJOCO_GL", "disable")
+# Two test processes with two threads each spin against one another on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

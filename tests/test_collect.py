@@ -26,6 +26,7 @@ from tql_offline.datasets.behaviours import (
     vertex_cells,
 )
 from tql_offline.datasets.collect import collect, collectable, official_size
+from tql_offline.datasets.columns import file_sha256
 from tql_offline.errors import InputError
 
 MAZE = "pointmaze-medium-navigate-v0"
@@ -115,7 +116,7 @@ def test_manifest_describes_the_files(tmp_path):
     assert manifest["validation_episodes"] == 3
     assert manifest["sha256"][collected.val.name] == collected.val_sha256
     assert set(manifest["versions"]) == {"ogbench", "mujoco", "gymnasium", "numpy"}
-    assert module._sha256(collected.train) == collected.train_sha256
+    assert file_sha256(collected.train) == collected.train_sha256
     # Nothing else is left behind: no parts, no lock, no file written aside.
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {collected.train.name, collected.val.name, collected.manifest.name}

@@ -45,6 +45,27 @@ def test_every_preset_makes_a_config(name):
     assert resolve({}, preset=name).preset == name
 
 
+def test_a_preset_named_in_a_file_is_applied(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "scene"\nseed = 4\n')
+    config = resolve({}, file=file)
+    assert (config.preset, config.flow.alpha, config.seed) == ("scene", 300.0, 4)
+    file.write_text('preset = "bogus"\n')
+    with pytest.raises(InputError, match="bogus"):
+        resolve({}, file=file)
+
+
+def test_presets_know_sizes_and_yield_to_what_was_asked_for():
+    triple = {"dataset": {"name": "cube-triple-play-singletask-task1-v0"}}
+    assert resolve(triple | {"critic": {"size": "xl"}}).optimizer.critic_lr == 4e-4
+    assert resolve(triple | {"critic": {"size": "large"}}).optimizer.critic_lr == 1e-4
+    fractions = resolve(triple | {"entropy": {"target": 0.5}})
+    assert (fractions.entropy.targets_nats, fractions.entropy.target) == ((), 0.5)
+    with pytest.raises(InputError, match="preset 'cube-triple'"):
+        resolve(triple | {"critic": {"depth": 3}})
+    assert preset_for("scene_logs.hdf5") == preset_for("puzzle.npz") == ""
+
+
 def test_preset_follows_the_dataset_family():
     assert preset_for("cube-double-play-singletask-task1-v0") == "cube-double"
     assert preset_for("antmaze-large-navigate-singletask-v0") == ""

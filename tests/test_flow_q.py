@@ -1,5 +1,7 @@
 """The flow agent: what each gradient may touch, what control does, a task of known answer."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,13 @@ def test_schedule_warms_up_from_one_percent_and_ends_at_ten():
     assert rates[10] == max(rates) == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * 0.55)
     assert rates[100] == rates[110] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 15, 19, 20, 21])
+def test_a_short_run_still_reaches_its_peak_and_falls_smoothly(steps):
+    rates = [learning_rate(step, 1.0, 10, steps) for step in range(steps)]
+    assert max(rates) == 1.0
+    assert all(abs(a - b) < 1.0 for a, b in pairwise(rates))
 
 
 @pytest.mark.parametrize("mode", ["fixed", "single", "layerwise"])

@@ -30,6 +30,7 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", list(FOLDERS))
@@ -41,6 +42,12 @@ def test_layers(package):
             for forbidden in FORBIDDEN[package]:
                 inside = package == "tql_offline.objectives" and name.startswith(package)
                 assert inside or not name.startswith(forbidden), f"{path} imports {name}"
+
+
+def test_objectives_are_torch_alone():
+    allowed = {"torch", "jaxtyping", "typing", "math", "collections", "dataclasses", "tql_offline"}
+    for path in FOLDERS["tql_offline.objectives"].glob("*.py"):
+        assert {name.split(".")[0] for name in imported(path)} <= allowed, path
 
 
 def test_only_tables_imports_rich():

@@ -1,6 +1,8 @@
 """Reading datasets: alignment, rewards, and every kind of file that must be refused."""
 
+import io
 import pickle
+import shutil
 import zipfile
 
 import h5py
@@ -9,7 +11,7 @@ import ogbench
 import pytest
 
 from tql_offline.datasets.collect import collect
-from tql_offline.datasets.load import load
+from tql_offline.datasets.load import load, relabel
 from tql_offline.datasets.names import find_file, parse_name
 from tql_offline.errors import InputError
 
@@ -99,6 +101,12 @@ BROKEN = {
     "empty": lambda c: {k: v[:0] for k, v in c.items()},
     "episode without transition": lambda c: c | {"terminals": np.ones_like(c["terminals"])},
     "wide rewards": lambda c: c | {"rewards": np.stack([c["rewards"]] * 2, axis=1)},
+    "no rows": lambda c: c | {"rewards": np.float32(1)},
+    "too large for float32": lambda c: c | {"observations": np.full((7, 2), 1e300)},
+    "fractional masks": lambda c: c | {"masks": np.full(len(c["rewards"]), 0.5)},
+    "actions out of bounds": lambda c: c | {"actions": 2 * c["actions"]},
+    "timeouts": lambda c: c | {"timeouts": c["terminals"]},
+    "next observations": lambda c: c | {"next_observations": c["observations"]},
 }
 
 
@@ -109,6 +117,176 @@ def test_broken_columns_are_named_in_one_sentence(tmp_path, fault):
         load(str(path))
     assert "mine.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "collect" not in str(caught.value)
+
+
+def test_layout_of_d4rl_is_named(tmp_path):
+    path = tmp_path / "d4rl.hdf5"
+    with h5py.File(write(path, own_columns() | {"timeouts": np.zeros(7)}), "a") as file:
+        file.create_group("infos")
+    with pytest.raises(InputError, match=r"'timeouts'.*D4RL.*docs/data.md"):
+        load(str(path))
+
+
+def test_action_out_of_bounds_is_placed(tmp_path):
+    columns = own_columns()
+    columns["actions"][[3, 5]] = [[9.0], [1.1]]  # row 3 ends an episode: nothing reads its action
+    with pytest.raises(InputError, match=r"'actions'.*1\.1 at row 5, dim 0"):
+        load(str(write(tmp_path / "mine.npz", columns)))
+
+
+def test_rounded_actions_are_clipped(tmp_path):
+    columns = own_columns()
+    columns["actions"] *= np.float32(1.0005)
+    assert np.abs(load(str(write(tmp_path / "m.npz", columns))).episodes.actions).max() < 1
+
+
+def test_values_of_rows_without_transition_are_not_checked(tmp_path):
+    columns = own_columns() | {"masks": np.array([1, 1, 0, 7, 1, 0, 7.0])}
+    assert load(str(write(tmp_path / "m.npz", columns))).episodes.masks.tolist() == [1, 1, 0, 1, 0]
+
+
+def header(shape, descr="<f4"):
+    """An npy file that ends with its header."""
+    file = io.BytesIO()
+    fields = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
+
+
+def zipped(content):
+    """An npz file of one member."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("observations.npy", content)
+    return file.getvalue()
+
+
+def patched(archive, offset, value):
+    """A zip file with two bytes changed in its local and in its central header."""
+    changed = bytearray(archive)
+    for start, shift in ((0, 0), (archive.index(b"PK\x01\x02"), 2)):
+        place = start + offset + shift
+        changed[place : place + 2] = value.to_bytes(2, "little")
+    return bytes(changed)
+
+
+WHOLE = zipped(header((1,)) + bytes(4))
+HOSTILE = {
+    "npy": header((1,)) + bytes(4),
+    "encrypted": patched(WHOLE, 6, 1),
+    "unknown packing": patched(WHOLE, 8, 77),
+    "no array": zipped(b"just text"),
+    "empty member": zipped(b""),
+    "claims too much": zipped(header((2**58,)) + bytes(4)),
+    "claims too many dims": zipped(header((2**30, 2**30, 2**30, 2**30))),
+    "claims too little": zipped(header((1,)) + bytes(400)),
+    "negative shape": zipped(header((-1, -1)) + bytes(4)),
+    "no header": zipped(b"\x93NUMPY\x01\x00\x04\x00(((("),
+    "unknown version": zipped(b"\x93NUMPY\x09\x00" + bytes(20)),
+}
+
+
+@pytest.mark.parametrize("fault", list(HOSTILE))
+def test_hostile_npz_is_refused(tmp_path, fault):
+    path = tmp_path / "hostile.npz"
+    path.write_bytes(HOSTILE[fault])
+    with pytest.raises(InputError, match=r"hostile.npz is not a whole npz .*docs/data.md says$"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: f.create_dataset("observations", data=h5py.Empty("f4")),
+        lambda f: f.create_dataset("observations", shape=(2**40, 2), dtype="f4", chunks=(1, 2)),
+        lambda f: f.create_dataset("observations", shape=(2**30, 2), dtype="f4", chunks=(1, 2)),
+        lambda f: f.create_dataset("observations", data=["a", "b"]),
+        lambda f: f.create_group("observations"),
+    ],
+    ids=["null", "beyond every bound", "beyond the file", "text", "group"],
+)
+def test_hostile_hdf5_is_refused(tmp_path, make):
+    path = tmp_path / "hostile.hdf5"
+    with h5py.File(path, "w") as file:
+        make(file)
+    with pytest.raises(InputError, match=r"hostile.hdf5 (claims|holds)"):
+        load(str(path))
+
+
+def test_columns_beyond_memory_are_refused(tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise MemoryError
+
+    path = write(tmp_path / "large.npz", own_columns())
+    monkeypatch.setattr(np.lib.format, "read_array", full)
+    with pytest.raises(InputError, match=r"large.npz do not fit into memory"):
+        load(str(path))
+
+
+STATES = {
+    "short": lambda qpos: qpos[:-1],
+    "narrow": lambda qpos: qpos[:, :1],
+    "wide": lambda qpos: np.repeat(qpos, 2, axis=1),
+    "flat": lambda qpos: qpos[:, 0],
+    "scalar": lambda qpos: qpos[0, 0],
+    "text": lambda qpos: qpos.astype(str),
+    "not finite": lambda qpos: np.where(qpos == qpos[2], np.nan, qpos),
+}
+
+
+@pytest.mark.parametrize("fault", list(STATES))
+def test_wrong_simulator_states_are_refused(tmp_path, maze, fault):
+    columns = columns_of(maze)
+    path = write(tmp_path / "wrong.npz", columns | {"qpos": STATES[fault](columns["qpos"])})
+    with pytest.raises(InputError, match=r"'qpos' of .*wrong.npz"):
+        load(TASK, path)
+
+
+@pytest.mark.parametrize(
+    ("states", "named"),
+    [
+        ({"qpos": np.zeros((4, 23))}, "lacks .*'button_states'"),
+        ({"qpos": np.zeros((4, 23)), "button_states": np.zeros((4, 1))}, "'button_states' of"),
+        ({"qpos": np.zeros((4, 28)), "button_states": np.zeros((4, 9))}, "'qpos' of"),
+    ],
+)
+def test_manipulation_states_are_checked(tmp_path, states, named):
+    name = parse_name("puzzle-3x3-play-singletask-task1-v0")
+    with pytest.raises(InputError, match=named):
+        relabel(name, 55, 5, states, tmp_path / "puzzle.npz")
+
+
+def test_fitting_manipulation_states_give_rewards(tmp_path):
+    name = parse_name("puzzle-3x3-play-singletask-task1-v0")
+    states = {"qpos": np.zeros((4, 23)), "button_states": np.zeros((4, 9), dtype=np.int64)}
+    rewards, masks = relabel(name, 55, 5, states, tmp_path / "puzzle.npz")
+    assert rewards.shape == masks.shape == (4,)
+    assert -9 <= rewards.min() < 0
+
+
+def test_arguments_without_meaning_are_refused(tmp_path, maze):
+    mine = write(tmp_path / "mine.npz", own_columns())
+    with pytest.raises(InputError, match=r"--env"):
+        load(TASK, maze, env_id="Pendulum-v1")
+    with pytest.raises(InputError, match=r"two data files"):
+        load(str(mine), maze)
+    assert load(str(mine), env_id="Pendulum-v1").env_id == "Pendulum-v1"
+
+
+def test_source_is_the_true_one(tmp_path, maze, monkeypatch):
+    official, collected = tmp_path / "official", tmp_path / "collected"
+    monkeypatch.setenv("OGBENCH_DATA", str(official))
+    monkeypatch.setenv("TQL_OFFLINE_DATA", str(collected))
+    for folder in (official, collected):
+        folder.mkdir()
+    assert load(TASK, maze).source == "given file"
+    shutil.copy(maze, collected)
+    assert load(TASK).source == "collected"
+    shutil.copy(maze, official)
+    assert load(TASK).source == "downloaded"
+    shutil.copy(maze.with_suffix(".json"), official)
+    assert load(TASK).source == "collected"
 
 
 def test_truncated_file_is_refused(tmp_path, maze):
@@ -168,3 +346,32 @@ def test_missing_files_and_bad_names_say_what_to_do(tmp_path):
         load("pointmaze-medium-navigate-v0")
     with pytest.raises(InputError, match="not a dataset name"):
         load("Not A Name")
+
+
+@pytest.mark.parametrize("task", ["-task9", "-task0", "-task12", "-taskx", "-tasks"])
+def test_tasks_are_one_to_five(task):
+    with pytest.raises(InputError, match="tasks are task1 to task5"):
+        load(f"cube-double-play-singletask{task}-v0")
+
+
+@pytest.mark.parametrize(
+    "name", ["cube-dobule-play-singletask-task1-v0", "cube-dobule-play-v0", "cube-double-pla-v0"]
+)
+def test_misspelt_names_get_suggestions(name):
+    with pytest.raises(InputError, match=r"did you mean .*cube-double-play-v0") as caught:
+        load(name)
+    assert "tql-offline" not in str(caught.value)
+    assert "singletask-task1" not in str(caught.value).replace(name, "")
+
+
+def test_only_what_can_be_collected_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("OGBENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("TQL_OFFLINE_DATA", str(tmp_path))
+    name = "antmaze-large-navigate-singletask-task1-v0"
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"")
+    for path in (None, damaged):
+        with pytest.raises(
+            InputError, match="run `tql-offline download antmaze-large-navigate-v0`$"
+        ):
+            load(name, path)

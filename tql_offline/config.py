@@ -101,7 +101,9 @@ class OptimizerConfig(Table):
     critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
     policy_lr: PositiveFloat = Field(5e-4, description="both policy networks")
     weight_decay: float = Field(0.01, ge=0, description="on matrices of blocks and heads only")
-    warmup: int = Field(10_000, ge=0, description="updates of linear warm-up from 1%")
+    warmup: int = Field(
+        10_000, ge=0, description="updates of linear warm-up from 1%, at most a tenth of the run"
+    )
 
 
 class EvaluationConfig(Table):
@@ -164,12 +166,16 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def preset_for(dataset: str) -> str:
-    """The preset whose name begins the dataset's; empty if none does.
+    """The preset whose name begins an OGBench dataset's; empty if none does, or for an own file.
 
     >>> preset_for("puzzle-4x4-play-singletask-task1-v0")
     'puzzle'
+    >>> preset_for("puzzle_logs.hdf5")
+    ''
     """
-    matches = [name for name in presets() if dataset.startswith(name)]
+    if Path(dataset).suffix:
+        return ""
+    matches = [name for name in presets() if dataset.startswith(f"{name}-")]
     return max(matches, key=len, default="")
 
 
@@ -179,8 +185,7 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
     Args:
         flags: nested overrides from the command line.
         file: a TOML config file.
-        preset: a preset's name; empty takes the dataset family's, unless the file names its own
-            (a finished run's config.toml is complete and needs none).
+        preset: a preset's name; empty takes the one that the file names, else the dataset family's.
 
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
@@ -192,17 +197,35 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
             "leave --preset out, or take the 'preset' line out of the file"
         )
     given = merge(from_file, flags)
-    name = preset or ("" if "preset" in from_file else preset_for(_dataset_name(given)))
-    if name and name not in presets():
+    name = preset or given.get("preset", preset_for(_dataset_name(given)))
+    overrides = _preset_overrides(name, given)
+    sources = ["the flags", *([f"config file {file}"] if file else [])]
+    sources += [f"preset {name!r}"] if name else []
+    return validate(merge(overrides, given), source=" or ".join(sources))
+
+
+def _preset_overrides(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset sets, given the size asked for and what the file and the flags override."""
+    if not name:
+        return {}
+    if name not in presets():
         raise InputError(f"there is no preset {name!r}; choose one of {', '.join(presets())}")
-    base = {**presets()[name], "preset": name} if name else {}
-    return validate(merge(base, given), source=f"config file {file}" if file else "the flags")
+    preset = dict(presets()[name])
+    by_size = preset.pop("at", {})
+    preset = merge(preset, by_size.get(_table(given, "critic").get("size"), {}))
+    entropy = _table(given, "entropy")
+    if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
+        preset = merge(preset, {"entropy": {"targets_nats": []}})
+    return merge(preset, {"preset": name})
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = document.get(name)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _dataset_name(document: Mapping[str, Any]) -> str:
-    dataset = document.get("dataset")
-    name = dataset.get("name") if isinstance(dataset, Mapping) else None
-    return str(name or DEFAULT_DATASET)
+    return str(_table(document, "dataset").get("name") or DEFAULT_DATASET)
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from tql_offline.cores import usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.version import __version__
 
@@ -187,8 +188,7 @@ def _device(index: int) -> Finding:
 
 def _cores() -> list[Finding]:
     total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    return [Finding(topic="cores", state="ok", detail=f"{usable} usable of {total}")]
+    return [Finding(topic="cores", state="ok", detail=f"{usable_cores()} usable of {total}")]
 
 
 def _memory() -> list[Finding]:

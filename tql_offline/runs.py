@@ -15,6 +15,7 @@ Nothing in it is ever unpickled. Files are written aside and renamed, so a reade
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class RunFolder:
         if not self.checkpoints.is_dir():
             return []
         names = (p.name for p in self.checkpoints.iterdir() if (p / "state.json").is_file())
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:
@@ -93,28 +94,63 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
     return [RunFolder(p) for p in sorted(found)]
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file aside and rename it into place, so that no reader sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a file into a sentence.
+
+    Raises:
+        InputError: the block raised OSError: no space, no permission, no folder.
+    """
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be written to {path.parent} ({error.strerror or error}); "
+            "make room and give permission there, or choose another folder"
+        ) from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place, so that no reader sees a part of it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document atomically; a non-finite number is an error, since JSON has none."""
-    write_atomic(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    """Write a JSON document atomically.
+
+    Raises:
+        InputError: it cannot be written, or holds what JSON cannot, such as NaN.
+    """
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} would hold what JSON cannot ({error}); restore the files it is made of"
+        ) from error
+    write_atomic(path, text + "\n")
 
 
 def append_jsonl(path: Path, document: dict[str, Any]) -> None:
-    """Append one line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
+    """Append one line to a JSON-lines file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
 
 
@@ -143,16 +179,25 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield a JSON-lines file's objects; a missing file has none.
 
     Raises:
-        InputError: a line is not a JSON object (named by its number).
+        InputError: the file cannot be read, or a line is not a JSON object (named by its number).
     """
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                document = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} line {number} is not valid JSON; remove it") from error
-            if not isinstance(document, dict):
-                raise InputError(f"{path} line {number} is not a JSON object; remove it")
-            yield document
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            document = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} line {number} is not valid JSON; remove it") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{path} line {number} is not a JSON object; remove it")
+        yield document
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            # A longer line comes in pieces, which are no JSON.
+            while line := file.readline(MAX_DOCUMENT_BYTES):
+                yield line
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error

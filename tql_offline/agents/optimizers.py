@@ -35,14 +35,16 @@ def make_adamw(groups: Iterable[dict[str, Any]]) -> torch.optim.AdamW:
 def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
     """The rate of update `step` (from 0): linear from 1% over `warmup`, then cosine to 10%.
 
-    The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there.
+    The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there. The
+    warm-up takes at most a tenth of a run, so that a short one reaches its peak.
 
     >>> [round(learning_rate(s, 1.0, 10, 100), 3) for s in (0, 5, 10, 50, 90, 100)]
     [0.01, 0.505, 1.0, 0.55, 0.1, 0.1]
     """
+    warmup = min(warmup, steps // 10)
     if step < warmup:
         return peak * (0.01 + 0.99 * step / warmup)
-    progress = min((step - warmup) / max(steps - 2 * warmup, 1), 1.0)
+    progress = min((step - warmup) / (steps - 2 * warmup), 1.0)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

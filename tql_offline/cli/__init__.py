@@ -1,15 +1,35 @@
 """The command line: one file per command, each a few lines over the library."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from tql_offline.errors import InputError
 from tql_offline.version import __version__
 
+CTRL_C = 130
+"""Exit code of a command stopped by Ctrl-C, as shells have it."""
+
+
+class _StoppedError(Exception):
+    """Ctrl-C inside a command, with what the command noted about it."""
+
+
+class _Group(TyperGroup):
+    """Typer turns KeyboardInterrupt into an exit code; this keeps its notes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _StoppedError("; ".join(getattr(stop, "__notes__", []))) from stop
+
+
 app = typer.Typer(
     name="tql-offline",
+    cls=_Group,
     help="Offline-RL benchmark toolkit: does a bigger critic help, and is the answer true?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,26 +63,59 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(args=arguments, prog_name="tql-offline", standalone_mode=False)
-    except (InputError, typer.TyperException) as error:
-        if "--debug" in arguments:
+    except (KeyboardInterrupt, typer.Abort, _StoppedError) as stop:
+        _stop(str(stop))
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or "--debug" in arguments:
             raise
-        typer.echo(f"tql-offline: {_sentence(error)}", err=True)
+        if sentence:
+            typer.echo(f"tql-offline: {sentence}", err=True)
         raise SystemExit(2) from None
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("tql-offline: stopped by Ctrl-C", err=True)
-        raise SystemExit(130) from None
+    if code == CTRL_C:
+        _stop("")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _sentence(error: Exception) -> str:
-    """The error in one sentence; a parsing error gets the mend it lacks."""
+def _stop(note: str) -> NoReturn:
+    typer.echo(f"tql-offline: stopped by Ctrl-C{note and f'; {note}'}", err=True)
+    raise SystemExit(CTRL_C) from None
+
+
+def _sentence(error: Exception) -> str | None:
+    """The error in one sentence, empty if it was shown already; None if it is a mistake of ours."""
     if isinstance(error, InputError):
         return str(error)
-    message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-    text = " ".join(message.split()).rstrip(".")
+    if isinstance(error, typer.TyperException):
+        return _parsing_sentence(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"{place}{reason}; check that the file is there, may be used, and has room to grow"
+    if isinstance(error, RuntimeError):
+        return _environment_sentence(error)
+    return None
+
+
+def _parsing_sentence(error: typer.TyperException) -> str:
+    """A parsing error with the mend it lacks; Typer has printed the help of a bare command."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    text = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "tql-offline"
     return f"{text[:1].lower()}{text[1:]}; see `{command} --help`"
+
+
+def _environment_sentence(error: RuntimeError) -> str | None:
+    """Of an environment's own error the first line and, from its traceback, the last."""
+    # Imported where it is needed: every command would wait for it.
+    from tql_offline.eval.workers import EnvironmentFailedError
+
+    if not isinstance(error, EnvironmentFailedError):
+        return None
+    first, *rest = str(error).strip().splitlines()
+    return f"{first} {rest[-1]}; add --debug to see where" if rest else first
 
 
 from tql_offline.cli import (  # noqa: E402  (each registers its command on `app`)

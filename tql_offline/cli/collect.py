@@ -32,19 +32,6 @@ def collect(
 
     A collection that was stopped goes on where it left off when the same command is run again.
     """
-    collect_dataset(name, out or collected_folder(), episodes, steps, seed, processes, force)
-
-
-def collect_dataset(
-    name: str,
-    out: Path,
-    episodes: int | None,
-    steps: int | None,
-    seed: int,
-    processes: int | None,
-    force: bool,
-) -> None:
-    """Collect with a progress bar and say what was written."""
     from tql_offline.datasets.collect import collect as run_collection
     from tql_offline.datasets.collect import official_size
 
@@ -54,7 +41,7 @@ def collect_dataset(
     with progress_bar(f"collecting {file}", (count + max(1, count // 10)) * length) as progress:
         done = run_collection(
             file,
-            out=out,
+            out=out or collected_folder(),
             episodes=episodes,
             steps=steps,
             seed=seed,

@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.collect import collect_dataset
-from tql_offline.cli.tables import TerminalReporter, print_evaluations, say
+from tql_offline.cli.tables import TerminalReporter, print_evaluations, progress_bar, say
 from tql_offline.config import DEFAULT_DATASET, Config, resolve
-from tql_offline.datasets.names import collected_folder, find_file, parse_name
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
-
-EMBEDDED_EPISODES = 100
-"""Episodes of 1,000 steps collected where the default dataset is missing: seconds, and enough."""
 
 
 @app.command()
@@ -107,8 +102,9 @@ def train(
 
 def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
     """Train with a progress bar, then show the scores."""
-    from tql_offline.training.run import run
+    from tql_offline.training.run import check, run
 
+    check(config, runs, name)
     data = _load(config)
     say(
         f"{data.name}: {data.episodes.num_transitions:,} transitions in "
@@ -124,25 +120,17 @@ def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
 
 
 def _load(config: Config) -> "Dataset":
-    """The config's data; the default dataset is collected on the spot where it is missing."""
+    """The config's data; the embedded dataset is collected on the spot where it is missing."""
+    from tql_offline.datasets.embedded import EPISODES, is_installed, load_embedded
     from tql_offline.datasets.load import load
 
     wanted = config.dataset
-    if wanted.name == DEFAULT_DATASET and not wanted.path and not _is_here(wanted.name):
-        say(f"{wanted.name} is not here yet: collecting {EMBEDDED_EPISODES} episodes of it")
-        collect_dataset(
-            wanted.name, collected_folder(), EMBEDDED_EPISODES, None, 0, None, force=False
-        )
+    if wanted.name == DEFAULT_DATASET and not wanted.path and not is_installed(wanted.name):
+        say(f"{wanted.name} is not here yet: collecting {EPISODES} episodes of it")
+        with progress_bar("collecting", (EPISODES + EPISODES // 10) * 1000) as progress:
+            return load_embedded(progress.add)
     path = Path(wanted.path) if wanted.path else None
     return load(wanted.name, path, wanted.env_id or None)
-
-
-def _is_here(name: str) -> bool:
-    try:
-        find_file(parse_name(name))
-    except InputError:
-        return False
-    return True
 
 
 def _assign(flags: dict[str, Any], assignment: str) -> None:

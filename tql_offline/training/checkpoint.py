@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,9 +20,12 @@ from torch import Tensor
 
 from tql_offline.agents import Agent
 from tql_offline.errors import InputError
-from tql_offline.runs import read_json, write_json
+from tql_offline.runs import read_json, write_json, writing
 
 SCHEMA = "tql-offline/checkpoint/1"
+
+BOUNDS = {"step": (0, 10**9), "observation_dim": (1, 10_000), "action_dim": (1, 10_000)}
+"""Numbers of `state.json` beyond these are not ours; networks for them could exhaust memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +39,41 @@ class State:
 
 
 def save(folder: Path, agent: Agent, generator: torch.Generator, state: State) -> Path:
-    """Write a checkpoint under `folder/<step>`; a reader sees all of it or nothing."""
+    """Write a checkpoint under `folder/<step>`; a reader sees all of it or nothing.
+
+    Raises:
+        InputError: it cannot be written, for want of disk space for instance.
+    """
     final = folder / str(state.step)
     aside = folder / f".{state.step}.{os.getpid()}.part"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        for name, network in agent.networks.items():
-            save_file(_detached(network.state_dict()), aside / f"{name}.safetensors")
-        save_file(_optimizer_tensors(agent), aside / "optimizers.safetensors")
-        save_file({"generator": generator.get_state()}, aside / "random.safetensors")
-        write_json(aside / "state.json", asdict(state))
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        with writing(final):
+            aside.mkdir(parents=True)
+            for name, network in agent.networks.items():
+                _save_file(_detached(network.state_dict()), aside / f"{name}.safetensors")
+            _save_file(_optimizer_tensors(agent), aside / "optimizers.safetensors")
+            _save_file({"generator": generator.get_state()}, aside / "random.safetensors")
+            write_json(aside / "state.json", asdict(state))
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def non_finite_parameter(agent: Agent) -> str:
+    """The name of a parameter with a NaN or infinite number, empty if there is none."""
+    named = [
+        (f"{name}.{key}", parameter)
+        for name, network in agent.networks.items()
+        for key, parameter in network.named_parameters()
+    ]
+    if not named:
+        return ""
+    # One answer for all parameters: a device is waited for once.
+    finite = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
+    return next((key for (key, _), fine in zip(named, finite, strict=True) if not fine), "")
 
 
 def read_state(checkpoint: Path) -> State:
@@ -66,13 +89,12 @@ def read_state(checkpoint: Path) -> State:
             f"{path} has schema {document.get('schema')!r} where {SCHEMA!r} is needed; "
             "use the version of tql-offline that wrote it"
         )
-    numbers = {k: document.get(k) for k in ("step", "observation_dim", "action_dim")}
-    for key, value in numbers.items():
-        if not isinstance(value, int) or not 0 <= value < 10**9:
-            raise InputError(
-                f"{key!r} in {path} is {value!r}; restore it from the run that wrote it"
-            )
-    return State(**numbers)  # type: ignore[arg-type]
+    numbers = {key: _bounded(document.get(key), key, path) for key in BOUNDS}
+    return State(
+        step=numbers["step"],
+        observation_dim=numbers["observation_dim"],
+        action_dim=numbers["action_dim"],
+    )
 
 
 def load_networks(checkpoint: Path, agent: Agent) -> None:
@@ -110,6 +132,16 @@ def load_training_state(checkpoint: Path, agent: Agent, generator: torch.Generat
         ) from error
 
 
+def _bounded(value: Any, key: str, path: Path) -> int:
+    low, high = BOUNDS[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(
+            f"{key!r} in {path} is not a whole number of {low} to {high}; "
+            "restore it from the run that wrote it"
+        )
+    return value
+
+
 def _last_line(error: Exception) -> str:
     return str(error).splitlines()[-1].strip()
 
@@ -141,6 +173,14 @@ def _restore_optimizer(
         raise ValueError(f"moments of {count} parameters are needed for optimizer {name}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # The library hides the system's refusal in an error of its own.
+        raise OSError(_last_line(error)) from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:

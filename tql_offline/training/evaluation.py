@@ -1,6 +1,5 @@
 """Scoring a run's policies: while it trains, and afterwards from any of its checkpoints."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +8,22 @@ import torch
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
 from tql_offline.config import Config
+from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl, read_json
+from tql_offline.runs import RunFolder, append_jsonl
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import open_run, write_result
+from tql_offline.training.result import (
+    is_complete,
+    open_run,
+    read_evaluations,
+    read_provenance,
+    write_result,
+)
 
 Score = Callable[[int, tuple[str, ...]], None]
 
@@ -44,9 +50,10 @@ def scorer(
     with EnvironmentPool(
         env_id,
         slots=protocol.slots,
-        processes=config.evaluation.processes or os.cpu_count() or 1,
+        processes=config.evaluation.processes or usable_cores(),
         success_timing=timing,
     ) as pool:
+        _check_fit(agent, pool, folder)
 
         def score(step: int, policies: tuple[str, ...]) -> None:
             final = step == config.steps
@@ -65,6 +72,15 @@ def scorer(
                 reporter.evaluated(line)
 
         yield score
+
+
+def _check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
+    have, want = len(agent.normaliser.mean), pool.description["observation_dim"]
+    if have != want:
+        raise InputError(
+            f"the networks of run {folder.path} take {have} observation dims where environment "
+            f"{pool.description['env_id']} gives {want}; restore the environment of its provenance"
+        )
 
 
 def evaluate_run(
@@ -87,15 +103,17 @@ def evaluate_run(
         reporter: where progress goes.
 
     Raises:
-        InputError: no such checkpoint, policy or environment.
+        InputError: no such checkpoint, policy or environment, or the run folder is damaged.
     """
     folder, config = open_run(path)
-    env_id = (read_json(folder.provenance).get("environment") or {}).get("env_id")
+    env_id = (read_provenance(folder).get("environment") or {}).get("env_id")
     if env_id is None:
         raise InputError(f"run {path} has no environment to score policies in; train it with --env")
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
     )
+    # Read before an episode is played: what these cannot be added to is not worth playing for.
+    read_evaluations(folder)
     chosen = _checkpoint(folder, step)
     state = checkpoint.read_state(chosen)
     torch_device = pick_device(device)
@@ -109,7 +127,9 @@ def evaluate_run(
     scored = config.model_copy(update={"evaluation": evaluation})
     with scorer(scored, env_id, agent, torch_device, folder, reporter) as score:
         score(state.step, policies or agent.policies)
-    write_result(folder)
+    # Of an unfinished run a result would say that it is finished.
+    if is_complete(folder, config):
+        write_result(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.runs import RunFolder, append_jsonl
 from tql_offline.training import checkpoint
-from tql_offline.training.metrics import MetricsWindow, check_finite
+from tql_offline.training.metrics import MetricsWindow, check_finite, diverged
 from tql_offline.training.trackers import NoTracker, Tracker, flatten
 
 
@@ -88,8 +88,19 @@ def train(training: Training) -> None:
     """Run the updates that remain.
 
     Raises:
-        InputError: a loss is no longer finite (seen at log steps, where metrics are read anyway).
+        InputError: a loss or a parameter is no longer finite (seen at log steps and before a
+            checkpoint, where the device is waited for anyway).
+        KeyboardInterrupt: Ctrl-C, with a note that names the run folder and the last checkpoint.
     """
+    try:
+        _train(training)
+    except KeyboardInterrupt as stop:
+        folder, last = training.folder, _last_checkpoint(training.folder)
+        stop.add_note(f"run folder {folder.path}, last checkpoint {last or 'none yet'}")
+        raise
+
+
+def _train(training: Training) -> None:
     config = training.config
     training.reporter.started("training", config.steps)
     started, since = training.clock(), training.state.step
@@ -120,8 +131,7 @@ def update(training: Training, step: int) -> None:
 def log(training: Training, step: int, updates_per_second: float, seconds: float) -> None:
     """Write one line of metrics.jsonl and, apart from it, of timing.jsonl."""
     line = {"step": step, **training.window.flush()}
-    last = training.folder.checkpoint_steps()
-    check_finite(line, step, f"{training.folder.checkpoints / str(last[-1])}" if last else "none")
+    check_finite(line, step, _last_checkpoint(training.folder))
     append_jsonl(training.folder.metrics, line)
     timing = {"step": step, "seconds": seconds, "updates_per_second": updates_per_second}
     append_jsonl(training.folder.timing, timing)
@@ -130,10 +140,24 @@ def log(training: Training, step: int, updates_per_second: float, seconds: float
 
 
 def save(training: Training, step: int) -> None:
-    """Write a checkpoint of the step just done."""
+    """Write a checkpoint of the step just done.
+
+    Raises:
+        InputError: a loss since the last log step, or a parameter, is not finite; every checkpoint
+            that exists is a good one.
+    """
+    last = _last_checkpoint(training.folder)
+    check_finite(training.window.means(), step, last)
+    if parameter := checkpoint.non_finite_parameter(training.agent):
+        raise diverged(f"parameter {parameter} became NaN or infinite", step, last)
     state = checkpoint.State(
         step=step,
         observation_dim=training.state.observation_dim,
         action_dim=training.state.action_dim,
     )
     checkpoint.save(training.folder.checkpoints, training.agent, training.generator, state)
+
+
+def _last_checkpoint(folder: RunFolder) -> str:
+    steps = folder.checkpoint_steps()
+    return str(folder.checkpoints / str(steps[-1])) if steps else ""

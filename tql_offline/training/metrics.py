@@ -27,11 +27,16 @@ class MetricsWindow:
             torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
         self._count += 1
 
-    def flush(self) -> dict[str, Any]:
+    def means(self) -> dict[str, Any]:
         """Means since the last flush as floats and nested lists (a device sync)."""
         means = {name: (value / self._count).tolist() for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
         return {name: _round(value) for name, value in means.items()}
+
+    def flush(self) -> dict[str, Any]:
+        """The means; what is added later counts anew."""
+        means = self.means()
+        self._sums, self._count = {}, 0
+        return means
 
 
 def _round(value: Any) -> Any:
@@ -48,7 +53,13 @@ def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:
     """
     for name, value in line.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(
-                f"{name} became {value} by update {step}; the last good checkpoint is "
-                f"{last_checkpoint}, so lower optimizer.critic_lr or raise batch_size"
-            )
+            raise diverged(f"{name} became {value}", step, last_checkpoint)
+
+
+def diverged(what: str, step: int, last_checkpoint: str) -> InputError:
+    """The error of a run that cannot go on; `last_checkpoint` is empty where there is none."""
+    last = f"is {last_checkpoint}" if last_checkpoint else "does not exist"
+    return InputError(
+        f"{what} by update {step}; the last good checkpoint {last}, "
+        "so lower optimizer.critic_lr or raise batch_size"
+    )

@@ -1,5 +1,6 @@
 """result.json: a finished run in one versioned document (docs/result-schema.md)."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from tql_offline.config import Config, read_toml, validate
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json, read_jsonl, write_json
+
+MAX_NUMBER = 1e300
+"""A return beyond it is no return; an int may be beyond any float."""
 
 
 def open_run(path: Path) -> tuple[RunFolder, Config]:
@@ -22,14 +26,113 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     return folder, validate(read_toml(folder.config), source=str(folder.config))
 
 
-def write_result(folder: RunFolder) -> None:
-    """Write result.json from the run's other files (docs/result-schema.md)."""
-    folder, config = open_run(folder.path)
+def is_complete(folder: RunFolder, config: Config) -> bool:
+    """Whether the run has the checkpoint of its last update."""
+    return config.steps in folder.checkpoint_steps()
+
+
+def read_provenance(folder: RunFolder) -> dict[str, Any]:
+    """The run's provenance.json, with everything that the other commands take from it.
+
+    Raises:
+        InputError: it is damaged; the message names the key.
+    """
     provenance = read_json(folder.provenance)
+    dataset, environment = provenance.get("dataset"), provenance.get("environment")
+    checks = {
+        "critic_parameters": _is_count(provenance.get("critic_parameters")),
+        "dataset": isinstance(dataset, dict) and isinstance(dataset.get("sha256"), str),
+        "environment": environment is None
+        or (isinstance(environment, dict) and isinstance(environment.get("env_id"), str)),
+    }
+    for key, is_usable in checks.items():
+        if not is_usable:
+            raise InputError(
+                f"{folder.provenance} has no usable {key!r}; restore it from the run that wrote it"
+            )
+    return provenance
+
+
+def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    """The run's evaluations, each with everything that a result takes from it.
+
+    Raises:
+        InputError: a line is damaged; the message names it and the key.
+    """
+    lines = list(read_jsonl(folder.evaluations))
+    for number, line in enumerate(lines, start=1):
+        for key, is_usable in _LINE_CHECKS.items():
+            if not is_usable(line.get(key)):
+                raise InputError(
+                    f"{folder.evaluations} line {number} has no usable {key!r}; remove the line"
+                )
+    return lines
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < MAX_NUMBER
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("name"))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+_LINE_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "policy": _is_text,
+    "step": _is_count,
+    "protocol": _is_named,
+    "episodes": _is_list,
+    "success_rate": _is_finite,
+    "return_mean": _is_finite,
+    "score": _is_finite,
+}
+"""What a result takes from a line of evaluations.jsonl."""
+
+
+def method_name(config: Config) -> str:
+    """What the literature calls the run's method, with what differs from it.
+
+    >>> method_name(Config()), method_name(Config(critic=CriticConfig(kind="mlp")))
+    ('TQL', 'FQL')
+    """
+    extracted = {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction]
+    conservative = "Cal-QL" if config.conservative.calibrated else "CQL"
+    names = {"flow": "FQL", "implicit": extracted, "conservative": conservative}
+    name, mode = names[config.objective], config.entropy.mode
+    if config.critic.kind == "mlp":
+        return name
+    if config.objective == "flow":
+        return "TQL" if mode == "layerwise" else f"TQL-{mode}"
+    return f"{name}-transformer" if mode == "layerwise" else f"{name}-transformer-{mode}"
+
+
+def write_result(folder: RunFolder) -> None:
+    """Write result.json from a complete run's other files (docs/result-schema.md).
+
+    Raises:
+        InputError: one of them is damaged, or the run has no checkpoint.
+    """
+    folder, config = open_run(folder.path)
+    provenance = read_provenance(folder)
+    steps = folder.checkpoint_steps()
+    if not steps:
+        raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its end")
     protocol = protocols.get(config.evaluation.protocol)
     latest = {
         (line["policy"], line["step"]): line
-        for line in read_jsonl(folder.evaluations)
+        for line in read_evaluations(folder)
         if line["protocol"]["name"] == protocol.name
     }
     write_json(
@@ -37,7 +140,7 @@ def write_result(folder: RunFolder) -> None:
         {
             "schema": RESULT_SCHEMA,
             "run": folder.path.name,
-            "method": "TQL" if config.entropy.mode == "layerwise" else f"TQL-{config.entropy.mode}",
+            "method": method_name(config),
             "objective": config.objective,
             "critic": config.critic.kind,
             "entropy": config.entropy.mode,
@@ -45,10 +148,10 @@ def write_result(folder: RunFolder) -> None:
             "parameters": provenance["critic_parameters"],
             "dataset": config.dataset.name,
             "dataset_sha256": provenance["dataset"]["sha256"],
-            "task": (provenance["environment"] or {}).get("env_id"),
+            "task": (provenance.get("environment") or {}).get("env_id"),
             "seed": config.seed,
             "protocol": asdict(protocol),
-            "updates": config.steps,
+            "updates": steps[-1],
             "evaluations": [_summary(line) for line in latest.values()],
             "provenance": provenance,
         },

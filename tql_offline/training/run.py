@@ -12,7 +12,7 @@ from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
-from tql_offline.eval.environments import describe
+from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.runs import RunFolder, write_atomic, write_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
@@ -25,6 +25,21 @@ from tql_offline.training.trackers import check_tracker, make_tracker
 MAX_RUN_NAMES = 10_000
 
 
+def check(config: Config, runs: Path, name: str) -> None:
+    """What can be refused before any data are collected or loaded.
+
+    Raises:
+        InputError: no such device, tracker or protocol, or the run's name is taken or no name.
+    """
+    pick_device(config.device)
+    check_tracker(config.tracker)
+    protocols.get(config.evaluation.protocol)
+    if name and (Path(name).name != name or name.startswith(".")):
+        raise InputError(f"run name {name!r} must be one plain folder name; choose another --name")
+    if name and (runs / name).exists():
+        raise InputError(f"run folder {runs / name} exists already; choose another --name")
+
+
 def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
     """Create the run's folder: a given name once, a derived one with the next free number.
 
@@ -32,19 +47,25 @@ def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
         InputError: a run of the given name exists, or the name would leave `runs`.
     """
     if name:
-        if Path(name).name != name or name.startswith("."):
-            raise InputError(f"run name {name!r} must be one plain folder name")
-        if not _claim(runs / name):
+        check(config, runs, name)
+        if not _claim(runs / name):  # taken by another process since the check
             raise InputError(f"run folder {runs / name} exists already; choose another --name")
         return RunFolder(runs / name)
-    stem = (
-        f"{Path(config.dataset.name).stem}-{config.objective}-{config.critic.size}-s{config.seed}"
-    )
+    stem = run_stem(config)
     for number in range(1, MAX_RUN_NAMES):
         path = runs / (stem if number == 1 else f"{stem}-{number}")
         if _claim(path):
             return RunFolder(path)
     raise InputError(f"{runs} holds {MAX_RUN_NAMES} runs named {stem}; give a --name")
+
+
+def run_stem(config: Config) -> str:
+    """Dataset, objective, size and seed, and whatever else is not TQL's own choice."""
+    critic, entropy = config.critic, config.entropy.mode
+    parts = [Path(config.dataset.name).stem, config.objective]
+    parts += [critic.kind] if critic.kind != "transformer" else []
+    parts += [entropy] if critic.kind == "transformer" and entropy != "layerwise" else []
+    return "-".join([*parts, critic.size, f"s{config.seed}"])
 
 
 def _claim(path: Path) -> bool:
@@ -73,8 +94,8 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
     Raises:
         InputError: the settings do not fit the data, or training diverged.
     """
+    check(config, runs, name)
     device = pick_device(config.device)
-    check_tracker(config.tracker)
     protocol = protocols.get(config.evaluation.protocol)
     environment = _environment(config, dataset)
     dims = (dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1])
@@ -126,6 +147,18 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
                 f"{dataset.path} has {have} {what} dims where {dataset.env_id} has {want}; "
                 "give the environment the data came from"
             )
+    protocol = protocols.get(config.evaluation.protocol)
+    low, high = action_bounds(dataset.env_id)
+    if (low, high) != (-1.0, 1.0):
+        raise InputError(
+            f"environment {dataset.env_id!r} takes actions from {low:g} to {high:g} where policies "
+            "give -1 to 1; register it with gymnasium.wrappers.RescaleAction"
+        )
+    if protocol.score == "success" and not reports_success(dataset.env_id):
+        raise InputError(
+            f"environment {dataset.env_id!r} reports no success, which protocol {protocol.name!r} "
+            "scores; give --protocol quick-return, which scores the return"
+        )
     return described
 
 

@@ -1,0 +1,122 @@
+"""The command line: what is refused before anything is collected, and the README's example."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tql_offline.cli import main
+from tql_offline.config import DEFAULT_DATASET, resolve
+from tql_offline.datasets.collect import collect
+from tql_offline.datasets.embedded import is_installed, load_embedded
+from tql_offline.datasets.load import load
+from tql_offline.datasets.names import collected_folder
+from tql_offline.errors import InputError
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.result import method_name
+from tql_offline.training.run import run, run_stem
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--protocol", "none"],
+        ["--name", "../x"],
+        ["--name", "taken"],
+        ["--size", "huge"],
+        ["--tracker", "nowhere"],
+    ],
+)
+def test_train_refuses_before_it_collects_data(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not collected_folder().exists()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["taken"]
+
+
+def test_embedded_dataset_is_collected_once(monkeypatch):
+    monkeypatch.setattr("tql_offline.datasets.embedded.EPISODES", 1)
+    assert not is_installed(DEFAULT_DATASET)
+    seen = []
+    first = load_embedded(seen.append)
+    assert sum(seen) == 2000  # one training episode and one of validation
+    assert is_installed(DEFAULT_DATASET)
+    seen.clear()
+    assert load_embedded(seen.append).sha256 == first.sha256
+    assert seen == []
+
+
+def test_run_names_say_what_differs():
+    assert run_stem(resolve({})).endswith("-flow-small-s0")
+    other = resolve({"critic": {"kind": "mlp", "size": "xl"}, "objective": "implicit", "seed": 3})
+    assert run_stem(other).endswith("-implicit-mlp-xl-s3")
+    assert run_stem(resolve({"entropy": {"mode": "none"}})).endswith("-flow-none-small-s0")
+
+
+def test_method_names_are_the_literatures():
+    def name(**settings):
+        return method_name(resolve(settings))
+
+    mlp = {"kind": "mlp"}
+    assert name() == "TQL"
+    assert name(entropy={"mode": "single"}) == "TQL-single"
+    assert name(critic=mlp) == "FQL"
+    assert name(critic=mlp, objective="implicit") == "IQL"
+    assert name(critic=mlp, objective="implicit", implicit={"extraction": "best-of-n"}) == "IFQL"
+    assert name(critic=mlp, objective="conservative") == "CQL"
+    assert name(objective="implicit") == "IQL-transformer"
+    assert name(objective="conservative", entropy={"mode": "none"}) == "CQL-transformer-none"
+
+
+def own_file(path, observation_dim, action_dim):
+    rows = 31
+    rng = np.random.default_rng(0)
+    np.savez(
+        path,
+        observations=rng.standard_normal((rows, observation_dim)),
+        actions=rng.uniform(-1, 1, (rows, action_dim)),
+        rewards=np.ones(rows),
+        terminals=np.arange(rows) == rows - 1,
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "dims", "words"),
+    [
+        ("Pendulum-v1", (3, 1), "RescaleAction"),
+        ("rollout_environments:Silent-v0", (4, 2), "quick-return"),
+        ("NoSuchEnv-v0", (2, 2), "NoSuchEnv"),
+        ("pointmaze-medium-v0", (3, 2), "3 observation dims"),
+    ],
+)
+def test_unfit_environments_are_refused_before_training(env_id, dims, words, tmp_path):
+    data = load(own_file(tmp_path / "mine.npz", *dims), env_id=env_id)
+    config = resolve({"dataset": {"name": str(data.path), "env_id": env_id}})
+    with pytest.raises(InputError, match=words):
+        run(config, data, tmp_path / "runs", "", SilentReporter())
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    settings = '{"critic": {"size": "tiny"}, "steps": 1, "flow": {"hidden": [8]}}'
+    code = code.replace('{"critic": {"size": "tiny"}}', settings)
+    assert settings in code
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    collect(DEFAULT_DATASET, out=collected_folder(), episodes=2, steps=100, processes=1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "runs" / "my-run" / "result.json").is_file()

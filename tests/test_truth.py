@@ -1,0 +1,154 @@
+"""Tasks whose answer is known: each objective must reach what its theory says."""
+
+import numpy as np
+import pytest
+import torch
+
+from tql_offline.agents import make_agent
+from tql_offline.agents.optimizers import set_learning_rate
+from tql_offline.batch import Batch
+from tql_offline.config import resolve
+
+CPU = torch.device("cpu")
+GAMMA = 0.9
+
+
+def fit(sample, updates, **settings):
+    """Train a tiny agent without entropy term on batches of `sample(generator)`."""
+    base = {
+        "critic": {"size": "tiny", "kind": settings.pop("kind", "mlp")},
+        "entropy": {"mode": "none"},
+        "flow": {"hidden": [64, 64], "alpha": settings.pop("alpha", 1.0)},
+        "optimizer": {"critic_lr": 2e-3, "policy_lr": 2e-3, "warmup": 0},
+        "polyak": 0.05,
+        "steps": updates,
+    }
+    generator = torch.Generator().manual_seed(0)
+    first = sample(generator)
+    dims = (first.observations.shape[1], first.actions.shape[1])
+    agent = make_agent(resolve(base | settings), *dims, CPU)
+    for step in range(updates):
+        set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, updates)
+        agent.update(sample(generator), generator)
+    return agent
+
+
+def bandit(reward, draw):
+    """One state, one step: transitions of actions drawn by `draw(generator)`, `(256, n_a)`."""
+
+    def sample(generator):
+        actions = draw(generator)
+        states, zeros = torch.zeros(256, 1), torch.zeros(256)
+        rewards = reward(actions)
+        return Batch(states, actions, rewards, states, zeros, rewards)
+
+    return sample
+
+
+def uniform(generator):
+    return (torch.rand(256, 1, generator=generator) * 2 - 1) * 0.999
+
+
+def state_value(agent):
+    with torch.no_grad():
+        return agent.value(torch.zeros(1, 1), torch.zeros(1, 0)).item()
+
+
+def q_of(agent, action):
+    with torch.no_grad():
+        return agent.critic(torch.zeros(1, 1), torch.tensor([[action]])).mean().item()
+
+
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_implicit_value_is_the_expectile_of_q(kind):
+    """r = a, a uniform on [-1, 1]: the τ-expectile m solves τ(1-m)² = (1-τ)(1+m)².
+
+    So m = (√τ - √(1-τ))/(√τ + √(1-τ)): 0 at τ = 0.5 (the behaviour's value), 0.5 at τ = 0.9, and
+    below the optimum 1 for every τ < 1.
+    """
+    sample = bandit(lambda a: a.squeeze(1), uniform)
+    values = {
+        expectile: state_value(
+            fit(sample, 300, kind=kind, objective="implicit", implicit={"expectile": expectile})
+        )
+        for expectile in (0.5, 0.9)
+    }
+    assert values[0.5] == pytest.approx(0.0, abs=0.1)
+    assert values[0.9] == pytest.approx(0.5, abs=0.1)
+
+
+def test_conservative_q_is_a_lower_bound_on_unseen_actions():
+    """r = 0 everywhere, data only of a > 0: the true Q is 0, the unseen half must lie below it."""
+    sample = bandit(lambda a: torch.zeros(len(a)), lambda g: uniform(g).abs())
+    agent = fit(sample, 300, objective="conservative", conservative={"alpha": 1.0, "samples": 4})
+    assert q_of(agent, -0.8) < q_of(agent, 0.5) - 0.5
+    assert q_of(agent, -0.8) < -0.2
+
+
+def test_flow_fits_two_modes_that_a_gaussian_cannot():
+    """Actions near -0.8 and 0.8: flow samples lie on both, the Gaussian's action on neither."""
+
+    def modes(generator):
+        sign = torch.randint(0, 2, (256, 1), generator=generator) * 2.0 - 1
+        return sign * 0.8 + 0.02 * torch.randn(256, 1, generator=generator)
+
+    sample = bandit(lambda a: torch.zeros(len(a)), modes)
+    implicit = {"extraction": "best-of-n", "samples": 2}
+    flow = fit(sample, 400, objective="implicit", implicit=implicit)
+    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        actions = flow.act("behaviour", torch.zeros(400, 1), noise)
+    near = [((actions - mode).abs() < 0.25).float().mean().item() for mode in (-0.8, 0.8)]
+    assert min(near) > 0.3
+    assert sum(near) > 0.8
+
+    gaussian = fit(sample, 400, objective="implicit", implicit={"inverse_temperature": 1e-6})
+    with torch.no_grad():
+        action = gaussian.act("learned", torch.zeros(1, 1), noise[:1]).item()
+    assert abs(action) < 0.5
+
+
+def corridor(generator):
+    """Three cells, one-hot; a > 0 moves right, else left; -1 a step; the third ends the task."""
+    cell = torch.randint(0, 2, (256,), generator=generator)
+    actions = uniform(generator)
+    to = (cell + torch.where(actions.squeeze(1) > 0, 1, -1)).clamp(min=0)
+    eye = torch.eye(3)
+    rewards = -torch.ones(256)
+    return Batch(eye[cell], actions, rewards, eye[to], GAMMA * (to < 2).float(), rewards)
+
+
+OPTIMAL = {(1, 0.7): -1.0, (0, 0.7): -1.9, (0, -0.7): -2.71, (1, -0.7): -2.71}
+"""Q*(1, right) = -1, Q*(0, right) = -1 - γ, and going left costs one more step from cell 0."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 0.03},
+        pytest.param({"alpha": 0.03, "kind": "transformer"}, marks=pytest.mark.slow),
+        {"objective": "implicit", "implicit": {"expectile": 0.99}},
+    ],
+    ids=["flow", "flow transformer", "implicit"],
+)
+def test_q_reaches_the_optimum_of_a_known_mdp(settings):
+    agent = fit(corridor, 700, **settings)
+    with torch.no_grad():
+        for (cell, action), wanted in OPTIMAL.items():
+            q = agent.critic(torch.eye(3)[cell : cell + 1], torch.tensor([[action]])).mean()
+            assert q.item() == pytest.approx(wanted, abs=0.35), (cell, action)
+
+
+@pytest.mark.slow
+def test_implicit_value_rises_with_the_expectile_between_behaviour_and_optimum():
+    """In the corridor the behaviour is random: its V(1) solves two equations, the optimum is -1."""
+    # V_b(0) = -1 + γ(V_b(0) + V_b(1))/2 and V_b(1) = -1 + γ V_b(0)/2.
+    behaviour = np.linalg.solve([[1 - GAMMA / 2, -GAMMA / 2], [-GAMMA / 2, 1.0]], [-1.0, -1.0])[1]
+    values = []
+    for expectile in (0.5, 0.8, 0.99):
+        agent = fit(corridor, 500, objective="implicit", implicit={"expectile": expectile})
+        with torch.no_grad():
+            values.append(agent.value(torch.eye(3)[1:2], torch.zeros(1, 0)).item())
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(behaviour, abs=0.3)
+    assert values[-1] == pytest.approx(-1.0, abs=0.3)
