@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tql_offline.version import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
@@ -95,3 +97,16 @@ def test_a_plain_checkout_works_uninstalled(tmp_path):
         check=True,
     )
     assert done.stdout == "ok\n"
+
+
+@pytest.mark.parametrize("command", [[str(ROOT / "cli.py")], ["-m", "tql_offline"]])
+def test_the_command_line_runs_from_a_checkout(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *command, "--version"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == __version__
