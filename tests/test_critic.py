@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from tql_offline.errors import InputError
 from tql_offline.networks import SIZES, TransformerCritic, attention_with_entropy
@@ -87,3 +88,17 @@ def test_initial_weights_are_lecun_normal():
     assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
     assert critic.position.std().item() == pytest.approx(0.02, rel=0.1)
     assert not critic.blocks[0].qkv.bias.any()
+
+
+@pytest.mark.parametrize(("with_entropy", "most"), [(True, 0.50), (False, 0.42)])
+def test_exact_savings_halve_the_arithmetic(with_entropy, most):
+    """Multiply-adds of the forward pass at depth 2 and 43 tokens, by PyTorch's counter."""
+    critic = TransformerCritic.of_size("small", 37, 5)
+    inputs = (torch.zeros(256, 37), torch.zeros(256, 5))
+
+    def count(forward, *arguments):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward(*arguments)
+        return counter.get_total_flops()
+
+    assert count(critic, *inputs, with_entropy) <= most * count(critic.forward_plain, *inputs)
