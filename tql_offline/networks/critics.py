@@ -9,7 +9,7 @@ blocks the `[VALUE]` output goes to E heads. Parameter names are the checkpoint 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Self, cast, overload
+from typing import Self, cast
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from tql_offline.networks.attention import (
     group_entropy,
     weights_entropy,
 )
+from tql_offline.networks.critic import Critic
 from tql_offline.networks.initialisers import lecun_normal_
 
 NORM_EPS = 1e-6
@@ -90,7 +91,7 @@ class Block(nn.Module):
         return result
 
 
-class TransformerCritic(nn.Module):
+class TransformerCritic(Critic):
     """Q(s, a) as a transformer over one token per scalar.
 
     Args:
@@ -152,25 +153,6 @@ class TransformerCritic(nn.Module):
     def num_tokens(self) -> int:
         """L = 1 + S + A."""
         return 1 + self.observation_dim + self.action_dim
-
-    @overload
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: Literal[False] = False
-    ) -> Tensor: ...
-
-    @overload
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: Literal[True]
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """See `forward`; spelled out so that type checkers know what each call returns."""
-        result: Tensor | tuple[Tensor, Tensor] = super().__call__(
-            observations, actions, return_entropy
-        )
-        return result
 
     def forward(
         self,

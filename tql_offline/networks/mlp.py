@@ -1,12 +1,13 @@
 """The MLP critic and value: what the transformer is compared with, at equal parameter counts."""
 
 from collections.abc import Sequence
-from typing import Literal, Self, overload
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tql_offline.networks.critic import Critic
 from tql_offline.networks.critics import TransformerCritic
 from tql_offline.networks.policies import mlp
 
@@ -14,7 +15,7 @@ MLP_DEPTH = 4
 """Hidden layers, as in the MLP critics of FQL and ReBRAC on OGBench (4×512)."""
 
 
-class MLPCritic(nn.Module):
+class MLPCritic(Critic):
     """Q(s, a) as an ensemble of independent MLPs, without attention: its entropies are `(0, 2)`.
 
     Args:
@@ -52,25 +53,6 @@ class MLPCritic(nn.Module):
         wanted = sum(p.numel() for p in transformer.parameters())
         width = matching_width(wanted, observation_dim + action_dim, ensemble)
         return cls(observation_dim, action_dim, (width,) * MLP_DEPTH, ensemble)
-
-    @overload
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: Literal[False] = False
-    ) -> Tensor: ...
-
-    @overload
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: Literal[True]
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def __call__(
-        self, observations: Tensor, actions: Tensor, return_entropy: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """See `forward`; spelled out so that type checkers know what each call returns."""
-        result: Tensor | tuple[Tensor, Tensor] = super().__call__(
-            observations, actions, return_entropy
-        )
-        return result
 
     def forward(
         self,

@@ -1,0 +1,28 @@
+"""What every critic is to the objectives, which never know which one they have."""
+
+from typing import Literal, overload
+
+from torch import Tensor, nn
+
+
+class Critic(nn.Module):
+    """`critic(observations, actions)` → Q `(B, E)`, on request with entropies `(N, 2)`."""
+
+    @overload
+    def __call__(
+        self, observations: Tensor, actions: Tensor, return_entropy: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, observations: Tensor, actions: Tensor, return_entropy: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self, observations: Tensor, actions: Tensor, return_entropy: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See `forward`; spelled out so that type checkers know what each call returns."""
+        result: Tensor | tuple[Tensor, Tensor] = super().__call__(
+            observations, actions, return_entropy
+        )
+        return result
