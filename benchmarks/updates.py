@@ -32,6 +32,8 @@ def random_batch(size: int, device: torch.device) -> Batch:
         next_observations=torch.randn(size, OBSERVATION_DIM, device=device),
         discounts=torch.full((size,), 0.99, device=device),
         returns_to_go=-torch.ones(size, device=device),
+        next_actions=torch.rand(size, ACTION_DIM, device=device) * 2 - 1,
+        next_action_mask=torch.ones(size, device=device),
     )
 
 
@@ -48,11 +50,11 @@ def updates_per_second(size: str, batch_size: int, device: torch.device, seconds
     agent = make_agent(config, OBSERVATION_DIM, ACTION_DIM, device)
     generator, batch = torch.Generator(device).manual_seed(0), random_batch(batch_size, device)
     for _ in range(3):
-        agent.update(batch, generator)
+        agent.update(batch, generator, 1)
     synchronise(device)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        agent.update(batch, generator)
+        agent.update(batch, generator, count + 1)
         synchronise(device)
         count += 1
     return count / (time.perf_counter() - started)

@@ -99,13 +99,19 @@ class Buffer:
 
     def take(self, index: Tensor) -> Batch:
         """The transitions of given indices `(B,)`."""
+        start_rows, end_rows = self.start_rows[index], self.end_rows[index]
+        # m steps on in the same episode are m transitions on; where the episode ended, the
+        # transition found there starts in another row.
+        later = (index + end_rows - start_rows).clamp(max=self.num_transitions - 1)
         return Batch(
-            observations=self.observations[self.start_rows[index]].float(),
+            observations=self.observations[start_rows].float(),
             actions=self.actions[index],
             rewards=self.returns[index],
-            next_observations=self.observations[self.end_rows[index]].float(),
+            next_observations=self.observations[end_rows].float(),
             discounts=self.discounts[index],
             returns_to_go=self.returns_to_go[index],
+            next_actions=self.actions[later],
+            next_action_mask=(self.start_rows[later] == end_rows).float(),
         )
 
 

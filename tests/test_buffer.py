@@ -53,6 +53,20 @@ def test_n_step_equals_the_definition(n, done_at):
         assert batch.observations[i, 0].item() == episodes.start_rows()[i]
 
 
+@pytest.mark.parametrize("n", [1, 2, 10])
+@pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
+def test_next_action_is_the_datas_own_at_the_next_observation(n, done_at):
+    episodes = make_episodes([3, 1, 5, 2], done_at)
+    buffer = make_buffer(episodes, n_step=n, discount=0.9, device=torch.device("cpu"))
+    batch = buffer.take(torch.arange(episodes.num_transitions))
+    rows = episodes.start_rows().tolist()
+    for i in range(episodes.num_transitions):
+        _, _, row = slow_n_step(episodes, i, n, 0.9)
+        assert batch.next_action_mask[i].item() == (row in rows)
+        if row in rows:
+            assert batch.next_actions[i].item() == episodes.actions[rows.index(row)].item()
+
+
 def test_next_observation_is_the_next_row_inside_episodes():
     episodes = make_episodes([4, 3])
     buffer = make_buffer(episodes, n_step=1, discount=0.9, device=torch.device("cpu"))

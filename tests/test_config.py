@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tql_offline.config import Config, preset_for, presets, reference, resolve, validate
+from tql_offline.config import Config, family_of, presets, reference, resolve, validate
 from tql_offline.errors import InputError
 
 
@@ -40,9 +40,37 @@ def test_defaults_are_the_papers():
     assert (config.optimizer.critic_lr, config.optimizer.policy_lr) == (1e-4, 5e-4)
 
 
-@pytest.mark.parametrize("name", list(presets()))
-def test_every_preset_makes_a_config(name):
-    assert resolve({}, preset=name).preset == name
+@pytest.mark.parametrize("family", list(presets()["family"]))
+@pytest.mark.parametrize("method", ["", *presets()["method"]])
+def test_every_preset_makes_a_config(family, method, tmp_path):
+    name = f"{family}+{method}" if method else family
+    config = resolve({}, preset=name)
+    assert config.preset == name
+    assert config.objective == presets()["method"].get(method, {}).get("objective", "flow")
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    assert resolve({}, file=file) == config
+
+
+def test_a_method_lies_over_the_datasets_family_and_under_the_flags():
+    scene = {"dataset": {"name": "scene-play-singletask-task1-v0"}}
+    config = resolve(scene, preset="iql")
+    assert (config.preset, config.objective, config.critic.kind) == (
+        "scene+iql",
+        "implicit",
+        "mlp",
+    )
+    assert config.implicit.inverse_temperature == 10.0
+    config = resolve(scene | {"critic": {"kind": "transformer"}}, preset="puzzle+iql")
+    assert (config.preset, config.critic.kind) == ("puzzle+iql", "transformer")
+    own = resolve({"dataset": {"name": "mine.hdf5"}}, preset="iql")
+    assert own.preset == "iql"
+
+
+@pytest.mark.parametrize("bad", ["iql+fql", "scene+puzzle", "iql+", "+", "bogus"])
+def test_a_preset_that_is_none_is_refused_with_all_that_are(bad):
+    with pytest.raises(InputError, match=r"cube-double.*iql"):
+        resolve({}, preset=bad)
 
 
 def test_a_preset_named_in_a_file_is_applied(tmp_path):
@@ -63,12 +91,12 @@ def test_presets_know_sizes_and_yield_to_what_was_asked_for():
     assert (fractions.entropy.targets_nats, fractions.entropy.target) == ((), 0.5)
     with pytest.raises(InputError, match="preset 'cube-triple'"):
         resolve(triple | {"critic": {"depth": 3}})
-    assert preset_for("scene_logs.hdf5") == preset_for("puzzle.npz") == ""
+    assert family_of("scene_logs.hdf5") == family_of("puzzle.npz") == ""
 
 
 def test_preset_follows_the_dataset_family():
-    assert preset_for("cube-double-play-singletask-task1-v0") == "cube-double"
-    assert preset_for("antmaze-large-navigate-singletask-v0") == ""
+    assert family_of("cube-double-play-singletask-task1-v0") == "cube-double"
+    assert family_of("antmaze-large-navigate-singletask-v0") == ""
     puzzle = resolve({"dataset": {"name": "puzzle-3x3-play-singletask-task1-v0"}})
     assert puzzle.flow.alpha == 1000.0
 
@@ -113,7 +141,7 @@ def test_missing_file_and_double_preset(tmp_path):
     file.write_text(resolve({}).to_toml())
     with pytest.raises(InputError, match="pointmaze"):
         resolve({}, file=file, preset="scene")
-    with pytest.raises(InputError, match="no preset"):
+    with pytest.raises(InputError, match="not a family"):
         resolve({}, preset="nope")
 
 

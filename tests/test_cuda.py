@@ -49,7 +49,7 @@ def test_buffer_samples_and_agent_updates_on_the_device():
     assert all(column.device.type == "cuda" for column in batch)
     config = resolve({"critic": {"size": "tiny"}, "flow": {"hidden": [32, 32]}})
     agent = make_agent(config, 3, 2, CUDA)
-    metrics = agent.update(batch, generator)
+    metrics = agent.update(batch, generator, 1)
     assert all(value.isfinite().all() and value.device.type == "cuda" for value in metrics.values())
     inputs = [np.zeros((4, n), dtype=np.float32) for n in (3, 2)]
     assert numpy_policy(agent, "learned", CUDA)(*inputs).shape == (4, 2)

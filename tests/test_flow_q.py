@@ -35,6 +35,8 @@ def make_batch(size=16, observation_dim=3, action_dim=2, seed=0):
         rewards=-torch.ones(size),
         next_observations=torch.randn(size, observation_dim, generator=g),
         discounts=torch.full((size,), 0.9),
+        next_actions=(torch.rand(size, action_dim, generator=g) * 2 - 1) * 0.99,
+        next_action_mask=torch.ones(size),
         returns_to_go=-torch.ones(size),
     )
 
@@ -43,7 +45,7 @@ def run_updates(agent, count, batch=None, warmup=0):
     generator = torch.Generator().manual_seed(0)
     for step in range(count):
         set_learning_rate(agent.optimizers, agent.learning_rates, step, warmup, count)
-        metrics = agent.update(batch or make_batch(), generator)
+        metrics = agent.update(batch or make_batch(), generator, step + 1)
     return metrics
 
 
@@ -69,7 +71,7 @@ def test_critic_gradient_comes_from_the_critic_loss_alone():
     noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
     loss, _ = agent.critic_loss(batch, noise)
     want = torch.autograd.grad(loss, list(agent.critic.parameters()))
-    agent.update(batch, generator)  # learning rate still 0
+    agent.update(batch, generator, 1)  # learning rate still 0
     for parameter, gradient in zip(agent.critic.parameters(), want, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
@@ -182,9 +184,10 @@ def test_known_answer_one_step_bandit():
         actions = torch.rand(256, 1, generator=generator) * 2 - 1
         states = torch.randn(256, 1, generator=generator)
         rewards = -(actions - 0.5).square().squeeze(1)
-        batch = Batch(states, actions, rewards, states, torch.zeros(256), rewards)
+        zeros = torch.zeros(256)
+        batch = Batch(states, actions, rewards, states, zeros, rewards, actions, zeros)
         set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, 400)
-        agent.update(batch, generator)
+        agent.update(batch, generator, step + 1)
     states, grid = torch.zeros(21, 1), torch.linspace(-1, 1, 21).unsqueeze(1)
     with torch.no_grad():
         q = agent.critic(states, grid).mean(dim=1)

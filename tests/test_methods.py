@@ -5,60 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from agent_cases import CPU, METHODS, build, train
 
-from tql_offline.agents import make_agent, numpy_policy
-from tql_offline.agents.optimizers import set_learning_rate
-from tql_offline.batch import Batch
-from tql_offline.config import resolve
+from tql_offline.agents import numpy_policy
 from tql_offline.networks import ENTROPY_MODES, SIZES, GaussianPolicy, MLPCritic, TransformerCritic
 from tql_offline.objectives.conservative import conservative_gap, uniform_log_density
 from tql_offline.objectives.implicit import advantage_weight, expectile_error
 from tql_offline.training import checkpoint
-
-CPU = torch.device("cpu")
-METHODS = {
-    "flow": {"objective": "flow"},
-    "implicit awr": {"objective": "implicit"},
-    "implicit best-of-n": {
-        "objective": "implicit",
-        "implicit": {"extraction": "best-of-n", "samples": 3},
-    },
-    "conservative": {"objective": "conservative", "conservative": {"samples": 2}},
-    "conservative lagrange": {
-        "objective": "conservative",
-        "conservative": {"samples": 2, "target_gap": 1.0, "calibrated": True},
-    },
-}
-
-
-def build(method, critic="transformer", entropy="layerwise", seed=0, **overrides):
-    config = resolve(
-        METHODS[method]
-        | {"critic": {"size": "tiny", "kind": critic}, "entropy": {"mode": entropy}}
-        | {"flow": {"hidden": [16, 16]}, "seed": seed}
-        | overrides
-    )
-    return make_agent(config, 3, 2, CPU)
-
-
-def make_batch(size=16, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return Batch(
-        observations=torch.randn(size, 3, generator=g),
-        actions=(torch.rand(size, 2, generator=g) * 2 - 1) * 0.99,
-        rewards=-torch.ones(size),
-        next_observations=torch.randn(size, 3, generator=g),
-        discounts=torch.full((size,), 0.9),
-        returns_to_go=torch.full((size,), -5.0),
-    )
-
-
-def train(agent, count=20):
-    generator = torch.Generator().manual_seed(0)
-    for step in range(count):
-        set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, count)
-        metrics = agent.update(make_batch(seed=step), generator)
-    return metrics
 
 
 @pytest.mark.parametrize(

@@ -3,50 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from agent_cases import bandit, fit, uniform
 
-from tql_offline.agents import make_agent
-from tql_offline.agents.optimizers import set_learning_rate
 from tql_offline.batch import Batch
-from tql_offline.config import resolve
 
-CPU = torch.device("cpu")
 GAMMA = 0.9
-
-
-def fit(sample, updates, **settings):
-    """Train a tiny agent without entropy term on batches of `sample(generator)`."""
-    base = {
-        "critic": {"size": "tiny", "kind": settings.pop("kind", "mlp")},
-        "entropy": {"mode": "none"},
-        "flow": {"hidden": [64, 64], "alpha": settings.pop("alpha", 1.0)},
-        "optimizer": {"critic_lr": 2e-3, "policy_lr": 2e-3, "warmup": 0},
-        "polyak": 0.05,
-        "steps": updates,
-    }
-    generator = torch.Generator().manual_seed(0)
-    first = sample(generator)
-    dims = (first.observations.shape[1], first.actions.shape[1])
-    agent = make_agent(resolve(base | settings), *dims, CPU)
-    for step in range(updates):
-        set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, updates)
-        agent.update(sample(generator), generator)
-    return agent
-
-
-def bandit(reward, draw):
-    """One state, one step: transitions of actions drawn by `draw(generator)`, `(256, n_a)`."""
-
-    def sample(generator):
-        actions = draw(generator)
-        states, zeros = torch.zeros(256, 1), torch.zeros(256)
-        rewards = reward(actions)
-        return Batch(states, actions, rewards, states, zeros, rewards)
-
-    return sample
-
-
-def uniform(generator):
-    return (torch.rand(256, 1, generator=generator) * 2 - 1) * 0.999
 
 
 def state_value(agent):
@@ -114,8 +75,9 @@ def corridor(generator):
     actions = uniform(generator)
     to = (cell + torch.where(actions.squeeze(1) > 0, 1, -1)).clamp(min=0)
     eye = torch.eye(3)
-    rewards = -torch.ones(256)
-    return Batch(eye[cell], actions, rewards, eye[to], GAMMA * (to < 2).float(), rewards)
+    rewards, discounts = -torch.ones(256), GAMMA * (to < 2).float()
+    unknown = torch.zeros(256)
+    return Batch(eye[cell], actions, rewards, eye[to], discounts, rewards, actions, unknown)
 
 
 OPTIMAL = {(1, 0.7): -1.0, (0, 0.7): -1.9, (0, -0.7): -2.71, (1, -0.7): -2.71}

@@ -19,6 +19,9 @@ class Batch(NamedTuple):
             ended: the value beyond does not count. An episode that was cut off bootstraps.
         returns_to_go: `(B,)` the discounted sum of all rewards from here to the episode's or the
             task's end: a lower bound on the behaviour's value that knows nothing beyond a cut.
+        next_actions: `(B, n_a)` the data's action at `next_observations`.
+        next_action_mask: `(B,)` 0 where the episode ended there, so that the data have no such
+            action (`next_actions` is then any action), else 1.
     """
 
     observations: Float[Tensor, "batch state"]
@@ -27,3 +30,5 @@ class Batch(NamedTuple):
     next_observations: Float[Tensor, "batch state"]
     discounts: Float[Tensor, "batch"]
     returns_to_go: Float[Tensor, "batch"]
+    next_actions: Float[Tensor, "batch action"]
+    next_action_mask: Float[Tensor, "batch"]

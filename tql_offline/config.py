@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tql_offline.errors import InputError
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
 """Collected on the spot where it is missing, so that `train` needs no network."""
+
+OBJECTIVES = {
+    "flow": "flow_q:FlowQ",
+    "implicit": "implicit_q:ImplicitQ",
+    "conservative": "conservative_q:ConservativeQ",
+    "cloning": "cloning:BehaviourCloning",
+}
+"""Objective → its agent in tql_offline/agents: a new method is one line here."""
 
 MAX_CONFIG_BYTES = 2**20
 
@@ -95,6 +103,12 @@ class ConservativeConfig(Table):
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
 
 
+class CloningConfig(Table):
+    """The cloning objective (behaviour cloning); layer widths of `flow.hidden`, no critic."""
+
+    policy: Literal["flow", "gaussian"] = Field("gaussian", description="what is cloned into")
+
+
 class OptimizerConfig(Table):
     """AdamW and its schedule."""
 
@@ -119,9 +133,7 @@ class EvaluationConfig(Table):
 class Config(Table):
     """Everything needed to repeat a run."""
 
-    objective: Literal["flow", "implicit", "conservative"] = Field(
-        "flow", description="training objective"
-    )
+    objective: str = Field("flow", description=f"one of {', '.join(OBJECTIVES)}")
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: Positive = Field(256, description="transitions per update")
@@ -141,8 +153,16 @@ class Config(Table):
     flow: FlowConfig = FlowConfig()
     implicit: ImplicitConfig = ImplicitConfig()
     conservative: ConservativeConfig = ConservativeConfig()
+    cloning: CloningConfig = CloningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        if objective not in OBJECTIVES:
+            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
+        return objective
 
     @model_validator(mode="after")
     def _targets_fit_depth(self) -> Self:
@@ -154,28 +174,33 @@ class Config(Table):
             )
         return self
 
+    @property
+    def has_critic(self) -> bool:
+        """Behaviour cloning trains no critic: its size and entropy mode mean nothing."""
+        return self.objective != "cloning"
+
     def to_toml(self) -> str:
         """The full settings as TOML."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
 
 @cache
-def presets() -> dict[str, dict[str, Any]]:
-    """All presets by name, as nested dictionaries of overrides."""
+def presets() -> dict[str, dict[str, dict[str, Any]]]:
+    """All presets as nested overrides: of environment families, and of methods, by name."""
     return tomllib.loads(files("tql_offline").joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
-def preset_for(dataset: str) -> str:
-    """The preset whose name begins an OGBench dataset's; empty if none does, or for an own file.
+def family_of(dataset: str) -> str:
+    """The family whose name begins an OGBench dataset's; empty if none does, or for an own file.
 
-    >>> preset_for("puzzle-4x4-play-singletask-task1-v0")
+    >>> family_of("puzzle-4x4-play-singletask-task1-v0")
     'puzzle'
-    >>> preset_for("puzzle_logs.hdf5")
+    >>> family_of("puzzle_logs.hdf5")
     ''
     """
     if Path(dataset).suffix:
         return ""
-    matches = [name for name in presets() if dataset.startswith(f"{name}-")]
+    matches = [name for name in presets()["family"] if dataset.startswith(f"{name}-")]
     return max(matches, key=len, default="")
 
 
@@ -185,7 +210,8 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
     Args:
         flags: nested overrides from the command line.
         file: a TOML config file.
-        preset: a preset's name; empty takes the one that the file names, else the dataset family's.
+        preset: a family, a method, or both as `family+method`; empty takes what the file names.
+            Without a family it is the dataset's.
 
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
@@ -197,26 +223,42 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
             "leave --preset out, or take the 'preset' line out of the file"
         )
     given = merge(from_file, flags)
-    name = preset or given.get("preset", preset_for(_dataset_name(given)))
-    overrides = _preset_overrides(name, given)
+    family, method = _split_preset(str(preset or given.get("preset", "")), _dataset_name(given))
+    name = "+".join(part for part in (family, method) if part)
+    overrides = merge(_preset_overrides(family, method, given), {"preset": name})
     sources = ["the flags", *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
+    given = {key: value for key, value in given.items() if key != "preset"}
     return validate(merge(overrides, given), source=" or ".join(sources))
 
 
-def _preset_overrides(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a preset sets, given the size asked for and what the file and the flags override."""
-    if not name:
-        return {}
-    if name not in presets():
-        raise InputError(f"there is no preset {name!r}; choose one of {', '.join(presets())}")
-    preset = dict(presets()[name])
+def _split_preset(preset: str, dataset: str) -> tuple[str, str]:
+    """The family and the method of a preset; a family that it does not name is the dataset's."""
+    family, method = "", ""
+    for name in preset.split("+") if preset else []:
+        if name in presets()["family"] and not family:
+            family = name
+        elif name in presets()["method"] and not method:
+            method = name
+        else:
+            families, methods = (", ".join(presets()[kind]) for kind in ("family", "method"))
+            raise InputError(
+                f"preset {preset!r} is not a family ({families}), a method ({methods}) "
+                "or family+method; choose from these"
+            )
+    return family or family_of(dataset), method
+
+
+def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What presets set, given the size asked for and what the file and the flags override."""
+    preset = dict(presets()["family"].get(family, {}))
     by_size = preset.pop("at", {})
     preset = merge(preset, by_size.get(_table(given, "critic").get("size"), {}))
+    preset = merge(preset, presets()["method"].get(method, {}))
     entropy = _table(given, "entropy")
     if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
         preset = merge(preset, {"entropy": {"targets_nats": []}})
-    return merge(preset, {"preset": name})
+    return preset
 
 
 def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -246,7 +288,7 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
         return f"unknown setting {key!r} in {source}; docs/config.md lists all settings"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
-    expected = error["msg"].removeprefix("Input ")
+    expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"setting {key!r} in {source} is {error['input']!r} but {expected}; correct it"
 
 

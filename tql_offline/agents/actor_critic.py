@@ -26,9 +26,12 @@ class ActorCritic(ABC):
         learning_rates: by optimizer, the rate after warm-up.
         policies: names accepted by `act`, `learned` first.
         num_tokens: L of the critic; 0 without attention.
+        policy_delay: critic steps per step of the policies and of the target networks.
+        targets: pairs of a target network and the network it follows.
     """
 
     policies: tuple[str, ...] = ("learned",)
+    policy_delay = 1
 
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
@@ -41,6 +44,7 @@ class ActorCritic(ABC):
         self.control = make_control(config, self.critic).to(device)
         self.normaliser = Normaliser(observation_dim).to(device)
         self.num_tokens = self.critic.num_tokens
+        self.targets: list[tuple[nn.Module, nn.Module]] = [(self.target_critic, self.critic)]
         self.networks: dict[str, nn.Module] = {
             "critic": self.critic,
             "target_critic": self.target_critic,
@@ -90,27 +94,33 @@ class ActorCritic(ABC):
         del policy  # all policies but best-of-n take one action's noise
         return self.action_dim
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One step of both optimizers at the same weights, then of the target critic."""
-        batch = self._normalised(batch)
+    def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
+        """One step of both optimizers at the same weights, then of the target networks."""
+        batch = normalised(batch, self.normaliser)
         noise = self.draw_noise(batch.actions, generator)
-        critic_loss, critic_metrics = self.critic_loss(batch, noise)
-        policy_loss, policy_metrics = self.policy_loss(batch, noise)
-
-        # The policy's gradient is taken for its own parameters alone: the critic gets none of it.
-        set_gradients(self.policy_parameters, policy_loss)
+        with_policy = step % self.policy_delay == 0
+        loss, metrics = self.critic_loss(batch, noise)
+        if with_policy:
+            # The policy's gradient is for its own parameters alone: the critic gets none of it.
+            policy_loss, policy_metrics = self.policy_loss(batch, noise)
+            set_gradients(self.policy_parameters, policy_loss)
+            metrics |= policy_metrics
         self.optimizers["critic"].zero_grad()
-        critic_loss.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        polyak_update(self.target_critic, self.critic, self.config.polyak)
-        return {name: value.detach() for name, value in (critic_metrics | policy_metrics).items()}
+        loss.backward()
+        self.optimizers["critic"].step()
+        if with_policy:
+            self.optimizers["policy"].step()
+            for target, online in self.targets:
+                polyak_update(target, online, self.config.polyak)
+        return {name: value.detach() for name, value in metrics.items()}
 
-    def _normalised(self, batch: Batch) -> Batch:
-        return batch._replace(
-            observations=self.normaliser(batch.observations),
-            next_observations=self.normaliser(batch.next_observations),
-        )
+
+def normalised(batch: Batch, normaliser: Normaliser) -> Batch:
+    """A batch as the networks see it."""
+    return batch._replace(
+        observations=normaliser(batch.observations),
+        next_observations=normaliser(batch.next_observations),
+    )
 
 
 def set_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What an agent is to the training loop, the checkpoints and the evaluator."""
 
 from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,11 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tql_offline.agents.conservative_q import ConservativeQ
-from tql_offline.agents.flow_q import FlowQ
-from tql_offline.agents.implicit_q import ImplicitQ
 from tql_offline.batch import Batch
-from tql_offline.config import Config
+from tql_offline.config import OBJECTIVES, Config
 from tql_offline.networks import Normaliser
 
 Metrics = dict[str, Tensor]
@@ -53,8 +51,8 @@ class Agent(Protocol):
         """L of the critic, for ln L."""
         ...
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One gradient step; returns tensors that stay on the device."""
+    def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
+        """Gradient step number `step`, from 1; returns tensors that stay on the device."""
         ...
 
     def noise_dim(self, policy: str) -> int:
@@ -71,21 +69,15 @@ class Agent(Protocol):
         ...
 
 
-AGENTS: dict[str, Callable[[Config, int, int, torch.device], Agent]] = {
-    "flow": FlowQ,
-    "implicit": ImplicitQ,
-    "conservative": ConservativeQ,
-}
-"""Objective → agent: a new method is one line here."""
-
-
 def make_agent(
     config: Config, observation_dim: int, action_dim: int, device: torch.device
 ) -> Agent:
     """The agent of a config's objective, with initial weights drawn from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return AGENTS[config.objective](config, observation_dim, action_dim, device)
+        make = resolve_name(f"tql_offline.agents.{OBJECTIVES[config.objective]}")
+        agent: Agent = make(config, observation_dim, action_dim, device)
+    return agent
 
 
 def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:

@@ -7,7 +7,7 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, progress_bar, say
-from tql_offline.config import DEFAULT_DATASET, Config, resolve
+from tql_offline.config import DEFAULT_DATASET, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_jsonl
 
@@ -21,7 +21,11 @@ def train(
         Path | None, typer.Option(help="TOML file of settings; flags override it.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Preset to start from. Default: the dataset family's.")
+        str,
+        typer.Option(
+            help="Method (tql, fql, iql, ifql, cql, cal-ql, bc, flow-bc), environment "
+            "family, or family+method. Default: the dataset's family."
+        ),
     ] = "",
     dataset: Annotated[
         str | None, typer.Option(help=f"Name, or a .npz or HDF5 file. Default: {DEFAULT_DATASET}.")
@@ -33,7 +37,7 @@ def train(
         str | None, typer.Option(help="Environment id to score an own file's policies in.")
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="flow, implicit or conservative. Default: flow.")
+        str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}. Default: flow.")
     ] = None,
     critic: Annotated[
         str | None, typer.Option(help="transformer or mlp. Default: transformer.")
@@ -77,6 +81,9 @@ def train(
     name: Annotated[
         str, typer.Option(help="Run folder's name. Default: made of dataset, size and seed.")
     ] = "",
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as TOML; train nothing.")
+    ] = False,
 ) -> None:
     """Train a critic and policies on an offline dataset, and score them."""
     flags: dict[str, Any] = {
@@ -97,6 +104,9 @@ def train(
     for assignment in set_ or []:
         _assign(flags, assignment)
     settings = resolve(_given(flags), file=config, preset=preset)
+    if print_config:
+        typer.echo(settings.to_toml(), nl=False)
+        return
     train_and_show(settings, runs, name)
 
 

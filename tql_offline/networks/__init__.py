@@ -6,7 +6,11 @@ from tql_offline.networks.critics import SIZES, Size, TransformerCritic
 from tql_offline.networks.flows import integrate_flow
 from tql_offline.networks.mlp import MLPCritic
 from tql_offline.networks.normaliser import Normaliser
-from tql_offline.networks.policies import GaussianPolicy, OneStepPolicy, VelocityField
+from tql_offline.networks.policies import (
+    GaussianPolicy,
+    OneStepPolicy,
+    VelocityField,
+)
 
 __all__ = [
     "ENTROPY_MODES",

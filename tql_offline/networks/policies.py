@@ -1,4 +1,4 @@
-"""Policy networks: FQL's flow and one-step policy (arXiv 2502.02538), and a tanh-Gaussian."""
+"""Policy networks: FQL's flow and one-step policy (arXiv 2502.02538), and two with a tanh."""
 
 import math
 from collections.abc import Sequence

@@ -124,7 +124,7 @@ def update(training: Training, step: int) -> None:
     schedule = (step - 1, config.optimizer.warmup, config.steps)
     set_learning_rate(agent.optimizers, agent.learning_rates, *schedule)
     batch = training.buffer.sample(config.batch_size, training.generator)
-    training.window.add(agent.update(batch, training.generator))
+    training.window.add(agent.update(batch, training.generator, step))
     training.reporter.advanced(step)
 
 

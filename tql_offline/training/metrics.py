@@ -1,6 +1,7 @@
 """Metrics that stay on the device until a log step."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,29 +14,34 @@ DECIMALS = 7
 
 
 class MetricsWindow:
-    """Running sums of an update's metrics, averaged over the updates since the last log step."""
+    """Running sums of metrics, each averaged over the updates since the last log step that gave it.
+
+    A delayed policy gives its metrics in every other update only.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add one update's metrics without leaving the device."""
-        if self._count == 0:
-            self._sums = {name: value.clone() for name, value in metrics.items()}
-        else:
-            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
-        self._count += 1
+        known = [name for name in metrics if name in self._sums]
+        if known:
+            sums, values = [self._sums[n] for n in known], [metrics[n] for n in known]
+            torch._foreach_add_(sums, values)
+        self._sums |= {n: value.clone() for n, value in metrics.items() if n not in self._sums}
+        for name in metrics:
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, Any]:
         """Means since the last flush as floats and nested lists (a device sync)."""
-        means = {name: (value / self._count).tolist() for name, value in self._sums.items()}
+        means = {name: (s / self._counts[name]).tolist() for name, s in self._sums.items()}
         return {name: _round(value) for name, value in means.items()}
 
     def flush(self) -> dict[str, Any]:
         """The means; what is added later counts anew."""
         means = self.means()
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
         return means
 
 
@@ -52,8 +58,18 @@ def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:
         InputError: names the metric, the step and the last good checkpoint.
     """
     for name, value in line.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise diverged(f"{name} became {value}", step, last_checkpoint)
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise diverged(f"{name} became {number}", step, last_checkpoint)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """A metric's numbers: itself, or those of nested lists."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value
 
 
 def diverged(what: str, step: int, last_checkpoint: str) -> InputError:

@@ -107,11 +107,14 @@ def method_name(config: Config) -> str:
     >>> method_name(Config()), method_name(Config(critic=CriticConfig(kind="mlp")))
     ('TQL', 'FQL')
     """
-    extracted = {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction]
-    conservative = "Cal-QL" if config.conservative.calibrated else "CQL"
-    names = {"flow": "FQL", "implicit": extracted, "conservative": conservative}
-    name, mode = names[config.objective], config.entropy.mode
-    if config.critic.kind == "mlp":
+    names = {
+        "flow": "FQL",
+        "implicit": {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction],
+        "conservative": "Cal-QL" if config.conservative.calibrated else "CQL",
+        "cloning": {"gaussian": "BC", "flow": "flow BC"}[config.cloning.policy],
+    }
+    name, mode = names.get(config.objective, config.objective), config.entropy.mode
+    if config.critic.kind == "mlp" or not config.has_critic:
         return name
     if config.objective == "flow":
         return "TQL" if mode == "layerwise" else f"TQL-{mode}"
@@ -142,9 +145,9 @@ def write_result(folder: RunFolder) -> None:
             "run": folder.path.name,
             "method": method_name(config),
             "objective": config.objective,
-            "critic": config.critic.kind,
-            "entropy": config.entropy.mode,
-            "size": config.critic.size,
+            "critic": config.critic.kind if config.has_critic else "none",
+            "entropy": config.entropy.mode if config.has_critic else "none",
+            "size": config.critic.size if config.has_critic else "",
             "parameters": provenance["critic_parameters"],
             "dataset": config.dataset.name,
             "dataset_sha256": provenance["dataset"]["sha256"],

@@ -63,6 +63,8 @@ def run_stem(config: Config) -> str:
     """Dataset, objective, size and seed, and whatever else is not TQL's own choice."""
     critic, entropy = config.critic, config.entropy.mode
     parts = [Path(config.dataset.name).stem, config.objective]
+    if not config.has_critic:
+        return "-".join([*parts, f"s{config.seed}"])
     parts += [critic.kind] if critic.kind != "transformer" else []
     parts += [entropy] if critic.kind == "transformer" and entropy != "layerwise" else []
     return "-".join([*parts, critic.size, f"s{config.seed}"])
@@ -163,5 +165,6 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
 
 
 def _critic_facts(agent: Agent) -> dict[str, Any]:
-    parameters = agent.networks["critic"].parameters()
+    critic = agent.networks.get("critic")  # behaviour cloning has none
+    parameters = critic.parameters() if critic else ()
     return {"tokens": agent.num_tokens, "critic_parameters": sum(p.numel() for p in parameters)}
