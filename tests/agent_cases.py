@@ -20,6 +20,7 @@ METHODS = {
         "objective": "conservative",
         "conservative": {"samples": 2, "target_gap": 1.0, "calibrated": True},
     },
+    "rebrac": {"objective": "rebrac"},
     "cloning gaussian": {"objective": "cloning"},
     "cloning flow": {"objective": "cloning", "cloning": {"policy": "flow"}},
 }

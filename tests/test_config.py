@@ -63,13 +63,13 @@ def test_a_method_lies_over_the_datasets_family_and_under_the_flags():
     assert config.implicit.inverse_temperature == 10.0
     config = resolve(scene | {"critic": {"kind": "transformer"}}, preset="puzzle+iql")
     assert (config.preset, config.critic.kind) == ("puzzle+iql", "transformer")
-    own = resolve({"dataset": {"name": "mine.hdf5"}}, preset="iql")
-    assert own.preset == "iql"
+    own = resolve({"dataset": {"name": "mine.hdf5"}}, preset="rebrac")
+    assert own.preset == "rebrac"
 
 
 @pytest.mark.parametrize("bad", ["iql+fql", "scene+puzzle", "iql+", "+", "bogus"])
 def test_a_preset_that_is_none_is_refused_with_all_that_are(bad):
-    with pytest.raises(InputError, match=r"cube-double.*iql"):
+    with pytest.raises(InputError, match=r"cube-double.*rebrac"):
         resolve({}, preset=bad)
 
 

@@ -24,6 +24,7 @@ OBJECTIVES = {
     "flow": "flow_q:FlowQ",
     "implicit": "implicit_q:ImplicitQ",
     "conservative": "conservative_q:ConservativeQ",
+    "rebrac": "rebrac:ReBRAC",
     "cloning": "cloning:BehaviourCloning",
 }
 """Objective → its agent in tql_offline/agents: a new method is one line here."""
@@ -103,6 +104,21 @@ class ConservativeConfig(Table):
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
 
 
+class RebracConfig(Table):
+    """The rebrac objective; its policy has the layer widths of `flow.hidden`."""
+
+    policy_alpha: float = Field(
+        0.1, ge=0, allow_inf_nan=False, description="weight of the policy's behaviour penalty"
+    )
+    critic_alpha: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="weight of the target's behaviour penalty"
+    )
+    smoothing: float = Field(
+        0.2, ge=0, allow_inf_nan=False, description="deviation of the noise on target actions"
+    )
+    smoothing_bound: PositiveFloat = Field(0.5, description="bound of that noise")
+
+
 class CloningConfig(Table):
     """The cloning objective (behaviour cloning); layer widths of `flow.hidden`, no critic."""
 
@@ -153,6 +169,7 @@ class Config(Table):
     flow: FlowConfig = FlowConfig()
     implicit: ImplicitConfig = ImplicitConfig()
     conservative: ConservativeConfig = ConservativeConfig()
+    rebrac: RebracConfig = RebracConfig()
     cloning: CloningConfig = CloningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

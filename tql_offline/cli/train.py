@@ -23,7 +23,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Method (tql, fql, iql, ifql, cql, cal-ql, bc, flow-bc), environment "
+            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, bc, flow-bc), environment "
             "family, or family+method. Default: the dataset's family."
         ),
     ] = "",

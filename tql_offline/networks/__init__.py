@@ -7,6 +7,7 @@ from tql_offline.networks.flows import integrate_flow
 from tql_offline.networks.mlp import MLPCritic
 from tql_offline.networks.normaliser import Normaliser
 from tql_offline.networks.policies import (
+    DeterministicPolicy,
     GaussianPolicy,
     OneStepPolicy,
     VelocityField,
@@ -15,6 +16,7 @@ from tql_offline.networks.policies import (
 __all__ = [
     "ENTROPY_MODES",
     "SIZES",
+    "DeterministicPolicy",
     "EntropyController",
     "GaussianPolicy",
     "MLPCritic",

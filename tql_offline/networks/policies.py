@@ -62,6 +62,18 @@ class OneStepPolicy(nn.Module):
         return action
 
 
+class DeterministicPolicy(nn.Module):
+    """A deterministic policy: `a = tanh(net(s))`."""
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.net = mlp(observation_dim, hidden, action_dim)
+
+    def forward(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
+        """Action in (-1, 1)."""
+        return torch.tanh(self.net(observations))
+
+
 class GaussianPolicy(nn.Module):
     """A tanh-Gaussian policy: `a = tanh(mean(s) + std(s)·z)`.
 

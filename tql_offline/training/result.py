@@ -111,6 +111,7 @@ def method_name(config: Config) -> str:
         "flow": "FQL",
         "implicit": {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction],
         "conservative": "Cal-QL" if config.conservative.calibrated else "CQL",
+        "rebrac": "ReBRAC",
         "cloning": {"gaussian": "BC", "flow": "flow BC"}[config.cloning.policy],
     }
     name, mode = names.get(config.objective, config.objective), config.entropy.mode
