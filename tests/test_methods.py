@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from agent_cases import CPU, METHODS, build, train
+from agent_cases import CPU, METHODS, build, make_batch, train
 
 from tql_offline.agents import numpy_policy
 from tql_offline.networks import ENTROPY_MODES, SIZES, GaussianPolicy, MLPCritic, TransformerCritic
@@ -142,6 +142,37 @@ def test_best_of_n_takes_the_sample_with_the_highest_q():
     best = torch.stack(q).argmax(dim=0)
     for row in range(6):
         torch.testing.assert_close(chosen[row], samples[best[row]][row])
+
+
+@pytest.mark.parametrize("critic", ["transformer", "mlp"])
+def test_bounded_passes_give_the_same_loss_and_gradients(critic):
+    results = []
+    for rows in (0, 40):  # 16 transitions with 6 sampled actions each: 96 rows, the last pass short
+        agent = build("conservative", critic, conservative={"samples": 2, "rows_at_once": rows})
+        batch = make_batch()
+        noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
+        with torch.autograd.graph.saved_tensors_hooks(Saved.pack, lambda tensor: tensor):
+            Saved.bytes = 0
+            loss, _ = agent.critic_loss(batch, noise)
+            saved = Saved.bytes
+        gradients = torch.autograd.grad(loss, list(agent.critic.parameters()))
+        results.append((loss, gradients, saved))
+    (loss, gradients, saved), (bounded_loss, bounded_gradients, bounded_saved) = results
+    torch.testing.assert_close(bounded_loss, loss)
+    for bounded, whole in zip(bounded_gradients, gradients, strict=True):
+        torch.testing.assert_close(bounded, whole, rtol=1e-4, atol=1e-6)
+    assert bounded_saved < 0.5 * saved
+
+
+class Saved:
+    """Counts the bytes that a forward pass keeps for its backward pass."""
+
+    bytes = 0
+
+    @classmethod
+    def pack(cls, tensor):
+        cls.bytes += tensor.numel() * tensor.element_size()
+        return tensor
 
 
 def test_lagrange_multiplier_grows_above_its_target_and_falls_below():

@@ -102,6 +102,11 @@ class ConservativeConfig(Table):
         0.0, ge=0, allow_inf_nan=False, description="gap that a learned weight holds; 0: constant"
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
+    rows_at_once: int = Field(
+        0,
+        ge=0,
+        description="bounds memory: sampled actions per critic pass, recomputed backward; 0: all",
+    )
 
 
 class RebracConfig(Table):

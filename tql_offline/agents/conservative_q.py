@@ -3,7 +3,8 @@
 A soft actor-critic whose Q is pushed down on actions the data do not have: the log-sum-exp of Q
 over 3n sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of the policy at s') less
 Q of the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
-calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one batch.
+calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one
+batch or in passes of bounded memory (docs/methods.md has figures per size).
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tql_offline.agents.actor_critic import ActorCritic, Metrics
 from tql_offline.agents.critic import controlled_td_loss
@@ -141,11 +143,29 @@ class ConservativeQ(ActorCritic):
         log_uniform = torch.full_like(log_here, uniform_log_density(self.action_dim))
         actions = torch.cat([noise.uniform, here, there], dim=1)
         repeated = batch.observations.repeat_interleave(3 * count, dim=0)
-        q = self.critic(repeated, actions.flatten(0, 1)).view(len(actions), 3 * count, -1)
+        q = self._bounded_q(repeated, actions.flatten(0, 1)).view(len(actions), 3 * count, -1)
         if self.config.conservative.calibrated:
             policy_q = calibrate(q[:, count:], batch.returns_to_go)
             q = torch.cat([q[:, :count], policy_q], dim=1)
         return q, torch.cat([log_uniform, log_here, log_there], dim=1)
+
+    def _bounded_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q `(B·3n, E)`, in passes of `rows_at_once` whose activations are not kept.
+
+        The backward pass computes each pass's activations again: one forward more, and no more
+        memory than one pass needs.
+        """
+        rows = self.config.conservative.rows_at_once
+        if not rows or rows >= len(actions):
+            q: Tensor = self.critic(observations, actions)
+            return q
+        passes = zip(observations.split(rows), actions.split(rows), strict=True)
+        return torch.cat(
+            [
+                checkpoint(self.critic, *inputs, use_reentrant=False, preserve_rng_state=False)
+                for inputs in passes
+            ]
+        )
 
     def _policy_actions(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(B, n, n_a)` of the policy and their log-densities `(B, n)`."""
