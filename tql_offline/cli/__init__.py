@@ -125,9 +125,21 @@ from tql_offline.cli import (  # noqa: E402  (each registers its command on `app
     doctor,
     download,
     report,
+    sweep,
     train,
 )
 from tql_offline.cli import eval as _eval  # noqa: E402
 
-__all__ = ["app", "collect", "datasets", "demo", "doctor", "download", "main", "report", "train"]
+__all__ = [
+    "app",
+    "collect",
+    "datasets",
+    "demo",
+    "doctor",
+    "download",
+    "main",
+    "report",
+    "sweep",
+    "train",
+]
 del _eval

@@ -1,0 +1,138 @@
+"""The study of objectives, critics and sizes: from the runs of a sweep to docs/objectives.md.
+
+    tql-offline sweep benchmarks/objectives.toml --runs runs/objectives --processes 2
+    python benchmarks/objectives.py gather runs/objectives   # → benchmarks/results/objectives.jsonl
+    python benchmarks/objectives.py table                    # → docs/objectives.md
+
+Success of the learned policy at the last update, per seed. The interval is the t interval of the
+mean over seeds, widened to the Wilson interval of all their episodes: with three seeds that agree
+the first would claim no width at all.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from tql_offline.eval.statistics import wilson_interval
+from tql_offline.runs import RunFolder, read_json, read_jsonl
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "objectives.jsonl"
+PAGE = ROOT / "docs" / "objectives.md"
+BEGIN, END = "<!-- tables: written by benchmarks/objectives.py -->", "<!-- end of tables -->"
+KEPT = (
+    "run", "method", "objective", "critic", "entropy", "size", "parameters", "dataset",
+    "dataset_sha256", "task", "seed", "updates", "evaluations",
+)  # fmt: skip
+SIZE_ORDER = ("tiny", "small", "medium", "large", "xl", "xxl")
+
+Line = dict[str, Any]
+
+
+def gather(runs: Path) -> Iterator[Line]:
+    """One line per finished run, by name: what the tables need, and what repeats it."""
+    for path in sorted(runs.glob("*/result.json")):
+        result = read_json(path)
+        timing = list(read_jsonl(RunFolder(path.parent).timing))
+        config = RunFolder(path.parent).config.read_text(encoding="utf-8")
+        yield {
+            **{key: result[key] for key in KEPT},
+            "protocol": f"{result['protocol']['name']}/{result['protocol']['version']}",
+            "versions": result["provenance"]["versions"],
+            "updates_per_second": round(float(np.median([t["updates_per_second"] for t in timing])), 1),
+            "config": config,
+        }
+
+
+def last(line: Line, policy: str = "learned") -> Line | None:
+    """A policy's evaluation at the last update."""
+    at_end = (e for e in line["evaluations"] if e["policy"] == policy)
+    return next((e for e in at_end if e["step"] == line["updates"]), None)
+
+
+def interval(rates: list[float], episodes: int) -> tuple[float, float]:
+    """95 % interval of a mean success rate over seeds, of `episodes` episodes in each."""
+    mean, seeds = float(np.mean(rates)), len(rates)
+    low, high = wilson_interval(round(mean * seeds * episodes), seeds * episodes)
+    if seeds > 1:
+        half = float(stats.t.ppf(0.975, seeds - 1) * np.std(rates, ddof=1) / np.sqrt(seeds))
+        low, high = min(low, mean - half), max(high, mean + half)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def row(lines: list[Line]) -> str:
+    """Markdown row of one method with one critic, over its seeds."""
+    evaluations = [e for e in map(last, lines) if e]
+    rates = [e["success_rate"] for e in evaluations]
+    low, high = interval(rates, evaluations[0]["episodes"])
+    best = [max(e["success_rate"] for e in li["evaluations"] if e["policy"] == "learned") for li in lines]
+    first = lines[0]
+    cells = (
+        first["method"],
+        first["critic"],
+        first["size"],
+        f"{first['parameters']:,}",
+        f"**{100 * np.mean(rates):.0f}** ({100 * low:.0f} to {100 * high:.0f})",
+        ", ".join(f"{100 * rate:.0f}" for rate in rates),
+        ", ".join(f"{100 * rate:.0f}" for rate in best),
+        f"{np.median([line['updates_per_second'] for line in lines]):.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def behaviour(lines: Iterable[Line]) -> str:
+    """A sentence on the flow clones that the runs trained beside their policies."""
+    clones = [e for e in (last(line, "behaviour") for line in lines) if e]
+    if not clones:
+        return ""
+    rates = [100 * e["success_rate"] for e in clones]
+    return (
+        f"The behaviour flows that {len(clones)} of these runs trained beside their policies succeed "
+        f"in {np.mean(rates):.1f} % of their episodes ({min(rates):.0f} to {max(rates):.0f})."
+    )
+
+
+def tables(lines: list[Line]) -> Iterator[str]:
+    """The Markdown of all tasks."""
+    lines = sorted(lines, key=_order)
+    for task, of_task in groupby(lines, key=lambda line: (line["task"], line["updates"])):
+        found = list(of_task)
+        yield f"### {task[0]}, {task[1]:,} updates\n"
+        yield "| method | critic | size | parameters | success, % (95 %) | per seed | best of each seed | updates/s |"
+        yield "|---|---|---|---|---|---|---|---|"
+        for _, of_row in groupby(found, key=lambda line: _order(line)[:-1]):
+            yield row(list(of_row))
+        yield f"\n{behaviour(found)}\n"
+
+
+def _order(line: Line) -> tuple[Any, ...]:
+    size = SIZE_ORDER.index(line["size"]) if line["size"] else -1
+    method = (line["objective"], line["method"].removesuffix("-transformer"))
+    return (line["task"], line["updates"], *method, line["critic"], size, line["seed"])
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("gather").add_argument("runs", type=Path)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "gather":
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in gather(arguments.runs)))
+    else:
+        page = PAGE.read_text(encoding="utf-8")
+        before, rest = page.split(BEGIN)
+        made = "\n".join(tables(list(read_jsonl(RESULTS))))
+        PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,444 @@
+"""Sweeps: what a suite expands to, what is refused, what is trained, skipped and kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from tql_offline.cli import main
+from tql_offline.cli.sweep import _outcome
+from tql_offline.config import DEFAULT_DATASET, resolve
+from tql_offline.cores import usable_cores
+from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder, read_json
+from tql_offline.training import sweep
+from tql_offline.training.sweep import (
+    Ended,
+    Run,
+    alone,
+    cores_each,
+    discard,
+    expand,
+    first_difference,
+    last_line,
+    read_suite,
+    state_of,
+    train_runs,
+)
+
+GRID = """
+seeds = [0, 7]
+
+[collect]
+cube-single-play-v0 = 100
+
+[settings]
+batch_size = 128
+steps = 50
+evaluation.protocol = "quick"
+
+[axis.task.pointmaze]
+dataset.name = "pointmaze-medium-navigate-singletask-task1-v0"
+steps = 6000
+[axis.task.cube-single]
+dataset.name = "cube-single-play-singletask-task1-v0"
+[axis.method.flow]
+objective = "flow"
+[axis.method.ifql]
+preset = "ifql"
+[axis.size.tiny]
+critic.size = "tiny"
+"""
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Writes a suite file and reads it."""
+
+    def write(text):
+        path = tmp_path / "grid.toml"
+        path.write_text(text)
+        return read_suite(path)
+
+    return write
+
+
+def command(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code, capsys.readouterr()
+
+
+def test_a_suite_expands_to_every_combination_and_seed(suite):
+    read = suite(GRID)
+    assert read.collect == {"cube-single-play-v0": 100}
+    runs = {run.name: run.config for run in expand(read, {}, 1)}
+    assert list(runs) == [
+        "pointmaze-flow-tiny-s0",
+        "pointmaze-flow-tiny-s7",
+        "pointmaze-ifql-tiny-s0",
+        "pointmaze-ifql-tiny-s7",
+        "cube-single-flow-tiny-s0",
+        "cube-single-flow-tiny-s7",
+        "cube-single-ifql-tiny-s0",
+        "cube-single-ifql-tiny-s7",
+    ]
+    common = {"batch_size": 128, "critic": {"size": "tiny"}}
+    evaluation = {"protocol": "quick", "processes": usable_cores()}
+    assert runs["pointmaze-ifql-tiny-s7"] == resolve(
+        common
+        | {"preset": "ifql", "seed": 7, "steps": 6000, "evaluation": evaluation}
+        | {"dataset": {"name": DEFAULT_DATASET}}
+    )
+    assert runs["cube-single-flow-tiny-s0"] == resolve(
+        common
+        | {"objective": "flow", "seed": 0, "steps": 50, "evaluation": evaluation}
+        | {"dataset": {"name": "cube-single-play-singletask-task1-v0"}}
+    )
+
+
+def test_later_layers_win(suite):
+    text = """
+    [settings]
+    steps = 1
+    batch_size = 1
+    n_step = 1
+    log_every = 1
+    [axis.a.x]
+    batch_size = 2
+    n_step = 2
+    log_every = 2
+    [axis.b.y]
+    n_step = 3
+    log_every = 3
+    """
+    (run,) = expand(suite(text), {"log_every": 4}, 1)
+    config = run.config
+    assert run.name == "x-y-s0"
+    assert (config.steps, config.batch_size, config.n_step, config.log_every) == (1, 2, 3, 4)
+    # Beneath all of them lies the preset of the dataset's family.
+    assert (config.preset, config.discount) == ("pointmaze", 0.995)
+
+
+def test_runs_at_once_share_the_cores_unless_the_suite_says_how(suite, monkeypatch):
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
+    assert [cores_each(n) for n in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    (run,) = expand(suite("[axis.a.x]"), {}, 3)
+    assert run.config.evaluation.processes == 2
+    (run,) = expand(suite("[settings]\nevaluation.processes = 5"), {}, 3)
+    assert run.config.evaluation.processes == 5
+
+
+BAD = {
+    "not TOML": ("seeds = [", "not valid TOML"),
+    "unknown key": ("[axes.a.x]", "'axes'"),
+    "axis without labels": ("[axis.a]", "axis 'a'.*no labels"),
+    "axis that is no table": ("[axis]\na = 3", "'a'.*make it a table"),
+    "label that is no table": ("[axis.a]\nx = 3", "'x'.*make it a table"),
+    "label with a path": ('[axis.a."../x"]', "label '../x'"),
+    "label that is hidden": ('[axis.a.".x"]', "label '.x'"),
+    "label with a line": ('[axis.a."x\\n"]', r"label 'x\\n'"),
+    "empty label": ('[axis.a.""]', "label ''"),
+    "no seeds": ("seeds = []", "seeds of suite"),
+    "seeds that are no list": ("seeds = 3", "seeds of suite"),
+    "seed twice": ("seeds = [1, 1]", "seeds of suite"),
+    "seed too large": ("seeds = [4294967296]", "seeds of suite"),
+    "true seed": ("seeds = [true]", "seeds of suite"),
+    "seed among the settings": ("[axis.a.x]\nseed = 3", "run x-s0: 'seed'"),
+    "unknown setting": ("[axis.a.x]\nstepz = 3", "run x-s0: unknown setting 'stepz'"),
+    "unknown nested setting": ("[settings]\nflow.beta = 3", r"'flow\.beta'"),
+    "bad value": ("[axis.a.x]\n[axis.a.y]\nsteps = 0", "run y-s0: setting 'steps'"),
+    "unknown preset": ('[axis.a.x]\npreset = "dqn"', "run x-s0: preset 'dqn'"),
+    "unknown protocol": ('[axis.a.x]\nevaluation.protocol = "no"', "run x-s0:"),
+    "same name": ("[axis.a.x]\n[axis.a.x-y]\n[axis.b.y-z]\n[axis.b.z]", "two runs.*x-y-z-s0"),
+    "same name but for case": ("[axis.a.x]\n[axis.a.X]", "two runs.*X-s0"),
+    "long name": (f"[axis.a.{'x' * 300}]", "303 characters"),
+    "bad collection": ("[collect]\ncube-single-play-v0 = 0", r"\[collect\].*whole number"),
+    "bad collected name": ("[collect]\ncube = 3", r"\[collect\].*'cube'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_suites_are_one_sentence_that_names_the_file(case, suite, tmp_path):
+    text, words = BAD[case]
+    with pytest.raises(InputError, match=words) as caught:
+        expand(suite(text), {}, 1)
+    assert str(tmp_path / "grid.toml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_runs_are_refused_before_they_are_made(suite):
+    labels = "\n".join(f"[axis.{axis}.x{n}]" for axis in "abcdef" for n in range(10))
+    with pytest.raises(InputError, match=r"1,000,000 runs.*100,000"):
+        expand(suite(labels), {}, 1)
+
+
+def written(runs, config, result=True):
+    folder = RunFolder(runs / "x-s0")
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(config.to_toml())
+    if result:
+        folder.result.write_text("{}")
+    return folder
+
+
+def test_states(tmp_path):
+    run = Run(name="x-s0", config=resolve({}))
+    assert state_of(run, tmp_path) == "to do"
+    folder = written(tmp_path, run.config, result=False)
+    assert state_of(run, tmp_path) == "unfinished"
+    folder.result.write_text("{}")
+    assert state_of(run, tmp_path) == "finished"
+    discard(run, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    folder.path.mkdir()
+    assert state_of(run, tmp_path) == "unfinished"
+    (folder.path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"no config\.toml"):
+        state_of(run, tmp_path)
+
+
+@pytest.mark.parametrize("result", [True, False])
+def test_folders_of_other_settings_are_refused(result, tmp_path):
+    written(tmp_path, resolve({"flow": {"alpha": 3.0}}), result)
+    run = Run(name="x-s0", config=resolve({"flow": {"alpha": 4.0}, "polyak": 0.02}))
+    with pytest.raises(InputError, match=r"x-s0 has flow\.alpha 3\.0 where the suite gives 4\.0"):
+        state_of(run, tmp_path)
+
+
+def test_another_number_of_processes_is_the_same_run():
+    configs = [resolve({"evaluation": {"processes": n}}) for n in (1, 2)]
+    assert first_difference(*configs) == ""
+
+
+def test_one_sweep_at_a_time(suite, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "train_runs", lambda *_, **__: None)
+    read = suite(f'[settings]\ndataset.name = "{DEFAULT_DATASET}"')
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with FileLock(runs / ".sweep.lock"):
+        code, output = command(["sweep", str(read.path), "--runs", str(runs)], capsys)
+    assert code == 2
+    assert "another sweep is at work" in output.err
+    assert output.err.count("\n") == 1
+    with alone(runs):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[axis.a.x]\nstepz = 3", "stepz"),
+        ('dataset.name = "none.npz"', "none.npz is not there"),
+        ('dataset.name = "cube-single-play-singletask-task1-v0"', "tql-offline collect"),
+        ('dataset.name = "cube-singel-play-singletask-task1-v0"', "cube-single-play"),
+    ],
+)
+def test_bad_input_trains_and_writes_nothing(text, words, suite, tmp_path, capsys):
+    read = suite(text if text.startswith("[") else f"[settings]\n{text}")
+    runs = tmp_path / "runs"
+    code, output = command(["sweep", str(read.path), "--runs", str(runs)], capsys)
+    assert code == 2
+    assert words in output.err
+    assert output.err.count("\n") == 1
+    assert not runs.exists()
+
+
+def test_missing_data_are_collected_first_and_installed_ones_taken(suite, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(sweep, "train_runs", lambda runs, *_, **__: trained.append(len(runs)))
+    name = "pointmaze-medium-navigate"
+    text = f"""
+    [collect]
+    {name}-v0 = 1
+    [settings]
+    dataset.name = "{name}-singletask-task2-v0"
+    """
+    arguments = ["sweep", str(suite(text).path), "--runs", str(tmp_path / "runs")]
+    file = tmp_path / "collected" / f"{name}-v0.npz"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert file.is_file()
+        # Without it `collect` would refuse the file; the sweep takes it as it is.
+        file.with_suffix(".json").unlink(missing_ok=True)
+    assert trained == [1, 1]
+
+
+WILD = "[axis.rate.wild.optimizer]\ncritic_lr = 1e30\npolicy_lr = 1e30\nwarmup = 0\n"
+TAME = "[axis.rate.tame]\n"
+
+
+@pytest.fixture
+def small(suite, tmp_path):
+    """Writes a suite of runs of three updates on own data without an environment."""
+    rng = np.random.default_rng(0)
+    rows = 31
+    data = tmp_path / "mine.npz"
+    np.savez(
+        data,
+        observations=rng.standard_normal((rows, 3)),
+        actions=rng.uniform(-1, 1, (rows, 2)),
+        rewards=np.ones(rows),
+        terminals=np.arange(rows) == rows - 1,
+    )
+    settings = f"""
+    [settings]
+    dataset.name = {str(data)!r}
+    critic.size = "tiny"
+    flow.hidden = [8]
+    steps = 3
+    batch_size = 4
+    log_every = 1
+    """
+    return lambda axes: str(suite(settings + axes).path)
+
+
+def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
+    """The run that diverges stops no other; what is finished is not trained again."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    runs = tmp_path / "runs"
+    arguments = ["sweep", small(WILD + TAME), "--runs", str(runs), "--processes", "2"]
+    code, output = command([*arguments, "--list"], capsys)
+    assert (code, output.out) == (0, "to do       wild-s0\nto do       tame-s0\n")
+    assert not runs.exists()
+
+    code, output = command(arguments, capsys)
+    assert code == 1
+    lines = output.out.splitlines()
+    assert lines[0] == "0 of 2 runs are finished"
+    assert any(line.startswith("tame-s0: not scored, 0.") for line in lines)
+    log = runs / "wild-s0.log"
+    assert lines[-1].startswith("wild-s0 failed with exit code 2: tql-offline: ")
+    assert last_line(log) in lines[-1]
+    assert str(log) in lines[-1]
+    folder = RunFolder(runs / "tame-s0")
+    assert read_json(folder.provenance)["threads"] == cores_each(2)
+    assert "run folder" in (runs / "tame-s0.log").read_text()
+
+    # Another number of processes makes no other run; another setting does.
+    code, output = command([*arguments, "--processes", "1", "--list"], capsys)
+    assert (code, output.out) == (0, "unfinished  wild-s0\nfinished    tame-s0\n")
+    code, output = command([*arguments, "--set", "steps=4"], capsys)
+    assert code == 2
+    assert "wild-s0 has steps 3 where the suite gives 4" in output.err
+
+    small(TAME)
+    before = folder.result.stat().st_mtime_ns
+    code, output = command(arguments, capsys)
+    assert (code, output.out) == (0, "1 of 1 runs are finished\n")
+    assert folder.result.stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_starts_again_from_nothing(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "train_runs", lambda *_, **__: None)
+    path = small(TAME)
+    (run,) = expand(read_suite(Path(path)), {}, 1)
+    folder = written(tmp_path, run.config, result=False).path.rename(tmp_path / "tame-s0")
+    code, output = command(["sweep", path, "--runs", str(tmp_path)], capsys)
+    assert code == 0
+    assert "tame-s0: was not finished, starts again from nothing" in output.out
+    assert not folder.exists()
+
+
+SLEEP = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(60)"]
+
+
+@pytest.fixture
+def sleepers(monkeypatch):
+    """Replaces training by sleep; lists the processes started."""
+    started = []
+    real = subprocess.Popen
+
+    def start(*arguments, **options):
+        started.append(real(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(sweep, "_command", lambda *_: SLEEP)
+    monkeypatch.setattr(sweep.subprocess, "Popen", start)
+    return started
+
+
+@pytest.fixture
+def python_signals():
+    """Signals as Python has them by default: a shell starts background jobs deaf to Ctrl-C."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, python_signals):
+    runs = [Run(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(3)]
+
+    def stop():
+        while len(sleepers) < 2 or not (tmp_path / "x-s1.log").stat().st_size:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(error):
+        train_runs(runs, tmp_path, processes=2, ended=lambda _: None)
+    assert [process.returncode for process in sleepers] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(small, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "train_runs", interrupted)
+    code, output = command(["sweep", small(TAME), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 130
+    assert "stopped by Ctrl-C; finished runs are kept" in output.err
+
+
+def test_last_line_of_a_log(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_bytes(b"one\n\xfftwo \n\n")
+    assert last_line(log) == "�two"
+    log.write_bytes(b"")
+    assert last_line(log) == ""
+
+
+def scored(folder, *evaluations):
+    keys = ("policy", "step", "episodes", "success_rate", "return_mean")
+    lines = [dict(zip(keys, evaluation, strict=True)) for evaluation in evaluations]
+    folder.result.write_text(json.dumps({"evaluations": lines}))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "code", "line"),
+    [
+        ("quick", 0, "x-s0: success 96 % (87-99), 1.5 min"),
+        ("quick-return", 0, "x-s0: return -3.0, 1.5 min"),
+        ("quick", 1, "x-s0: failed, 1.5 min"),
+    ],
+)
+def test_a_runs_line_has_the_learned_policys_last_score(protocol, code, line, tmp_path):
+    run = Run(name="x-s0", config=resolve({"evaluation": {"protocol": protocol}}))
+    end = Ended(
+        run=run, folder=RunFolder(tmp_path), log=tmp_path / "x-s0.log", code=code, seconds=90.0
+    )
+    assert _outcome(end) == "x-s0: failed, 1.5 min"  # it has no result
+    scored(
+        end.folder,
+        ("learned", 10, 50, 0.5, -5.0),
+        ("learned", 20, 50, 0.96, -3.0),
+        ("behaviour", 30, 50, 0.1, -9.0),
+        ("learned", 5, 50, 0.2, -7.0),
+    )
+    assert _outcome(end) == line

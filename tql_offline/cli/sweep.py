@@ -1,0 +1,131 @@
+"""`tql-offline sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tql_offline.cli import app
+from tql_offline.cli.tables import percent_with_interval, progress_bar, say
+from tql_offline.cli.train import _assign
+
+if TYPE_CHECKING:
+    from tql_offline.training.sweep import Ended, Run, State, Suite
+
+
+@app.command()
+def sweep(
+    suite: Annotated[Path, typer.Argument(help="TOML file of a grid of runs: docs/sweep.md.")],
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    processes: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; they share the cores.")
+    ] = 1,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Print the runs and their states; train nothing.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting over all of the suite's, e.g. steps=100."),
+    ] = None,
+) -> None:
+    """Train all runs of a grid; the same command goes on where a stopped sweep left off."""
+    from tql_offline.training.sweep import check_data, expand, read_suite, state_of
+
+    over: dict[str, Any] = {}
+    for assignment in set_ or []:
+        _assign(over, assignment)
+    read = read_suite(suite)
+    planned = expand(read, over, processes)
+    states = [(run, state_of(run, runs)) for run in planned]
+    if list_:
+        _list(states)
+        return
+    for run, state in states:
+        if state != "finished":
+            check_data(run, read)
+    failed = _train(read, planned, runs, processes)
+    for ended in failed:
+        _say_failure(ended)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list(states: "list[tuple[Run, State]]") -> None:
+    for run, state in states:
+        say(f"{state:10}  {run.name}")
+
+
+def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> "list[Ended]":
+    """Train what is not finished; returns the runs that failed."""
+    from tql_offline.training.sweep import alone, discard, state_of, train_runs
+
+    failed: list[Ended] = []
+    with alone(runs):
+        # Looked at again: another sweep may have been at work until now.
+        states = {run.name: state_of(run, runs) for run in planned}
+        pending = [run for run in planned if states[run.name] != "finished"]
+        say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")
+        if pending:
+            _collect(suite)
+        for run in pending:
+            if states[run.name] == "unfinished":
+                discard(run, runs)
+                say(f"{run.name}: was not finished, starts again from nothing")
+        with progress_bar("runs", len(pending)) as progress:
+
+            def ended(end: "Ended") -> None:
+                if not end.succeeded:
+                    failed.append(end)
+                say(_outcome(end))
+                progress.add(1)
+
+            try:
+                train_runs(pending, runs, processes=processes, ended=ended)
+            except KeyboardInterrupt as stop:
+                stop.add_note("finished runs are kept, and the same command goes on")
+                raise
+    return failed
+
+
+def _collect(suite: "Suite") -> None:
+    """Collect the suite's datasets that are not installed."""
+    from tql_offline.datasets.collect import collect, official_size
+    from tql_offline.datasets.embedded import is_installed
+    from tql_offline.datasets.names import collected_folder
+
+    missing = {name: count for name, count in suite.collect.items() if not is_installed(name)}
+    # All looked up before the first is collected: one that cannot be would stop the sweep later.
+    lengths = {name: official_size(name)[1] for name in missing}
+    for name, episodes in missing.items():
+        total = (episodes + max(1, episodes // 10)) * lengths[name]
+        with progress_bar(f"collecting {name}", total) as progress:
+            done = collect(name, out=collected_folder(), episodes=episodes, progress=progress.add)
+        say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")
+
+
+def _outcome(end: "Ended") -> str:
+    """A run's line: `cube-flow-s0: success 98 % (90-100), 12.3 min`."""
+    minutes = f"{end.seconds / 60:.1f} min"
+    if not end.succeeded:
+        return f"{end.run.name}: failed, {minutes}"
+    return f"{end.run.name}: {_score(end)}, {minutes}"
+
+
+def _score(end: "Ended") -> str:
+    from tql_offline.eval import protocol as protocols
+    from tql_offline.training.sweep import last_evaluation
+
+    last = last_evaluation(end.folder)
+    if last is None:
+        return "not scored"
+    if protocols.get(end.run.config.evaluation.protocol).score == "return":
+        return f"return {last['return_mean']:.1f}"
+    wins = round(last["success_rate"] * last["episodes"])
+    return f"success {percent_with_interval(wins, last['episodes'])}"
+
+
+def _say_failure(end: "Ended") -> None:
+    from tql_offline.training.sweep import last_line
+
+    said = last_line(end.log) or "it printed nothing"
+    say(f"{end.run.name} failed with exit code {end.code}: {said} (all of it in {end.log})")

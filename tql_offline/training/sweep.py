@@ -1,0 +1,451 @@
+"""A sweep: the runs of a grid that one TOML file describes, each trained in a process of its own.
+
+    runs/
+      .sweep.lock         held while a sweep is at work
+      <name>/             a run's folder (tql_offline/runs.py)
+      <name>.log          what its process printed
+
+A sweep keeps no state of its own: a run is finished when its folder holds a result of the settings
+that the suite gives it, so a sweep that was stopped goes on when it is started again.
+"""
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from tql_offline.config import DEFAULT_DATASET, Config, merge, read_toml, resolve
+from tql_offline.cores import usable_cores
+from tql_offline.datasets.names import find_file, parse_name
+from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder, read_json, writing
+from tql_offline.training.result import open_run
+from tql_offline.training.run import check
+
+MAX_RUNS = 100_000
+MAX_NAME = 200
+"""Characters of a run's name: file systems allow 255 with what the run appends."""
+POLL_SECONDS = 0.1
+LOG_TAIL_BYTES = 2**16
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+State = Literal["finished", "unfinished", "to do"]
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite file as read.
+
+    Attributes:
+        path: the file.
+        seeds: every combination of labels is trained with each.
+        collect: dataset → training episodes to collect where it is not installed.
+        settings: of every run.
+        axes: axis → label → settings of every run with that label, in the file's order.
+    """
+
+    path: Path
+    seeds: tuple[int, ...]
+    collect: dict[str, int]
+    settings: Settings
+    axes: dict[str, dict[str, Settings]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a sweep: the name of its folder, and all its settings."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run's process ended.
+
+    Attributes:
+        run: the run.
+        folder: its folder, if the process made one.
+        log: what the process printed.
+        code: its exit code, negative for a signal.
+        seconds: from its start to its end.
+    """
+
+    run: Run
+    folder: RunFolder
+    log: Path
+    code: int
+    seconds: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the run is finished."""
+        return self.code == 0 and self.folder.result.is_file()
+
+
+# The suite file.
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a suite file; its settings are checked by `expand`.
+
+    Raises:
+        InputError: it is missing, no TOML, or has keys, seeds, labels or episodes of no meaning.
+    """
+    document = read_toml(path)
+    unknown = [key for key in document if key not in ("seeds", "collect", "settings", "axis")]
+    if unknown:
+        raise InputError(
+            f"unknown key {unknown[0]!r} at the top of suite {path}; it may have seeds, collect, "
+            "settings and axis"
+        )
+    axes = _table(document, "axis", path)
+    return Suite(
+        path=path,
+        seeds=_seeds(document.get("seeds", [0]), path),
+        collect=_collect(_table(document, "collect", path), path),
+        settings=_table(document, "settings", path),
+        axes={axis: _labels(axes, axis, path) for axis in axes},
+    )
+
+
+def _table(document: Mapping[str, Any], key: str, path: Path) -> Settings:
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{key!r} in suite {path} is {table!r}; make it a table")
+    return table
+
+
+def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
+    numbers = seeds if isinstance(seeds, list) else []
+    fit = all(_is_whole(seed) and 0 <= seed < 2**32 for seed in numbers)
+    if not numbers or not fit or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"seeds of suite {path} are {seeds!r}; list different whole numbers from 0 to "
+            f"{2**32 - 1}"
+        )
+    return tuple(numbers)
+
+
+def _collect(episodes: Settings, path: Path) -> dict[str, int]:
+    for name, number in episodes.items():
+        with _naming(f"suite {path}, [collect]"):
+            parse_name(name)
+            if not _is_whole(number) or number < 1:
+                raise InputError(f"{name} is {number!r}; give a whole number of episodes")
+    return episodes
+
+
+def _labels(axes: Settings, axis: str, path: Path) -> dict[str, Settings]:
+    labels = _table(axes, axis, path)
+    if not labels:
+        raise InputError(
+            f"axis {axis!r} of suite {path} has no labels; add a table [axis.{axis}.LABEL]"
+        )
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise InputError(
+                f"label {label!r} of axis {axis!r} of suite {path} is part of folder names; use "
+                "letters and digits, with '.', '_' and '-' between them"
+            )
+    return {label: _table(labels, label, path) for label in labels}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Say in an error of the block where it comes from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+# The runs.
+
+
+def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
+    """All runs of a suite: one per combination of labels and seed, the last axis varying first.
+
+    Args:
+        suite: its settings lie over a preset's, an axis's over those, a later axis's on top.
+        over: nested settings over all of these.
+        processes: runs that train at once, which share the machine's cores.
+
+    Raises:
+        InputError: a run's settings cannot be used, two runs have one name, or there are too many.
+    """
+    count = math.prod(len(labels) for labels in suite.axes.values()) * len(suite.seeds)
+    if count > MAX_RUNS:
+        raise InputError(f"suite {suite.path} has {count:,} runs; leave at most {MAX_RUNS:,}")
+    # Beneath all else: how many processes play episodes changes no result, only the load.
+    settings = merge({"evaluation": {"processes": cores_each(processes)}}, suite.settings)
+    runs = []
+    for combination in product(*(labels.items() for labels in suite.axes.values())):
+        layers = [settings, *(above for _, above in combination), over]
+        for seed in suite.seeds:
+            name = "-".join([*(label for label, _ in combination), f"s{seed}"])
+            with _naming(f"suite {suite.path}, run {name}"):
+                runs.append(Run(name=name, config=_resolve(reduce(merge, layers), seed)))
+    _check_names(runs, suite.path)
+    return runs
+
+
+def cores_each(processes: int) -> int:
+    """Cores for each of so many runs at once."""
+    return max(1, usable_cores() // processes)
+
+
+def _resolve(settings: Mapping[str, Any], seed: int) -> Config:
+    if "seed" in settings:
+        raise InputError("'seed' is among its settings; list seeds under 'seeds' alone")
+    config = resolve(merge(settings, {"seed": seed}))
+    check(config, Path(), "")
+    return config
+
+
+def _check_names(runs: Sequence[Run], path: Path) -> None:
+    seen: set[str] = set()
+    for run in runs:
+        # Some file systems take upper and lower case for the same.
+        name = run.name.lower()
+        if name in seen:
+            raise InputError(f"two runs of suite {path} are named {run.name}; change a label")
+        if len(name) > MAX_NAME:
+            raise InputError(
+                f"run {run.name} of suite {path} has a name of {len(name)} characters; shorten its "
+                f"labels to {MAX_NAME} in all"
+            )
+        seen.add(name)
+
+
+def check_data(run: Run, suite: Suite) -> None:
+    """See that a run's data are installed, or will be when it starts.
+
+    Raises:
+        InputError: they are not; the message names the commands that bring them.
+    """
+    wanted = run.config.dataset
+    with _naming(f"suite {suite.path}, run {run.name}"):
+        file = wanted.path or (wanted.name if Path(wanted.name).suffix else "")
+        if file and not Path(file).is_file():
+            raise InputError(f"data file {file} is not there; check the path")
+        if file or wanted.name == DEFAULT_DATASET:
+            return
+        name = parse_name(wanted.name)
+        if name.file not in {parse_name(collected).file for collected in suite.collect}:
+            find_file(name)
+
+
+def state_of(run: Run, runs: Path) -> State:
+    """What there is of a run.
+
+    Raises:
+        InputError: its folder holds a run of other settings, or none.
+    """
+    path = runs / run.name
+    if not path.exists():
+        return "to do"
+    if path.is_dir() and all(file.name.startswith(".") for file in path.iterdir()):
+        return "unfinished"  # ended before its settings were written
+    folder, config = open_run(path)
+    if difference := first_difference(config, run.config):
+        raise InputError(
+            f"run {path} has {difference}; move it away, or choose another --runs or another label"
+        )
+    return "finished" if folder.result.is_file() else "unfinished"
+
+
+def first_difference(have: Config, want: Config) -> str:
+    """The first setting in which two configs would train other runs, with both values; or empty.
+
+    >>> first_difference(Config(steps=5), Config(steps=6))
+    'steps 5 where the suite gives 6'
+    """
+    old, new = (_flat(config.model_dump(mode="json")) for config in (have, want))
+    # It changes no result, and is another one with other --processes.
+    del old["evaluation.processes"], new["evaluation.processes"]
+    for key, value in new.items():
+        if old[key] != value:
+            return f"{key} {old[key]!r} where the suite gives {value!r}"
+    return ""
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Settings:
+    flat: Settings = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def discard(run: Run, runs: Path) -> None:
+    """Remove an unfinished run's folder.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    path, aside = runs / run.name, runs / f".{run.name}.removed"
+    with writing(path):
+        # Renamed first: half of a folder would be taken for a run of someone else's.
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Keep other sweeps from the same folder of runs.
+
+    Raises:
+        InputError: another one is at work there, or it cannot be written.
+    """
+    lock = FileLock(runs / ".sweep.lock", timeout=0)
+    with writing(runs / ".sweep.lock"):
+        runs.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"another sweep is at work in {runs}; wait for its end, or choose another --runs"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Training.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    run: Run
+    log: Path
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def train_runs(
+    runs: Collection[Run], folder: Path, *, processes: int, ended: Callable[[Ended], None]
+) -> None:
+    """Train runs, some at a time, each in a process of its own; one that fails stops no other.
+
+    Leaving it by an exception, Ctrl-C or the signals that end a program ends the processes, too.
+
+    Args:
+        runs: whose folders are not there.
+        folder: of runs.
+        processes: runs at a time.
+        ended: called with each run when its process has ended.
+
+    Raises:
+        InputError: a log cannot be written.
+    """
+    waiting = deque(runs)
+    children: list[_Child] = []
+    threads = {"OMP_NUM_THREADS": str(cores_each(processes))}
+    with TemporaryDirectory(prefix="tql-offline-") as configs, _raised_signals():
+        try:
+            while waiting or children:
+                while waiting and len(children) < processes:
+                    children.append(_start(waiting.popleft(), folder, Path(configs), threads))
+                for child in [c for c in children if c.process.poll() is not None]:
+                    children.remove(child)
+                    ended(_ended(child, folder))
+                time.sleep(POLL_SECONDS)
+        finally:
+            for child in children:
+                child.process.terminate()
+            for child in children:
+                child.process.wait()
+
+
+def _start(run: Run, folder: Path, configs: Path, environment: Mapping[str, str]) -> _Child:
+    config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
+    config.write_text(run.config.to_toml(), encoding="utf-8")
+    with writing(log), log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(run, config, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+        )
+    return _Child(run=run, log=log, process=process, started=time.monotonic())
+
+
+def _command(run: Run, config: Path, folder: Path) -> list[str]:
+    train = [sys.executable, "-m", "tql_offline", "train", "--config", str(config)]
+    return [*train, "--runs", str(folder), "--name", run.name]
+
+
+def _ended(child: _Child, folder: Path) -> Ended:
+    return Ended(
+        run=child.run,
+        folder=RunFolder(folder / child.run.name),
+        log=child.log,
+        code=child.process.wait(),
+        seconds=time.monotonic() - child.started,
+    )
+
+
+@contextmanager
+def _raised_signals() -> Iterator[None]:
+    """Raise SystemExit where a signal would end this process at once and leave its children."""
+    numbers = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None]
+    caught = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []  # Python lets no other thread catch signals
+    for number in caught:
+        signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not blank; empty if there is none."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def last_evaluation(folder: RunFolder) -> dict[str, Any] | None:
+    """The learned policy's last evaluation in a finished run's result; None if it has none.
+
+    Raises:
+        InputError: the result cannot be read.
+    """
+    evaluations = read_json(folder.result)["evaluations"]
+    learned = [line for line in evaluations if line["policy"] == "learned"]
+    return max(learned, key=lambda line: int(line["step"]), default=None)
