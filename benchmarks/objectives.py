@@ -30,6 +30,10 @@ KEPT = (
     "run", "method", "objective", "critic", "entropy", "size", "parameters", "dataset",
     "dataset_sha256", "task", "seed", "updates", "evaluations",
 )  # fmt: skip
+COLUMNS = (
+    "method", "critic", "size", "parameters", "success, % (95 %)", "per seed", "best of each seed",
+    "updates/s",
+)  # fmt: skip
 SIZE_ORDER = ("tiny", "small", "medium", "large", "xl", "xxl")
 
 Line = dict[str, Any]
@@ -45,7 +49,9 @@ def gather(runs: Path) -> Iterator[Line]:
             **{key: result[key] for key in KEPT},
             "protocol": f"{result['protocol']['name']}/{result['protocol']['version']}",
             "versions": result["provenance"]["versions"],
-            "updates_per_second": round(float(np.median([t["updates_per_second"] for t in timing])), 1),
+            "updates_per_second": round(
+                float(np.median([t["updates_per_second"] for t in timing])), 1
+            ),
             "config": config,
         }
 
@@ -71,7 +77,10 @@ def row(lines: list[Line]) -> str:
     evaluations = [e for e in map(last, lines) if e]
     rates = [e["success_rate"] for e in evaluations]
     low, high = interval(rates, evaluations[0]["episodes"])
-    best = [max(e["success_rate"] for e in li["evaluations"] if e["policy"] == "learned") for li in lines]
+    best = [
+        max(e["success_rate"] for e in li["evaluations"] if e["policy"] == "learned")
+        for li in lines
+    ]
     first = lines[0]
     cells = (
         first["method"],
@@ -93,8 +102,9 @@ def behaviour(lines: Iterable[Line]) -> str:
         return ""
     rates = [100 * e["success_rate"] for e in clones]
     return (
-        f"The behaviour flows that {len(clones)} of these runs trained beside their policies succeed "
-        f"in {np.mean(rates):.1f} % of their episodes ({min(rates):.0f} to {max(rates):.0f})."
+        f"The behaviour flows that {len(clones)} of these runs trained beside their "
+        f"policies succeed in {np.mean(rates):.1f} % of their episodes "
+        f"({min(rates):.0f} to {max(rates):.0f})."
     )
 
 
@@ -104,8 +114,8 @@ def tables(lines: list[Line]) -> Iterator[str]:
     for task, of_task in groupby(lines, key=lambda line: (line["task"], line["updates"])):
         found = list(of_task)
         yield f"### {task[0]}, {task[1]:,} updates\n"
-        yield "| method | critic | size | parameters | success, % (95 %) | per seed | best of each seed | updates/s |"
-        yield "|---|---|---|---|---|---|---|---|"
+        yield f"| {' | '.join(COLUMNS)} |"
+        yield "|---" * len(COLUMNS) + "|"
         for _, of_row in groupby(found, key=lambda line: _order(line)[:-1]):
             yield row(list(of_row))
         yield f"\n{behaviour(found)}\n"

@@ -8,7 +8,14 @@ import torch
 from agent_cases import CPU, METHODS, build, make_batch, train
 
 from tql_offline.agents import numpy_policy
-from tql_offline.networks import ENTROPY_MODES, SIZES, GaussianPolicy, MLPCritic, TransformerCritic
+from tql_offline.networks import (
+    ENTROPY_MODES,
+    SIZES,
+    GaussianPolicy,
+    MLPCritic,
+    TanhGaussianPolicy,
+    TransformerCritic,
+)
 from tql_offline.objectives.conservative import conservative_gap, uniform_log_density
 from tql_offline.objectives.implicit import advantage_weight, expectile_error
 from tql_offline.training import checkpoint
@@ -109,7 +116,7 @@ def test_uniform_actions_fill_the_whole_action_range():
 
 def test_tanh_gaussian_density_integrates_to_one_and_matches_torch():
     torch.manual_seed(0)
-    policy = GaussianPolicy(3, 1, (8,)).double()
+    policy = TanhGaussianPolicy(3, 1, (8,)).double()
     state = torch.zeros(1, 3, dtype=torch.float64)
     with torch.no_grad():  # a deviation of e^-1: wider ones pile up at the edges of the grid
         policy.net[-1].bias[1] = np.arctanh(0.5 / 3.5)
@@ -127,6 +134,16 @@ def test_tanh_gaussian_density_integrates_to_one_and_matches_torch():
     )
     torch.testing.assert_close(log_prob, squashed.log_prob(actions).squeeze(1))
     torch.testing.assert_close(log_prob, policy.log_prob(state.expand(5, -1), actions))
+
+
+def test_gaussian_density_matches_torch():
+    torch.manual_seed(0)
+    policy = GaussianPolicy(3, 2, (8,)).double()
+    states, actions = torch.randn(5, 3, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
+    mean, log_std = policy(states)
+    normal = torch.distributions.Normal(torch.tanh(mean), log_std.exp())
+    torch.testing.assert_close(policy.log_prob(states, actions), normal.log_prob(actions).sum(1))
+    torch.testing.assert_close(policy.mode(states), torch.tanh(mean))
 
 
 def test_best_of_n_takes_the_sample_with_the_highest_q():

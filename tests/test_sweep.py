@@ -274,6 +274,16 @@ def test_missing_data_are_collected_first_and_installed_ones_taken(suite, tmp_pa
     assert trained == [1, 1]
 
 
+def test_a_dataset_collected_with_other_episodes_is_refused(suite, tmp_path, capsys):
+    manifest = tmp_path / "collected" / "cube-single-play-v0.json"
+    manifest.parent.mkdir(exist_ok=True)
+    manifest.write_text('{"episodes": 100}')
+    read = suite("[collect]\ncube-single-play-v0 = 1000\n")
+    with pytest.raises(InputError, match="100 episodes.*1000.*TQL_OFFLINE_DATA"):
+        sweep.check_collected(read)
+    sweep.check_collected(suite("[collect]\ncube-single-play-v0 = 100\n"))
+
+
 WILD = "[axis.rate.wild.optimizer]\ncritic_lr = 1e30\npolicy_lr = 1e30\nwarmup = 0\n"
 TAME = "[axis.rate.tame]\n"
 

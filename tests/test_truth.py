@@ -69,6 +69,22 @@ def test_flow_fits_two_modes_that_a_gaussian_cannot():
     assert abs(action) < 0.5
 
 
+def test_cloned_gaussian_has_the_datas_mean_however_many_actions_lie_at_the_bound():
+    """0.4 in 70 % and -1 in 30 % of the data: the mean is -0.02.
+
+    A likelihood before the tanh would see -1 at -6.1 and put the mode near tanh(-1.5) = -0.9.
+    """
+
+    def saturated(generator):
+        at_bound = torch.rand(256, 1, generator=generator) < 0.3
+        return torch.where(at_bound, -1 + 1e-5, 0.4)
+
+    agent = fit(bandit(lambda a: torch.zeros(len(a)), saturated), 400, objective="cloning")
+    with torch.no_grad():
+        action = agent.act("learned", torch.zeros(1, 1), torch.zeros(1, 1)).item()
+    assert action == pytest.approx(-0.02, abs=0.1)
+
+
 def corridor(generator):
     """Three cells, one-hot; a > 0 moves right, else left; -1 a step; the third ends the task."""
     cell = torch.randint(0, 2, (256,), generator=generator)

@@ -1,7 +1,7 @@
 """Behaviour cloning: the data's own policy, without a critic; what every method must beat.
 
 flow      the behaviour flow of FQL (arXiv 2502.02538), one sample of it
-gaussian  a tanh-Gaussian by maximum likelihood, scored by its mode
+gaussian  a Gaussian by maximum likelihood, scored by its mode
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from tql_offline.agents.actor_critic import ActorCritic, Metrics
 from tql_offline.agents.critic import controlled_td_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.networks import GaussianPolicy
+from tql_offline.networks import TanhGaussianPolicy
 from tql_offline.objectives.conservative import (
     calibrate,
     conservative_gap,
@@ -68,7 +68,7 @@ class ConservativeQ(ActorCritic):
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
         super().__init__(config, observation_dim, action_dim, device)
-        self.policy = GaussianPolicy(observation_dim, action_dim, config.flow.hidden)
+        self.policy = TanhGaussianPolicy(observation_dim, action_dim, config.flow.hidden)
         self.temperature = Multiplier(1.0)
         policies = {"policy": self.policy, "temperature": self.temperature}
         learned: dict[str, nn.Module] = {}

@@ -3,7 +3,7 @@
 It never asks for Q of an action that is not in the data: V is Q's upper expectile over the data's
 actions, and Q is regressed on V of the next state. The policy is extracted by
 
-    awr        advantage-weighted regression of a tanh-Gaussian (IQL)
+    awr        advantage-weighted regression of a Gaussian (IQL)
     best-of-n  n samples of a behaviour flow, the one with the highest Q (the literature's IFQL)
 """
 

@@ -29,7 +29,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Train all runs of a grid; the same command goes on where a stopped sweep left off."""
-    from tql_offline.training.sweep import check_data, expand, read_suite, state_of
+    from tql_offline.training.sweep import check_collected, check_data, expand, read_suite, state_of
 
     over: dict[str, Any] = {}
     for assignment in set_ or []:
@@ -40,6 +40,7 @@ def sweep(
     if list_:
         _list(states)
         return
+    check_collected(read)
     for run, state in states:
         if state != "finished":
             check_data(run, read)

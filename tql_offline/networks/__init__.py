@@ -10,6 +10,7 @@ from tql_offline.networks.policies import (
     DeterministicPolicy,
     GaussianPolicy,
     OneStepPolicy,
+    TanhGaussianPolicy,
     VelocityField,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "Normaliser",
     "OneStepPolicy",
     "Size",
+    "TanhGaussianPolicy",
     "TransformerCritic",
     "VelocityField",
     "attention",

@@ -74,11 +74,10 @@ class DeterministicPolicy(nn.Module):
         return torch.tanh(self.net(observations))
 
 
-class GaussianPolicy(nn.Module):
-    """A tanh-Gaussian policy: `a = tanh(mean(s) + std(s)·z)`.
+class _MeanAndDeviation(nn.Module):
+    """Mean and log-deviation as functions of the state.
 
-    The log-deviation is a function of the state, brought into [-5, 2] by a tanh so that its
-    gradient never dies at a bound.
+    The log-deviation is brought into [-5, 2] by a tanh so that its gradient never dies at a bound.
     """
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
@@ -88,10 +87,33 @@ class GaussianPolicy(nn.Module):
     def forward(
         self, observations: Float[Tensor, "batch state"]
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """Mean and log-deviation before the tanh."""
+        """Mean and log-deviation, neither yet squashed by what a policy squashes."""
         mean, raw = self.net(observations).chunk(2, dim=-1)
         middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
         return mean, middle + half * torch.tanh(raw)
+
+    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
+        """`tanh(mean)`: the action at temperature 0, by which Gaussian policies are scored."""
+        return torch.tanh(self(observations)[0])
+
+
+class GaussianPolicy(_MeanAndDeviation):
+    """`a ~ N(tanh(mean(s)), std(s)²)`: fitted to the data's actions, as IQL's (arXiv 2110.06169).
+
+    Its likelihood lives in action space. That of a tanh-Gaussian lives before the tanh, where an
+    action at the bound lies at ±6 and outweighs all others (docs/log.md).
+    """
+
+    def log_prob(
+        self, observations: Float[Tensor, "batch state"], actions: Float[Tensor, "batch action"]
+    ) -> Float[Tensor, "batch"]:
+        """Log-density of actions."""
+        mean, log_std = self(observations)
+        return normal_log_prob(actions, torch.tanh(mean), log_std).sum(dim=-1)
+
+
+class TanhGaussianPolicy(_MeanAndDeviation):
+    """A tanh-Gaussian policy, differentiated through: `a = tanh(mean(s) + std(s)·z)`."""
 
     def sample(
         self, observations: Float[Tensor, "batch state"], noise: Float[Tensor, "batch action"]
@@ -107,9 +129,15 @@ class GaussianPolicy(nn.Module):
         """Log-density of actions strictly inside [-1, 1]."""
         return tanh_normal_log_prob(torch.atanh(actions), *self(observations))
 
-    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
-        """`tanh(mean)`: the action at temperature 0, by which Gaussian policies are scored."""
-        return torch.tanh(self(observations)[0])
+
+def normal_log_prob(
+    x: Float[Tensor, "batch action"],
+    mean: Float[Tensor, "batch action"],
+    log_std: Float[Tensor, "batch action"],
+) -> Float[Tensor, "batch action"]:
+    """Log-density of `N(mean, std²)` per dim."""
+    z = (x - mean) * torch.exp(-log_std)
+    return -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def tanh_normal_log_prob(
@@ -122,7 +150,6 @@ def tanh_normal_log_prob(
     `log N(x) - Σ log(1 - tanh²x)`, the last written as `2·(ln 2 - x - softplus(-2x))`, which stays
     finite where tanh has saturated (SAC, arXiv 1812.05905, appendix C).
     """
-    z = (pre_tanh - mean) * torch.exp(-log_std)
-    normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+    normal = normal_log_prob(pre_tanh, mean, log_std)
     slope = 2 * (math.log(2) - pre_tanh - functional.softplus(-2 * pre_tanh))
     return (normal - slope).sum(dim=-1)

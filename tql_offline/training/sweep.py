@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from tql_offline.config import DEFAULT_DATASET, Config, merge, read_toml, resolve
 from tql_offline.cores import usable_cores
-from tql_offline.datasets.names import find_file, parse_name
+from tql_offline.datasets.names import collected_folder, find_file, parse_name
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, writing
 from tql_offline.training.result import open_run
@@ -256,6 +256,22 @@ def check_data(run: Run, suite: Suite) -> None:
         name = parse_name(wanted.name)
         if name.file not in {parse_name(collected).file for collected in suite.collect}:
             find_file(name)
+
+
+def check_collected(suite: Suite) -> None:
+    """See that what is installed of the suite's datasets is as large as the suite collects it.
+
+    Raises:
+        InputError: a collected file holds another number of episodes.
+    """
+    for name, episodes in suite.collect.items():
+        manifest = collected_folder() / f"{name}.json"
+        have = read_json(manifest).get("episodes") if manifest.is_file() else episodes
+        if have != episodes:
+            raise InputError(
+                f"{manifest} is of {have} episodes where suite {suite.path} collects {episodes}; "
+                "set TQL_OFFLINE_DATA to another folder"
+            )
 
 
 def state_of(run: Run, runs: Path) -> State:
