@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_run_names_say_what_differs():
     other = resolve({"critic": {"kind": "mlp", "size": "xl"}, "objective": "implicit", "seed": 3})
     assert run_stem(other).endswith("-implicit-mlp-xl-s3")
     assert run_stem(resolve({"entropy": {"mode": "none"}})).endswith("-flow-none-small-s0")
+    assert run_stem(resolve({}, preset="bc")).endswith("task1-v0-cloning-s0")  # it has no critic
 
 
 def test_method_names_are_the_literatures():
@@ -74,8 +76,43 @@ def test_method_names_are_the_literatures():
     assert name(critic=mlp, objective="implicit") == "IQL"
     assert name(critic=mlp, objective="implicit", implicit={"extraction": "best-of-n"}) == "IFQL"
     assert name(critic=mlp, objective="conservative") == "CQL"
+    assert name(critic=mlp, objective="rebrac") == "ReBRAC"
+    assert name(objective="rebrac") == "ReBRAC-transformer"
+    assert name(objective="cloning") == "BC"
+    assert name(objective="cloning", cloning={"policy": "flow"}) == "flow BC"
     assert name(objective="implicit") == "IQL-transformer"
     assert name(objective="conservative", entropy={"mode": "none"}) == "CQL-transformer-none"
+
+
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    [
+        ("tql", "TQL"),
+        ("fql", "FQL"),
+        ("iql", "IQL"),
+        ("ifql", "IFQL"),
+        ("rebrac", "ReBRAC"),
+        ("cql", "CQL"),
+        ("cal-ql", "Cal-QL"),
+        ("bc", "BC"),
+        ("flow-bc", "flow BC"),
+    ],
+)
+def test_a_method_preset_makes_that_method(preset, method):
+    assert method_name(resolve({}, preset=preset)) == method
+
+
+def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
+    arguments = ["train", "--preset", "scene+iql", "--size", "xl", "--print-config"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--runs", str(tmp_path / "runs")])
+    assert stop.value.code == 0
+    file = tmp_path / "printed.toml"
+    file.write_text(capsys.readouterr().out)
+    printed = resolve({}, file=file)
+    assert printed == resolve({"critic": {"size": "xl"}}, preset="scene+iql")
+    assert len(tomllib.loads(file.read_text())) == len(type(printed).model_fields)
+    assert not (tmp_path / "runs").exists()
 
 
 def own_file(path, observation_dim, action_dim):

@@ -82,6 +82,21 @@ def scored(data, tmp_path_factory):
     return run(config, data, tmp_path_factory.mktemp("runs"), "", SilentReporter())
 
 
+@pytest.mark.parametrize("policy", ["gaussian", "flow"])
+def test_behaviour_cloning_has_no_critic_to_report(own, tmp_path, policy):
+    folder = train_own(own, tmp_path, objective="cloning", cloning={"policy": policy})
+    result = read_json(folder.result)
+    critic = {key: result[key] for key in ("critic", "entropy", "size", "parameters")}
+    assert critic == {"critic": "none", "entropy": "none", "size": "", "parameters": 0}
+    assert {p.stem for p in (folder.checkpoints / "20").iterdir()} == {
+        "policy",
+        "normaliser",
+        "optimizers",
+        "random",
+        "state",
+    }
+
+
 def test_run_folder_holds_the_contract(scored):
     result = read_json(scored.result)
     assert result["schema"] == "tql-offline/result/1"
