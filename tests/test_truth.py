@@ -69,6 +69,37 @@ def test_flow_fits_two_modes_that_a_gaussian_cannot():
     assert abs(action) < 0.5
 
 
+def moons(generator):
+    """Actions on two interleaved half circles of radius 0.5, `(256, 2)`."""
+    angle = torch.rand(256, generator=generator) * torch.pi
+    upper = torch.rand(256, generator=generator) < 0.5
+    x = torch.where(upper, -0.25 + 0.5 * angle.cos(), 0.25 - 0.5 * angle.cos())
+    y = torch.where(upper, -0.125 + 0.5 * angle.sin(), 0.125 - 0.5 * angle.sin())
+    return torch.stack([x, y], dim=1)
+
+
+def share_off_the_data(actions, data):
+    """Share of actions farther than 0.1 from every action of the data."""
+    return (torch.cdist(actions, data).min(dim=1).values > 0.1).float().mean().item()
+
+
+def test_cloned_flow_lies_on_two_moons_and_a_gaussian_between_them():
+    data = torch.cat([moons(torch.Generator().manual_seed(seed)) for seed in range(1, 5)])
+    noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(0))
+    states, sample = torch.zeros(len(data), 1), bandit(lambda a: torch.zeros(len(a)), moons)
+    flow = fit(sample, 800, objective="cloning", cloning={"policy": "flow"})
+    gaussian = fit(sample, 400, objective="cloning")
+    with torch.no_grad():
+        mean, log_std = gaussian.policy(states)
+        # It is the best Gaussian: its mean and deviation are the data's.
+        torch.testing.assert_close(mean[0], data.mean(dim=0), atol=0.05, rtol=0)
+        torch.testing.assert_close(log_std[0].exp(), data.std(dim=0), atol=0.05, rtol=0)
+        off_gaussian = share_off_the_data(mean + log_std.exp() * noise, data)
+        off_flow = share_off_the_data(flow.act("learned", states, noise), data)
+    assert off_gaussian > 0.3
+    assert off_flow < 0.5 * off_gaussian
+
+
 def test_cloned_gaussian_has_the_datas_mean_however_many_actions_lie_at_the_bound():
     """0.4 in 70 % and -1 in 30 % of the data: the mean is -0.02.
 

@@ -226,7 +226,13 @@ def family_of(dataset: str) -> str:
     return max(matches, key=len, default="")
 
 
-def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str = "") -> Config:
+def resolve(
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    preset: str = "",
+    flags_are: str = "the flags",
+) -> Config:
     """Lay defaults, preset, config file and flags over each other.
 
     Args:
@@ -234,6 +240,7 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
         file: a TOML config file.
         preset: a family, a method, or both as `family+method`; empty takes what the file names.
             Without a family it is the dataset's.
+        flags_are: what errors call `flags`.
 
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
@@ -248,7 +255,7 @@ def resolve(flags: Mapping[str, Any], *, file: Path | None = None, preset: str =
     family, method = _split_preset(str(preset or given.get("preset", "")), _dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
     overrides = merge(_preset_overrides(family, method, given), {"preset": name})
-    sources = ["the flags", *([f"config file {file}"] if file else [])]
+    sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
     return validate(merge(overrides, given), source=" or ".join(sources))

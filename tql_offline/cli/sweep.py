@@ -7,7 +7,7 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import percent_with_interval, progress_bar, say
-from tql_offline.cli.train import _assign
+from tql_offline.cli.train import assign
 
 if TYPE_CHECKING:
     from tql_offline.training.sweep import Ended, Run, State, Suite
@@ -33,7 +33,7 @@ def sweep(
 
     over: dict[str, Any] = {}
     for assignment in set_ or []:
-        _assign(over, assignment)
+        assign(over, assignment)
     read = read_suite(suite)
     planned = expand(read, over, processes)
     states = [(run, state_of(run, runs)) for run in planned]

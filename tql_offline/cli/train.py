@@ -102,7 +102,7 @@ def train(
         "evaluation": {"protocol": protocol},
     }
     for assignment in set_ or []:
-        _assign(flags, assignment)
+        assign(flags, assignment)
     settings = resolve(_given(flags), file=config, preset=preset)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
@@ -143,7 +143,7 @@ def _load(config: Config) -> "Dataset":
     return load(wanted.name, path, wanted.env_id or None)
 
 
-def _assign(flags: dict[str, Any], assignment: str) -> None:
+def assign(flags: dict[str, Any], assignment: str) -> None:
     """Put `table.key=value` into nested flags; the value is TOML, or a bare word."""
     import tomllib
 

@@ -14,7 +14,14 @@ NORM_EPS = 1e-6
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
-def mlp(input_dim: int, hidden: Sequence[int], output_dim: int) -> nn.Sequential:
+SMALL = 0.01
+"""Scale of the last layer's initial weights where an output starts near 0. A Gaussian that starts
+far from the data drives its deviation to the upper bound, whose tanh lets it out no more."""
+
+
+def mlp(
+    input_dim: int, hidden: Sequence[int], output_dim: int, last_scale: float = 1.0
+) -> nn.Sequential:
     """Hidden layers of Linear, GELU (tanh form), LayerNorm, then a Linear."""
     layers: list[nn.Module] = []
     for width in hidden:
@@ -24,7 +31,10 @@ def mlp(input_dim: int, hidden: Sequence[int], output_dim: int) -> nn.Sequential
             nn.LayerNorm(width, eps=NORM_EPS),
         ]
         input_dim = width
-    return nn.Sequential(*layers, xavier_uniform_(nn.Linear(input_dim, output_dim)))
+    last = xavier_uniform_(nn.Linear(input_dim, output_dim))
+    with torch.no_grad():
+        last.weight *= last_scale
+    return nn.Sequential(*layers, last)
 
 
 class VelocityField(nn.Module):
@@ -67,7 +77,7 @@ class DeterministicPolicy(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, hidden, action_dim)
+        self.net = mlp(observation_dim, hidden, action_dim, SMALL)
 
     def forward(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
         """Action in (-1, 1)."""
@@ -75,33 +85,28 @@ class DeterministicPolicy(nn.Module):
 
 
 class _MeanAndDeviation(nn.Module):
-    """Mean and log-deviation as functions of the state.
-
-    The log-deviation is brought into [-5, 2] by a tanh so that its gradient never dies at a bound.
-    """
+    """Mean and log-deviation as functions of the state, the latter brought into [-5, 2] by a tanh."""
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, hidden, 2 * action_dim)
+        self.net = mlp(observation_dim, hidden, 2 * action_dim, SMALL)
 
     def forward(
         self, observations: Float[Tensor, "batch state"]
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """Mean and log-deviation, neither yet squashed by what a policy squashes."""
+        """Mean and log-deviation."""
         mean, raw = self.net(observations).chunk(2, dim=-1)
         middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
         return mean, middle + half * torch.tanh(raw)
 
-    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
-        """`tanh(mean)`: the action at temperature 0, by which Gaussian policies are scored."""
-        return torch.tanh(self(observations)[0])
-
 
 class GaussianPolicy(_MeanAndDeviation):
-    """`a ~ N(tanh(mean(s)), std(s)²)`: fitted to the data's actions, as IQL's (arXiv 2110.06169).
+    """`a ~ N(mean(s), std(s)²)`, clipped to [-1, 1]: fitted to the data's actions.
 
-    Its likelihood lives in action space. That of a tanh-Gaussian lives before the tanh, where an
-    action at the bound lies at ±6 and outweighs all others (docs/log.md).
+    Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538).
+    That of a tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and
+    outweighs all others; a mean inside a tanh, as IQL's code has it, can saturate for good
+    (docs/log.md).
     """
 
     def log_prob(
@@ -109,7 +114,12 @@ class GaussianPolicy(_MeanAndDeviation):
     ) -> Float[Tensor, "batch"]:
         """Log-density of actions."""
         mean, log_std = self(observations)
-        return normal_log_prob(actions, torch.tanh(mean), log_std).sum(dim=-1)
+        return normal_log_prob(actions, mean, log_std).sum(dim=-1)
+
+    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
+        """The clipped mean: the action at temperature 0, by which Gaussian policies are scored."""
+        mean: Tensor = self(observations)[0]
+        return mean.clamp(-1, 1)
 
 
 class TanhGaussianPolicy(_MeanAndDeviation):
@@ -128,6 +138,10 @@ class TanhGaussianPolicy(_MeanAndDeviation):
     ) -> Float[Tensor, "batch"]:
         """Log-density of actions strictly inside [-1, 1]."""
         return tanh_normal_log_prob(torch.atanh(actions), *self(observations))
+
+    def mode(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
+        """`tanh(mean)`: the action at temperature 0."""
+        return torch.tanh(self(observations)[0])
 
 
 def normal_log_prob(

@@ -220,7 +220,7 @@ def cores_each(processes: int) -> int:
 def _resolve(settings: Mapping[str, Any], seed: int) -> Config:
     if "seed" in settings:
         raise InputError("'seed' is among its settings; list seeds under 'seeds' alone")
-    config = resolve(merge(settings, {"seed": seed}))
+    config = resolve(merge(settings, {"seed": seed}), flags_are="its settings")
     check(config, Path(), "")
     return config
 
