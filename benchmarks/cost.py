@@ -50,7 +50,9 @@ def random_batch() -> Batch:
 
 def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
     """Count one update, in which the policy steps too."""
-    config = resolve(settings | {"critic": {"kind": kind, "size": size}})
+    dataset = {"name": "cube-double-play-singletask-task1-v0"}
+    config = resolve(settings | {"critic": {"kind": kind, "size": size}, "dataset": dataset})
+    assert config.flow.hidden == (512,) * 4  # what the page says
     agent = make_agent(config, OBSERVATION_DIM, ACTION_DIM, torch.device("cpu"))
     weights = {
         p.untyped_storage().data_ptr() for n in agent.networks.values() for p in n.parameters()

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from tql_offline.errors import InputError
 from tql_offline.eval.statistics import wilson_interval
-from tql_offline.runs import RunFolder, read_json, read_jsonl
+from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "objectives.jsonl"
@@ -72,8 +73,26 @@ def interval(rates: list[float], episodes: int) -> tuple[float, float]:
     return max(low, 0.0), min(high, 1.0)
 
 
+def check_alike(lines: list[Line]) -> None:
+    """See that the runs of a row differ in nothing but their seeds.
+
+    Raises:
+        InputError: they were scored otherwise, on other data or in other versions, a seed is there
+            twice, or a run has no score; the message names the run.
+    """
+    for line in lines:
+        for key in ("dataset_sha256", "protocol", "versions"):
+            if line[key] != lines[0][key]:
+                raise InputError(f"runs {lines[0]['run']} and {line['run']} differ in {key}")
+        if last(line) is None:
+            raise InputError(f"run {line['run']} has no score at its last update; train it again")
+    if len({line["seed"] for line in lines}) < len(lines):
+        raise InputError(f"two runs like {lines[0]['run']} have one seed; keep one of them")
+
+
 def row(lines: list[Line]) -> str:
     """Markdown row of one method with one critic, over its seeds."""
+    check_alike(lines)
     evaluations = [e for e in map(last, lines) if e]
     rates = [e["success_rate"] for e in evaluations]
     low, high = interval(rates, evaluations[0]["episodes"])
@@ -127,6 +146,12 @@ def _order(line: Line) -> tuple[Any, ...]:
     return (line["task"], line["updates"], *method, line["critic"], size, line["seed"])
 
 
+def filled(page: str, made: Iterable[str]) -> str:
+    """The page with other tables between its marks."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n" + "\n".join(made) + f"\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     """Run one of the two commands."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -135,13 +160,14 @@ def main() -> None:
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "gather":
+        lines = list(gather(arguments.runs))
+        if not lines:
+            raise InputError(f"no finished run lies in {arguments.runs}; give the sweep's --runs")
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in gather(arguments.runs)))
+        write_atomic(RESULTS, "".join(json.dumps(line) + "\n" for line in lines))
     else:
         page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        made = "\n".join(tables(list(read_jsonl(RESULTS))))
-        PAGE.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write_atomic(PAGE, filled(page, tables(list(read_jsonl(RESULTS)))))
 
 
 if __name__ == "__main__":

@@ -49,17 +49,25 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
 
 
 def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
-    """Discounted sum of the rewards from each transition to the end of its episode or task, `(N,)`.
+    """A lower bound on the behaviour's discounted return from each transition on, `(N,)`.
 
-    Backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`.
+    Backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`. What follows the
+    cut of an episode is not known; it counts as the worst reward of the data forever (or as 0,
+    which an end would give, if that is worse): with -1 a step a task that was never done is worth
+    -1/(1-γ), as in Cal-QL's code, and not the few steps that were left before the cut.
     """
+    worst = min(float(episodes.rewards.min()), 0.0)
+    forever = 1 / (1 - discount) if discount < 1 else np.inf
+    after_cut = worst * forever if worst else 0.0
     starts = np.cumsum(episodes.lengths) - episodes.lengths
     returns = np.zeros(episodes.num_transitions + 1)
     for step in range(int(episodes.lengths.max()) - 1, -1, -1):
         here = starts[episodes.lengths > step] + step
         last = step + 1 == episodes.lengths[episodes.lengths > step]
-        beyond = np.where(last, 0.0, returns[here + 1])
-        returns[here] = episodes.rewards[here] + discount * episodes.masks[here] * beyond
+        beyond = np.where(last, after_cut, returns[here + 1])
+        ongoing = episodes.masks[here] > 0
+        returns[here] = episodes.rewards[here]
+        returns[here[ongoing]] += discount * beyond[ongoing]
     return returns[:-1].astype(np.float32)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tql_offline.datasets.buffer import make_buffer, n_step_table
+from tql_offline.datasets.buffer import make_buffer, n_step_table, returns_to_go
 from tql_offline.datasets.episodes import Episodes
 
 
@@ -65,6 +65,29 @@ def test_next_action_is_the_datas_own_at_the_next_observation(n, done_at):
         assert batch.next_action_mask[i].item() == (row in rows)
         if row in rows:
             assert batch.next_actions[i].item() == episodes.actions[rows.index(row)].item()
+
+
+@pytest.mark.parametrize("discount", [0.9, 1.0])
+@pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
+@pytest.mark.parametrize("shift", [0.0, -20.0])
+def test_returns_to_go_are_the_worst_that_can_follow(discount, done_at, shift):
+    """Rewards 1 to 11, or -19 to -9, of which the worst goes on forever after a cut."""
+    episodes = make_episodes([3, 1, 5, 2], done_at)
+    episodes.rewards[:] += shift
+    worst = 0.0 if not shift else -19 / (1 - discount) if discount < 1 else -np.inf
+    ends = set(episodes.last_transitions().tolist())
+    have = returns_to_go(episodes, discount)
+    for start in range(episodes.num_transitions):
+        total, weight = 0.0, 1.0
+        for i in range(start, episodes.num_transitions):
+            total += weight * float(episodes.rewards[i])
+            weight *= discount
+            if episodes.masks[i] == 0:
+                break
+            if i in ends:
+                total += weight * worst
+                break
+        assert have[start] == pytest.approx(total, rel=1e-5)
 
 
 def test_next_observation_is_the_next_row_inside_episodes():

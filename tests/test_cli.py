@@ -115,6 +115,19 @@ def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--preset", "bc"], ["--preset", "flow-bc"], ["--preset", "rebrac", "--set", "log_every=1"]],
+)
+def test_methods_without_every_metric_train_from_the_command_line(arguments, tmp_path, capsys):
+    data = own_file(tmp_path / "own.npz", 3, 2)
+    small = ["--steps", "3", "--size", "tiny", "--set", "flow.hidden=[8]", "--set", "batch_size=4"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--dataset", data, "--runs", str(tmp_path / "runs"), *arguments, *small])
+    assert stop.value.code == 0
+    assert "run folder" in capsys.readouterr().out
+
+
 def own_file(path, observation_dim, action_dim):
     rows = 31
     rng = np.random.default_rng(0)

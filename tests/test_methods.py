@@ -16,7 +16,7 @@ from tql_offline.networks import (
     TanhGaussianPolicy,
     TransformerCritic,
 )
-from tql_offline.objectives.conservative import conservative_gap, uniform_log_density
+from tql_offline.objectives.conservative import calibrate, conservative_gap, uniform_log_density
 from tql_offline.objectives.implicit import advantage_weight, expectile_error
 from tql_offline.training import checkpoint
 
@@ -61,10 +61,11 @@ def test_checkpoint_brings_everything_back(method, tmp_path):
 
 @pytest.mark.parametrize("size", list(SIZES))
 @pytest.mark.parametrize("dims", [(2, 2), (37, 5)])
-def test_mlp_critic_has_the_transformers_parameter_count(size, dims):
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_mlp_critic_has_the_transformers_parameter_count(size, dims, depth):
     with torch.device("meta"):
         counts = [
-            sum(p.numel() for p in kind.of_size(size, *dims).parameters())
+            sum(p.numel() for p in kind.of_size(size, *dims, depth).parameters())
             for kind in (TransformerCritic, MLPCritic)
         ]
     assert counts[1] == pytest.approx(counts[0], rel=0.05)
@@ -104,6 +105,20 @@ def test_conservative_gap_estimates_the_integral_of_exp_q():
     log_density = torch.cat([flat, ((1 + skewed) / 2).log()], dim=1)
     gap = conservative_gap(c * actions.unsqueeze(-1), log_density, torch.zeros(1, 1).double())
     assert gap.item() == pytest.approx(np.log(2 * np.sinh(c) / c), abs=0.02)
+
+
+def test_calibration_floors_the_policys_actions_alone():
+    """Q of 5 policy actions a state is floored at the return-to-go, of uniform ones it is not."""
+    q = torch.tensor([[[-9.0, -1.0], [3.0, -7.0]]])
+    assert calibrate(q, torch.tensor([-5.0])).tolist() == [[[-5.0, -1.0], [3.0, -5.0]]]
+    assert torch.equal(calibrate(q, torch.tensor([-torch.inf])), q)
+
+    agent = build("conservative lagrange")
+    batch = make_batch()._replace(returns_to_go=torch.full((16,), 50.0))
+    noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
+    sampled, _ = agent._sampled_q(batch, noise)
+    assert (sampled[:, 2:] == 50).all()
+    assert (sampled[:, :2] < 50).all()
 
 
 def test_uniform_actions_fill_the_whole_action_range():

@@ -28,8 +28,14 @@ def test_a_value_of_zero_is_not_divided_by_zero():
     assert normalised_value(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
+def test_a_value_of_zero_has_a_bounded_gradient():
+    q = torch.zeros(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(normalised_value(q).sum(), q)
+    assert gradient.abs().max() <= 1e6
+
+
 def test_target_pays_for_leaving_the_datas_next_action_where_there_is_one():
-    agent = build("rebrac", rebrac={"critic_alpha": 0.7, "smoothing": 0.0})
+    agent = build("rebrac", rebrac={"critic_alpha": 0.7, "smoothing": 0.4})
     train(agent, 3)
     mask = torch.arange(16) % 2.0
     batch = make_batch()._replace(next_action_mask=mask)
@@ -39,7 +45,9 @@ def test_target_pays_for_leaving_the_datas_next_action_where_there_is_one():
     with torch.no_grad():
         for i in range(16):
             state = batch.next_observations[i : i + 1]
-            action = agent.target_policy(state)
+            smoothing = np.clip(0.4 * noise.smoothing[i].numpy(), -0.5, 0.5)
+            action = np.clip(agent.target_policy(state)[0].numpy() + smoothing, -1, 1)
+            action = torch.as_tensor(action)[None]
             value = agent.target_critic(state, action).min()
             if mask[i]:
                 value = value - 0.7 * ((action - batch.next_actions[i]) ** 2).sum()

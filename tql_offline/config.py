@@ -56,11 +56,13 @@ class CriticConfig(Table):
 
     kind: Literal["transformer", "mlp"] = Field("transformer", description="architecture")
     size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
-        "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 101M"
+        "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
     depth: Positive = Field(2, description="blocks")
     ensemble: Positive = Field(2, description="heads on the [VALUE] output")
-    reduction: Literal["mean", "min"] = Field("mean", description="of the ensemble in the target")
+    reduction: Literal["mean", "min"] = Field(
+        "mean", description="of the ensemble in flow's target; other objectives take the minimum"
+    )
 
 
 class EntropyConfig(Table):
@@ -246,7 +248,7 @@ def resolve(
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
     """
     from_file = read_toml(file) if file else {}
-    if preset and from_file.get("preset"):
+    if (preset or flags.get("preset")) and from_file.get("preset"):
         raise InputError(
             f"config file {file} already builds on preset {from_file['preset']!r}; "
             "leave --preset out, or take the 'preset' line out of the file"

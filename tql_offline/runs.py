@@ -86,7 +86,8 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a run folder or a folder of runs")
-        candidates = [path, *(p for p in path.rglob("*") if p.is_dir())] if path.is_dir() else []
+        below = (p for p in path.rglob("*") if p.is_dir() and not p.name.startswith("."))
+        candidates = [path, *below] if path.is_dir() else []
         found.update(p for p in candidates if RunFolder(p).config.is_file())
     if not found:
         names = ", ".join(str(p) for p in paths)

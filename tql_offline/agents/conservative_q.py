@@ -4,7 +4,7 @@ A soft actor-critic whose Q is pushed down on actions the data do not have: the 
 over 3n sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of the policy at s') less
 Q of the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
 calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one
-batch or in passes of bounded memory (docs/methods.md has figures per size).
+batch or in passes of bounded memory (docs/cost.md has figures per size).
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic
     """Q(s, a) of the config's kind and size."""
     critic, dims = config.critic, (observation_dim, action_dim)
     if critic.kind == "mlp":
-        return MLPCritic.of_size(critic.size, *dims, ensemble=critic.ensemble)
+        return MLPCritic.of_size(critic.size, *dims, critic.depth, critic.ensemble)
     return TransformerCritic.of_size(critic.size, *dims, critic.depth, critic.ensemble)
 
 

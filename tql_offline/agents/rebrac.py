@@ -1,8 +1,9 @@
 """ReBRAC (Tarasov et al. 2023, arXiv 2305.09836): TD3 with a behaviour penalty in both losses.
 
 A deterministic policy is pulled towards the data's actions, and the target pays for leaving the
-data's next action. As in its code the policy and all target networks step at every other update;
-unlike it the optimizer is this package's AdamW with its schedule, as for every method here.
+data's next action. As in its code the policy and all target networks step at every other update.
+Unlike it networks, optimizer and schedule are this package's, as for every method here; the
+critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step.
 """
 
 from dataclasses import dataclass

@@ -29,6 +29,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Train all runs of a grid; the same command goes on where a stopped sweep left off."""
+    from tql_offline.datasets.collect import official_size
     from tql_offline.training.sweep import check_collected, check_data, expand, read_suite, state_of
 
     over: dict[str, Any] = {}
@@ -44,6 +45,8 @@ def sweep(
     for run, state in states:
         if state != "finished":
             check_data(run, read)
+    for name in read.collect:
+        official_size(name)  # refuses what cannot be collected before anything is written
     failed = _train(read, planned, runs, processes)
     for ended in failed:
         _say_failure(ended)
@@ -95,10 +98,8 @@ def _collect(suite: "Suite") -> None:
     from tql_offline.datasets.names import collected_folder
 
     missing = {name: count for name, count in suite.collect.items() if not is_installed(name)}
-    # All looked up before the first is collected: one that cannot be would stop the sweep later.
-    lengths = {name: official_size(name)[1] for name in missing}
     for name, episodes in missing.items():
-        total = (episodes + max(1, episodes // 10)) * lengths[name]
+        total = (episodes + max(1, episodes // 10)) * official_size(name)[1]
         with progress_bar(f"collecting {name}", total) as progress:
             done = collect(name, out=collected_folder(), episodes=episodes, progress=progress.add)
         say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")

@@ -73,17 +73,18 @@ def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
 
 
 def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
-    """The numbers that matter of one metrics line: speed, losses, Q, entropy by layer and group."""
-    layers = "  ".join(
-        f"H{layer} " + " ".join(f"{h:.2f}→{t:.2f}" for h, t in zip(entropy, target, strict=True))
-        for layer, (entropy, target) in enumerate(
-            zip(line["entropy"], line["entropy_target"], strict=True), start=1
-        )
-    )
-    return (
-        f"update {line['step']:,}  {updates_per_second:.1f}/s  critic {line['critic_loss']:.3g}  "
-        f"policy {line['policy_loss']:.3g}  Q {line['q_mean']:.3g}  {layers}"
-    )
+    """The numbers that matter of one metrics line: speed, losses, Q, entropy by layer and group.
+
+    Behaviour cloning has no critic, and a delayed policy no loss in every update.
+    """
+    named = {"critic": "critic_loss", "policy": "policy_loss", "Q": "q_mean"}
+    parts = [f"update {line['step']:,}", f"{updates_per_second:.1f}/s"]
+    parts += [f"{name} {line[key]:.3g}" for name, key in named.items() if key in line]
+    pairs = zip(line.get("entropy", ()), line.get("entropy_target", ()), strict=True)
+    for layer, (entropy, target) in enumerate(pairs, start=1):
+        groups = (f"{h:.2f}→{t:.2f}" for h, t in zip(entropy, target, strict=True))
+        parts.append(f"H{layer} {' '.join(groups)}")
+    return "  ".join(parts)
 
 
 class TerminalReporter:

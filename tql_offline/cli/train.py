@@ -45,7 +45,7 @@ def train(
     size: Annotated[
         str | None,
         typer.Option(
-            help="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 101M parameters. "
+            help="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M parameters. "
             "Default: small."
         ),
     ] = None,

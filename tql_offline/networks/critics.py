@@ -139,7 +139,7 @@ class TransformerCritic(Critic):
     def of_size(
         cls, size: str, observation_dim: int, action_dim: int, depth: int = 2, ensemble: int = 2
     ) -> Self:
-        """A critic of a named size (`tiny` 0.1M … `xxl` 101M parameters at depth 2).
+        """A critic of a named size (`tiny` 0.1M … `xxl` 105M parameters at depth 2).
 
         Raises:
             InputError: there is no such size.

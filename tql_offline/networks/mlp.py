@@ -40,15 +40,19 @@ class MLPCritic(Critic):
         )
 
     @classmethod
-    def of_size(cls, size: str, observation_dim: int, action_dim: int, ensemble: int = 2) -> Self:
-        """The MLP critic with as many parameters as the two-block transformer of a named size.
+    def of_size(
+        cls, size: str, observation_dim: int, action_dim: int, depth: int = 2, ensemble: int = 2
+    ) -> Self:
+        """The MLP critic with as many parameters as the transformer of a named size and depth.
+
+        It has four hidden layers whatever the depth of that transformer.
 
         Raises:
             InputError: there is no such size.
         """
         with torch.device("meta"):
             transformer = TransformerCritic.of_size(
-                size, observation_dim, action_dim, ensemble=ensemble
+                size, observation_dim, action_dim, depth, ensemble
             )
         wanted = sum(p.numel() for p in transformer.parameters())
         width = matching_width(wanted, observation_dim + action_dim, ensemble)

@@ -85,7 +85,7 @@ class DeterministicPolicy(nn.Module):
 
 
 class _MeanAndDeviation(nn.Module):
-    """Mean and log-deviation as functions of the state, the latter brought into [-5, 2] by a tanh."""
+    """Mean and log-deviation of the state, the latter brought into [-5, 2] by a tanh."""
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -103,10 +103,10 @@ class _MeanAndDeviation(nn.Module):
 class GaussianPolicy(_MeanAndDeviation):
     """`a ~ N(mean(s), std(s)²)`, clipped to [-1, 1]: fitted to the data's actions.
 
-    Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538).
-    That of a tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and
-    outweighs all others; a mean inside a tanh, as IQL's code has it, can saturate for good
-    (docs/log.md).
+    Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538);
+    unlike theirs its deviation is learned and depends on the state. The likelihood of a
+    tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and outweighs all
+    others; a mean inside a tanh, as IQL's code has it, can saturate for good (docs/log.md).
     """
 
     def log_prob(

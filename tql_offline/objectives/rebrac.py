@@ -1,8 +1,10 @@
 """ReBRAC's terms (Tarasov et al. 2023, arXiv 2305.09836): TD3+BC with two separate penalties."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+MIN_SCALE = 1e-6
+"""Below it a value is noise, and its gradient is not blown up any further."""
 
 
 def behaviour_penalty(
@@ -24,4 +26,4 @@ def smoothed_action(
 
 def normalised_value(q: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """`Q / sg(mean |Q|)`: the value on a scale of 1, so that the penalty's weight carries over."""
-    return q / q.detach().abs().mean().clamp(min=torch.finfo(q.dtype).tiny)
+    return q / q.detach().abs().mean().clamp(min=MIN_SCALE)

@@ -147,7 +147,7 @@ def write_result(folder: RunFolder) -> None:
             "method": method_name(config),
             "objective": config.objective,
             "critic": config.critic.kind if config.has_critic else "none",
-            "entropy": config.entropy.mode if config.has_critic else "none",
+            "entropy": config.entropy.mode if provenance.get("tokens") else "none",
             "size": config.critic.size if config.has_critic else "",
             "parameters": provenance["critic_parameters"],
             "dataset": config.dataset.name,

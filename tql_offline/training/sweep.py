@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from tql_offline.config import DEFAULT_DATASET, Config, merge, read_toml, resolve
 from tql_offline.cores import usable_cores
-from tql_offline.datasets.names import collected_folder, find_file, parse_name
+from tql_offline.datasets.names import collected_folder, downloaded_folder, find_file, parse_name
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, writing
 from tql_offline.training.result import open_run
@@ -259,13 +259,20 @@ def check_data(run: Run, suite: Suite) -> None:
 
 
 def check_collected(suite: Suite) -> None:
-    """See that what is installed of the suite's datasets is as large as the suite collects it.
+    """See that what is installed of the suite's datasets is what the suite collects.
 
     Raises:
-        InputError: a collected file holds another number of episodes.
+        InputError: a collected file holds another number of episodes, or a download would be taken.
     """
     for name, episodes in suite.collect.items():
-        manifest = collected_folder() / f"{name}.json"
+        file = parse_name(name).file
+        download = downloaded_folder() / f"{file}.npz"
+        if download.is_file() and download.parent != collected_folder():
+            raise InputError(
+                f"{download} would be taken where suite {suite.path} collects its own; set "
+                "OGBENCH_DATA to another folder, or take the dataset out of [collect]"
+            )
+        manifest = collected_folder() / f"{file}.json"
         have = read_json(manifest).get("episodes") if manifest.is_file() else episodes
         if have != episodes:
             raise InputError(
@@ -283,7 +290,7 @@ def state_of(run: Run, runs: Path) -> State:
     path = runs / run.name
     if not path.exists():
         return "to do"
-    if path.is_dir() and all(file.name.startswith(".") for file in path.iterdir()):
+    if path.is_dir() and all(file.suffix == ".part" for file in path.iterdir()):
         return "unfinished"  # ended before its settings were written
     folder, config = open_run(path)
     if difference := first_difference(config, run.config):

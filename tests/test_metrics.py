@@ -1,0 +1,38 @@
+"""Averages of metrics between log steps, and the stop at a number that is none."""
+
+import pytest
+import torch
+
+from tql_offline.errors import InputError
+from tql_offline.training.metrics import MetricsWindow, check_finite
+
+
+def test_a_metric_is_averaged_over_the_updates_that_give_it():
+    window = MetricsWindow()
+    for step in range(1, 5):
+        given = {"critic_loss": torch.tensor(float(step)), "entropy": torch.full((2, 2), step / 2)}
+        if step % 2 == 0:
+            given["policy_loss"] = torch.tensor(10.0 * step)
+        window.add(given)
+    assert window.flush() == {
+        "critic_loss": 2.5,
+        "entropy": [[1.25, 1.25], [1.25, 1.25]],
+        "policy_loss": 30.0,
+    }
+    window.add({"critic_loss": torch.tensor(7.0)})
+    assert window.flush() == {"critic_loss": 7.0}
+
+
+def test_an_update_does_not_change_what_was_added():
+    window, loss = MetricsWindow(), torch.tensor(1.0)
+    window.add({"loss": loss})
+    window.add({"loss": torch.tensor(2.0)})
+    assert loss.item() == 1.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_number_inside_a_list_stops_the_run(bad):
+    line = {"step": 7, "loss": 1.0, "entropy": [[1.0, bad]], "none": []}
+    with pytest.raises(InputError, match=r"entropy became (nan|inf) by update 7"):
+        check_finite(line, 7, "")
+    check_finite(line | {"entropy": [[1.0, 2.0]]}, 7, "")
