@@ -596,7 +596,7 @@ def _add_panel(root: ET.Element, pair: Pair, key: str, x: float, y: float) -> No
     facts = record.facts
     heading = f"{facts['size']}, {short_count(int(facts['parameters']))} parameters"
     _add_text(root, x, y + 14, heading, size=13, colour="fg", weight="600")
-    _add_text(root, x, y + 31, f"{facts['dataset']}: {TITLE}", size=11)
+    _add_text(root, x, y + 31, f"{facts['dataset']}, nats", size=11)
     panel = ET.fromstring(panel_svg(panel_of(pair), key))
     place = {"x": x, "y": y + HEADING, "width": PANEL[0], "height": PANEL[1]}
     panel.attrib |= {name: f"{value:g}" for name, value in place.items()}

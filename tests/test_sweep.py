@@ -349,15 +349,21 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     assert folder.result.stat().st_mtime_ns == before
 
 
-def test_an_unfinished_run_starts_again_from_nothing(small, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "train_runs", lambda *_, **__: None)
     path = small(TAME)
     (run,) = expand(read_suite(Path(path)), {}, 1)
     folder = written(tmp_path, run.config, result=False).path.rename(tmp_path / "tame-s0")
+    if trained:
+        (folder / "provenance.json").write_text("{}")
+    how = "goes on" if trained else "starts again from nothing"
     code, output = command(["sweep", path, "--runs", str(tmp_path)], capsys)
     assert code == 0
-    assert "tame-s0: was not finished, starts again from nothing" in output.out
-    assert not folder.exists()
+    assert f"tame-s0: was not finished, {how}" in output.out
+    assert folder.exists() == trained
+    commands = sweep._command(run, Path("c.toml"), tmp_path)
+    assert ("--resume" in commands) == trained
 
 
 SLEEP = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(60)"]

@@ -7,6 +7,7 @@
       timing.jsonl          one line per log step: seconds and updates/s
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       checkpoints/<step>/   *.safetensors and state.json
+      .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
 
 Nothing in it is ever unpickled. Files are written aside and renamed, so a reader never sees half.
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tql_offline.errors import InputError
 
@@ -153,6 +156,47 @@ def append_jsonl(path: Path, document: dict[str, Any]) -> None:
     """
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
+
+
+def rewind_jsonl(path: Path, step: int) -> None:
+    """Keep a JSON-lines file's objects up to a step; a last line that was cut off goes, too.
+
+    Raises:
+        InputError: it cannot be read or written, or a line within is no object with a step.
+    """
+    if not path.is_file():
+        return
+    *lines, cut = path.read_bytes().split(b"\n")
+    del cut  # empty, or what a kill left of a line
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if int(json.loads(line)["step"]) <= step:
+                kept.append(line.decode("utf-8") + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} line {number} has no step; remove it") from error
+    write_atomic(path, "".join(kept))
+
+
+@contextmanager
+def claimed(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from training in a run folder.
+
+    Raises:
+        InputError: another one does.
+    """
+    lock = FileLock(folder.path / ".lock", timeout=0)
+    with writing(folder.path / ".lock"):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"another process is training run {folder.path}; wait for its end"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_json(path: Path) -> dict[str, Any]:

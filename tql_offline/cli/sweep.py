@@ -61,7 +61,7 @@ def _list(states: "list[tuple[Run, State]]") -> None:
 
 def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
-    from tql_offline.training.sweep import alone, discard, state_of, train_runs
+    from tql_offline.training.sweep import alone, can_go_on, discard, state_of, train_runs
 
     failed: list[Ended] = []
     with alone(runs):
@@ -73,8 +73,11 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
             _collect(suite)
         for run in pending:
             if states[run.name] == "unfinished":
-                discard(run, runs)
-                say(f"{run.name}: was not finished, starts again from nothing")
+                goes_on = can_go_on(run, runs)
+                if not goes_on:
+                    discard(run, runs)
+                how = "goes on" if goes_on else "starts again from nothing"
+                say(f"{run.name}: was not finished, {how}")
         with progress_bar("runs", len(pending)) as progress:
 
             def ended(end: "Ended") -> None:

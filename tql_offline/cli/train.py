@@ -81,6 +81,9 @@ def train(
     name: Annotated[
         str, typer.Option(help="Run folder's name. Default: made of dataset, size and seed.")
     ] = "",
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to go on with, with its own settings.")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as TOML; train nothing.")
     ] = False,
@@ -103,7 +106,13 @@ def train(
     }
     for assignment in set_ or []:
         assign(flags, assignment)
-    settings = resolve(_given(flags), file=config, preset=preset)
+    given = _given(flags)
+    if resume is not None:
+        if given or config or preset or name or print_config:
+            raise InputError("--resume takes a run's own settings; leave the other flags out")
+        resume_and_show(resume)
+        return
+    settings = resolve(given, file=config, preset=preset)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return
@@ -115,6 +124,28 @@ def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
     from tql_offline.training.run import check, run
 
     check(config, runs, name)
+    data = _load_and_say(config)
+    with TerminalReporter() as reporter:
+        folder = run(config, data, runs, name, reporter)
+    _show(folder)
+    return folder
+
+
+def resume_and_show(path: Path) -> None:
+    """Go on with a stopped run, then show the scores."""
+    from tql_offline.training.run import resume
+
+    with TerminalReporter() as reporter:
+        folder = resume(path, _load_and_say, reporter)
+    _show(folder)
+
+
+def _show(folder: RunFolder) -> None:
+    print_evaluations(read_jsonl(folder.evaluations))
+    say(f"run folder: {folder.path}")
+
+
+def _load_and_say(config: Config) -> "Dataset":
     data = _load(config)
     say(
         f"{data.name}: {data.episodes.num_transitions:,} transitions in "
@@ -122,11 +153,7 @@ def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
     )
     if data.env_id is None:
         say("no environment is known for these data, so policies are not scored; give --env")
-    with TerminalReporter() as reporter:
-        folder = run(config, data, runs, name, reporter)
-    print_evaluations(read_jsonl(folder.evaluations))
-    say(f"run folder: {folder.path}")
-    return folder
+    return data
 
 
 def _load(config: Config) -> "Dataset":

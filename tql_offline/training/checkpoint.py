@@ -4,6 +4,7 @@ checkpoints/<step>/
   critic.safetensors, …     one file per network, under its own parameter names
   optimizers.safetensors    "<optimizer>.<index>.<moment>"
   random.safetensors        "generator": state of the training generator
+  window.safetensors        sums and counts of the metrics since the last log step
   state.json                schema, step, dims; a folder without it is no checkpoint
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tql_offline.agents import Agent
 from tql_offline.errors import InputError
 from tql_offline.runs import read_json, write_json, writing
+from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
 
@@ -38,7 +40,13 @@ class State:
     schema: str = SCHEMA
 
 
-def save(folder: Path, agent: Agent, generator: torch.Generator, state: State) -> Path:
+def save(
+    folder: Path,
+    agent: Agent,
+    generator: torch.Generator,
+    state: State,
+    window: MetricsWindow | None = None,
+) -> Path:
     """Write a checkpoint under `folder/<step>`; a reader sees all of it or nothing.
 
     Raises:
@@ -54,6 +62,8 @@ def save(folder: Path, agent: Agent, generator: torch.Generator, state: State) -
                 _save_file(_detached(network.state_dict()), aside / f"{name}.safetensors")
             _save_file(_optimizer_tensors(agent), aside / "optimizers.safetensors")
             _save_file({"generator": generator.get_state()}, aside / "random.safetensors")
+            tensors = _detached(window.tensors()) if window else {}
+            _save_file(tensors, aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
@@ -114,8 +124,13 @@ def load_networks(checkpoint: Path, agent: Agent) -> None:
             ) from error
 
 
-def load_training_state(checkpoint: Path, agent: Agent, generator: torch.Generator) -> None:
-    """Fill optimizers and generator, so that training goes on as if never stopped.
+def load_training_state(
+    checkpoint: Path,
+    agent: Agent,
+    generator: torch.Generator,
+    window: MetricsWindow | None = None,
+) -> None:
+    """Fill optimizers, generator and metrics, so that training goes on as if never stopped.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the agent.
@@ -126,6 +141,8 @@ def load_training_state(checkpoint: Path, agent: Agent, generator: torch.Generat
         for name, optimizer in agent.optimizers.items():
             _restore_optimizer(optimizer, name, tensors)
         generator.set_state(_load(checkpoint / "random.safetensors")["generator"])
+        if window is not None:
+            window.restore(_load(checkpoint / "window.safetensors"), generator.device)
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{checkpoint} lacks part of the training state ({error}); continue from another one"

@@ -56,8 +56,7 @@ def scorer(
         _check_fit(agent, pool, folder)
 
         def score(step: int, policies: tuple[str, ...]) -> None:
-            final = step == config.steps
-            for policy in policies or (agent.policies if final else agent.policies[:1]):
+            for policy in policies or due(config, agent, step):
                 reporter.started(f"scoring {policy} policy", protocol.episodes)
                 line = evaluate(
                     numpy_policy(agent, policy, device),
@@ -72,6 +71,21 @@ def scorer(
                 reporter.evaluated(line)
 
         yield score
+
+
+def due(config: Config, agent: Agent, step: int) -> tuple[str, ...]:
+    """The policies that an evaluation during training scores."""
+    return agent.policies if step == config.steps else agent.policies[:1]
+
+
+def unscored(folder: RunFolder, config: Config, agent: Agent, step: int) -> tuple[str, ...]:
+    """The policies due at a step whose scores a stopped run has not written."""
+    scored = {
+        line["policy"]
+        for line in read_evaluations(folder)
+        if line["step"] == step and line["protocol"]["name"] == config.evaluation.protocol
+    }
+    return tuple(policy for policy in due(config, agent, step) if policy not in scored)
 
 
 def _check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:

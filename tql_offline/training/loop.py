@@ -1,8 +1,12 @@
 """The training loop: sample, update, and at their steps log, evaluate and checkpoint."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -84,23 +88,65 @@ class Training:
     clock: Callable[[], float] = time.perf_counter
 
 
+class Stop:
+    """A request to stop by Ctrl-C or SIGTERM, taken where weights and metrics belong together.
+
+    An update is brought to its end first; an evaluation, which changes no weights, is left at once,
+    and so is everything at a second request.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.at_once = False
+
+    def request(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Note the request; the signature is that of a signal handler.
+
+        Raises:
+            KeyboardInterrupt: it need not wait.
+        """
+        del number, frame
+        if self.at_once or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM as requests while the block runs, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {n: signal.signal(n, self.request) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def train(training: Training) -> None:
     """Run the updates that remain.
 
     Raises:
         InputError: a loss or a parameter is no longer finite (seen at log steps and before a
             checkpoint, where the device is waited for anyway).
-        KeyboardInterrupt: Ctrl-C, with a note that names the run folder and the last checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written, with a note that names
+            it and the command that goes on.
     """
+    stop = Stop()
     try:
-        _train(training)
-    except KeyboardInterrupt as stop:
+        with stop.handling():
+            _train(training, stop)
+    except KeyboardInterrupt as interrupt:
         folder, last = training.folder, _last_checkpoint(training.folder)
-        stop.add_note(f"run folder {folder.path}, last checkpoint {last or 'none yet'}")
+        interrupt.add_note(
+            f"last checkpoint {last or 'none yet'}, "
+            f"`tql-offline train --resume {folder.path}` goes on"
+        )
         raise
 
 
-def _train(training: Training) -> None:
+def _train(training: Training, stop: Stop) -> None:
     config = training.config
     training.reporter.started("training", config.steps)
     started, since = training.clock(), training.state.step
@@ -112,10 +158,25 @@ def _train(training: Training) -> None:
             started, since = training.clock(), step
         if step % config.checkpoint_every == 0 or step == config.steps:
             save(training, step)
+        if stop.requested:
+            save(training, step)
+            raise KeyboardInterrupt
         if step in training.evaluation_steps:
             pause = training.clock()
-            training.evaluate(step)
+            evaluate(training, step, stop)
             started += training.clock() - pause
+
+
+def evaluate(training: Training, step: int, stop: Stop) -> None:
+    """Score the agent; a stop leaves a checkpoint of the step, where scoring is taken up again."""
+    stop.at_once = True
+    try:
+        training.evaluate(step)
+    except KeyboardInterrupt:
+        save(training, step)
+        raise
+    finally:
+        stop.at_once = False
 
 
 def update(training: Training, step: int) -> None:
@@ -155,7 +216,8 @@ def save(training: Training, step: int) -> None:
         observation_dim=training.state.observation_dim,
         action_dim=training.state.action_dim,
     )
-    checkpoint.save(training.folder.checkpoints, training.agent, training.generator, state)
+    folder, agent = training.folder.checkpoints, training.agent
+    checkpoint.save(folder, agent, training.generator, state, training.window)
 
 
 def _last_checkpoint(folder: RunFolder) -> str:

@@ -1,7 +1,7 @@
 """Metrics that stay on the device until a log step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,9 +33,26 @@ class MetricsWindow:
         for name in metrics:
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything in it by name, for a checkpoint."""
+        counts = {f"count.{name}": torch.tensor(count) for name, count in self._counts.items()}
+        return {f"sum.{name}": value for name, value in self._sums.items()} | counts
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take over what `tensors` of another window gave.
+
+        Raises:
+            KeyError: a sum has no count.
+        """
+        sums = {k.removeprefix("sum."): v for k, v in tensors.items() if k.startswith("sum.")}
+        self._counts = {name: int(tensors[f"count.{name}"]) for name in sums}
+        self._sums = {name: value.to(device) for name, value in sums.items()}
+
     def means(self) -> dict[str, Any]:
-        """Means since the last flush as floats and nested lists (a device sync)."""
-        means = {name: (s / self._counts[name]).tolist() for name, s in self._sums.items()}
+        """Means since the last flush as floats and nested lists, by name (a device sync)."""
+        # Sorted, since a window that was restored has no order of its own.
+        sums = sorted(self._sums.items())
+        means = {name: (total / self._counts[name]).tolist() for name, total in sums}
         return {name: _round(value) for name, value in means.items()}
 
     def flush(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A whole run: from loaded data and settings to result.json."""
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +10,19 @@ import torch
 
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
-from tql_offline.datasets.buffer import make_buffer
+from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
-from tql_offline.runs import RunFolder, write_atomic, write_json
+from tql_offline.runs import RunFolder, claimed, rewind_jsonl, write_atomic, write_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import scorer
+from tql_offline.training.evaluation import scorer, unscored
 from tql_offline.training.loop import Reporter, Training, train
+from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance
-from tql_offline.training.result import write_result
+from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.trackers import check_tracker, make_tracker
 
 MAX_RUN_NAMES = 10_000
@@ -97,43 +100,123 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
         InputError: the settings do not fit the data, or training diverged.
     """
     check(config, runs, name)
-    device = pick_device(config.device)
-    protocol = protocols.get(config.evaluation.protocol)
-    environment = _environment(config, dataset)
-    dims = (dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1])
-    agent = make_agent(config, *dims, device)
-    if config.dataset.normalise:
-        agent.normaliser.fit(dataset.episodes.observations)
-    buffer = make_buffer(
-        dataset.episodes, n_step=config.n_step, discount=config.discount, device=device
-    )
-    provenance = collect_provenance(device, dataset.describe(), environment)
-    provenance |= _critic_facts(agent)
+    made = _make(config, dataset)
+    provenance = collect_provenance(made.device, dataset.describe(), made.environment)
+    provenance |= _critic_facts(made.agent)
 
     folder = new_run_folder(runs, config, name)
-    write_atomic(folder.config, config.to_toml())
-    write_json(folder.provenance, provenance)
+    with claimed(folder):
+        write_atomic(folder.config, config.to_toml())
+        write_json(folder.provenance, provenance)
+        _train(made, folder, 0, reporter)
+    return folder
+
+
+def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Reporter) -> RunFolder:
+    """Go on with a run that was stopped, from its last checkpoint, to what it would have become.
+
+    On a CPU with the same number of threads metrics, evaluations and weights are the same bits.
+
+    Args:
+        path: its folder.
+        load_dataset: loads the data of its config.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: it is finished, being trained, or damaged, or the data are others now.
+    """
+    folder, config = open_run(path)
+    with claimed(folder):
+        if folder.result.is_file():
+            raise InputError(f"run {path} is finished; there is nothing to resume")
+        dataset = load_dataset(config)
+        trained_on = read_provenance(folder)["dataset"]["sha256"]
+        if dataset.sha256 != trained_on:
+            raise InputError(
+                f"{dataset.path} has sha256 {dataset.sha256} where run {path} was trained on "
+                f"{trained_on}; restore that file"
+            )
+        made = _make(config, dataset)
+        step = max(folder.checkpoint_steps(), default=0)
+        if step:
+            saved = folder.checkpoints / str(step)
+            checkpoint.load_networks(saved, made.agent)
+            checkpoint.load_training_state(saved, made.agent, made.generator, made.window)
+        for file in (folder.metrics, folder.timing, folder.evaluations):
+            rewind_jsonl(file, step)
+        _train(made, folder, step, reporter)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What a run trains with, as at its first update."""
+
+    config: Config
+    dataset: Dataset
+    device: torch.device
+    environment: dict[str, Any] | None
+    agent: Agent
+    buffer: Buffer
+    generator: torch.Generator
+    window: MetricsWindow
+
+
+def _make(config: Config, dataset: Dataset) -> _Made:
+    device = pick_device(config.device)
+    environment = _environment(config, dataset)
+    agent = make_agent(config, *_dims(dataset), device)
+    if config.dataset.normalise:
+        agent.normaliser.fit(dataset.episodes.observations)
+    return _Made(
+        config=config,
+        dataset=dataset,
+        device=device,
+        environment=environment,
+        agent=agent,
+        buffer=make_buffer(
+            dataset.episodes, n_step=config.n_step, discount=config.discount, device=device
+        ),
+        generator=torch.Generator(device).manual_seed(config.seed),
+        window=MetricsWindow(),
+    )
+
+
+def _dims(dataset: Dataset) -> tuple[int, int]:
+    return dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1]
+
+
+def _train(made: _Made, folder: RunFolder, step: int, reporter: Reporter) -> None:
+    """Train from a step to the end, then write the result."""
+    config, agent = made.config, made.agent
+    protocol = protocols.get(config.evaluation.protocol)
+    evaluation_steps = frozenset(protocols.evaluation_steps(protocol, config.steps))
+    observation_dim, action_dim = _dims(made.dataset)
     tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"))
     with (
         closing(tracker),
-        scorer(config, dataset.env_id, agent, device, folder, reporter) as score,
+        scorer(config, made.dataset.env_id, agent, made.device, folder, reporter) as score,
     ):
+        if step in evaluation_steps and (missing := unscored(folder, config, agent, step)):
+            score(step, missing)
         train(
             Training(
                 config=config,
                 folder=folder,
                 agent=agent,
-                buffer=buffer,
-                generator=torch.Generator(device).manual_seed(config.seed),
-                state=checkpoint.State(step=0, observation_dim=dims[0], action_dim=dims[1]),
+                buffer=made.buffer,
+                generator=made.generator,
+                state=checkpoint.State(
+                    step=step, observation_dim=observation_dim, action_dim=action_dim
+                ),
                 evaluate=lambda step: score(step, ()),
-                evaluation_steps=frozenset(protocols.evaluation_steps(protocol, config.steps)),
+                evaluation_steps=evaluation_steps,
                 reporter=reporter,
                 tracker=tracker,
+                window=made.window,
             )
         )
     write_result(folder)
-    return folder
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:

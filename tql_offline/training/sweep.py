@@ -290,7 +290,7 @@ def state_of(run: Run, runs: Path) -> State:
     path = runs / run.name
     if not path.exists():
         return "to do"
-    if path.is_dir() and all(file.suffix == ".part" for file in path.iterdir()):
+    if path.is_dir() and all(map(_is_passing, path.iterdir())):
         return "unfinished"  # ended before its settings were written
     folder, config = open_run(path)
     if difference := first_difference(config, run.config):
@@ -298,6 +298,10 @@ def state_of(run: Run, runs: Path) -> State:
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
         )
     return "finished" if folder.result.is_file() else "unfinished"
+
+
+def _is_passing(file: Path) -> bool:
+    return file.suffix == ".part" or file.name == ".lock"
 
 
 def first_difference(have: Config, want: Config) -> str:
@@ -323,8 +327,13 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Settings:
     return flat
 
 
+def can_go_on(run: Run, runs: Path) -> bool:
+    """Whether an unfinished run can be resumed: it was written down what it trains on."""
+    return RunFolder(runs / run.name).provenance.is_file()
+
+
 def discard(run: Run, runs: Path) -> None:
-    """Remove an unfinished run's folder.
+    """Remove the folder of a run that ended before it trained.
 
     Raises:
         InputError: it cannot be removed.
@@ -379,7 +388,7 @@ def train_runs(
     Leaving it by an exception, Ctrl-C or the signals that end a program ends the processes, too.
 
     Args:
-        runs: whose folders are not there.
+        runs: whose folders are not there, or can be gone on with.
         folder: of runs.
         processes: runs at a time.
         ended: called with each run when its process has ended.
@@ -421,8 +430,10 @@ def _start(run: Run, folder: Path, configs: Path, environment: Mapping[str, str]
 
 
 def _command(run: Run, config: Path, folder: Path) -> list[str]:
-    train = [sys.executable, "-m", "tql_offline", "train", "--config", str(config)]
-    return [*train, "--runs", str(folder), "--name", run.name]
+    train = [sys.executable, "-m", "tql_offline", "train"]
+    if can_go_on(run, folder):
+        return [*train, "--resume", str(folder / run.name)]
+    return [*train, "--config", str(config), "--runs", str(folder), "--name", run.name]
 
 
 def _ended(child: _Child, folder: Path) -> Ended:

@@ -1,0 +1,230 @@
+"""A run that was stopped at any moment goes on to the same bits as one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tql_offline.cli import main
+from tql_offline.config import resolve
+from tql_offline.datasets.collect import collect
+from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
+from tql_offline.eval import protocol as protocols
+from tql_offline.runs import RunFolder, append_jsonl, claimed, read_jsonl, rewind_jsonl
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import resume, run
+
+TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+SETTINGS = {
+    "critic": {"size": "tiny"},
+    "flow": {"hidden": [16, 16]},
+    "steps": 24,
+    "batch_size": 16,
+    "log_every": 5,
+    "checkpoint_every": 7,
+    "evaluation": {"processes": 1},
+    "dataset": {"name": TASK},
+}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the package catches it."""
+
+
+class At(SilentReporter):
+    """Does something when the run reports a certain thing for the n-th time."""
+
+    def __init__(self, event, count, act):
+        self.event, self.left, self.act = event, count, act
+
+    def _count(self, event):
+        if event == self.event:
+            self.left -= 1
+            if self.left == 0:
+                self.act()
+
+    def advanced(self, _step):
+        self._count("advanced")
+
+    def logged(self, _line, _updates_per_second):
+        self._count("logged")
+
+    def evaluated(self, _line):
+        self._count("evaluated")
+
+    def started(self, _title, _steps):
+        self._count("started")
+
+
+def kill():
+    raise Killed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_protocols():
+    with pytest.MonkeyPatch.context() as patch:
+        real = protocols.get
+        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=2, slots=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maze")
+    return load(TASK, collect(TASK, out=folder, episodes=2, steps=100, processes=1).train)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The run that was never stopped."""
+    return run(resolve(SETTINGS), data, tmp_path_factory.mktemp("whole"), "", SilentReporter())
+
+
+def contents(folder):
+    """Every byte that a run must repeat."""
+    files = [folder.metrics, folder.evaluations]
+    files += sorted((folder.checkpoints / "24").iterdir())
+    return {file.name: file.read_bytes() for file in files}
+
+
+def go_on(data, path):
+    return resume(path, lambda _config: data, SilentReporter())
+
+
+@pytest.mark.parametrize(
+    ("event", "count"),
+    [
+        ("advanced", 3),  # before the first checkpoint
+        ("advanced", 8),  # updates and episodes: after an update, before its checkpoint
+        ("advanced", 10),  # with a log window half full
+        ("logged", 3),
+        ("started", 3),  # an evaluation begins
+        ("evaluated", 1),
+        ("evaluated", 4),  # the learned policy is scored, the behaviour not yet
+        ("evaluated", 5),  # all is done but the result
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(data, whole, tmp_path, event, count):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At(event, count, kill))
+    folder = go_on(data, tmp_path / "r")
+    assert contents(folder) == contents(whole)
+    assert folder.result.is_file()
+
+
+def test_a_run_may_be_killed_again_and_again(data, whole, tmp_path):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 8, kill))
+    for count in (5, 9, 1):
+        with pytest.raises(Killed):
+            resume(tmp_path / "r", lambda _config: data, At("advanced", count, kill))
+    assert contents(go_on(data, tmp_path / "r")) == contents(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("event", "step"), [("logged", 10), ("started", 12)])
+def test_a_signal_leaves_a_checkpoint_of_its_step(data, whole, tmp_path, number, event, step):
+    count = {"logged": 2, "started": 3}[event]  # the third stage is the evaluation after 12
+    reporter = At(event, count, lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(resolve(SETTINGS), data, tmp_path, "r", reporter)
+    assert signal.getsignal(number) is before
+    assert RunFolder(tmp_path / "r").checkpoint_steps()[-1] == step
+    assert "--resume" in stop.value.__notes__[0]
+    folder = go_on(data, tmp_path / "r")
+    assert contents(folder) == contents(whole)
+
+
+def test_lines_cut_by_a_kill_go(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for step in (5, 10, 15):
+        append_jsonl(file, {"step": step, "loss": 1.5})
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 20, "lo')
+    rewind_jsonl(file, 15)
+    assert file.read_text() == whole
+    rewind_jsonl(file, 12)
+    assert [line["step"] for line in read_jsonl(file)] == [5, 10]
+    file.write_text("[]\n")
+    with pytest.raises(InputError, match="line 1"):
+        rewind_jsonl(file, 12)
+    rewind_jsonl(tmp_path / "none.jsonl", 3)
+
+
+def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
+    with pytest.raises(InputError, match="finished"):
+        go_on(data, whole.path)
+    with pytest.raises(InputError, match="not a run folder"):
+        go_on(data, tmp_path)
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 12, kill))
+    with pytest.raises(InputError, match="sha256"):
+        go_on(replace(data, sha256="0" * 64), tmp_path / "r")
+    with claimed(RunFolder(tmp_path / "r")), pytest.raises(InputError, match="another process"):
+        go_on(data, tmp_path / "r")
+    (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
+    with pytest.raises(InputError, match=r"critic\.safetensors is damaged"):
+        go_on(data, tmp_path / "r")
+
+
+def test_resume_takes_no_other_settings(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--resume", str(tmp_path), "--size", "xl"])
+    assert stop.value.code == 2
+    assert "leave the other flags out" in capsys.readouterr().err
+
+
+def own_file(path):
+    rows, rng = 61, np.random.default_rng(0)
+    np.savez(
+        path,
+        observations=rng.standard_normal((rows, 3)),
+        actions=rng.uniform(-1, 1, (rows, 2)),
+        rewards=np.ones(rows),
+        terminals=np.arange(rows) % 30 == 0,
+    )
+    return str(path)
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing(tmp_path):
+    """SIGKILL at 50 random moments of one run, the writing of checkpoints among them."""
+    data, rng = own_file(tmp_path / "own.npz"), np.random.default_rng(0)
+    small = ["--set", "flow.hidden=[16]", "--set", "checkpoint_every=3", "--set", "log_every=2"]
+    first = ["--dataset", data, "--size", "tiny", "--batch-size", "8", "--steps", "4000", *small]
+    command = [sys.executable, "-m", "tql_offline", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = [*command, *first, "--runs", str(tmp_path / "whole"), "--name", "r"]
+    subprocess.run(whole, check=True, env=environment, capture_output=True)
+    path, kills = tmp_path / "runs" / "r", 0
+    while not RunFolder(path).result.is_file():
+        going = RunFolder(path).config.is_file() and RunFolder(path).provenance.is_file()
+        arguments = ["--resume", str(path)] if going else [*first, "--runs", str(path.parent)]
+        process = subprocess.Popen(
+            [*command, *arguments, *([] if going else ["--name", "r"])],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        before = RunFolder(path).checkpoint_steps() if going else []
+        while process.poll() is None and RunFolder(path).checkpoint_steps() == before:
+            time.sleep(0.01)
+        if kills < 50:
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill()
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    assert kills == 50
+    for name in (
+        "metrics.jsonl",
+        *(f"checkpoints/4000/{n}.safetensors" for n in ("critic", "random")),
+    ):
+        assert (path / name).read_bytes() == (tmp_path / "whole" / "r" / name).read_bytes()
