@@ -66,7 +66,7 @@ def test_a_row_shows_every_seed_and_the_oracle_apart(study):
 )
 def test_unlike_runs_are_not_pooled(study, other, words):
     with pytest.raises(InputError, match=words):
-        study.row([line(0, 0.5), line(1, 1.0, **other)])
+        study.row([line(0, 0.5), line(1, 1.0) | other])
 
 
 def test_the_page_has_the_tables_of_the_committed_results(study):

@@ -293,7 +293,8 @@ def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
     assert code == 130
     last = tmp_path / "mine" / "checkpoints" / "3"
     assert output.err == (
-        f"tql-offline: stopped by Ctrl-C; run folder {tmp_path / 'mine'}, last checkpoint {last}\n"
+        f"tql-offline: stopped by Ctrl-C; last checkpoint {last}, "
+        f"`tql-offline train --resume {tmp_path / 'mine'}` goes on\n"
     )
 
 

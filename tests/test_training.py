@@ -94,6 +94,7 @@ def test_behaviour_cloning_has_no_critic_to_report(own, tmp_path, policy):
         "optimizers",
         "random",
         "state",
+        "window",
     }
 
 

@@ -87,7 +87,8 @@ def test_cloned_flow_lies_on_two_moons_and_a_gaussian_between_them():
     data = torch.cat([moons(torch.Generator().manual_seed(seed)) for seed in range(1, 5)])
     noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(0))
     states, sample = torch.zeros(len(data), 1), bandit(lambda a: torch.zeros(len(a)), moons)
-    flow = fit(sample, 800, objective="cloning", cloning={"policy": "flow"})
+    deep = {"hidden": [128, 128, 128]}
+    flow = fit(sample, 2000, objective="cloning", cloning={"policy": "flow"}, flow=deep)
     gaussian = fit(sample, 400, objective="cloning")
     with torch.no_grad():
         mean, log_std = gaussian.policy(states)
