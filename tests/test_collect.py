@@ -388,6 +388,8 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, sent):
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         parts = out / f".{MAZE}.parts"
         deadline = time.monotonic() + 60
