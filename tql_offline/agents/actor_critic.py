@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tql_offline.agents.critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
@@ -88,6 +89,20 @@ class ActorCritic(ABC):
     @abstractmethod
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions in [-1, 1] of a named policy at raw observations, for given noise z ~ N(0, I)."""
+
+    def policy_q(
+        self,
+        observations: Float[Tensor, "batch state"],
+        actions: Float[Tensor, "batch action"],
+    ) -> Float[Tensor, "batch ensemble"]:
+        """Q of a policy's actions, with a gradient for the actions and none for the critic.
+
+        Passes written by hand and compiled ones would else compute the weights' gradients, too,
+        which nobody reads.
+        """
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        q: Tensor = functional_call(self.critic, frozen, (observations, actions))
+        return q
 
     def noise_dim(self, policy: str) -> int:
         """Numbers of noise per action of a policy."""

@@ -115,7 +115,7 @@ class ConservativeQ(ActorCritic):
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """SAC's policy loss `τ·log π - min Q`, and the temperature that holds its entropy."""
         actions, log_prob = self.policy.sample(batch.observations, noise.policy)
-        policy_q = ensemble_value(self.critic(batch.observations, actions), "min")
+        policy_q = ensemble_value(self.policy_q(batch.observations, actions), "min")
         assert policy_q.shape == log_prob.shape
         temperature = self.temperature()
         policy_loss = (temperature.detach() * log_prob - policy_q).mean()

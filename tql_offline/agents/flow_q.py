@@ -80,7 +80,7 @@ class FlowQ(ActorCritic):
         distillation_loss = distillation_error(one_step_actions, flow_actions).mean()
 
         # Q loss: the mean of the ensemble; only the action carries a gradient to the policy.
-        policy_q = self.critic(observations, one_step_actions.clamp(-1, 1)).mean()
+        policy_q = self.policy_q(observations, one_step_actions.clamp(-1, 1)).mean()
 
         # Total loss.
         loss = behaviour_loss + self.config.flow.alpha * distillation_loss - policy_q

@@ -74,7 +74,7 @@ class ReBRAC(ActorCritic):
         del noise
         actions = self.policy(batch.observations)
         penalty = behaviour_penalty(actions, batch.actions)
-        q = ensemble_value(self.critic(batch.observations, actions), "min")
+        q = ensemble_value(self.policy_q(batch.observations, actions), "min")
         assert penalty.shape == q.shape
         loss = (self.config.rebrac.policy_alpha * penalty - normalised_value(q)).mean()
         return loss, {

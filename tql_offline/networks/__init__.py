@@ -1,6 +1,6 @@
 """Networks: the transformer critic, its attention and entropy controller, and the policies."""
 
-from tql_offline.networks.attention import attention, attention_with_entropy, group_entropy
+from tql_offline.networks.attention import attention_with_entropy, group_entropy
 from tql_offline.networks.control import ENTROPY_MODES, EntropyController
 from tql_offline.networks.critics import SIZES, Size, TransformerCritic
 from tql_offline.networks.flows import integrate_flow
@@ -27,7 +27,6 @@ __all__ = [
     "TanhGaussianPolicy",
     "TransformerCritic",
     "VelocityField",
-    "attention",
     "attention_with_entropy",
     "group_entropy",
     "integrate_flow",

@@ -1,28 +1,24 @@
 """Multi-head attention that can also report the entropy of its weights.
 
-Shape suffixes: B batch, L tokens, H heads, K width of one head.
+Four ways of one computation: the plain one, which every other is tested against; slices of the batch
+with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused kernel, with
+the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
+
+Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional
 
-PLAIN_TOKENS = 128
-"""Up to so many tokens a CPU takes plain products instead of the fused kernel. It is no clear gain:
-fused/plain forward time was 0.79 at 5 tokens, 1.08 at 43, 0.35 at 512 (benchmarks/critic.py)."""
+from tql_offline.networks import kernels
 
-
-def attention(
-    q_BHLK: Float[Tensor, "B H L K"],
-    k_BHLK: Float[Tensor, "B H L K"],
-    v_BHLK: Float[Tensor, "B H L K"],
-) -> Float[Tensor, "B H L K"]:
-    """Softmax attention with scale 1/√K: plain products on a CPU with few tokens, else fused."""
-    if q_BHLK.device.type == "cpu" and q_BHLK.shape[-2] <= PLAIN_TOKENS:
-        scores_BHLL = q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5
-        return torch.softmax(scores_BHLL, dim=-1) @ v_BHLK
-    return functional.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
+LONG = 128
+"""Beyond so many tokens no L×L matrix is formed (benchmarks/attention.py has times and memory)."""
 
 
 def attention_with_entropy(
@@ -30,10 +26,10 @@ def attention_with_entropy(
     k_BHLK: Float[Tensor, "B H L K"],
     v_BHLK: Float[Tensor, "B H L K"],
 ) -> tuple[Float[Tensor, "B H L K"], Float[Tensor, "B H L"]]:
-    """Softmax attention and the entropy of each query's weights, in nats.
+    """Softmax attention with scale 1/√K and the entropy of each query's weights, in nats.
 
     `e_i = -Σ_j p_ij log p_ij`, at most ln L (TQL, arXiv 2602.01439). The weights are formed in
-    full: this is the plain path that every faster one is tested against.
+    full: this is the plain path.
     """
     log_p_BHLL = attention_log_weights(q_BHLK, k_BHLK)
     return log_p_BHLL.exp() @ v_BHLK, weights_entropy(log_p_BHLL)
@@ -54,3 +50,107 @@ def weights_entropy(log_p_BHLL: Float[Tensor, "B H L L"]) -> Float[Tensor, "B H 
 def group_entropy(entropy_BHL: Float[Tensor, "B H L"]) -> Float[Tensor, "2"]:
     """Mean entropy over batch and heads of two token groups: the `[VALUE]` query, all others."""
     return torch.stack([entropy_BHL[..., 0].mean(), entropy_BHL[..., 1:].mean()])
+
+
+def mix(
+    qkv_BL3D: Float[Tensor, "B L 3D"], heads: int, return_entropy: bool
+) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
+    """Attention of projected tokens, on request with both token groups' mean entropy.
+
+    Args:
+        qkv_BL3D: queries, keys and values beside each other.
+        heads: H.
+        return_entropy: whether the second result is wanted.
+    """
+    if qkv_BL3D.shape[1] <= LONG and kernels.by_hand(qkv_BL3D):
+        mixed_BLD, entropy_BHL = kernels.Attention.apply(qkv_BL3D, heads, return_entropy)
+        return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
+    q, k, v = (split_heads(part, heads) for part in qkv_BL3D.chunk(3, dim=-1))
+    entropy = None
+    if not return_entropy:
+        mixed_BHLK = functional.scaled_dot_product_attention(q, k, v)
+    elif qkv_BL3D.shape[1] <= LONG:
+        mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
+        entropy = group_entropy(entropy_BHL)
+    else:
+        mixed_BHLK = functional.scaled_dot_product_attention(q, k, v)
+        entropy = group_entropy(LongEntropy.apply(q, k))
+    return mixed_BHLK.transpose(1, 2).flatten(2), entropy
+
+
+def value_weights(
+    qk_BL2D: Float[Tensor, "B L 2D"], heads: int
+) -> tuple[Float[Tensor, "B H L"], Float[Tensor, "2"]]:
+    """The `[VALUE]` query's weights, and both token groups' mean entropy.
+
+    Args:
+        qk_BL2D: queries and keys beside each other.
+        heads: H.
+    """
+    if qk_BL2D.shape[1] <= LONG and kernels.by_hand(qk_BL2D):
+        p_BHL, entropy_BHL = kernels.ValueAttention.apply(qk_BL2D, heads)
+        return p_BHL, group_entropy(entropy_BHL)
+    q, k = (split_heads(part, heads) for part in qk_BL2D.chunk(2, dim=-1))
+    if qk_BL2D.shape[1] <= LONG:
+        log_p_BHLL = attention_log_weights(q, k)
+        return log_p_BHLL[:, :, 0].exp(), group_entropy(weights_entropy(log_p_BHLL))
+    p_BH1L = attention_log_weights(q[:, :, :1], k).exp()
+    return p_BH1L.squeeze(2), group_entropy(LongEntropy.apply(q, k))
+
+
+def split_heads(x_BLD: Float[Tensor, "B L D"], heads: int) -> Float[Tensor, "B H L K"]:
+    """Cut the width into heads."""
+    split: Tensor = x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
+
+
+class LongEntropy(Function):
+    """Entropy of each query's weights, `(B, H, L)` in nats, in memory linear in L.
+
+    `e_i = lse_i - scale·q_i·m_i` with the log-sum-exp and `m_i = Σ_j p_ij k_j`, the attention
+    applied to the keys as values: both are what a fused kernel gives. From
+    `de_i/ds_ij = -scale·p_ij·q_i·(k_j - m_i)` it follows that the gradient is that of the attention
+    to the keys for an incoming gradient of `-g_i·scale·q_i`: the kernel's own backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHLK: Tensor, k_BHLK: Tensor) -> Tensor:
+        """Attend to the keys."""
+        scale = q_BHLK.shape[-1] ** -0.5
+        mean_key, lse, *random = _fused_forward(q_BHLK, k_BHLK, scale)
+        ctx.save_for_backward(q_BHLK, k_BHLK, mean_key, lse, *random)
+        return lse[..., : q_BHLK.shape[2]] - scale * (q_BHLK * mean_key).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """The kernel's backward pass, without the values' gradient."""
+        q_BHLK, *_ = ctx.saved_tensors
+        scale = q_BHLK.shape[-1] ** -0.5
+        incoming = -scale * gradients[0].unsqueeze(-1) * q_BHLK
+        return _fused_backward(incoming.to(q_BHLK.dtype), *ctx.saved_tensors, scale=scale)
+
+
+def _fused_forward(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """Attention with the keys as values, its log-sum-exp, and what the backward pass also takes."""
+    aten: Any = torch.ops.aten
+    if q.device.type == "cpu":
+        result = aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)
+    else:
+        result = aten._scaled_dot_product_efficient_attention(q, k, k, None, True, scale=scale)
+    return tuple(result)
+
+
+def _fused_backward(
+    incoming: Tensor, q: Tensor, k: Tensor, out: Tensor, lse: Tensor, *random: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    aten: Any = torch.ops.aten
+    if q.device.type == "cpu":
+        dq, dk, _ = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            incoming, q, k, k, out, lse, 0.0, False, scale=scale
+        )
+    else:
+        wanted = [True, True, False, False]
+        dq, dk, *_ = aten._scaled_dot_product_efficient_attention_backward(
+            incoming, q, k, k, None, out, lse, *random, 0.0, wanted, scale=scale
+        )
+    return dq, dk

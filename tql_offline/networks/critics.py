@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tql_offline.errors import InputError
+from tql_offline.networks import kernels
 from tql_offline.networks.attention import (
-    attention,
-    attention_log_weights,
     attention_with_entropy,
     group_entropy,
-    weights_entropy,
+    mix,
+    split_heads,
+    value_weights,
 )
 from tql_offline.networks.critic import Critic
 from tql_offline.networks.initialisers import lecun_normal_
@@ -54,7 +55,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.qkv = lecun_normal_(nn.Linear(width, 3 * width))
         self.out = lecun_normal_(nn.Linear(width, width))
@@ -69,26 +70,38 @@ class Block(nn.Module):
         self, x_BLD: Float[Tensor, "B L D"], return_entropy: bool
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
         """Apply the block; with `return_entropy` also give the two token groups' mean entropy."""
-        return self.mix(x_BLD, self.qkv(self.attention_norm(x_BLD)), return_entropy)
+        return self.after_projection(x_BLD, self.qkv(self.attention_norm(x_BLD)), return_entropy)
 
-    def mix(
+    def after_projection(
         self, x_BLD: Tensor, qkv_BL3D: Tensor, return_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """What follows the projection of queries, keys and values."""
-        q, k, v = (split_heads(part, self.heads) for part in qkv_BL3D.chunk(3, dim=-1))
-        entropy = None
-        if return_entropy:
-            mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
-            entropy = group_entropy(entropy_BHL)
-        else:
-            mixed_BHLK = attention(q, k, v)
-        return self.finish(x_BLD, mixed_BHLK.transpose(1, 2).flatten(2)), entropy
+        mixed_BLD, entropy = mix(qkv_BL3D, self.num_heads, return_entropy)
+        return self.finish(x_BLD, mixed_BLD), entropy
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The two residual updates, of all tokens or of one."""
         x = x + self.out(mixed)
-        result: Tensor = x + self.mlp(self.mlp_norm(x))
-        return result
+        return x + self._feed_forward(self.mlp_norm(x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        first, last = cast(nn.Linear, self.mlp[0]), cast(nn.Linear, self.mlp[2])
+        if not kernels.by_hand(x):
+            result: Tensor = self.mlp(x)
+            return result
+        layers = (first.weight, first.bias, last.weight, last.bias)
+        result = kernels.FeedForward.apply(x.flatten(0, -2), *layers, torch.is_grad_enabled())
+        return result.view(x.shape)
+
+    def forward_plain(
+        self, x_BLD: Float[Tensor, "B L D"]
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"]]:
+        """`forward` with entropies as the method states it, of PyTorch's own operations."""
+        qkv_BL3D = self.qkv(self.attention_norm(x_BLD))
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv_BL3D.chunk(3, dim=-1))
+        mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
+        x_BLD = x_BLD + self.out(mixed_BHLK.transpose(1, 2).flatten(2))
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), group_entropy(entropy_BHL)
 
 
 class TransformerCritic(Critic):
@@ -172,7 +185,7 @@ class TransformerCritic(Critic):
         for index, block in enumerate(others):
             if index == 0:
                 qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
-                x_BLD, entropy = block.mix(x_BLD, qkv, return_entropy)
+                x_BLD, entropy = block.after_projection(x_BLD, qkv, return_entropy)
             else:
                 x_BLD, entropy = block(x_BLD, return_entropy)
             entropies.append(entropy)
@@ -188,8 +201,8 @@ class TransformerCritic(Critic):
         scalars = torch.cat([observations, actions], dim=-1)
         x_BLD = tokens_of(scalars, *self._token_tables())
         entropies = []
-        for block in self.blocks:
-            x_BLD, entropy = block(x_BLD, True)
+        for block in cast(Iterable[Block], self.blocks):
+            x_BLD, entropy = block.forward_plain(x_BLD)
             entropies.append(entropy)
         return self._read_out(x_BLD[:, 0]), torch.stack(entropies)
 
@@ -217,12 +230,6 @@ def _head(width: int) -> nn.Sequential:
         nn.ReLU(),
         lecun_normal_(nn.Linear(width // 2, 1)),
     )
-
-
-def split_heads(x_BLD: Float[Tensor, "B L D"], heads: int) -> Float[Tensor, "B H L K"]:
-    """Cut the width into heads."""
-    split: Tensor = x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
-    return split
 
 
 def tokens_of(
@@ -261,12 +268,25 @@ def first_projection(
         + offsets.square().mean(dim=-1)
     )
     # A variance near 0 may come out below it by rounding.
-    r_BL1 = torch.rsqrt(variance_BL.clamp_min(0) + norm.eps).unsqueeze(-1)
+    r_BL = torch.rsqrt(variance_BL.clamp_min(0) + norm.eps)
     p_L3D = (slopes * norm.weight) @ project.weight.T
     r_L3D = (offsets * norm.weight) @ project.weight.T
-    shift_3D = project(norm.bias)
-    projected: Tensor = torch.addcmul(r_L3D, s_BL.unsqueeze(-1), p_L3D) * r_BL1 + shift_3D
-    return projected
+    tables = (s_BL * r_BL, r_BL, p_L3D, r_L3D, project(norm.bias))
+    if kernels.by_hand(s_BL):
+        projected: Tensor = kernels.AffineProjection.apply(*tables)
+        return projected
+    return affine_projection(*tables)
+
+
+def affine_projection(
+    a_BL: Float[Tensor, "B L"],
+    r_BL: Float[Tensor, "B L"],
+    p_LC: Float[Tensor, "L C"],
+    r_LC: Float[Tensor, "L C"],
+    shift_C: Float[Tensor, "C"],
+) -> Float[Tensor, "B L C"]:
+    """`a_bl·P_l + r_bl·R_l + S`."""
+    return a_BL.unsqueeze(-1) * p_LC + r_BL.unsqueeze(-1) * r_LC + shift_C
 
 
 def value_token_block(
@@ -279,17 +299,15 @@ def value_token_block(
     it the keys are not needed either: the scores are `h_j·(W_kᵀ q_0)` (the key bias shifts all of
     them alike and cancels in the softmax).
     """
-    heads = block.heads
+    heads = block.num_heads
     h_BLD = block.attention_norm(x_BLD)
     w_q, w_k, w_v = block.qkv.weight.chunk(3)
-    b_q, b_k, b_v = block.qkv.bias.chunk(3)
+    b_q, _, b_v = block.qkv.bias.chunk(3)
     entropy = None
     if return_entropy:
-        qk = functional.linear(h_BLD, torch.cat([w_q, w_k]), torch.cat([b_q, b_k]))
-        q, k = (split_heads(part, heads) for part in qk.chunk(2, dim=-1))
-        log_p_BHLL = attention_log_weights(q, k)
-        entropy = group_entropy(weights_entropy(log_p_BHLL))
-        p_BHL = log_p_BHLL[:, :, 0].exp()
+        width = len(w_q)
+        qk = functional.linear(h_BLD, block.qkv.weight[: 2 * width], block.qkv.bias[: 2 * width])
+        p_BHL, entropy = value_weights(qk, heads)
     else:
         q_BHK = functional.linear(h_BLD[:, 0], w_q, b_q).unflatten(-1, (heads, -1))
         q_BHD = torch.einsum("bhk,hkd->bhd", q_BHK, w_k.unflatten(0, (heads, -1)))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tql_offline.networks import kernels
 from tql_offline.networks.initialisers import xavier_uniform_
 
 NORM_EPS = 1e-6
@@ -19,6 +20,17 @@ SMALL = 0.01
 far from the data drives its deviation to the upper bound, whose tanh lets it out no more."""
 
 
+class Gelu(nn.Module):
+    """GELU in its tanh form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate."""
+        if kernels.by_hand(x):
+            activated: Tensor = kernels.Gelu.apply(x)
+            return activated
+        return functional.gelu(x, approximate="tanh")
+
+
 def mlp(
     input_dim: int, hidden: Sequence[int], output_dim: int, last_scale: float = 1.0
 ) -> nn.Sequential:
@@ -27,7 +39,7 @@ def mlp(
     for width in hidden:
         layers += [
             xavier_uniform_(nn.Linear(input_dim, width)),
-            nn.GELU(approximate="tanh"),
+            Gelu(),
             nn.LayerNorm(width, eps=NORM_EPS),
         ]
         input_dim = width

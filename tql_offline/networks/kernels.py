@@ -1,0 +1,253 @@
+"""The critic's costly pieces with backward passes written by hand, for eager PyTorch on a CPU.
+
+Each is the plain expression of its docstring, worked through a slice of the batch at a time, so that
+what one pass writes is still in the cache when the next one reads it, and keeping for the backward
+pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves. Tests
+compare the two, gradients included.
+
+Shape suffixes: B batch, L tokens, D width, H heads, K = D/H, R rows (all leading dims flattened),
+F = 4D hidden width.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+ROWS = 1024
+"""Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
+
+SCORES = 2**17
+"""Attention weights of a slice: 0.5 MiB of float32."""
+
+# gelu(x) = x·σ(w) in its tanh form, with w = x·(LINEAR + CUBIC·x²): a sigmoid costs a third of a
+# tanh (docs/log.md).
+LINEAR = 2 * math.sqrt(2 / math.pi)
+CUBIC = LINEAR * 0.044715
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether to take the pieces of this module: on a CPU, outside `torch.compile`."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """`σ(x·(LINEAR + CUBIC·x²))`, by which GELU's tanh form multiplies x."""
+    out = torch.mul(x, x, out=out)
+    return out.mul_(CUBIC).add_(LINEAR).mul_(x).sigmoid_()
+
+
+def gelu_slope(x: Tensor, gate: Tensor, activated: Tensor) -> Tensor:
+    """GELU's derivative `σ + x·σ·(1-σ)·(LINEAR + 3·CUBIC·x²)`, given σ and x·σ."""
+    slope = (x * x).mul_(3 * CUBIC).add_(LINEAR).mul_(activated)
+    return slope.addcmul_(slope, gate, value=-1).add_(gate)
+
+
+class Gelu(Function):
+    """`gelu(x)` in its tanh form."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Activate; keeps x and its gate."""
+        gate = gelu_gate(x)
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Times the slope."""
+        x, gate = ctx.saved_tensors
+        return gelu_slope(x, gate, x * gate).mul_(gradients[0])
+
+
+class FeedForward(Function):
+    """`W2·gelu(W1·x + b1) + b2` of rows `(R, D)`; weights as `nn.Linear` has them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_RD: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool
+    ) -> Tensor:
+        """Slices of rows; with `keep` the hidden layer before its activation is kept."""
+        y_RD = torch.empty_like(x_RD)
+        kept_RF = x_RD.new_empty(len(x_RD) if keep else 0, len(w1))
+        buffers = x_RD.new_empty(2, min(ROWS, len(x_RD)), len(w1))
+        for start, (x, y) in enumerate(zip(x_RD.split(ROWS), y_RD.split(ROWS), strict=True)):
+            scratch, gate = buffers[:, : len(x)]
+            hidden = kept_RF[start * ROWS :][:ROWS] if keep else scratch
+            torch.mm(x, w1.T, out=hidden).add_(b1)
+            torch.mm(gelu_gate(hidden, out=gate).mul_(hidden), w2.T, out=y).add_(b2)
+        ctx.save_for_backward(x_RD, kept_RF, w1, w2)
+        return y_RD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Slices of rows; the weights' gradients are summed over slices in their order."""
+        x_RD, kept_RF, w1, w2 = ctx.saved_tensors
+        grads = tuple(map(torch.zeros_like, (w1, w1[:, 0], w2, w2[:, 0])))
+        dx_RD = torch.empty_like(x_RD)
+        learns = ctx.needs_input_grad[1]
+        every = (gradients[0], x_RD, kept_RF, dx_RD)
+        for dy, x, hidden, dx in zip(*(t.split(ROWS) for t in every), strict=True):
+            gate = gelu_gate(hidden)
+            activated = hidden * gate
+            dhidden = gelu_slope(hidden, gate, activated).mul_(dy @ w2)
+            torch.mm(dhidden, w1, out=dx)
+            if learns:
+                _accumulate(grads, (dhidden, x), (dy, activated))
+        return (dx_RD, *(grads if learns else (None,) * 4), None)
+
+
+def _accumulate(grads: tuple[Tensor, ...], *layers: tuple[Tensor, Tensor]) -> None:
+    """Add a slice's share to the gradients of each layer's weight and bias, given its (dy, x)."""
+    for (weight, bias), (dy, x) in zip((grads[:2], grads[2:]), layers, strict=True):
+        torch.addmm(weight, dy.T, x, out=weight)
+        bias.add_(dy.sum(0))
+
+
+class AffineProjection(Function):
+    """`a_bl·P_l + r_bl·R_l + S` of `a, r (B, L)`, `P, R (L, C)`, `S (C,)`: `(B, L, C)`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor) -> Tensor:
+        """Two passes over slices of the result."""
+        ctx.save_for_backward(a, r, p, q)
+        result = a.new_empty(*a.shape, len(shift))
+        size = max(1, SCORES // result[0].numel())
+        for a_BL1, r_BL1, y in zip(
+            a.unsqueeze(-1).split(size), r.unsqueeze(-1).split(size), result.split(size), strict=True
+        ):
+            torch.addcmul(shift, r_BL1, q, out=y)
+            y.addcmul_(a_BL1, p)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Two skinny products per token instead of sums over products as large as the result."""
+        a, r, p, q = ctx.saved_tensors
+        dy_LBC = gradients[0].transpose(0, 1)
+        da, dr = (dy_LBC @ torch.stack([p, q], dim=-1)).permute(2, 1, 0)
+        if not any(ctx.needs_input_grad[2:]):
+            return da, dr, None, None, None
+        weights_L3B = torch.stack([a, r, torch.ones_like(a)]).permute(2, 0, 1)
+        dp, dq, dshift = (weights_L3B @ dy_LBC).unbind(1)
+        return da, dr, dp, dq, dshift.sum(0)
+
+
+class Attention(Function):
+    """Softmax attention of `qkv (B, L, 3D)` and the entropy of each query's weights.
+
+    Returns the mixed values `(B, L, D)` and, with `return_entropy`, `e_i = -Σ_j p_ij log p_ij`
+    `(B, H, L)` in nats, else an empty tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, return_entropy: bool) -> tuple[Tensor, Tensor]:
+        """Slices of the batch; keeps the weights, and for the entropy their logarithms."""
+        batch, length, width = qkv.shape
+        mixed = qkv.new_empty(batch, length, width // 3)
+        p_BHLL = qkv.new_empty(batch, heads, length, length)
+        log_p_BHLL = torch.empty_like(p_BHLL) if return_entropy else p_BHLL.new_empty(batch, 0)
+        entropy_BHL = qkv.new_empty(batch, heads, length) if return_entropy else log_p_BHLL
+        size = max(1, SCORES // p_BHLL[0].numel())
+        tensors = (qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL)
+        for part, out, p, log_p, entropy in zip(*(t.split(size) for t in tensors), strict=True):
+            q, k, v = _heads(part, 3, heads)
+            _weights(q, k, p, log_p, entropy)
+            out.unflatten(-1, (heads, -1)).copy_((p @ v).transpose(1, 2))
+        ctx.save_for_backward(qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL)
+        return mixed, entropy_BHL
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """`ds_ij = p_ij·(do_i·v_j - do_i·o_i - g_i·(log p_ij + e_i))` for gradients do and g."""
+        qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors
+        heads = p_BHLL.shape[1]
+        dqkv = torch.empty_like(qkv)
+        size = max(1, SCORES // p_BHLL[0].numel())
+        tensors = (qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL, *gradients, dqkv)
+        for part, out, p, log_p, entropy, do, de, dpart in zip(
+            *(t.split(size) for t in tensors), strict=True
+        ):
+            q, k, v = _heads(part, 3, heads)
+            do_BHLK = do.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
+            out_BHLK = out.unflatten(-1, (heads, -1)).transpose(1, 2)
+            ds = do_BHLK @ v.mT
+            ds.sub_((do_BHLK * out_BHLK).sum(-1, keepdim=True))
+            _subtract_entropy_gradient(ds, log_p, entropy, de)
+            ds.mul_(p)
+            dq, dk, dv = dpart.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            _store_score_gradient(ds, q, k, dq, dk)
+            dv.copy_(p.mT @ do_BHLK)
+        return dqkv, None, None
+
+
+class ValueAttention(Function):
+    """Weights of the first query and entropies of all, of `qk (B, L, 2D)`.
+
+    Returns `p_0j (B, H, L)` and `e_i (B, H, L)` in nats.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Slices of the batch; keeps the weights and their logarithms."""
+        batch, length, _ = qk.shape
+        p_BHLL = qk.new_empty(batch, heads, length, length)
+        log_p_BHLL, entropy_BHL = torch.empty_like(p_BHLL), qk.new_empty(batch, heads, length)
+        size = max(1, SCORES // p_BHLL[0].numel())
+        tensors = (qk, p_BHLL, log_p_BHLL, entropy_BHL)
+        for part, p, log_p, entropy in zip(*(t.split(size) for t in tensors), strict=True):
+            _weights(*_heads(part, 2, heads), p, log_p, entropy)
+        ctx.save_for_backward(qk, p_BHLL, log_p_BHLL, entropy_BHL)
+        return p_BHLL[:, :, 0].clone(), entropy_BHL
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """As `Attention`, but for the values, which only the first query's weights meet."""
+        qk, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors
+        heads = p_BHLL.shape[1]
+        dqk = torch.empty_like(qk)
+        size = max(1, SCORES // p_BHLL[0].numel())
+        tensors = (qk, p_BHLL, log_p_BHLL, entropy_BHL, *gradients, dqk)
+        for part, p, log_p, entropy, dp, de, dpart in zip(
+            *(t.split(size) for t in tensors), strict=True
+        ):
+            q, k = _heads(part, 2, heads)
+            ds = torch.zeros_like(p)
+            ds[:, :, 0] = dp - (dp * p[:, :, 0]).sum(-1, keepdim=True)
+            _subtract_entropy_gradient(ds, log_p, entropy, de)
+            ds.mul_(p)
+            dq, dk = dpart.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+            _store_score_gradient(ds, q, k, dq, dk)
+        return dqk, None
+
+
+def _heads(joint: Tensor, count: int, heads: int) -> Tensor:
+    """`(B, L, count·D)` as `(count, B, H, L, K)`, contiguous for the products that follow."""
+    return joint.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+
+
+def _weights(q: Tensor, k: Tensor, p: Tensor, log_p: Tensor, entropy: Tensor) -> None:
+    """Fill in the softmax weights and, where there is room for them, logarithms and entropies."""
+    scores = (q @ k.mT).mul_(q.shape[-1] ** -0.5)
+    if log_p.shape != p.shape:
+        torch.softmax(scores, dim=-1, out=p)
+        return
+    torch.log_softmax(scores, dim=-1, out=log_p)
+    torch.exp(log_p, out=p)
+    torch.sum(scores.copy_(p).mul_(log_p), dim=-1, out=entropy)
+    entropy.neg_()
+
+
+def _subtract_entropy_gradient(ds: Tensor, log_p: Tensor, entropy: Tensor, de: Tensor) -> None:
+    """`ds_ij ← ds_ij - g_i·(log p_ij + e_i)`, where entropies were asked for."""
+    if log_p.shape == ds.shape:
+        ds.addcmul_(log_p + entropy.unsqueeze(-1), de.unsqueeze(-1), value=-1)
+
+
+def _store_score_gradient(ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> None:
+    """The gradients of q and k, of that of the scores `q·k/√K`."""
+    ds.mul_(q.shape[-1] ** -0.5)
+    dq.copy_(ds @ k)
+    dk.copy_(ds.mT @ q)
