@@ -49,7 +49,7 @@ class At(SilentReporter):
             if self.left == 0:
                 self.act()
 
-    def advanced(self, _step):
+    def advanced(self, _step, **_title):
         self._count("advanced")
 
     def logged(self, _line, _updates_per_second):

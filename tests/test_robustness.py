@@ -128,13 +128,14 @@ def spoil_metric(training):
 def test_a_checkpoint_is_never_saved_with_nan(data, tmp_path, monkeypatch, spoil, named):
     real = loop.update
 
-    def update(training, step):
-        real(training, step)
+    def update(training, step, most):
+        count = real(training, step, most)
         if step == 5:
             # The last update before a checkpoint: no metric of the log sees it in time.
             spoil(training)
         if step == 6 and spoil is spoil_parameter:
             training.window.flush()
+        return count
 
     monkeypatch.setattr(loop, "update", update)
     monkeypatch.setattr(evaluation, "evaluate", raising(AssertionError("played")))
@@ -280,10 +281,10 @@ def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
 ):
     real = loop.update
 
-    def update(training, step):
+    def update(training, step, most):
         if step == 5:
             raise KeyboardInterrupt
-        real(training, step)
+        return real(training, step, most)
 
     monkeypatch.setattr(loop, "update", update)
     sizes = ["--size", "tiny", "--steps", "8", "--batch-size", "16"]

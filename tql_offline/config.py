@@ -143,6 +143,21 @@ class OptimizerConfig(Table):
     )
 
 
+class ExecutionConfig(Table):
+    """How updates are run: speed and rounding, nothing else."""
+
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="of matrix products; weights, entropies, targets and losses are float32",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of the losses; auto: on a GPU"
+    )
+    updates_per_launch: int = Field(
+        10, ge=0, le=1000, description="updates in one CUDA graph on a GPU; 0: no graph"
+    )
+
+
 class EvaluationConfig(Table):
     """How policies are scored."""
 
@@ -151,6 +166,9 @@ class EvaluationConfig(Table):
         "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
     )
     processes: int = Field(0, ge=0, description="environment processes; 0: one per core")
+    overlap: Literal["auto", "on", "off"] = Field(
+        "auto", description="score while training goes on; auto: on a GPU"
+    )
 
 
 class Config(Table):
@@ -179,6 +197,7 @@ class Config(Table):
     rebrac: RebracConfig = RebracConfig()
     cloning: CloningConfig = CloningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("objective")

@@ -47,8 +47,17 @@ class Agent(Protocol):
         ...
 
     @property
+    def action_dim(self) -> int:
+        """n_a."""
+        ...
+
+    @property
     def num_tokens(self) -> int:
         """L of the critic, for ln L."""
+        ...
+
+    def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
+        """Every random number of one update; argument of the losses."""
         ...
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:

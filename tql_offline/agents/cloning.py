@@ -52,24 +52,26 @@ class BehaviourCloning:
         x_0 = torch.randn(actions.shape, generator=generator, device=device)
         return Noise(x_0, torch.rand((len(actions), 1), generator=generator, device=device))
 
-    def policy_loss(self, batch: Batch, noise: Noise) -> Tensor:
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """The flow-matching loss, or minus the log-density of the data's actions."""
         observations, actions = batch.observations, batch.actions
         if isinstance(self.policy, GaussianPolicy):
-            return -self.policy.log_prob(observations, actions).mean()
-        x_t = interpolate(noise.x_0, actions, noise.t)
-        velocity = self.policy(observations, x_t, noise.t)
-        return flow_matching_error(velocity, noise.x_0, actions).mean()
+            loss = -self.policy.log_prob(observations, actions).mean()
+        else:
+            x_t = interpolate(noise.x_0, actions, noise.t)
+            velocity = self.policy(observations, x_t, noise.t)
+            loss = flow_matching_error(velocity, noise.x_0, actions).mean()
+        return loss, {"policy_loss": loss}
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
         """One step of the policy."""
         del step
         batch = normalised(batch, self.normaliser)
-        loss = self.policy_loss(batch, self.draw_noise(batch.actions, generator))
+        loss, metrics = self.policy_loss(batch, self.draw_noise(batch.actions, generator))
         self.optimizers["policy"].zero_grad()
         loss.backward()
         self.optimizers["policy"].step()
-        return {"policy_loss": loss.detach()}
+        return {name: value.detach() for name, value in metrics.items()}
 
     def noise_dim(self, policy: str) -> int:
         """Numbers of noise per action."""

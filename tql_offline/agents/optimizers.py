@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def critic_groups(
@@ -28,8 +28,17 @@ def critic_groups(
 
 
 def make_adamw(groups: Iterable[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999, 1e-8); the rate is set before every step by `set_learning_rate`."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    """AdamW(0.9, 0.999, 1e-8); the rate is set before every step by `set_learning_rate`.
+
+    On a GPU rates are tensors there, so that a step can be captured in a CUDA graph.
+    """
+    groups = list(groups)
+    device = groups[0]["params"][0].device
+    on_gpu = device.type == "cuda"
+    rates = [torch.zeros((), device=device) if on_gpu else 0.0 for _ in groups]
+    groups = [{"lr": rate, **group} for rate, group in zip(rates, groups, strict=True)]
+    betas, eps = (0.9, 0.999), 1e-8
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True, capturable=on_gpu)
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
@@ -59,7 +68,10 @@ def set_learning_rate(
     for name, optimizer in optimizers.items():
         rate = learning_rate(step, peaks[name], warmup, steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 @torch.no_grad()

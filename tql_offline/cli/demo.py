@@ -21,5 +21,5 @@ def demo(
     Needs no GPU and no network.
     """
     config = resolve({"critic": {"size": "tiny"}})
-    folder = train_and_show(config, runs, "")
+    (folder,) = train_and_show(config, runs, "")
     report([folder.path], out)

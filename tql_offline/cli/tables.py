@@ -96,7 +96,6 @@ class TerminalReporter:
         self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
         self._steps: dict[str, int] = {}
-        self._stages: list[str] = []
         self._spoke = time.monotonic()
 
     def __enter__(self) -> "TerminalReporter":
@@ -110,17 +109,15 @@ class TerminalReporter:
             self._live.stop()
 
     def started(self, title: str, steps: int) -> None:
-        """A stage of `steps` units begins inside the present one."""
-        self._stages.append(title)
+        """A stage of `steps` units begins."""
         self._steps[title] = steps
         if title in self._tasks:
             self._bars.reset(self._tasks[title], total=steps)
         else:
             self._tasks[title] = self._bars.add_task(title, total=steps)
 
-    def advanced(self, step: int) -> None:
-        """The stage has reached `step`."""
-        title = self._stages[-1]
+    def advanced(self, step: int, title: str = "training") -> None:
+        """The stage of a title has reached `step`."""
         self._bars.update(self._tasks[title], completed=step)
         # In a log, metrics lines say more where there are any.
         if self._live is None and self._is_time(2 * PLAIN_SECONDS):
@@ -135,11 +132,15 @@ class TerminalReporter:
             say(text)
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        """A policy was scored, which ends that stage."""
-        self._stages.pop()
+        """A policy was scored."""
         wins = sum(bool(episode["success"]) for episode in line["episodes"])
         score = percent_with_interval(wins, len(line["episodes"]))
-        say(f"update {line['step']:,}: {line['policy']} policy succeeds in {score}")
+        seed = f"seed {line['seed']}, " if "seed" in line else ""
+        say(f"{seed}update {line['step']:,}: {line['policy']} policy succeeds in {score}")
+
+    def noted(self, sentence: str) -> None:
+        """Print a sentence."""
+        say(sentence)
 
     def _is_time(self, seconds: float) -> bool:
         """Whether a log may have another line after so long."""

@@ -1,5 +1,6 @@
 """`tql-offline train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,10 @@ from tql_offline.runs import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
+
+MAX_SEEDS = 64
+"""More networks than that at once are not meant."""
+MAX_SEED_DIGITS = 9
 
 
 @app.command()
@@ -66,6 +71,9 @@ def train(
         float | None, typer.Option(help="Weight of staying near the behaviour flow.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same numbers. Default: 0.")] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Several seeds at once, a run folder each: 0-7, or 0,3,5.")
+    ] = "",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
@@ -108,7 +116,7 @@ def train(
         assign(flags, assignment)
     given = _given(flags)
     if resume is not None:
-        if given or config or preset or name or print_config:
+        if given or config or preset or name or print_config or seeds:
             raise InputError("--resume takes a run's own settings; leave the other flags out")
         resume_and_show(resume)
         return
@@ -116,19 +124,51 @@ def train(
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return
-    train_and_show(settings, runs, name)
+    if seeds and seed is not None:
+        raise InputError("--seed and --seeds are both given; leave one out")
+    train_and_show(settings, runs, name, parse_seeds(seeds))
 
 
-def train_and_show(config: Config, runs: Path, name: str) -> RunFolder:
-    """Train with a progress bar, then show the scores."""
-    from tql_offline.training.run import check, run
+def train_and_show(
+    config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
+) -> list[RunFolder]:
+    """Train with a progress bar, then show the scores; without seeds the config's own."""
+    from tql_offline.training.run import check, run_seeds
 
     check(config, runs, name)
     data = _load_and_say(config)
     with TerminalReporter() as reporter:
-        folder = run(config, data, runs, name, reporter)
-    _show(folder)
-    return folder
+        folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
+    for folder in folders:
+        _show(folder)
+    return folders
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds of `0-7` or `0,3,5`, in their order; of "" none.
+
+    Raises:
+        InputError: it is neither, a seed is named twice, or there are too many.
+
+    >>> parse_seeds("0-2,7")
+    (0, 1, 2, 7)
+    """
+    seeds: list[int] = []
+    for part in text.split(",") if text else []:
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(
+            end.isascii() and end.isdecimal() and len(end) <= MAX_SEED_DIGITS for end in ends
+        ):
+            raise InputError(f"--seeds {text!r} is not of the form 0-7 or 0,3,5; correct it")
+        if int(ends[1]) - int(ends[0]) >= MAX_SEEDS:
+            raise InputError(f"--seeds {text!r} names more than {MAX_SEEDS} seeds; name fewer")
+        seeds += range(int(ends[0]), int(ends[1]) + 1)
+    if len(set(seeds)) < len(seeds) or (text and not seeds):
+        raise InputError(f"--seeds {text!r} names a seed twice, or none; correct it")
+    if len(seeds) > MAX_SEEDS:
+        raise InputError(f"--seeds {text!r} names more than {MAX_SEEDS} seeds; name fewer")
+    return tuple(seeds)
 
 
 def resume_and_show(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Multi-head attention that can also report the entropy of its weights.
 
-Four ways of one computation: the plain one, which every other is tested against; slices of the batch
-with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused kernel, with
-the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
+Three ways of one computation: the plain one, which the others are tested against; slices of the
+batch with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused kernel,
+with the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
@@ -38,8 +38,17 @@ def attention_with_entropy(
 def attention_log_weights(
     q_BHLK: Float[Tensor, "B H L K"], k_BHLK: Float[Tensor, "B H L K"]
 ) -> Float[Tensor, "B H L L"]:
-    """Logarithm of each query's softmax weights, `log p_ij`, with scale 1/√K."""
-    return torch.log_softmax(q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5, dim=-1)
+    """Logarithm of each query's softmax weights, `log p_ij`, with scale 1/√K.
+
+    At least float32 also where the products are bfloat16: the entropy is a sum of small terms.
+    """
+    scores = q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5
+    return torch.log_softmax(at_least_float32(scores), dim=-1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, in float32 if it has fewer bits."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def weights_entropy(log_p_BHLL: Float[Tensor, "B H L L"]) -> Float[Tensor, "B H L"]:

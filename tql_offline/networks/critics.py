@@ -19,6 +19,7 @@ from torch.nn import functional
 from tql_offline.errors import InputError
 from tql_offline.networks import kernels
 from tql_offline.networks.attention import (
+    at_least_float32,
     attention_with_entropy,
     group_entropy,
     mix,
@@ -184,7 +185,9 @@ class TransformerCritic(Critic):
         *others, last = cast(Iterable[Block], self.blocks)
         for index, block in enumerate(others):
             if index == 0:
-                qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
+                # Its products are as small as the tables; its differences want every bit.
+                with torch.autocast(scalars.device.type, enabled=False):
+                    qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
                 x_BLD, entropy = block.after_projection(x_BLD, qkv, return_entropy)
             else:
                 x_BLD, entropy = block(x_BLD, return_entropy)
@@ -208,7 +211,7 @@ class TransformerCritic(Critic):
 
     def _read_out(self, value_BD: Tensor) -> Float[Tensor, "B E"]:
         normed = self.final_norm(value_BD)
-        return torch.cat([head(normed) for head in self.heads], dim=-1)
+        return at_least_float32(torch.cat([head(normed) for head in self.heads], dim=-1))
 
     def _token_tables(self) -> tuple[Float[Tensor, "L D"], Float[Tensor, "L D"]]:
         """Slope and offset of every token, `x_i = slope_i·s_i + offset_i`; [VALUE] has slope 0."""
@@ -311,7 +314,8 @@ def value_token_block(
     else:
         q_BHK = functional.linear(h_BLD[:, 0], w_q, b_q).unflatten(-1, (heads, -1))
         q_BHD = torch.einsum("bhk,hkd->bhd", q_BHK, w_k.unflatten(0, (heads, -1)))
-        p_BHL = torch.softmax(q_BHD @ h_BLD.mT * q_BHK.shape[-1] ** -0.5, dim=-1)
+        scores_BHL = q_BHD @ h_BLD.mT * q_BHK.shape[-1] ** -0.5
+        p_BHL = torch.softmax(at_least_float32(scores_BHL), dim=-1)
     context_BHD = p_BHL @ h_BLD
     mixed_BHK = torch.einsum("bhd,hkd->bhk", context_BHD, w_v.unflatten(0, (heads, -1)))
     return block.finish(x_BLD[:, 0], mixed_BHK.flatten(1) + b_v), entropy

@@ -1,8 +1,8 @@
 """The critic's costly pieces with backward passes written by hand, for eager PyTorch on a CPU.
 
-Each is the plain expression of its docstring, worked through a slice of the batch at a time, so that
-what one pass writes is still in the cache when the next one reads it, and keeping for the backward
-pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves. Tests
+Each is the plain expression of its docstring, worked through a slice of the batch at a time, so
+that what one pass writes is still in the cache when the next one reads it, and keeping for the
+backward pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves. Tests
 compare the two, gradients included.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H, R rows (all leading dims flattened),
@@ -29,8 +29,9 @@ CUBIC = LINEAR * 0.044715
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether to take the pieces of this module: on a CPU, outside `torch.compile`."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether to take the pieces of this module: on a CPU, outside `torch.compile`, no autocast."""
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and not torch.is_autocast_enabled("cpu")
 
 
 def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -116,7 +117,10 @@ class AffineProjection(Function):
         result = a.new_empty(*a.shape, len(shift))
         size = max(1, SCORES // result[0].numel())
         for a_BL1, r_BL1, y in zip(
-            a.unsqueeze(-1).split(size), r.unsqueeze(-1).split(size), result.split(size), strict=True
+            a.unsqueeze(-1).split(size),
+            r.unsqueeze(-1).split(size),
+            result.split(size),
+            strict=True,
         ):
             torch.addcmul(shift, r_BL1, q, out=y)
             y.addcmul_(a_BL1, p)

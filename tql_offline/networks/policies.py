@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tql_offline.networks import kernels
+from tql_offline.networks.attention import at_least_float32
 from tql_offline.networks.initialisers import xavier_uniform_
 
 NORM_EPS = 1e-6
@@ -46,7 +47,15 @@ def mlp(
     last = xavier_uniform_(nn.Linear(input_dim, output_dim))
     with torch.no_grad():
         last.weight *= last_scale
-    return nn.Sequential(*layers, last)
+    return _Float32Sequential(*layers, last)
+
+
+class _Float32Sequential(nn.Sequential):
+    """Gives its result in at least float32, also where its layers compute in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers."""
+        return at_least_float32(super().forward(x))
 
 
 class VelocityField(nn.Module):

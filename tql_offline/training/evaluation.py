@@ -1,8 +1,12 @@
 """Scoring a run's policies: while it trains, and afterwards from any of its checkpoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import torch
 
@@ -11,6 +15,7 @@ from tql_offline.config import Config
 from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
+from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.runs import RunFolder, append_jsonl
@@ -25,52 +30,161 @@ from tql_offline.training.result import (
     write_result,
 )
 
-Score = Callable[[int, tuple[str, ...]], None]
-
 
 @contextmanager
-def scorer(
-    config: Config,
-    env_id: str | None,
-    agent: Agent,
-    device: torch.device,
-    folder: RunFolder,
-    reporter: Reporter,
-) -> Iterator[Score]:
-    """A function `score(step, policies)` over one pool of environment processes.
+def evaluator(
+    config: Config, env_id: str | None, device: torch.device, *, overlaps: bool = False
+) -> Iterator["Evaluator | None"]:
+    """Environment processes for the length of a block, by which policies are scored.
 
-    During training the learned policy is scored at every evaluation, the others at the last one.
-    Without an environment nothing is scored.
+    Args:
+        config: names protocol, success timing and number of processes.
+        env_id: of the environment; None gives None, and nothing is scored.
+        device: where policies are computed.
+        overlaps: score in a thread beside the caller's.
     """
     if env_id is None:
-        yield lambda _step, _policies: None
+        yield None
         return
     protocol = protocols.get(config.evaluation.protocol)
-    timing = config.evaluation.success_timing or None
     with EnvironmentPool(
         env_id,
         slots=protocol.slots,
         processes=config.evaluation.processes or usable_cores(),
-        success_timing=timing,
+        success_timing=config.evaluation.success_timing or None,
     ) as pool:
-        _check_fit(agent, pool, folder)
+        this = Evaluator(pool, protocol, device, overlaps)
+        try:
+            yield this
+        finally:
+            this.close()
 
-        def score(step: int, policies: tuple[str, ...]) -> None:
-            for policy in policies or due(config, agent, step):
-                reporter.started(f"scoring {policy} policy", protocol.episodes)
-                line = evaluate(
-                    numpy_policy(agent, policy, device),
-                    pool,
-                    protocol,
-                    step=step,
-                    policy_name=policy,
-                    noise_dim=agent.noise_dim(policy),
-                    progress=reporter.advanced,
-                )
-                append_jsonl(folder.evaluations, line)
-                reporter.evaluated(line)
 
-        yield score
+class Evaluator:
+    """Scores policies over one pool of environment processes, one after the other."""
+
+    def __init__(
+        self, pool: EnvironmentPool, protocol: Protocol, device: torch.device, overlaps: bool
+    ) -> None:
+        self.pool, self.protocol, self.device = pool, protocol, device
+        self.thread = ThreadPoolExecutor(1, "evaluation") if overlaps else None
+        self._cancelled = Event()
+
+    def score(
+        self,
+        agent: Agent,
+        folder: RunFolder,
+        step: int,
+        policies: tuple[str, ...],
+        reporter: Reporter,
+    ) -> None:
+        """Score an agent's policies as they are, a line of evaluations.jsonl each."""
+        for policy in policies:
+            title = f"scoring {policy} policy"
+            reporter.started(title, self.protocol.episodes)
+            line = evaluate(
+                numpy_policy(agent, policy, self.device),
+                self.pool,
+                self.protocol,
+                step=step,
+                policy_name=policy,
+                noise_dim=agent.noise_dim(policy),
+                progress=partial(reporter.advanced, title=title),
+                cancelled=self._cancelled.is_set,
+            )
+            append_jsonl(folder.evaluations, line)
+            reporter.evaluated(line)
+
+    def begin(self, *arguments: Any) -> "Future[None]":
+        """`score` in the thread, on a stream of its own."""
+        assert self.thread is not None
+        return self.thread.submit(self._score_apart, *arguments)
+
+    def _score_apart(self, *arguments: Any) -> None:
+        if self.device.type != "cuda":
+            self.score(*arguments)
+            return
+        with torch.cuda.stream(torch.cuda.Stream(self.device)):
+            self.score(*arguments)
+
+    def close(self) -> None:
+        """End the thread, leaving what it is at."""
+        if self.thread is not None:
+            self._cancelled.set()
+            self.thread.shutdown(cancel_futures=True)
+
+
+class RunScores:
+    """Scores of one run: at once, or of a copy of the policies while training goes on."""
+
+    def __init__(
+        self,
+        config: Config,
+        agent: Agent,
+        folder: RunFolder,
+        reporter: Reporter,
+        by: Evaluator | None,
+    ) -> None:
+        self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
+        self.by = by
+        self.overlaps = by is not None and by.thread is not None
+        self._copy: Agent | None = None
+        self._pending: Future[None] | None = None
+
+    def score(self, step: int) -> None:
+        """Score the policies due at a step, by the weights of this moment."""
+        self._score(self.agent, step, due(self.config, self.agent, step))
+
+    def catch_up(self, steps: Iterable[int], now: int) -> None:
+        """Score what a stopped run left unscored at some steps, each by its own checkpoint.
+
+        Args:
+            steps: to look at, ascending.
+            now: the step at which the agent itself is.
+        """
+        for step in steps:
+            if self.by and (missing := unscored(self.folder, self.config, self.agent, step)):
+                self._score(self.agent if step == now else self._as_of(step), step, missing)
+
+    def wait(self) -> None:
+        """Return when all that was begun is written.
+
+        Raises:
+            InputError: a score could not be made.
+        """
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _score(self, agent: Agent, step: int, policies: tuple[str, ...]) -> None:
+        if self.by is None:
+            return
+        if not self.overlaps:
+            self.by.score(agent, self.folder, step, policies, self.reporter)
+            return
+        self.wait()
+        copy = self._copy_of(agent)
+        self._pending = self.by.begin(copy, self.folder, step, policies, self.reporter)
+
+    def _as_of(self, step: int) -> Agent:
+        """The networks of a checkpoint, in the copy."""
+        self.wait()
+        copy = self._copy_of(self.agent)
+        checkpoint.load_networks(self.folder.checkpoints / str(step), copy)
+        return copy
+
+    def _copy_of(self, agent: Agent) -> Agent:
+        """The copy, with an agent's weights of this moment."""
+        if self._copy is None:
+            dims = agent.normaliser.mean.shape[0], agent.action_dim
+            self._copy = make_agent(self.config, *dims, agent.normaliser.mean.device)
+        if self._copy is not agent:
+            for name, network in agent.networks.items():
+                self._copy.networks[name].load_state_dict(network.state_dict())
+        if agent.normaliser.mean.device.type == "cuda":
+            # Another stream reads the copy: it must be whole before that begins.
+            torch.cuda.current_stream().synchronize()
+        return self._copy
 
 
 def due(config: Config, agent: Agent, step: int) -> tuple[str, ...]:
@@ -88,7 +202,12 @@ def unscored(folder: RunFolder, config: Config, agent: Agent, step: int) -> tupl
     return tuple(policy for policy in due(config, agent, step) if policy not in scored)
 
 
-def _check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
+def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
+    """See that a run's networks take what its environment gives.
+
+    Raises:
+        InputError: they do not.
+    """
     have, want = len(agent.normaliser.mean), pool.description["observation_dim"]
     if have != want:
         raise InputError(
@@ -139,8 +258,10 @@ def evaluate_run(
             f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
         )
     scored = config.model_copy(update={"evaluation": evaluation})
-    with scorer(scored, env_id, agent, torch_device, folder, reporter) as score:
-        score(state.step, policies or agent.policies)
+    with evaluator(scored, env_id, torch_device) as by:
+        assert by is not None
+        check_fit(agent, by.pool, folder)
+        by.score(agent, folder, state.step, policies or agent.policies, reporter)
     # Of an unfinished run a result would say that it is finished.
     if is_complete(folder, config):
         write_result(folder)

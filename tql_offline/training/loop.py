@@ -1,9 +1,9 @@
-"""The training loop: sample, update, and at their steps log, evaluate and checkpoint."""
+"""The training loop: update, and at their steps log, score and save; one run or several."""
 
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 
 from tql_offline.agents import Agent
-from tql_offline.agents.optimizers import set_learning_rate
 from tql_offline.config import Config
-from tql_offline.datasets.buffer import Buffer
+from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, append_jsonl
 from tql_offline.training import checkpoint
+from tql_offline.training.compile import Updates
 from tql_offline.training.metrics import MetricsWindow, check_finite, diverged
 from tql_offline.training.trackers import NoTracker, Tracker, flatten
 
@@ -28,8 +28,8 @@ class Reporter(Protocol):
         """A stage of `steps` units begins."""
         ...
 
-    def advanced(self, step: int) -> None:
-        """The stage has reached `step`."""
+    def advanced(self, step: int, title: str = "training") -> None:
+        """The stage of a title has reached `step`."""
         ...
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
@@ -40,6 +40,10 @@ class Reporter(Protocol):
         """A policy was scored."""
         ...
 
+    def noted(self, sentence: str) -> None:
+        """There is something to know."""
+        ...
+
 
 class SilentReporter:
     """Reports nothing."""
@@ -47,7 +51,7 @@ class SilentReporter:
     def started(self, title: str, steps: int) -> None:
         """Ignore."""
 
-    def advanced(self, step: int) -> None:
+    def advanced(self, step: int, title: str = "training") -> None:
         """Ignore."""
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
@@ -55,6 +59,40 @@ class SilentReporter:
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """Ignore."""
+
+    def noted(self, sentence: str) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class SeedReporter:
+    """Reports one of several seeds that train at once."""
+
+    reporter: Reporter
+    seed: int
+
+    def started(self, title: str, steps: int) -> None:
+        """A stage of this seed begins."""
+        self.reporter.started(self._title(title), steps)
+
+    def advanced(self, step: int, title: str = "training") -> None:
+        """A stage of this seed has reached `step`."""
+        self.reporter.advanced(step, self._title(title))
+
+    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
+        """A line of this seed's metrics was written."""
+        self.reporter.logged(line, updates_per_second)
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        """A policy of this seed was scored."""
+        self.reporter.evaluated({**line, "seed": self.seed})
+
+    def noted(self, sentence: str) -> None:
+        """There is something to know."""
+        self.reporter.noted(sentence)
+
+    def _title(self, title: str) -> str:
+        return f"seed {self.seed}: {title}"
 
 
 @dataclass(kw_only=True)
@@ -65,27 +103,53 @@ class Training:
         config: its settings.
         folder: its run folder, already holding config and provenance.
         agent: the method.
-        buffer: its data, on the training device.
+        updates: runs the agent's updates on its data.
         generator: draws every sample and all noise of an update, on the training device.
         state: step reached and the data's dims.
-        evaluate: scores the agent at a step and writes the line(s).
-        evaluation_steps: when to call it.
+        scores: scores the agent at a step and writes the line(s).
+        evaluation_steps: when to.
         reporter: where progress goes.
+        finished: called when the run is at its end, scores included.
         tracker: where metrics go besides metrics.jsonl.
+        window: the metrics since the last log step.
+        stream: of a GPU, where several runs' work may overlap; None takes the default one.
     """
 
     config: Config
     folder: RunFolder
     agent: Agent
-    buffer: Buffer
+    updates: Updates
     generator: torch.Generator
     state: checkpoint.State
-    evaluate: Callable[[int], None]
+    scores: "Scores"
     evaluation_steps: frozenset[int]
     reporter: Reporter
+    finished: Callable[[], None]
     tracker: Tracker = field(default_factory=NoTracker)
     window: MetricsWindow = field(default_factory=MetricsWindow)
+    stream: torch.cuda.Stream | None = None
     clock: Callable[[], float] = time.perf_counter
+
+
+class Scores(Protocol):
+    """Scores a run's policies, at once or while training goes on."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether training goes on meanwhile."""
+        ...
+
+    def score(self, step: int) -> None:
+        """Score the agent as it is now, or begin to."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all that was begun is written."""
+        ...
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A run left in order: its checkpoint is written."""
 
 
 class Stop:
@@ -106,9 +170,9 @@ class Stop:
             KeyboardInterrupt: it need not wait.
         """
         del number, frame
-        if self.at_once or self.requested:
+        forced, self.requested = self.at_once or self.requested, True
+        if forced:
             raise KeyboardInterrupt
-        self.requested = True
 
     @contextmanager
     def handling(self) -> Iterator[None]:
@@ -124,8 +188,10 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def train(training: Training) -> None:
-    """Run the updates that remain.
+def train(trainings: Sequence[Training]) -> None:
+    """Run the updates that remain of one run, or of several in turn on one device.
+
+    A run's numbers don't depend on the others'. One that fails does not stop the others.
 
     Raises:
         InputError: a loss or a parameter is no longer finite (seen at log steps and before a
@@ -136,57 +202,114 @@ def train(training: Training) -> None:
     stop = Stop()
     try:
         with stop.handling():
-            _train(training, stop)
+            failures = _take_turns([(t.stream, _train(t, stop)) for t in trainings])
     except KeyboardInterrupt as interrupt:
-        folder, last = training.folder, _last_checkpoint(training.folder)
-        interrupt.add_note(
-            f"last checkpoint {last or 'none yet'}, "
-            f"`tql-offline train --resume {folder.path}` goes on"
-        )
+        interrupt.add_note("; ".join(_how_to_go_on(training.folder) for training in trainings))
         raise
+    if failures:
+        raise failures[0]
 
 
-def _train(training: Training, stop: Stop) -> None:
-    config = training.config
+def _take_turns(
+    runs: list[tuple[torch.cuda.Stream | None, Iterator[None]]],
+) -> list[InputError]:
+    """Exhaust iterators in turn, each on its stream; gives the errors of those that failed.
+
+    Raises:
+        KeyboardInterrupt: the runs were stopped, each with a checkpoint.
+    """
+    failures: list[InputError] = []
+    stopped = False
+    while runs:
+        for stream, run in list(runs):
+            try:
+                with torch.cuda.stream(stream):
+                    next(run)
+            except (StopIteration, InputError, Stopped) as end:
+                runs.remove((stream, run))
+                failures += [end] if isinstance(end, InputError) else []
+                stopped |= isinstance(end, Stopped)
+    if stopped:
+        raise KeyboardInterrupt
+    return failures
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    last = _last_checkpoint(folder) or "none yet"
+    return f"last checkpoint {last}, `tql-offline train --resume {folder.path}` goes on"
+
+
+def _train(training: Training, stop: Stop) -> Iterator[None]:
+    """One run, a launch of updates at a time.
+
+    Raises:
+        Stopped: a stop was requested; a checkpoint was written.
+    """
+    config, step = training.config, training.state.step
     training.reporter.started("training", config.steps)
-    started, since = training.clock(), training.state.step
-    for step in range(training.state.step + 1, config.steps + 1):
-        update(training, step)
+    started, since = training.clock(), step
+    while step < config.steps:
+        step += update(training, step + 1, next_event(training, step) - step)
         if step % config.log_every == 0 or step == config.steps:
             elapsed = training.clock() - started
             log(training, step, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
-        if step % config.checkpoint_every == 0 or step == config.steps:
+        evaluates = step in training.evaluation_steps
+        # While training goes on a score can be made again only of weights that were saved.
+        if _saves(config, step) or (evaluates and training.scores.overlaps):
             save(training, step)
         if stop.requested:
             save(training, step)
-            raise KeyboardInterrupt
-        if step in training.evaluation_steps:
+            raise Stopped
+        if evaluates:
             pause = training.clock()
             evaluate(training, step, stop)
             started += training.clock() - pause
+        yield
+    finish(training, stop)
+    training.finished()
+
+
+def _saves(config: Config, step: int) -> bool:
+    return step % config.checkpoint_every == 0 or step == config.steps
+
+
+def next_event(training: Training, step: int) -> int:
+    """The first step after `step` at which there is more to do than an update."""
+    config = training.config
+    regular = (every - step % every + step for every in (config.log_every, config.checkpoint_every))
+    evaluations = (s for s in training.evaluation_steps if s > step)
+    return min(*regular, config.steps, min(evaluations, default=config.steps))
 
 
 def evaluate(training: Training, step: int, stop: Stop) -> None:
     """Score the agent; a stop leaves a checkpoint of the step, where scoring is taken up again."""
     stop.at_once = True
     try:
-        training.evaluate(step)
-    except KeyboardInterrupt:
+        training.scores.score(step)
+    except KeyboardInterrupt as interrupt:
         save(training, step)
-        raise
+        raise Stopped from interrupt
     finally:
         stop.at_once = False
 
 
-def update(training: Training, step: int) -> None:
-    """One update; `step` counts from 1."""
-    config, agent = training.config, training.agent
-    schedule = (step - 1, config.optimizer.warmup, config.steps)
-    set_learning_rate(agent.optimizers, agent.learning_rates, *schedule)
-    batch = training.buffer.sample(config.batch_size, training.generator)
-    training.window.add(agent.update(batch, training.generator, step))
-    training.reporter.advanced(step)
+def finish(training: Training, stop: Stop) -> None:
+    """Wait for the scores that are still being made; all checkpoints are written."""
+    stop.at_once = True
+    try:
+        training.scores.wait()
+    except KeyboardInterrupt as interrupt:
+        raise Stopped from interrupt
+    finally:
+        stop.at_once = False
+
+
+def update(training: Training, step: int, most: int) -> int:
+    """Run update `step` (from 1) and perhaps some after it, `most` in all; returns how many."""
+    count = training.updates(step, most)
+    training.reporter.advanced(step + count - 1)
+    return count
 
 
 def log(training: Training, step: int, updates_per_second: float, seconds: float) -> None:

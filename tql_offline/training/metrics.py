@@ -25,13 +25,19 @@ class MetricsWindow:
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add one update's metrics without leaving the device."""
-        known = [name for name in metrics if name in self._sums]
+        self._add(metrics, dict.fromkeys(metrics, 1))
+
+    def merge(self, other: "MetricsWindow") -> None:
+        """Add all that another window holds, which keeps it."""
+        self._add(other._sums, other._counts)
+
+    def _add(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        known = [name for name in sums if name in self._sums]
         if known:
-            sums, values = [self._sums[n] for n in known], [metrics[n] for n in known]
-            torch._foreach_add_(sums, values)
-        self._sums |= {n: value.clone() for n, value in metrics.items() if n not in self._sums}
-        for name in metrics:
-            self._counts[name] = self._counts.get(name, 0) + 1
+            torch._foreach_add_([self._sums[n] for n in known], [sums[n] for n in known])
+        self._sums |= {n: value.clone() for n, value in sums.items() if n not in self._sums}
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it by name, for a checkpoint."""

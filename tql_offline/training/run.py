@@ -1,8 +1,8 @@
 """A whole run: from loaded data and settings to result.json."""
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.runs import RunFolder, claimed, rewind_jsonl, write_atomic, write_json
 from tql_offline.training import checkpoint
+from tql_offline.training.compile import Execution, Updates, check_execution, prepare
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import scorer, unscored
-from tql_offline.training.loop import Reporter, Training, train
+from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
+from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance
 from tql_offline.training.result import open_run, read_provenance, write_result
@@ -34,7 +35,7 @@ def check(config: Config, runs: Path, name: str) -> None:
     Raises:
         InputError: no such device, tracker or protocol, or the run's name is taken or no name.
     """
-    pick_device(config.device)
+    check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
     protocols.get(config.evaluation.protocol)
     if name and (Path(name).name != name or name.startswith(".")):
@@ -99,17 +100,50 @@ def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Repor
     Raises:
         InputError: the settings do not fit the data, or training diverged.
     """
-    check(config, runs, name)
-    made = _make(config, dataset)
-    provenance = collect_provenance(made.device, dataset.describe(), made.environment)
-    provenance |= _critic_facts(made.agent)
+    return run_seeds(config, (config.seed,), dataset, runs, name, reporter)[0]
 
-    folder = new_run_folder(runs, config, name)
-    with claimed(folder):
-        write_atomic(folder.config, config.to_toml())
-        write_json(folder.provenance, provenance)
-        _train(made, folder, 0, reporter)
-    return folder
+
+def run_seeds(
+    config: Config,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    runs: Path,
+    name: str,
+    reporter: Reporter,
+) -> list[RunFolder]:
+    """Train several seeds on one device, over one copy of the data: a run folder each.
+
+    Their updates take turns, on a GPU each seed's on a stream of its own. A seed's numbers are on
+    a CPU, bit for bit, those of its run alone.
+
+    Args:
+        config: full settings but for the seed.
+        seeds: one or more.
+        dataset: loaded data.
+        runs: folder of runs.
+        name: of the run folder; of several seeds' folders the part before `-s<seed>`; empty derives
+            one.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: the settings do not fit the data, or training diverged (of one seed: after the
+            others have finished).
+    """
+    configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
+    names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
+    for each, its_name in zip(configs, names, strict=True):
+        check(each, runs, its_name)
+    made = [_make(configs[0], dataset)]
+    made += [_make(each, dataset, made[0].buffer) for each in configs[1:]]
+    with ExitStack() as stack:
+        for one, its_name in zip(made, names, strict=True):
+            folder = new_run_folder(runs, one.config, its_name)
+            stack.enter_context(claimed(folder))
+            write_atomic(folder.config, one.config.to_toml())
+            write_json(folder.provenance, _provenance(one, seeds))
+            one.folder = folder
+        _train(made, reporter)
+    return [one.folder for one in made]
 
 
 def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Reporter) -> RunFolder:
@@ -137,20 +171,20 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
                 f"{trained_on}; restore that file"
             )
         made = _make(config, dataset)
-        step = max(folder.checkpoint_steps(), default=0)
-        if step:
-            saved = folder.checkpoints / str(step)
+        made.folder, made.step = folder, max(folder.checkpoint_steps(), default=0)
+        if made.step:
+            saved = folder.checkpoints / str(made.step)
             checkpoint.load_networks(saved, made.agent)
             checkpoint.load_training_state(saved, made.agent, made.generator, made.window)
         for file in (folder.metrics, folder.timing, folder.evaluations):
-            rewind_jsonl(file, step)
-        _train(made, folder, step, reporter)
+            rewind_jsonl(file, made.step)
+        _train([made], reporter)
     return folder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Made:
-    """What a run trains with, as at its first update."""
+    """What a run trains with, as at its first update until a checkpoint is loaded."""
 
     config: Config
     dataset: Dataset
@@ -160,63 +194,114 @@ class _Made:
     buffer: Buffer
     generator: torch.Generator
     window: MetricsWindow
+    updates: Updates
+    execution: Execution
+    folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
+    step: int = 0
 
 
-def _make(config: Config, dataset: Dataset) -> _Made:
+def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
+    """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
     if config.dataset.normalise:
         agent.normaliser.fit(dataset.episodes.observations)
+    if buffer is None:
+        steps = {"n_step": config.n_step, "discount": config.discount}
+        buffer = make_buffer(dataset.episodes, **steps, device=device)
+    generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
+    updates, execution = prepare(config, agent, buffer, generator, window)
     return _Made(
         config=config,
         dataset=dataset,
         device=device,
         environment=environment,
         agent=agent,
-        buffer=make_buffer(
-            dataset.episodes, n_step=config.n_step, discount=config.discount, device=device
-        ),
-        generator=torch.Generator(device).manual_seed(config.seed),
-        window=MetricsWindow(),
+        buffer=buffer,
+        generator=generator,
+        window=window,
+        updates=updates,
+        execution=execution,
     )
+
+
+def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
+    facts = collect_provenance(made.device, made.dataset.describe(), made.environment)
+    return {
+        **facts,
+        **_critic_facts(made.agent),
+        "execution": asdict(made.execution),
+        "seeds_at_once": list(seeds),
+    }
 
 
 def _dims(dataset: Dataset) -> tuple[int, int]:
     return dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1]
 
 
-def _train(made: _Made, folder: RunFolder, step: int, reporter: Reporter) -> None:
-    """Train from a step to the end, then write the result."""
-    config, agent = made.config, made.agent
-    protocol = protocols.get(config.evaluation.protocol)
-    evaluation_steps = frozenset(protocols.evaluation_steps(protocol, config.steps))
-    observation_dim, action_dim = _dims(made.dataset)
-    tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"))
+def _train(made: Sequence[_Made], reporter: Reporter) -> None:
+    """Train runs from where they are to their end, then write their results."""
+    first = made[0]
+    setting = first.config.evaluation.overlap
+    overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
+    env_id = first.dataset.env_id
+    for one in made:
+        if one.execution.reason:
+            reporter.noted(f"running eagerly: {one.execution.reason}")
     with (
-        closing(tracker),
-        scorer(config, made.dataset.env_id, agent, made.device, folder, reporter) as score,
+        ExitStack() as stack,
+        evaluator(first.config, env_id, first.device, overlaps=overlaps) as by,
     ):
-        if step in evaluation_steps and (missing := unscored(folder, config, agent, step)):
-            score(step, missing)
-        train(
-            Training(
-                config=config,
-                folder=folder,
-                agent=agent,
-                buffer=made.buffer,
-                generator=made.generator,
-                state=checkpoint.State(
-                    step=step, observation_dim=observation_dim, action_dim=action_dim
+        streams = _streams(len(made), first.device)
+        several = len(made) > 1
+        trainings = [
+            replace(
+                _training(
+                    one, by, SeedReporter(reporter, one.config.seed) if several else reporter, stack
                 ),
-                evaluate=lambda step: score(step, ()),
-                evaluation_steps=evaluation_steps,
-                reporter=reporter,
-                tracker=tracker,
-                window=made.window,
+                stream=stream,
             )
-        )
-    write_result(folder)
+            for one, stream in zip(made, streams, strict=True)
+        ]
+        train(trainings)
+
+
+def _streams(count: int, device: torch.device) -> list[torch.cuda.Stream | None]:
+    """A stream for each of several runs on a GPU, none for a single one."""
+    if count == 1 or device.type != "cuda":
+        return [None] * count
+    torch.cuda.synchronize(device)  # what was made so far, on the default stream
+    return [torch.cuda.Stream(device) for _ in range(count)]
+
+
+def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: ExitStack) -> Training:
+    config, folder, agent = made.config, made.folder, made.agent
+    if by is not None:
+        check_fit(agent, by.pool, folder)
+    tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"))
+    stack.enter_context(closing(tracker))
+    protocol = protocols.get(config.evaluation.protocol)
+    steps = protocols.evaluation_steps(protocol, config.steps)
+    scores = RunScores(config, agent, folder, reporter, by)
+    scores.catch_up((step for step in steps if step <= made.step), made.step)
+    observation_dim, action_dim = _dims(made.dataset)
+    return Training(
+        config=config,
+        folder=folder,
+        agent=agent,
+        updates=made.updates,
+        generator=made.generator,
+        state=checkpoint.State(
+            step=made.step, observation_dim=observation_dim, action_dim=action_dim
+        ),
+        scores=scores,
+        evaluation_steps=frozenset(steps),
+        reporter=reporter,
+        finished=lambda: write_result(folder),
+        tracker=tracker,
+        window=made.window,
+    )
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:

@@ -1,0 +1,356 @@
+"""How updates are run changes speed and rounding, nothing else; several seeds are each their own."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import build
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tql_offline.cli.train import parse_seeds
+from tql_offline.config import resolve
+from tql_offline.datasets.buffer import make_buffer
+from tql_offline.datasets.collect import collect
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
+from tql_offline.eval import protocol as protocols
+from tql_offline.runs import RunFolder, read_json
+from tql_offline.training import compile as execution
+from tql_offline.training import evaluation
+from tql_offline.training.loop import SilentReporter, next_event
+from tql_offline.training.metrics import MetricsWindow
+from tql_offline.training.run import resume, run, run_seeds
+
+TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+SETTINGS = {
+    "critic": {"size": "tiny"},
+    "flow": {"hidden": [16, 16], "flow_steps": 2},
+    "steps": 12,
+    "batch_size": 16,
+    "log_every": 5,
+    "checkpoint_every": 7,
+    "evaluation": {"processes": 1},
+    "dataset": {"name": TASK},
+}
+CPU = torch.device("cpu")
+ONE_EACH = ("flow", "implicit awr", "conservative", "rebrac", "cloning flow")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_protocols():
+    with pytest.MonkeyPatch.context() as patch:
+        real = protocols.get
+        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=2, slots=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maze")
+    return load(TASK, collect(TASK, out=folder, episodes=2, steps=100, processes=1).train)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """Seeds 0, 1 and 2, each trained by itself."""
+    runs = tmp_path_factory.mktemp("alone")
+    return [train(data, runs, seed=seed) for seed in range(3)]
+
+
+def settings(**over):
+    evaluation = SETTINGS["evaluation"] | over.pop("evaluation", {})
+    return resolve(SETTINGS | over | {"evaluation": evaluation})
+
+
+def train(data, runs, **over):
+    return run(settings(**over), data, runs, "", SilentReporter())
+
+
+def numbers(folder):
+    """Every byte of metrics, evaluations and last checkpoint."""
+    files = [folder.metrics, folder.evaluations, *sorted((folder.checkpoints / "12").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_seeds_at_once_are_each_what_it_is_alone(data, alone, tmp_path):
+    folders = run_seeds(settings(), (0, 1, 2), data, tmp_path, "", SilentReporter())
+    for one, other in zip(alone, folders, strict=True):
+        assert numbers(one) == numbers(other)
+        assert one.config.read_bytes() == other.config.read_bytes()
+        assert read_json(other.result)["seed"] == read_json(one.result)["seed"]
+    assert numbers(folders[0]) != numbers(folders[1])
+
+
+def test_seeds_share_one_copy_of_the_data(data, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "tql_offline.training.run.make_buffer",
+        lambda *a, **k: made.append(make_buffer(*a, **k)) or made[-1],
+    )
+    run_seeds(settings(steps=1), (0, 1), data, tmp_path, "mine", SilentReporter())
+    assert len(made) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"mine-s0", "mine-s1"}
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(data, alone, tmp_path, monkeypatch):
+    class Spoilt(execution._OneByOne):
+        def __call__(self, step, most):
+            if self.config.seed == 1 and step == 6:
+                next(iter(self.agent.networks["critic"].parameters())).data.fill_(float("nan"))
+            return super().__call__(step, most)
+
+    monkeypatch.setattr(execution, "_OneByOne", Spoilt)
+    with pytest.raises(InputError, match="not finite"):
+        run_seeds(settings(), (0, 1, 2), data, tmp_path, "mine", SilentReporter())
+    for seed in (0, 2):
+        assert numbers(RunFolder(tmp_path / f"mine-s{seed}")) == numbers(alone[seed])
+        assert (tmp_path / f"mine-s{seed}" / "result.json").is_file()
+    assert not (tmp_path / "mine-s1" / "result.json").exists()
+
+
+class StopAt(SilentReporter):
+    """Ctrl-C while a seed is at a step."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def advanced(self, step, title="training"):
+        if title.endswith("training") and step == self.left:
+            self.left = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_seeds_that_were_stopped_go_on_one_by_one(data, alone, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_seeds(settings(), (0, 1, 2), data, tmp_path, "mine", StopAt(8))
+    assert all(f"mine-s{seed}" in stopped.value.__notes__[0] for seed in range(3))
+    for seed in range(3):
+        folder = resume(tmp_path / f"mine-s{seed}", lambda _config: data, SilentReporter())
+        assert numbers(folder) == numbers(alone[seed])
+
+
+@pytest.mark.parametrize("objective", ["flow", "implicit"])
+def test_scoring_beside_training_changes_no_number(data, tmp_path, objective):
+    """Also for best-of-n, which asks the critic."""
+    over = {"objective": objective, "implicit": {"extraction": "best-of-n", "samples": 4}}
+    plain = train(data, tmp_path / "plain", **over)
+    beside = train(data, tmp_path / "beside", **over, evaluation={"overlap": "on"})
+    assert numbers(plain) == numbers(beside)
+
+
+def test_scoring_beside_training_is_of_the_weights_of_its_step(data, tmp_path, monkeypatch):
+    """Training runs to its end before the first episode is played."""
+    trained, real = threading.Event(), evaluation.Evaluator.score
+    plain = train(data, tmp_path / "plain")
+
+    def late(self, *arguments):
+        assert trained.wait(60)
+        real(self, *arguments)
+
+    class Reporter(SilentReporter):
+        def advanced(self, step, title="training"):
+            if title == "training" and step == 5:  # the next evaluation waits for this one
+                trained.set()
+
+    monkeypatch.setattr(evaluation.Evaluator, "score", late)
+    config = settings(evaluation={"overlap": "on"})
+    beside = run(config, data, tmp_path / "beside", "", Reporter())
+    assert numbers(plain) == numbers(beside)
+
+
+def test_a_score_that_a_stop_cut_off_is_made_of_its_own_checkpoint(data, alone, tmp_path):
+    """Killed with the scores of steps 3 and 6 not written, at a checkpoint of step 7."""
+    config = settings(evaluation={"overlap": "on"})
+    folder = run(config, data, tmp_path, "mine", SilentReporter())
+    for file in (folder.result, *(folder.checkpoints / "9").iterdir()):
+        file.unlink()
+    for file in (folder.checkpoints / "12").iterdir():
+        file.unlink()
+    folder.evaluations.write_text("")
+    resumed = resume(folder.path, lambda _config: data, SilentReporter())
+    assert numbers(resumed) == numbers(alone[0])
+
+
+def test_a_failing_score_beside_training_ends_the_run(data, tmp_path, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise InputError("the environment fell over")
+
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    with pytest.raises(InputError, match="fell over"):
+        train(data, tmp_path, evaluation={"overlap": "on"})
+
+
+# Compilation and precision.
+
+
+def agent_and_buffer(method="flow"):
+    rng = np.random.default_rng(0)
+    episodes = Episodes(
+        observations=rng.standard_normal((42, 3), dtype=np.float32),
+        actions=rng.uniform(-0.9, 0.9, (40, 2)).astype(np.float32),
+        rewards=-np.ones(40, dtype=np.float32),
+        masks=np.ones(40, dtype=np.float32),
+        lengths=np.array([20, 20]),
+    )
+    buffer = make_buffer(episodes, n_step=1, discount=0.9, device=CPU)
+    return build(method, flow={"hidden": [16, 16], "flow_steps": 2}, batch_size=16), buffer
+
+
+def three_updates(agent, buffer):
+    window, generator = MetricsWindow(), torch.Generator().manual_seed(0)
+    one = execution._OneByOne(agent.config, agent, buffer, generator, window)
+    for step in (1, 2, 3):
+        assert one(step, 1) == 1
+    return window.flush()
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_compiled_losses_are_whole_graphs_of_the_same_numbers(method):
+    """Captured with their backward passes and run operation by operation, without a C++ compiler."""
+    want = three_updates(*agent_and_buffer(method))
+    agent, buffer = agent_and_buffer(method)
+    seconds, reason = execution.compile_losses(agent, buffer, 16, backend="aot_eager")
+    assert (seconds > 0, reason) == (True, "")
+    assert_close(three_updates(agent, buffer), want, rtol=1e-4)
+
+
+def assert_close(have, want, rtol):
+    assert have.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(have[name], value, rtol=rtol, atol=1e-5, err_msg=name)
+
+
+def test_what_cannot_be_compiled_runs_eagerly_and_says_why(monkeypatch):
+    want = three_updates(*agent_and_buffer())
+    agent, buffer = agent_and_buffer()
+
+    def broken(*_arguments):
+        raise RuntimeError("no compiler\nat all")
+
+    _, reason = execution.compile_losses(agent, buffer, 16, backend=broken)
+    assert "torch.compile failed" in reason
+    assert three_updates(agent, buffer) == want
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flow", "implicit awr"])
+def test_eager_equals_compiled(method):
+    """By Inductor's C++: minutes the first time, then from its cache."""
+    want = three_updates(*agent_and_buffer(method))
+    agent, buffer = agent_and_buffer(method)
+    assert execution.compile_losses(agent, buffer, 16)[1] == ""
+    assert_close(three_updates(agent, buffer), want, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
+    want = three_updates(*agent_and_buffer(method))
+    agent, buffer = agent_and_buffer(method)
+    execution.set_precision(agent, "bfloat16", "cpu")
+    dtypes = set()
+
+    def note(function):
+        def noting(*arguments):
+            loss, metrics = function(*arguments)
+            dtypes.update(value.dtype for value in (loss, *metrics.values()))
+            return loss, metrics
+
+        return noting
+
+    for name in execution.LOSSES:
+        if hasattr(agent, name):
+            setattr(agent, name, note(getattr(agent, name)))
+    have = three_updates(agent, buffer)
+    assert dtypes == {torch.float32}
+    weights = {p.dtype for network in agent.networks.values() for p in network.parameters()}
+    assert weights == {torch.float32}
+    assert have != want  # it does compute in another precision
+    for name, value in want.items():
+        np.testing.assert_allclose(have[name], value, rtol=0.1, atol=0.05, err_msg=name)
+
+
+def test_tf32_is_refused_on_a_cpu(data, tmp_path):
+    with pytest.raises(InputError, match=r"tf32.*float32"):
+        train(data, tmp_path, device="cpu", execution={"precision": "tf32"})
+    assert not list(tmp_path.iterdir())
+
+
+class CountSyncs(TorchDispatchMode):
+    """Counts the operations that make a host wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "_to_copy", "equal", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITING and not (name == "_to_copy" and _stays(keywords or {})):
+            self.seen.append(name)
+        return function(*arguments, **(keywords or {}))
+
+
+def _stays(keywords):
+    return keywords.get("device") is None
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_no_update_waits_for_the_device(method):
+    agent, buffer = agent_and_buffer(method)
+    window, generator = MetricsWindow(), torch.Generator().manual_seed(0)
+    one = execution._OneByOne(agent.config, agent, buffer, generator, window)
+    with CountSyncs() as syncs:
+        for step in range(1, 5):
+            one(step, 1)
+        assert syncs.seen == []
+        window.flush()
+        assert set(syncs.seen) <= {"_local_scalar_dense"}
+
+
+def test_the_schedule_on_the_device_is_that_of_the_host():
+    agent, _ = agent_and_buffer()
+    config = agent.config.model_copy(update={"steps": 300})
+    table = execution.rate_table(config, agent)
+    assert table.shape == (300, 2)
+    for step in (0, 10, 29, 30, 150, 299):
+        execution.set_learning_rate(
+            agent.optimizers, agent.learning_rates, step, config.optimizer.warmup, 300
+        )
+        rates = [o.param_groups[0]["lr"] for o in agent.optimizers.values()]
+        np.testing.assert_allclose(table[step], rates, rtol=1e-6)
+
+
+def test_a_launch_ends_where_there_is_more_to_do():
+    class Training:
+        config = settings(steps=23)
+        evaluation_steps = frozenset({11, 23})
+
+    stops, step = [], 0
+    while step < 23:
+        step = next_event(Training, step)
+        stops.append(step)
+    assert stops == [5, 7, 10, 11, 14, 15, 20, 21, 23]
+
+
+@pytest.mark.parametrize("text", ["", "3", "0-2,7", "5,1"])
+def test_seeds_are_read(text):
+    assert parse_seeds(text) == {"": (), "3": (3,), "0-2,7": (0, 1, 2, 7), "5,1": (5, 1)}[text]
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "3-1", "1,1", "0-99999", "-1", "1,,2", "9" * 30])
+def test_bad_seeds_are_refused(text):
+    with pytest.raises(InputError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_the_way_updates_are_run_is_recorded(alone):
+    recorded = json.loads(alone[0].provenance.read_text())["execution"]
+    want = {"mode": "eager", "precision": "float32", "compile_seconds": 0.0, "reason": ""}
+    assert recorded == want

@@ -1,0 +1,281 @@
+"""How updates are run: the only place for torch.compile, CUDA graphs and precision.
+
+An update is tensors in, tensors out, with no look at a value, so it can be run in three ways that
+differ in speed and rounding alone:
+
+    eager      operation by operation; what a CPU does best (docs/speed.md)
+    compiled   losses and their backward passes through torch.compile
+    graphed    on a GPU: K whole updates (sampling, losses, optimizers, target networks, learning
+               rates) captured once as a CUDA graph and launched as one
+
+What cannot be compiled or captured is run the slower way, and a sentence says why.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tql_offline.agents import Agent
+from tql_offline.agents.optimizers import learning_rate, set_learning_rate
+from tql_offline.config import Config
+from tql_offline.datasets.buffer import Buffer
+from tql_offline.errors import InputError
+from tql_offline.training.metrics import MetricsWindow
+
+LOSSES = ("critic_loss", "policy_loss")
+WARM_UP = 3
+"""Updates before a capture: libraries pick their kernels and workspaces in the first ones."""
+
+
+class Updates(Protocol):
+    """Runs updates of one agent, adding their metrics to a window."""
+
+    def __call__(self, step: int, most: int) -> int:
+        """Run update `step` (from 1) and perhaps some after it, `most` in all.
+
+        Returns:
+            How many were run.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run's updates are run, for its provenance.
+
+    Attributes:
+        mode: eager, compiled or graphed.
+        precision: float32, tf32 or bfloat16.
+        compile_seconds: spent compiling or reading what an earlier run compiled; 0 if eager.
+        reason: why it is not the mode that was asked for; empty if it is.
+    """
+
+    mode: str
+    precision: str
+    compile_seconds: float = 0.0
+    reason: str = ""
+
+
+def check_execution(config: Config, device: torch.device) -> None:
+    """What can be refused before data are loaded.
+
+    Raises:
+        InputError: TF32, which only GPUs have, is asked for on a CPU.
+    """
+    if config.execution.precision == "tf32" and device.type != "cuda":
+        raise InputError(
+            "precision tf32 is a mode of NVIDIA GPUs and training is on a CPU; "
+            "set execution.precision to float32 or bfloat16"
+        )
+
+
+def prepare(
+    config: Config,
+    agent: Agent,
+    buffer: Buffer,
+    generator: torch.Generator,
+    window: MetricsWindow,
+) -> tuple[Updates, Execution]:
+    """Make a run's updates as its settings ask.
+
+    Args:
+        config: `execution` says how; `auto` compiles on a GPU.
+        agent: its losses are replaced by ones of the precision asked for, perhaps compiled.
+        buffer: where batches come from.
+        generator: draws batches and noise.
+        window: where metrics go.
+    """
+    settings, on_gpu = config.execution, generator.device.type == "cuda"
+    set_precision(agent, settings.precision, generator.device.type)
+    mode, seconds, reason = "eager", 0.0, ""
+    if settings.compile == "on" or (settings.compile == "auto" and on_gpu):
+        seconds, reason = compile_losses(agent, buffer, config.batch_size)
+        mode = "eager" if reason else "compiled"
+    one = _OneByOne(config, agent, buffer, generator, window)
+    updates: Updates = one
+    if on_gpu and settings.updates_per_launch:
+        mode = f"{mode}, graphed"
+        updates = Graphed(config, agent, buffer, generator, window)
+    return updates, Execution(
+        mode=mode, precision=settings.precision, compile_seconds=seconds, reason=reason
+    )
+
+
+# Precision.
+
+
+def set_precision(agent: Agent, precision: str, device_type: str) -> None:
+    """Have an agent's losses computed in a precision; weights and optimizers stay float32.
+
+    `bfloat16` is autocast: matrix products in bfloat16; the networks give their results, and with
+    them targets, entropies and losses, in float32.
+    """
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision != "bfloat16":
+        return
+    for name in LOSSES:
+        if loss := getattr(agent, name, None):
+            setattr(agent, name, _autocast(loss, device_type))
+
+
+def _autocast(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    @wraps(function)
+    def in_bfloat16(*arguments: Any) -> Any:
+        with torch.autocast(device_type, torch.bfloat16):
+            return function(*arguments)
+
+    return in_bfloat16
+
+
+# Compilation.
+
+
+def compile_losses(
+    agent: Agent, buffer: Buffer, batch_size: int, backend: str = "inductor"
+) -> tuple[float, str]:
+    """Compile an agent's losses, forward and backward, for one batch size.
+
+    What is compiled is kept on disk: the next run of the same shapes reads it.
+
+    Returns:
+        Seconds it took, and why it was not possible (the losses are then what they were), or "".
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".tql-offline" / "compiled"))
+    plain = {name: loss for name in LOSSES if (loss := getattr(agent, name, None))}
+    started = time.perf_counter()
+    try:
+        for name, loss in plain.items():
+            setattr(
+                agent, name, torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
+            )
+        _try_losses(agent, buffer, batch_size)
+    except Exception as error:  # whatever a compiler or its tool chain raises
+        for name, loss in plain.items():
+            setattr(agent, name, loss)
+        return time.perf_counter() - started, f"torch.compile failed: {_first_line(error)}"
+    return time.perf_counter() - started, ""
+
+
+def _try_losses(agent: Agent, buffer: Buffer, batch_size: int) -> None:
+    """Run both passes of the losses once, changing no weights and no random state of the run."""
+    device = buffer.actions.device
+    index = torch.arange(batch_size, device=device) % buffer.num_transitions
+    batch = buffer.take(index)
+    noise = agent.draw_noise(batch.actions, torch.Generator(device).manual_seed(0))
+    for name in LOSSES:
+        if loss := getattr(agent, name, None):
+            loss(batch, noise)[0].backward()
+    for network in agent.networks.values():
+        network.zero_grad()
+
+
+def _first_line(error: BaseException) -> str:
+    """What is at the root of a compiler's chain of errors, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+# Running.
+
+
+class _OneByOne:
+    """An update at a time, with the learning rates of a schedule in Python."""
+
+    def __init__(
+        self,
+        config: Config,
+        agent: Agent,
+        buffer: Buffer,
+        generator: torch.Generator,
+        window: MetricsWindow,
+    ) -> None:
+        self.config, self.agent, self.buffer = config, agent, buffer
+        self.generator, self.window = generator, window
+
+    def __call__(self, step: int, most: int) -> int:
+        """One update."""
+        del most
+        warmup = self.config.optimizer.warmup
+        schedule = (step - 1, warmup, self.config.steps)
+        set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *schedule)
+        batch = self.buffer.sample(self.config.batch_size, self.generator)
+        self.window.add(self.agent.update(batch, self.generator, step))
+        return 1
+
+
+class Graphed(_OneByOne):
+    """K updates per launch, as one CUDA graph; single ones where fewer are asked for.
+
+    The position in the schedule lives on the device, so that a launch takes nothing from the host.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        agent: Agent,
+        buffer: Buffer,
+        generator: torch.Generator,
+        window: MetricsWindow,
+    ) -> None:
+        super().__init__(config, agent, buffer, generator, window)
+        delay = getattr(agent, "policy_delay", 1)
+        self.count = max(delay, config.execution.updates_per_launch // delay * delay)
+        self.rates = rate_table(config, agent).to(generator.device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=generator.device)
+        self.warm = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.captured = MetricsWindow()
+
+    def __call__(self, step: int, most: int) -> int:
+        """A launch where K updates are wanted, from a step at which K's pattern begins."""
+        self.position.fill_(step - 1)
+        if most < self.count or (step - 1) % self.count or self.warm < WARM_UP:
+            self.warm += 1
+            self.window.add(self._update(step))
+            return 1
+        if self.graph is None:
+            self.graph = self._capture(step)
+        self.graph.replay()
+        self.window.merge(self.captured)
+        return self.count
+
+    def _update(self, step: int) -> dict[str, Tensor]:
+        rates = self.rates.index_select(0, self.position)[0]
+        for rate, optimizer in zip(rates, self.agent.optimizers.values(), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"].copy_(rate)
+        self.position.add_(1)
+        batch = self.buffer.sample(self.config.batch_size, self.generator)
+        return self.agent.update(batch, self.generator, step)
+
+    def _capture(self, step: int) -> torch.cuda.CUDAGraph:
+        """Record K updates; recording runs none of them."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        # Policies may be scored meanwhile by another thread, which must not break the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for offset in range(self.count):
+                self.captured.add(self._update(step + offset))
+        return graph
+
+
+def rate_table(config: Config, agent: Agent) -> Tensor:
+    """Learning rates of every update `(steps, optimizers)`, in the optimizers' order."""
+    peaks = [agent.learning_rates[name] for name in agent.optimizers]
+    shape = [
+        learning_rate(s, 1.0, config.optimizer.warmup, config.steps) for s in range(config.steps)
+    ]
+    return (
+        torch.tensor(shape, dtype=torch.float64)
+        .outer(torch.tensor(peaks, dtype=torch.float64))
+        .float()
+    )
