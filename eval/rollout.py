@@ -12,9 +12,8 @@ one shape throughout and each row is a function of its episode's seed, so result
 the number of processes, and a lost process's episodes can be played again to the same bits.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,11 @@ from numpy.typing import NDArray
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol, episode_seeds
 from tql_offline.eval.scores import evaluation_score
+from tql_offline.eval.stepping import SlotArrays
 from tql_offline.eval.workers import EnvironmentPool, Outcome
 
 Array = NDArray[np.float32]
+Indices = NDArray[np.int64]
 Policy = Callable[[Array, Array], Array]
 """From observations `(slots, n_s)` and standard normal noise `(slots, noise_dim)` to actions
 `(slots, n_a)`. Row i of the actions may depend only on row i of the arguments.
@@ -34,6 +35,9 @@ Policy = Callable[[Array, Array], Array]
 POLICIES = ("learned", "behaviour")
 _NOISE_STREAM = (2**32 - 1,)
 """Spawn key of an episode's noise, apart from the environment's streams of the same seed."""
+
+_NOISE_STEPS = 64
+"""Steps of an episode whose noise is drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +63,79 @@ class Episode:
     reports_success: bool = True
 
 
-@dataclass
-class _Slot:
-    """Where one slot is in its episodes."""
+class RolloutCancelledError(RuntimeError):
+    """The caller of a rollout no longer wants its episodes."""
 
-    episodes: deque[int]
-    playing: bool = False
-    return_: float = 0.0
-    length: int = 0
-    noise: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def begin(self, seed: int) -> None:
-        """Start counting the first episode of the queue, perhaps again."""
-        self.playing, self.return_, self.length = True, 0.0, 0
-        stream = np.random.SeedSequence(seed, spawn_key=_NOISE_STREAM)
-        self.noise = np.random.default_rng(stream)
+class _Slots:
+    """Where the slots are in their episodes, one row per slot.
+
+    Args:
+        seeds: of all episodes; slot k plays those at k, k + slots, k + 2 slots, ...
+        slots: number of slots.
+        noise_dim: numbers of noise per step.
+    """
+
+    def __init__(self, seeds: Sequence[int], slots: int, noise_dim: int) -> None:
+        self._seeds = seeds
+        self._episode = np.arange(slots)
+        self._playing = np.zeros(slots, dtype=np.bool_)
+        self._returns = np.zeros(slots, dtype=np.float64)
+        self._lengths = np.zeros(slots, dtype=np.int64)
+        self._generators = [np.random.default_rng(0)] * slots
+        self._noise = np.zeros((slots, _NOISE_STEPS, noise_dim), dtype=np.float32)
+
+    def playing(self, slots: Indices) -> Indices:
+        """Those of the slots that are within an episode."""
+        return slots[self._playing[slots]]
+
+    def resets(self, slots: Indices) -> dict[int, int]:
+        """Seeds of the episodes that these slots begin next; perhaps again, if they were lost."""
+        waiting = slots[~self._playing[slots] & (self._episode[slots] < len(self._seeds))]
+        return {k: self._seeds[self._episode[k]] for k in waiting.tolist()}
+
+    def begin(self, resets: Mapping[int, int]) -> None:
+        """Start counting these episodes."""
+        for k, seed in resets.items():
+            self._playing[k], self._returns[k], self._lengths[k] = True, 0.0, 0
+            stream = np.random.SeedSequence(seed, spawn_key=_NOISE_STREAM)
+            self._generators[k] = np.random.default_rng(stream)
+
+    def abandon(self, slots: Sequence[int]) -> None:
+        """Forget the episodes that these slots are in."""
+        self._playing[slots] = False
+
+    def draw(self, slots: Indices) -> Array:
+        """The noise of these slots' next steps, `(len(slots), noise_dim)`.
+
+        A generator gives a block of steps the same numbers as each step by itself.
+        """
+        step = self._lengths[slots] % _NOISE_STEPS
+        for k in slots[step == 0]:
+            self._generators[k].standard_normal(dtype=np.float32, out=self._noise[k])
+        return self._noise[slots, step]
+
+    def record(self, slots: Indices, arrays: SlotArrays) -> Iterator[tuple[int, Episode]]:
+        """Book a step of each of these slots, and give the episodes that it finished."""
+        self._returns[slots] += arrays.rewards[slots]
+        self._lengths[slots] += 1
+        for k in slots[arrays.ended(slots)].tolist():
+            index = int(self._episode[k])
+            self._playing[k] = False
+            self._episode[k] += len(self._playing)
+            yield index, self._finished(k, self._seeds[index], arrays)
+
+    def _finished(self, slot: int, seed: int, arrays: SlotArrays) -> Episode:
+        success = float(arrays.success[slot])
+        return Episode(
+            seed=seed,
+            return_=float(self._returns[slot]),
+            length=int(self._lengths[slot]),
+            success=success == 1.0,
+            terminated=bool(arrays.terminated[slot]),
+            truncated=bool(arrays.truncated[slot]),
+            reports_success=not np.isnan(success),
+        )
 
 
 def rollout(
@@ -86,6 +148,7 @@ def rollout(
     processes: int,
     success_timing: str | None = None,
     progress: Callable[[int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Episode]:
     """Play one episode per seed in a pool of its own; see `run_episodes`.
 
@@ -98,6 +161,8 @@ def rollout(
         processes: worker processes; 1 keeps the environments in this process.
         success_timing: as for `environments.make`.
         progress: called with the number of finished episodes.
+        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
+            a `threading.Event`.
 
     Raises:
         InputError: the environment cannot be made, or the policy's actions are not usable.
@@ -105,7 +170,9 @@ def rollout(
     with EnvironmentPool(
         env_id, slots=slots, processes=processes, success_timing=success_timing
     ) as pool:
-        return run_episodes(policy, pool, seeds=seeds, noise_dim=noise_dim, progress=progress)
+        return run_episodes(
+            policy, pool, seeds=seeds, noise_dim=noise_dim, progress=progress, cancelled=cancelled
+        )
 
 
 def run_episodes(
@@ -115,6 +182,7 @@ def run_episodes(
     seeds: Sequence[int],
     noise_dim: int,
     progress: Callable[[int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Episode]:
     """Play one episode per seed.
 
@@ -124,6 +192,8 @@ def run_episodes(
         seeds: of the episodes, non-negative.
         noise_dim: numbers of noise the policy takes per step, 0 for none.
         progress: called with the number of finished episodes.
+        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
+            a `threading.Event`.
 
     Returns:
         The episodes in the order of their seeds.
@@ -133,31 +203,66 @@ def run_episodes(
     """
     if min(seeds, default=0) < 0:
         raise InputError(f"episode seed {min(seeds)} is negative; use seeds of at least 0")
-    # Gymnasium takes no NumPy integers.
-    seeds = [int(seed) for seed in seeds]
-    slots = [_Slot(deque(range(k, len(seeds), pool.slots))) for k in range(pool.slots)]
-    observations = np.zeros((pool.slots, pool.description["observation_dim"]), dtype=np.float32)
+    try:
+        # Gymnasium takes no NumPy integers.
+        return _play(policy, pool, [int(seed) for seed in seeds], noise_dim, progress, cancelled)
+    except BaseException:
+        # Groups may owe an answer; new processes cannot mistake it for the next one.
+        pool.close()
+        raise
+
+
+def _play(
+    policy: Policy,
+    pool: EnvironmentPool,
+    seeds: Sequence[int],
+    noise_dim: int,
+    progress: Callable[[int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> list[Episode]:
+    """Play one episode per seed; see `run_episodes`."""
+    check = _check(cancelled)
+    slots = _Slots(seeds, pool.slots, noise_dim)
+    observations = np.zeros_like(pool.arrays.observations)
     noise = np.zeros((pool.slots, noise_dim), dtype=np.float32)
     done: dict[int, Episode] = {}
+    free = np.arange(pool.slots)
     while len(done) < len(seeds):
-        steps = [k for k, slot in enumerate(slots) if slot.playing]
-        resets = {k: seeds[slot.episodes[0]] for k, slot in enumerate(slots) if _waits(slot)}
-        for k in steps:
-            noise[k] = slots[k].noise.standard_normal(noise_dim, dtype=np.float32)
-        actions = _act(policy, pool.description["env_id"], observations, noise, steps)
-        outcomes, lost = pool.advance(resets, steps, actions)
-        for k, seed in resets.items():
-            slots[k].begin(seed)
-        for k in lost:
-            slots[k].playing = False
+        steps, resets = slots.playing(free), slots.resets(free)
+        noise[steps] = slots.draw(steps)
+        actions = _act(policy, pool.description, observations, noise, steps)
+        pool.send(resets, steps.tolist(), actions)
+        slots.begin(resets)
+        outcomes = pool.receive(check)
+        free = np.array([k for outcome in outcomes for k in outcome.order.slots])
         finished = []
         for outcome in outcomes:
-            observations[outcome.slots] = outcome.observations
-            finished += _record(outcome, set(steps), slots, seeds)
+            finished += _book(outcome, slots, observations, pool.arrays)
         done.update(finished)
         if progress is not None and finished:
             progress(len(done))
     return [done[index] for index in range(len(seeds))]
+
+
+def _check(cancelled: Callable[[], bool] | None) -> Callable[[], None]:
+    """A function that raises once the rollout is cancelled."""
+
+    def check() -> None:
+        if cancelled is not None and cancelled():
+            raise RolloutCancelledError("the rollout was cancelled; its episodes are dropped")
+
+    return check
+
+
+def _book(
+    outcome: Outcome, slots: _Slots, observations: Array, arrays: SlotArrays
+) -> list[tuple[int, Episode]]:
+    """Take over what came of an order, and return the episodes that it finished."""
+    if outcome.lost:
+        slots.abandon(outcome.order.slots)
+        return []
+    observations[outcome.order.slots] = arrays.observations[outcome.order.slots]
+    return list(slots.record(np.array(outcome.order.steps, dtype=np.int64), arrays))
 
 
 def evaluate(
@@ -170,6 +275,7 @@ def evaluate(
     noise_dim: int,
     base_seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a policy by a protocol.
 
@@ -182,6 +288,8 @@ def evaluate(
         noise_dim: numbers of noise the policy takes per step, 0 for none.
         base_seed: draws another set of episodes; see `protocol.episode_seeds`.
         progress: called with the number of finished episodes.
+        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
+            a `threading.Event`.
 
     Returns:
         One line of `evaluations.jsonl`.
@@ -204,6 +312,7 @@ def evaluate(
         seeds=episode_seeds(protocol, base_seed),
         noise_dim=noise_dim,
         progress=progress,
+        cancelled=cancelled,
     )
     if protocol.score == "success" and not all(e.reports_success for e in episodes):
         raise InputError(
@@ -244,13 +353,12 @@ def _as_document(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _waits(slot: _Slot) -> bool:
-    """Whether the slot has an episode to begin."""
-    return bool(slot.episodes) and not slot.playing
-
-
 def _act(
-    policy: Policy, env_id: str, observations: Array, noise: Array, steps: Sequence[int]
+    policy: Policy,
+    description: Mapping[str, Any],
+    observations: Array,
+    noise: Array,
+    steps: Indices,
 ) -> Array:
     """The policy's actions for the slots that take a step, `(len(steps), n_a)`.
 
@@ -259,8 +367,9 @@ def _act(
     Raises:
         InputError: they have a wrong shape or are not finite.
     """
-    if not steps:
-        return np.zeros((0, 0), dtype=np.float32)
+    env_id, action_dim = description["env_id"], description["action_dim"]
+    if not len(steps):
+        return np.zeros((0, action_dim), dtype=np.float32)
     # Copies: a policy may keep its arguments, and must not reach into the idle rows.
     actions = np.asarray(policy(observations.copy(), noise.copy()), dtype=np.float32)
     if actions.ndim != 2 or len(actions) != len(observations):
@@ -274,36 +383,10 @@ def _act(
             f"the policy gives an action that is not finite (NaN or infinite) in environment "
             f"{env_id!r}; evaluate an earlier checkpoint"
         )
+    if actions.shape[1] != action_dim:
+        raise InputError(
+            f"the policy gives actions of {actions.shape[1]} numbers where environment {env_id!r} "
+            f"takes {action_dim}; evaluate a policy that was trained on a dataset of this "
+            "environment"
+        )
     return np.clip(chosen, -1.0, 1.0)
-
-
-def _record(
-    outcome: Outcome, stepped: set[int], slots: Sequence[_Slot], seeds: Sequence[int]
-) -> list[tuple[int, Episode]]:
-    """Book an outcome's steps into their slots, and return the episodes that they finished."""
-    finished = []
-    for row, k in enumerate(outcome.slots):
-        if k not in stepped:
-            continue
-        slot = slots[k]
-        slot.return_ += float(outcome.rewards[row])
-        slot.length += 1
-        if outcome.terminated[row] or outcome.truncated[row]:
-            index = slot.episodes.popleft()
-            slot.playing = False
-            finished.append((index, _episode(seeds[index], slot, outcome, row)))
-    return finished
-
-
-def _episode(seed: int, slot: _Slot, outcome: Outcome, row: int) -> Episode:
-    """The episode that a slot finished with this row of an outcome."""
-    success = float(outcome.success[row])
-    return Episode(
-        seed=seed,
-        return_=slot.return_,
-        length=slot.length,
-        success=success == 1.0,
-        terminated=bool(outcome.terminated[row]),
-        truncated=bool(outcome.truncated[row]),
-        reports_success=not np.isnan(success),
-    )

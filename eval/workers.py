@@ -1,92 +1,86 @@
 """Environments in processes of their own, stepped together.
 
-A pool has a fixed number of slots, split into contiguous groups. In one tick every busy slot either
-begins an episode or takes one step; each group gets one order and gives one outcome. With a single
-process the one group lives in the calling process, without pipes, through the same code.
+A pool has a fixed number of slots, split into contiguous groups, each with a process. A group gets
+one order at a time, to begin episodes in some of its slots and to take a step in others, and
+answers it while the others may be at another tick:
+
+    caller    policy->A  policy->B     .     policy->A  policy->B    ...
+    group A         [ steps its slots ]           [ steps its slots ]
+    group B                    [ steps its slots ]           [ steps its slots ]
 
 A worker process that dies or hangs is replaced, and its slots are reported as lost: since an
 episode is a function of its seed and the policy, the caller begins those episodes again and nothing
 is dropped. An error that an environment raises is not repeated but raised in the caller.
+
+A pool may be used from any thread, by one at a time. An environment that steps exchanges what all
+threads of its process share (NumPy's global generator, Gymnasium's seeding, warning filters), so
+environments live in the calling process only if that is wanted (one process) and its main thread
+calls; any other thread gets a worker process, and its callers see nothing of the environments.
 """
 
+import dataclasses
 import multiprocessing
-import os
-import signal
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from math import ceil
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
-from tql_offline.eval.environments import SeededEnvironment, describe, kept_global_state, make
+from tql_offline.eval import worker_start
+from tql_offline.eval.environments import describe, kept_normal_cache
+from tql_offline.eval.stepping import (
+    EnvironmentFailedError,
+    Environments,
+    Failure,
+    Order,
+    Settings,
+    SlotArrays,
+)
+
+__all__ = ["MAX_LOSSES", "EnvironmentFailedError", "EnvironmentPool", "Outcome"]
 
 MAX_LOSSES = 3
 """A group that loses its process this often without finishing an episode will not finish one."""
 
+_CHECK_SECONDS = 0.1
+"""Longest time between two looks at whether the caller still wants the answer."""
 
-class EnvironmentFailedError(RuntimeError):
-    """An environment raised an error, or its process died again and again; the message has both."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What one group does in one tick.
-
-    Attributes:
-        resets: seed of the episode that each of these slots begins.
-        steps: slots that take a step.
-        actions: `(len(steps), n_a)` float32, their actions.
-    """
-
-    resets: dict[int, int]
-    steps: list[int]
-    actions: NDArray[np.float32]
+_Context = multiprocessing.get_context("spawn")
+# Not fork: a forked child would share CUDA, thread pools and random state with its parent.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an order, one row per slot.
+    """What came of a group's order; the numbers are in the pool's arrays.
 
     Attributes:
-        slots: the slots that began an episode, then those that took a step.
-        observations: `(len(slots), n_s)` float32.
-        rewards: `(len(slots),)`, 0 for a reset.
-        terminated: `(len(slots),)` whether the task ended.
-        truncated: `(len(slots),)` whether the episode was cut off.
-        success: `(len(slots),)` 1, 0, or NaN where the environment reports none.
+        order: the order.
+        seconds: that it took, None if the group was lost (its process died or hung) and has to
+            begin its episodes again.
     """
 
-    slots: list[int]
-    observations: NDArray[np.float32]
-    rewards: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-    success: NDArray[np.float64]
+    order: Order
+    seconds: float | None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the order came to nothing."""
+        return self.seconds is None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Failure:
-    """An error on its way from a worker to the caller."""
+class _Timeouts:
+    """Seconds that a group may take, see `EnvironmentPool`."""
 
-    message: str
-    is_input_error: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What a group needs to know to make its environments, and how long to wait for them."""
-
-    env_id: str
-    success_timing: str | None
-    step_timeout: float
-    start_timeout: float
+    step: float
+    start: float
 
 
 class _Group(Protocol):
@@ -95,11 +89,47 @@ class _Group(Protocol):
     def send(self, order: Order) -> None:
         """Hand over one tick's order."""
 
-    def receive(self) -> Outcome | None:
-        """The order's outcome; None if the group was lost and has to begin its episodes again."""
+    def receive(self, check: Callable[[], None]) -> Outcome:
+        """What came of the order.
+
+        Raises:
+            EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
+        """
 
     def stop(self) -> None:
         """Free the environments; the next order makes new ones."""
+
+
+class _Pace:
+    """How many groups the caller should have answers of before it calls the policy again.
+
+    A policy call takes P seconds, whether one group waits for it or all G, and a group's step E. If
+    each group gets calls of its own, a tick takes G P, but no less than P + E, the time from
+    one order to the next. So there is time for (P + E) / P calls in a tick; more would keep groups
+    waiting longer than sharing them does. Both times are means that forget.
+    """
+
+    def __init__(self) -> None:
+        self._policy = self._step = 0.0
+        self._since: float | None = None
+
+    def handed_out(self, outcomes: Sequence[Outcome]) -> None:
+        """The caller has outcomes to work on."""
+        self._since = perf_counter()
+        for outcome in outcomes:
+            # Resets are far slower than steps, and rare.
+            if outcome.seconds is not None and not outcome.order.resets:
+                self._step += 0.1 * (outcome.seconds - self._step)
+
+    def handed_in(self) -> None:
+        """The caller has sent new orders."""
+        if self._since is not None:
+            self._policy += 0.1 * (perf_counter() - self._since - self._policy)
+
+    def quorum(self, groups: int) -> int:
+        """Answers to wait for where this number of groups is at work."""
+        calls = int((self._policy + self._step) / self._policy) if self._policy else groups
+        return ceil(groups / max(1, min(groups, calls)))
 
 
 class EnvironmentPool:
@@ -111,11 +141,17 @@ class EnvironmentPool:
     Args:
         env_id: as for `environments.make`.
         slots: environments stepped together.
-        processes: worker processes; 1 keeps the environments in this process.
+        processes: worker processes; 1 keeps the environments in this process if its main thread
+            calls.
         success_timing: as for `environments.make`.
         step_timeout: seconds that a group may take for one step of all its slots.
         start_timeout: seconds that a group may take for a tick in which episodes begin, which may
             include starting its process and making its environments.
+
+    Attributes:
+        slots: number of slots.
+        description: see `environments.describe`.
+        arrays: of all slots; a group's rows are its own from `send` until `receive` gives it back.
 
     Raises:
         InputError: the environment cannot be made or has no vector observations and actions, or a
@@ -138,21 +174,25 @@ class EnvironmentPool:
                 "set both to at least 1"
             )
         self.slots = slots
-        self.description = describe(env_id, success_timing)
-        settings = _Settings(
+        self._timeouts = _Timeouts(step=step_timeout, start=start_timeout)
+        self.description = _describe(env_id, success_timing, start_timeout)
+        self._settings = Settings(
             env_id=env_id,
             success_timing=success_timing,
-            step_timeout=step_timeout,
-            start_timeout=start_timeout,
+            slots=slots,
+            observation_dim=self.description["observation_dim"],
+            action_dim=self.description["action_dim"],
         )
+        # An unlinked file: no name to clean up, whichever process dies first.
+        self._memory = _Context.RawArray("B", slots * self._settings.row().itemsize)
+        self.arrays = SlotArrays.over(self._memory, self._settings)
         processes = min(processes, slots)
-        self._groups: list[_Group] = (
-            [_LocalGroup(settings)]
-            if processes == 1
-            else [_ProcessGroup(settings) for _ in range(processes)]
-        )
+        self._processes = processes
+        self._groups: list[_Group] = []
         # Slot k belongs to group k * processes // slots: contiguous groups of nearly equal size.
         self._group_of = [slot * processes // slots for slot in range(slots)]
+        self._working: list[_Group] = []
+        self._pace = _Pace()
 
     def __enter__(self) -> Self:
         return self
@@ -160,118 +200,144 @@ class EnvironmentPool:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def advance(
+    def send(
         self, resets: Mapping[int, int], steps: Sequence[int], actions: NDArray[np.float32]
-    ) -> tuple[list[Outcome], list[int]]:
-        """Advance every busy slot by one tick.
+    ) -> None:
+        """Have slots advance by one tick, in groups that have no order now.
 
         Args:
             resets: seed of the episode that each of these slots begins.
             steps: slots that take a step.
             actions: `(len(steps), n_a)` float32, their actions.
+        """
+        self._make_groups()
+        if len(steps):
+            self.arrays.actions[steps] = actions
+        for index, order in self._split(resets, steps).items():
+            self._groups[index].send(order)
+            self._working.append(self._groups[index])
+        self._pace.handed_in()
+
+    def receive(self, check: Callable[[], None]) -> list[Outcome]:
+        """Wait until groups have answered: one, or more if the policy is slow to call.
+
+        Args:
+            check: called at least every 0.1 s, to raise if the answer is no longer wanted.
 
         Returns:
-            The groups' outcomes, and the lost slots: their group's process died or hung, and their
-            episodes have to begin again.
+            Their outcomes; these groups have no order now.
 
         Raises:
-            InputError: the actions don't fit the environment.
             EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
         """
-        orders = self._split(resets, steps, actions)
-        outcomes: list[Outcome] = []
-        lost: list[int] = []
-        try:
-            for index, order in orders.items():
-                self._groups[index].send(order)
-            for index, order in orders.items():
-                outcome = self._groups[index].receive()
-                if outcome is None:
-                    lost += [*order.resets, *order.steps]
-                else:
-                    outcomes.append(outcome)
-        except BaseException:
-            # Other groups may owe an answer; new processes cannot mistake it for the next one.
-            self.close()
-            raise
-        return outcomes, lost
+        ready: list[_Group] = []
+        quorum = self._pace.quorum(len(self._working))
+        while len(ready) < quorum:
+            check()
+            ready += _answered([group for group in self._working if group not in ready])
+        outcomes = [group.receive(check) for group in ready]
+        self._working = [group for group in self._working if group not in ready]
+        self._pace.handed_out(outcomes)
+        return outcomes
 
     def close(self) -> None:
-        """End the processes and free the environments; a later tick would start them anew."""
+        """End the processes and free the environments; a later order would start them anew."""
+        self._working = []
         for group in self._groups:
             group.stop()
 
-    def _split(
-        self, resets: Mapping[int, int], steps: Sequence[int], actions: NDArray[np.float32]
-    ) -> dict[int, Order]:
-        """The tick's orders by group; idle groups get none."""
-        orders = {}
-        for index in range(len(self._groups)):
-            mine = [row for row, slot in enumerate(steps) if self._group_of[slot] == index]
-            order = Order(
-                resets={k: seed for k, seed in resets.items() if self._group_of[k] == index},
-                steps=[steps[row] for row in mine],
-                actions=actions[mine],
-            )
-            if order.resets or order.steps:
-                orders[index] = order
+    def _make_groups(self) -> None:
+        """Have groups that suit the calling thread; it changes between rollouts if at all."""
+        kind = _ProcessGroup if self._processes > 1 or not _in_main_thread() else _LocalGroup
+        if not self._groups or type(self._groups[0]) is not kind:
+            self.close()
+            self._groups = [
+                kind(self._settings, self._timeouts, self._memory) for _ in range(self._processes)
+            ]
+
+    def _split(self, resets: Mapping[int, int], steps: Sequence[int]) -> dict[int, Order]:
+        """The orders by group; idle groups get none."""
+        orders: dict[int, Order] = {}
+        for slot, seed in resets.items():
+            orders.setdefault(self._group_of[slot], Order()).resets[slot] = seed
+        for slot in steps:
+            orders.setdefault(self._group_of[slot], Order()).steps.append(slot)
         return orders
 
 
 class _LocalGroup:
     """A group whose environments live in this process."""
 
-    def __init__(self, settings: _Settings) -> None:
-        self._settings = settings
-        self._environments: dict[int, SeededEnvironment] = {}
-        self._order: Order | None = None
+    def __init__(self, settings: Settings, _timeouts: _Timeouts, memory: Any) -> None:
+        self._environments = Environments(settings, SlotArrays.over(memory, settings))
+        self._order = Order()
 
     def send(self, order: Order) -> None:
         """Keep the order."""
         self._order = order
 
-    def receive(self) -> Outcome:
-        """Carry the order out."""
-        assert self._order is not None
-        return _unwrap(_answer(self._environments, self._settings, self._order))
+    def receive(self, check: Callable[[], None]) -> Outcome:
+        """Carry the order out, slot by slot so that it can be given up in between."""
+        with kept_normal_cache():
+            seconds = [self._carry_out(part, check) for part in self._order.split()]
+        return Outcome(order=self._order, seconds=sum(seconds))
 
     def stop(self) -> None:
         """Free the environments."""
-        while self._environments:
-            self._environments.popitem()[1].close()
+        self._environments.close()
+
+    def _carry_out(self, order: Order, check: Callable[[], None]) -> float:
+        check()
+        return _unwrap(self._environments.carry_out(order))
 
 
 class _ProcessGroup:
     """A group whose environments live in a worker process, started with its first order."""
 
-    def __init__(self, settings: _Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, timeouts: _Timeouts, memory: Any) -> None:
+        self._settings, self._timeouts, self._memory = settings, timeouts, memory
+        self._arrays = SlotArrays.over(memory, settings)
         self._process: BaseProcess | None = None
         self._connection: Connection[Any, Any] | None = None
-        self._order: Order | None = None
+        self._order = Order()
         self._deadline = 0.0
         self._losses = 0
+
+    @property
+    def connection(self) -> "Connection[Any, Any]":
+        """Our end of the pipe to the worker that has the order."""
+        assert self._connection is not None
+        return self._connection
+
+    @property
+    def late(self) -> bool:
+        """Whether the order has taken too long."""
+        return monotonic() >= self._deadline
 
     def send(self, order: Order) -> None:
         """Start the worker if there is none, and send it the order."""
         if self._connection is None:
-            self._process, self._connection = _start_worker(self._settings)
-        wait = self._settings.start_timeout if order.resets else self._settings.step_timeout
-        self._order, self._deadline = order, monotonic() + wait
+            task = (self._memory, dataclasses.asdict(self._settings))
+            self._process, self._connection = _start_worker("serve", *task)
+        timeout = self._timeouts.start if order.resets else self._timeouts.step
+        self._order, self._deadline = order, monotonic() + timeout
         try:
-            self._connection.send(order)
+            self._connection.send((order.resets, order.steps))
         except OSError:
             # The worker is dead; `receive` finds that too, and is the one place that replaces it.
             return
 
-    def receive(self) -> Outcome | None:
-        """Wait for the outcome until the deadline; end a dead or hanging worker."""
-        answer = self._poll()
+    def receive(self, _check: Callable[[], None]) -> Outcome:
+        """Take the answer that has come, or end a dead or hanging worker."""
+        try:
+            answer = self.connection.recv() if self.connection.poll() else None
+        except (EOFError, OSError):
+            answer = None
         if answer is None:
             self._count_loss()
-            return None
-        outcome = _unwrap(answer)
-        if (outcome.terminated | outcome.truncated).any():
+            return Outcome(order=self._order, seconds=None)
+        outcome = Outcome(order=self._order, seconds=_unwrap(answer))
+        if self._arrays.ended(self._order.slots).any():
             self._losses = 0
         return outcome
 
@@ -286,17 +352,6 @@ class _ProcessGroup:
             process.join()
             process.close()
 
-    def _poll(self) -> Outcome | _Failure | None:
-        """The worker's answer, or None if it died or hangs."""
-        assert self._connection is not None
-        try:
-            if not self._connection.poll(max(0.0, self._deadline - monotonic())):
-                return None
-            answer: Outcome | _Failure = self._connection.recv()
-        except (EOFError, OSError):
-            return None
-        return answer
-
     def _count_loss(self) -> None:
         """End the lost worker.
 
@@ -304,127 +359,80 @@ class _ProcessGroup:
             EnvironmentFailedError: it is the last of `MAX_LOSSES` in a row.
         """
         assert self._process is not None
-        assert self._order is not None
         # A pipe ends a moment before its process does.
         self._process.join(0.2)
         how = "hung" if self._process.is_alive() else f"died (exit code {self._process.exitcode})"
-        slots = [*self._order.resets, *self._order.steps]
         self.stop()
         self._losses += 1
         if self._losses == MAX_LOSSES:
             self._losses = 0
             raise EnvironmentFailedError(
-                f"the process of slots {slots} of environment {self._settings.env_id!r} {how}, the "
-                f"{MAX_LOSSES}rd loss without a finished episode; use fewer slots if memory ran "
-                "out, or processes=1 to see the error"
+                f"the process of slots {self._order.slots} of environment "
+                f"{self._settings.env_id!r} {how}, the {MAX_LOSSES}rd loss without a finished "
+                "episode; use fewer slots if memory ran out, or processes=1 to see the error"
             )
 
 
-def _start_worker(settings: _Settings) -> tuple[BaseProcess, "Connection[Any, Any]"]:
-    """Start a worker process and return it with this process's end of its pipe."""
-    # Not fork: a forked child would share CUDA, thread pools and random state with its parent.
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
-    with _one_thread_per_child():
-        process.start()
+def _answered(groups: Sequence[_Group]) -> list[_Group]:
+    """Groups that have an answer or are too late for one, waiting a moment for the first."""
+    apart = {g.connection: g for g in groups if isinstance(g, _ProcessGroup)}
+    if not apart:
+        return list(groups)
+    answers = wait(list(apart), timeout=_CHECK_SECONDS)
+    return [group for pipe, group in apart.items() if pipe in answers or group.late]
+
+
+def _describe(env_id: str, success_timing: str | None, timeout: float) -> dict[str, Any]:
+    """Describe an environment, in a process of its own unless this is the main thread.
+
+    Raises:
+        InputError: see `environments.describe`.
+        EnvironmentFailedError: making the environment raised another error or took too long.
+    """
+    if _in_main_thread():
+        return describe(env_id, success_timing)
+    process, connection = _start_worker("tell", env_id, success_timing)
+    try:
+        answer = connection.recv() if connection.poll(timeout) else None
+    except EOFError:
+        answer = None
+    finally:
+        connection.close()
+        process.kill()
+        process.join()
+        process.close()
+    if answer is None:
+        raise EnvironmentFailedError(
+            f"the process that was to describe environment {env_id!r} died, or hung for "
+            f"{timeout:g} s; make the environment by itself to see why"
+        )
+    description: dict[str, Any] = _unwrap(answer)
+    return description
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _start_worker(task: str, *arguments: Any) -> tuple[BaseProcess, "Connection[Any, Any]"]:
+    """Start a process on a task of `stepping`; return it with this process's end of its pipe."""
+    ours, theirs = _Context.Pipe()
+    process = _Context.Process(
+        target=worker_start.run, args=(theirs, task, *arguments), daemon=True
+    )
+    process.start()
     # With our copy closed, a dead worker's pipe reads as ended instead of silent.
     theirs.close()
     return process, ours
 
 
-@contextmanager
-def _one_thread_per_child() -> Iterator[None]:
-    """Have new processes use one thread each; they are as many as the cores they may use."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _serve(connection: "Connection[Any, Any]", settings: _Settings) -> None:
-    """A worker's life: answer orders until the other end of the pipe is closed."""
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    environments: dict[int, SeededEnvironment] = {}
-    while True:
-        try:
-            order = connection.recv()
-        except (EOFError, OSError):
-            return
-        answer = _answer(environments, settings, order)
-        try:
-            connection.send(answer)
-        except OSError:
-            return
-
-
-def _answer(
-    environments: dict[int, SeededEnvironment], settings: _Settings, order: Order
-) -> Outcome | _Failure:
-    """Carry out an order, or say what error came of it."""
-    try:
-        with kept_global_state():
-            return _carry_out(environments, settings, order)
-    except InputError as error:
-        return _Failure(message=str(error), is_input_error=True)
-    except Exception:
-        return _Failure(
-            message=f"environment {settings.env_id!r} failed:\n{traceback.format_exc()}",
-            is_input_error=False,
-        )
-
-
-def _unwrap(answer: Outcome | _Failure) -> Outcome:
-    """An answer's outcome.
+def _unwrap(answer: Any) -> Any:
+    """An answer that is no failure.
 
     Raises:
         InputError: what the worker raised.
         EnvironmentFailedError: with the text of any other error that the worker raised.
     """
-    if isinstance(answer, Outcome):
-        return answer
-    raise (InputError if answer.is_input_error else EnvironmentFailedError)(answer.message)
-
-
-def _carry_out(
-    environments: dict[int, SeededEnvironment], settings: _Settings, order: Order
-) -> Outcome:
-    """Begin the order's episodes and take its steps."""
-    rows = [
-        (_environment(environments, settings, slot).reset(seed), 0.0, False, False, float("nan"))
-        for slot, seed in order.resets.items()
-    ]
-    for slot, action in zip(order.steps, order.actions, strict=True):
-        environment = environments[slot]
-        if len(action) != environment.action_dim:
-            raise InputError(
-                f"the policy gives actions of {len(action)} numbers where environment "
-                f"{settings.env_id!r} takes {environment.action_dim}; evaluate a policy that was "
-                "trained on a dataset of this environment"
-            )
-        rows.append(environment.step(action))
-    observations, rewards, terminated, truncated, success = zip(*rows, strict=True)
-    return Outcome(
-        slots=[*order.resets, *order.steps],
-        observations=np.stack(observations),
-        rewards=np.array(rewards),
-        terminated=np.array(terminated),
-        truncated=np.array(truncated),
-        success=np.array(success),
-    )
-
-
-def _environment(
-    environments: dict[int, SeededEnvironment], settings: _Settings, slot: int
-) -> SeededEnvironment:
-    """The slot's environment, made at its first use."""
-    if slot not in environments:
-        env = make(settings.env_id, success_timing=settings.success_timing)
-        environments[slot] = SeededEnvironment(env)
-    return environments[slot]
+    if isinstance(answer, Failure):
+        raise answer.error()
+    return answer

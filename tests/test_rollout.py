@@ -253,7 +253,7 @@ def test_lost_processes_are_replaced_and_nothing_is_dropped(
 def test_a_process_that_always_dies_is_given_up(monkeypatch):
     starts = []
     start = workers._start_worker
-    monkeypatch.setattr(workers, "_start_worker", lambda s: starts.append(s) or start(s))
+    monkeypatch.setattr(workers, "_start_worker", lambda *task: starts.append(task) or start(*task))
     with pytest.raises(EnvironmentFailedError, match=r"slots \[.*CrashAlways.*exit code 17"):
         play("rollout_environments:CrashAlways-v0", processes=2)
     assert len(starts) <= 2 * workers.MAX_LOSSES

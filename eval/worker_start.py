@@ -1,0 +1,22 @@
+"""The first code of a worker process, before NumPy is there.
+
+It is a file of its own with nothing imported, because what it sets must be set before the libraries
+that read it are loaded, and in the worker alone: the calling process has threads that read its
+environment variables meanwhile.
+"""
+
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+def run(connection: "Connection[Any, Any]", task: str, *arguments: Any) -> None:
+    """Do a task of `stepping`, which takes the connection and these arguments."""
+    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One thread each: there are as many workers as cores that they may use.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from tql_offline.eval import stepping
+
+    getattr(stepping, task)(connection, *arguments)
