@@ -1,6 +1,9 @@
 """The device-resident buffer: every column on the training device, indices drawn there."""
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.batch import Batch
-from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, row_blocks
+from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.errors import InputError
+
+_STAGING_BYTES = 2**24
+"""Of pinned memory a column is copied through."""
+_WORK_BYTES = 16
+"""What a transition's numbers take while its targets are computed: float64 and int64."""
 
 
 @dataclass(frozen=True)
@@ -19,33 +28,61 @@ class NStepTable:
     Attributes:
         returns: `(N,)` float32, `Σ_{k<m} γ^k r_{i+k}`.
         discounts: `(N,)` float32, `γ^m·mask` with the mask of the m-th step.
-        steps: `(N,)` int64, m ≤ n: fewer where the episode or the task ended sooner.
+        steps: `(N,)` m ≤ n, of the type that counts rows: fewer where the episode or the task
+            ended sooner.
     """
 
     returns: NDArray[np.float32]
     discounts: NDArray[np.float32]
-    steps: NDArray[np.int64]
+    steps: NDArray[np.integer[Any]]
 
 
 def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
     """Compute n-step returns and discounts of every transition.
 
     A window stops at the episode's last transition (and bootstraps from the observation after it)
-    and at a step whose mask is 0 (and does not bootstrap). Cost: n passes over N numbers.
+    and at a step whose mask is 0 (and does not bootstrap). Cost: at most n passes over N numbers, a
+    block at a time.
     """
-    transitions = np.arange(episodes.num_transitions)
-    last = np.repeat(episodes.last_transitions(), episodes.lengths)
-    returns = np.zeros(len(transitions))
-    steps = np.zeros(len(transitions), dtype=np.int64)
-    open_window = np.ones(len(transitions), dtype=bool)
-    for k in range(n):
-        open_window &= transitions + k <= last
-        here = transitions[open_window] + k
-        returns[open_window] += discount**k * episodes.rewards[here]
-        steps[open_window] += 1
-        open_window[open_window] = episodes.masks[here] > 0
-    discounts = discount**steps * episodes.masks[transitions + steps - 1]
-    return NStepTable(returns.astype(np.float32), discounts.astype(np.float32), steps)
+    count = episodes.num_transitions
+    goes_on = episodes.masks > 0
+    goes_on[episodes.last_transitions()] = False
+    table = NStepTable(
+        returns=empty_vector(count, np.float32),
+        discounts=empty_vector(count, np.float32),
+        steps=empty_vector(count, episodes.row_dtype),
+    )
+    longest = min(n, int(episodes.lengths.max()))
+    powers = discount ** np.arange(longest + 1)
+    for rows in row_blocks(count, _WORK_BYTES):
+        returns, steps, masks = _windows(episodes, goes_on, rows, longest, discount)
+        table.returns[rows] = returns
+        table.steps[rows] = steps
+        table.discounts[rows] = powers.take(steps) * masks
+    return table
+
+
+def _windows(
+    episodes: Episodes, goes_on: NDArray[np.bool_], rows: slice, n: int, discount: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
+    """Returns, lengths and last masks of the windows that start at some consecutive transitions."""
+    returns = 0.0 + episodes.rewards[rows].astype(np.float64)  # -0.0 becomes 0.0, as in a sum
+    steps = np.ones(len(returns), dtype=np.int64)
+    masks = episodes.masks[rows].copy()
+    is_open = goes_on[rows].copy()
+    for k in range(1, n):
+        # The windows' k-th steps lie side by side, too; none that is open reaches beyond the data.
+        ahead = slice(rows.start + k, rows.stop + k)
+        inside = slice(len(goes_on[ahead]))
+        still = is_open[inside]
+        if not still.any():
+            break
+        reward = discount**k * episodes.rewards[ahead]
+        np.add(returns[inside], reward, out=returns[inside], where=still)
+        steps[inside] += still
+        np.copyto(masks[inside], episodes.masks[ahead], where=still)
+        still &= goes_on[ahead]
+    return returns, steps, masks
 
 
 def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
@@ -59,16 +96,79 @@ def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
     worst = min(float(episodes.rewards.min()), 0.0)
     forever = 1 / (1 - discount) if discount < 1 else np.inf
     after_cut = worst * forever if worst else 0.0
-    starts = np.cumsum(episodes.lengths) - episodes.lengths
-    returns = np.zeros(episodes.num_transitions + 1)
-    for step in range(int(episodes.lengths.max()) - 1, -1, -1):
-        here = starts[episodes.lengths > step] + step
-        last = step + 1 == episodes.lengths[episodes.lengths > step]
-        beyond = np.where(last, after_cut, returns[here + 1])
-        ongoing = episodes.masks[here] > 0
-        returns[here] = episodes.rewards[here]
-        returns[here[ongoing]] += discount * beyond[ongoing]
-    return returns[:-1].astype(np.float32)
+    # Longest first, so that the episodes that have a step t are the first few.
+    order = np.argsort(-episodes.lengths, kind="stable")
+    lengths = episodes.lengths[order]
+    starts = (np.cumsum(episodes.lengths) - episodes.lengths)[order]
+    beyond = np.full(len(lengths), after_cut)
+    returns = empty_vector(episodes.num_transitions, np.float32)
+    stop = int(lengths[0])
+    while stop:
+        stop = _fill_backwards(returns, episodes, starts, lengths, beyond, stop, discount)
+    return returns
+
+
+def _fill_backwards(
+    returns: NDArray[np.float32],
+    episodes: Episodes,
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    beyond: NDArray[np.float64],
+    stop: int,
+    discount: float,
+) -> int:
+    """Fill in the returns of some steps before `stop`, of about a block's numbers in all.
+
+    Args:
+        returns: `(N,)`, filled in.
+        episodes: the dataset.
+        starts: `(E,)` first transition of each episode, the longest episode first.
+        lengths: `(E,)` of these episodes.
+        beyond: `(E,)` what follows `stop`; afterwards what follows the step returned.
+        stop: the first step that is filled in already.
+        discount: γ.
+
+    Returns:
+        The first step that is filled in now.
+    """
+    num_active = int(np.searchsorted(-lengths, -(stop - 1)))  # of the last step: at least so many
+    first = max(stop - max(TASK_BYTES // _WORK_BYTES // max(num_active, 1), 1), 0)
+    steps = np.arange(first, stop)
+    counts = np.searchsorted(-lengths, -steps).tolist()  # episodes that have each step
+    if lengths[0] == lengths[-1]:  # a rectangle, of which part is a view
+        rewards, masks, there = (
+            column.reshape(len(lengths), -1)[:, first:stop]
+            for column in (episodes.rewards, episodes.masks, returns)
+        )
+        there[:] = _backwards(rewards, masks, counts, beyond, discount)
+        return first
+    here = starts[: counts[0], None] + steps
+    inside = steps < lengths[: counts[0], None]
+    # Clipped, what lies beyond the data is some number that no episode has a step for.
+    rewards, masks = (c.take(here, mode="clip") for c in (episodes.rewards, episodes.masks))
+    returns[here[inside]] = _backwards(rewards, masks, counts, beyond, discount)[inside]
+    return first
+
+
+def _backwards(
+    rewards: NDArray[np.float32],
+    masks: NDArray[np.float32],
+    counts: list[int],
+    beyond: NDArray[np.float64],
+    discount: float,
+) -> NDArray[np.float64]:
+    """Returns from `(episodes, steps)` rewards, whose t-th step `counts[t]` episodes have."""
+    total = rewards.T.astype(np.float64, order="C")  # a row per step
+    ongoing = np.ascontiguousarray(masks.T > 0)
+    goes_on = np.all(ongoing, axis=1)
+    for row, count in reversed(list(enumerate(counts))):
+        now, after = total[row, :count], beyond[:count]
+        if goes_on[row]:  # the same, much faster
+            now += discount * after
+        else:
+            np.add(now, discount * after, out=now, where=ongoing[row, :count])
+        after[:] = now
+    return total.T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +181,8 @@ class Buffer:
         returns: `(N,)` n-step returns.
         discounts: `(N,)` γ^m·mask.
         returns_to_go: `(N,)`.
-        start_rows: `(N,)` int64, observation row of s.
-        end_rows: `(N,)` int64, observation row of the observation to bootstrap from.
+        start_rows: `(N,)` observation row of s; int32 where that can count all rows, else int64.
+        end_rows: `(N,)` of the same type, observation row of the observation to bootstrap from.
     """
 
     observations: Tensor
@@ -110,7 +210,7 @@ class Buffer:
         start_rows, end_rows = self.start_rows[index], self.end_rows[index]
         # m steps on in the same episode are m transitions on; where the episode ended, the
         # transition found there starts in another row.
-        later = (index + end_rows - start_rows).clamp(max=self.num_transitions - 1)
+        later = (index + (end_rows - start_rows)).clamp(max=self.num_transitions - 1)
         return Batch(
             observations=self.observations[start_rows].float(),
             actions=self.actions[index],
@@ -128,6 +228,9 @@ def make_buffer(
 ) -> Buffer:
     """Put a dataset on a device.
 
+    On a CPU observations and actions are the dataset's own memory, which must not change any more.
+    Elsewhere they are copied there a part at a time.
+
     Args:
         episodes: the dataset.
         n_step: n ≥ 1 steps of reward before the bootstrap.
@@ -137,19 +240,52 @@ def make_buffer(
     Raises:
         InputError: the columns need more memory than the device has free.
     """
-    table = n_step_table(episodes, n_step, discount)
-    start_rows = episodes.start_rows()
+    with ThreadPoolExecutor(1) as thread:
+        to_go = thread.submit(returns_to_go, episodes, discount)
+        table = n_step_table(episodes, n_step, discount)
+        start_rows = episodes.start_rows()
     columns = {
         "observations": episodes.observations,
         "actions": episodes.actions,
         "returns": table.returns,
         "discounts": table.discounts,
-        "returns_to_go": returns_to_go(episodes, discount),
+        "returns_to_go": to_go.result(),
         "start_rows": start_rows,
-        "end_rows": start_rows + table.steps,
+        "end_rows": np.add(start_rows, table.steps, out=table.steps),
     }
     _check_memory(sum(column.nbytes for column in columns.values()), device)
-    return Buffer(**{name: torch.as_tensor(c).to(device) for name, c in columns.items()})
+    return Buffer(**{name: _on_device(column, device) for name, column in columns.items()})
+
+
+def _on_device(column: Array, device: torch.device) -> Tensor:
+    """A column on a device; on the CPU it is the array's own memory."""
+    host = torch.as_tensor(column)
+    if device.type == "cpu":
+        return host
+    there = torch.empty(host.shape, dtype=host.dtype, device=device)
+    _copy_in_blocks(host, there, pinned=device.type == "cuda")
+    return there
+
+
+def _copy_in_blocks(host: Tensor, there: Tensor, pinned: bool) -> None:
+    """Copy by way of two small buffers: one is filled while the other's copy is under way.
+
+    Pinned memory copies fastest, but is too dear for a whole column.
+    """
+    blocks = row_blocks(len(host), host[:1].nbytes, block_bytes=_STAGING_BYTES)
+    stages = [torch.empty_like(host[: blocks[0].stop], pin_memory=pinned) for _ in blocks[:2]]
+    copies: deque[torch.cuda.Event] = deque()
+    for number, rows in enumerate(blocks):
+        if len(copies) == len(stages):
+            copies.popleft().synchronize()
+        stage = stages[number % 2][: rows.stop - rows.start]
+        stage.copy_(host[rows])
+        there[rows].copy_(stage, non_blocking=pinned)
+        if pinned:
+            copies.append(torch.cuda.Event())
+            copies[-1].record(torch.cuda.current_stream(there.device))
+    for copy in copies:  # before the stages' memory is another's
+        copy.synchronize()
 
 
 def _check_memory(needed: int, device: torch.device) -> None:

@@ -2,16 +2,22 @@
 
 import hashlib
 import math
+import os
+import struct
+import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, first_bad, in_threads, row_blocks
 from tql_offline.datasets.episodes import Array
 from tql_offline.errors import InputError
 
@@ -27,14 +33,31 @@ _FREE_BYTES = 2**30
 _PACKING = 1100
 """Deflate, the packing of npz and HDF5, makes nothing more than 1032 times smaller."""
 _FOREIGN_COLUMNS = ("timeouts", "next_observations")
+_HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
 
-def read_columns(path: Path, mend: str = "write it again as docs/data.md says") -> dict[str, Array]:
-    """Read every column of an `.npz` or HDF5 file.
+def read_columns(
+    path: Path,
+    mend: str = "write it again as docs/data.md says",
+    *,
+    only: Collection[str] | None = None,
+    floats: Collection[str] = (),
+) -> "Columns":
+    """Read the columns of an `.npz` or HDF5 file, each straight into the memory it stays in.
+
+    Beside the columns themselves no more than some blocks of rows are held (and one chunk of an
+    HDF5 file whose chunks are larger).
 
     Args:
         path: the file.
         mend: what the user is told to do about a damaged file.
+        only: the columns to keep. Others are read to see that they are whole, and come back with
+            no rows: their names are those of the file. None keeps all.
+        floats: columns that become float32 while they are read, where they are numbers. One too
+            large for float32 becomes infinite.
+
+    Returns:
+        Arrays that share no memory with one another, in the file's order.
 
     Raises:
         InputError: the file is missing, damaged, of another format or layout, too large, or holds
@@ -42,13 +65,49 @@ def read_columns(path: Path, mend: str = "write it again as docs/data.md says") 
     """
     if not path.is_file():
         raise InputError(f"data file {path} does not exist; check the path")
+    wanted = _Wanted(only, floats)
     if path.suffix == ".npz":
         with _damage_named(path, "npz file", mend):
-            return _read_npz(path)
+            return _read_npz(path, wanted)
     if path.suffix in HDF5_SUFFIXES:
         with _damage_named(path, "HDF5 file", mend):
-            return _read_hdf5(path)
+            return _read_hdf5(path, wanted)
     raise InputError(f"{path} is neither .npz nor HDF5 ({', '.join(HDF5_SUFFIXES)}); convert it")
+
+
+class Columns(dict[str, Array]):
+    """What a file holds, by name.
+
+    Attributes:
+        finite: names of the columns that were seen to be finite while they were read, when every
+            block of them was in the cache anyway; of others it is not known. Whoever changes a
+            column takes its name out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finite: set[str] = set()
+
+    def add(self, name: str, column: Array, is_finite: bool) -> None:
+        """Put a column in."""
+        self[name] = column
+        if is_finite:
+            self.finite.add(name)
+
+
+class _Wanted(NamedTuple):
+    """What is to become of a file's columns: the arguments of `read_columns`."""
+
+    only: Collection[str] | None
+    floats: Collection[str]
+
+    def keeps(self, name: str) -> bool:
+        return self.only is None or name in self.only
+
+    def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """What a column of a stored type is kept as."""
+        convert = name in self.floats and stored.kind in _NUMBER_KINDS
+        return np.dtype(np.float32) if convert else stored
 
 
 @contextmanager
@@ -70,33 +129,161 @@ def _damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
         ) from error
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def _read_npz(path: Path, wanted: _Wanted) -> Columns:
     with zipfile.ZipFile(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         _check_names(path, list(members))
         _check_size(path, sum(member.file_size for member in members.values()))
-        return {name: _npz_column(archive, member) for name, member in members.items()}
+        columns = Columns()
+        for name, member in members.items():
+            columns.add(name, *_npz_column(archive, member, name, wanted))
+        return columns
 
 
-def _npz_column(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """One array.
+def _npz_column(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, wanted: _Wanted
+) -> tuple[Array, bool]:
+    """One array, and whether it was seen to be finite.
 
     Raises:
         ValueError: its header does not describe the bytes that follow.
     """
     with archive.open(member) as file:
-        shape, dtype = _npy_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename!r} holds objects")
-        # NumPy makes room for what the header claims before it reads any of it.
-        if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{member.filename!r} claims shape {shape} of {dtype}, but is not it")
-        file.seek(0)
-        column: Array = np.lib.format.read_array(file, allow_pickle=False)
-        return column
+        shape, fortran_order, stored = _npy_header(file)
+        if stored.hasobject or stored.subdtype:
+            raise ValueError(f"{member.filename!r} holds objects or arrays of arrays")
+        # NumPy makes room for what the header claims before any of it is read.
+        if file.tell() + math.prod(shape) * stored.itemsize != member.file_size:
+            raise ValueError(f"{member.filename!r} claims shape {shape} of {stored}, but is not it")
+        if not wanted.keeps(name):
+            _read_through(file)
+            return np.empty(0, stored), False
+        dtype = wanted.dtype(name, stored)
+        flat = empty_vector(math.prod(shape), dtype)  # one number after another as in the file
+        column = flat.reshape(shape, order="F" if fortran_order else "C")
+        if dtype == stored and _is_plain(member):
+            return column, _fill_stored(archive, member, file.tell(), flat)
+        return column, _fill(file, stored, flat)
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _is_plain(member: zipfile.ZipInfo) -> bool:
+    """Whether an array's bytes lie in the file as they are."""
+    unpacked = member.compress_type == zipfile.ZIP_STORED
+    return _HAS_PREADV and unpacked and member.compress_size == member.file_size
+
+
+def _read_through(file: IO[bytes]) -> None:
+    """Read to the end, where zipfile compares the checksum."""
+    while file.read(TASK_BYTES):
+        pass
+
+
+def _fill(file: IO[bytes], stored: np.dtype[Any], flat: Array) -> bool:
+    """Read as many numbers as a vector has, from where a file stands to its end.
+
+    Returns:
+        Whether all are known to be finite.
+    """
+    if not stored.itemsize:
+        return False
+    is_finite = True
+    for rows in row_blocks(len(flat), stored.itemsize):
+        block = flat[rows]
+        with np.errstate(over="ignore"):  # becomes infinite
+            block[:] = np.frombuffer(_read_exactly(file, len(block) * stored.itemsize), stored)
+        is_finite &= _is_finite(block)
+    return is_finite
+
+
+def _is_finite(block: Array) -> bool:
+    """Whether some numbers are known to be finite, found without room for a boolean of each."""
+    if block.dtype.kind != "f" or not block.size:
+        return False
+    numbers = cast(Floats, block)
+    return bool(np.isfinite(numbers.min()) and np.isfinite(numbers.max()))  # of NaN both are NaN
+
+
+def _read_exactly(file: IO[bytes], count: int) -> bytes:
+    data = file.read(count)
+    if len(data) != count:
+        raise EOFError("an array ends too soon")
+    return data
+
+
+def _fill_stored(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: int, flat: Array
+) -> bool:
+    """Read an unpacked member's numbers where they lie, without a copy between.
+
+    Args:
+        archive: the open file.
+        member: its directory entry, of a member that `archive.open` took.
+        header: bytes before the numbers.
+        flat: where they go.
+
+    Returns:
+        Whether all are known to be finite.
+    """
+    assert archive.fp is not None
+    file = archive.fp.fileno()
+    start = _data_offset(file, member)
+    checksum = zlib.crc32(_bytes_at(file, start, header))
+    all_finite = True
+    for block, is_finite in _read_in_threads(file, start + header, flat):
+        checksum = zlib.crc32(block.data, checksum)
+        all_finite &= is_finite
+    if checksum != member.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
+    return all_finite
+
+
+def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: after its local header, a name and extra fields."""
+    local = _bytes_at(file, member.header_offset, 30)
+    name, extra = struct.unpack("<HH", local[26:30])
+    return member.header_offset + len(local) + int(name) + int(extra)
+
+
+def _bytes_at(file: int, offset: int, count: int) -> bytes:
+    data = np.empty(count, np.uint8)
+    _read_at(file, offset, data)
+    return data.tobytes()
+
+
+def _read_in_threads(
+    file: int, offset: int, flat: Array
+) -> Iterator[tuple[NDArray[np.uint8], bool]]:
+    """Fill a vector from one place in a file.
+
+    Returns:
+        Of each block, in order: its bytes, and whether its numbers are known to be finite.
+    """
+    size = flat.itemsize
+
+    def read(task: slice) -> tuple[NDArray[np.uint8], bool]:
+        part, is_finite = flat[task], True
+        data = part.view(np.uint8)
+        for rows in row_blocks(len(part), size):
+            place = slice(rows.start * size, rows.stop * size)
+            _read_at(file, offset + task.start * size + place.start, data[place])
+            is_finite &= _is_finite(part[rows])
+        return data, is_finite
+
+    tasks = row_blocks(len(flat), size, block_bytes=TASK_BYTES) if size else []
+    yield from in_threads(read, tasks)
+
+
+def _read_at(file: int, offset: int, data: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < len(data):
+        # Unlike seek and read it may be called by several threads.
+        count = os.preadv(file, [data[done:].data], offset + done)
+        if not count:
+            raise EOFError("an array ends too soon")
+        done += count
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -104,17 +291,72 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version not in read:
         raise ValueError(f"npy format version {version} is unknown")
-    shape, _fortran_order, dtype = read[version](file)
-    return shape, dtype
+    shape, fortran_order, dtype = read[version](file)
+    return shape, fortran_order, dtype
 
 
-def _read_hdf5(path: Path) -> dict[str, Array]:
+def _read_hdf5(path: Path, wanted: _Wanted) -> Columns:
     with h5py.File(path, "r") as file:
         names = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
         _check_names(path, names)
         items = {name: _hdf5_item(path, file, name) for name in names}
         _check_size(path, sum(item.nbytes for item in items.values()))
-        return {name: item[...] for name, item in items.items()}
+        columns = Columns()
+        for name, item in items.items():
+            columns.add(name, *_hdf5_column(item, name, wanted))
+        return columns
+
+
+def _hdf5_column(item: h5py.Dataset, name: str, wanted: _Wanted) -> tuple[Array, bool]:
+    """One array, and whether it was seen to be finite."""
+    if not wanted.keeps(name):
+        for rows in _hdf5_blocks(item):
+            item[rows]
+        return np.empty(0, item.dtype), False
+    dtype = wanted.dtype(name, item.dtype)
+    column = empty_vector(math.prod(item.shape), dtype).reshape(item.shape + dtype.shape)
+    offset = _plain_offset(item) if column.dtype == item.dtype else None
+    if offset is None:
+        return column, _unpack(item, column)
+    blocks = _read_in_threads(item.file.id.get_vfd_handle(), offset, column.reshape(-1))
+    all_finite = True
+    for _block, is_finite in blocks:
+        all_finite &= is_finite
+    return column, all_finite
+
+
+def _unpack(item: h5py.Dataset, column: Array) -> bool:
+    """Fill a column by HDF5's own reading; whether all of it is known to be finite."""
+    straight = column.dtype == item.dtype and column.ndim > 0
+    all_finite = True
+    for rows in _hdf5_blocks(item):
+        if straight:
+            item.read_direct(column, rows, rows)
+        else:
+            with np.errstate(over="ignore"):  # becomes infinite
+                column[rows] = item[rows]
+        all_finite &= _is_finite(column[rows])
+    return all_finite
+
+
+def _hdf5_blocks(item: h5py.Dataset) -> Sequence[Any]:
+    """Selections that cover a dataset, none of which unpacks a chunk that another does."""
+    if not item.shape:
+        return [()]
+    per_row = math.prod(item.shape[1:]) * item.dtype.itemsize
+    chunk = item.chunks[0] if item.chunks else 1
+    return row_blocks(len(item), per_row, multiple=chunk, block_bytes=TASK_BYTES)
+
+
+def _plain_offset(item: h5py.Dataset) -> int | None:
+    """Where a dataset lies in the file number by number, if it does.
+
+    HDF5's own reading holds a lock over all threads.
+    """
+    as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
+    whole = item.id.get_storage_size() == item.nbytes
+    offset: int | None = item.id.get_offset()  # None of chunks and of rows never written
+    return offset if _HAS_PREADV and as_stored and whole else None
 
 
 def _hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
@@ -167,7 +409,7 @@ def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, pa
         InputError: it is missing, not numeric, not finite, not two-dimensional, or of other length.
     """
     column = _matrix(columns, name, rows, path)
-    return _finite(_as_float32(column), name, path)
+    return _finite(_as_float32(column), name, columns, path)
 
 
 def require_states(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
@@ -176,7 +418,7 @@ def require_states(columns: Mapping[str, Array], name: str, rows: int, path: Pat
     Raises:
         InputError: as `require_matrix`.
     """
-    return _finite(_matrix(columns, name, rows, path), name, path)
+    return _finite(_matrix(columns, name, rows, path), name, columns, path)
 
 
 def _matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Array:
@@ -196,6 +438,11 @@ def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Pat
     Raises:
         InputError: it is missing, not numeric, not one number a row, or of other length.
     """
+    column = _vector(columns, name, rows, path)
+    return _finite(_as_float32(column), name, columns, path)
+
+
+def _vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
     column = _require(columns, name, path)
     if column.size != len(column):
         raise InputError(
@@ -203,7 +450,21 @@ def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Pat
             "needed; write one number per step"
         )
     _check_rows(column, name, rows, path)
-    return _finite(_as_float32(column.reshape(-1)), name, path)
+    return column.reshape(-1)
+
+
+def require_marks(
+    columns: Mapping[str, Array], name: str, rows: int, path: Path
+) -> NDArray[np.bool_]:
+    """Where a column, as float32, is not 0, `(rows,)`.
+
+    Raises:
+        InputError: as `require_vector`.
+    """
+    column = _vector(columns, name, rows, path)
+    if column.dtype.kind == "f":
+        return require_vector(columns, name, rows, path) != 0
+    return cast(NDArray[np.bool_], column != 0)
 
 
 def _require(columns: Mapping[str, Array], name: str, path: Path) -> Array:
@@ -235,12 +496,16 @@ def _as_float32(column: Array) -> Floats:
         return column.astype(np.float32, copy=False)
 
 
-def _finite(column: NDArray[Number], name: str, path: Path) -> NDArray[Number]:
-    bad = ~np.isfinite(column)
-    if bad.any():
-        row = int(np.argwhere(bad)[0][0])
+def _finite(
+    column: NDArray[Number], name: str, columns: Mapping[str, Array], path: Path
+) -> NDArray[Number]:
+    was_seen = isinstance(columns, Columns) and name in columns.finite
+    if was_seen and column.dtype == columns[name].dtype:
+        return column
+    bad = first_bad(column, lambda block: ~np.isfinite(block))
+    if bad is not None:
         raise InputError(
-            f"column {name!r} of {path} is not finite at row {row}; remove that episode"
+            f"column {name!r} of {path} is not finite at row {bad[0]}; remove that episode"
         )
     return column
 
@@ -249,3 +514,18 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_in_background(path: Path) -> "Future[str]":
+    """`file_sha256` of a file, begun now: it takes longer than reading an unpacked file does."""
+    digest: Future[str] = Future()
+
+    def compute() -> None:
+        try:
+            digest.set_result(file_sha256(path))
+        except BaseException as error:  # whoever asks for the result gets it
+            digest.set_exception(error)
+
+    # A daemon: a process that ends without asking does not wait for it.
+    threading.Thread(target=compute, name="sha256", daemon=True).start()
+    return digest

@@ -18,11 +18,12 @@ observation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector
 from tql_offline.errors import InputError
 
 Array = NDArray[np.generic]
@@ -77,10 +78,22 @@ class Episodes:
         """E."""
         return len(self.lengths)
 
-    def start_rows(self) -> NDArray[np.int64]:
-        """Observation row at which each transition starts, `(N,)`; it ends one row later."""
-        episode = np.repeat(np.arange(self.num_episodes), self.lengths)
-        return np.arange(self.num_transitions) + episode
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """What counts observation rows: int32, half as large, where it suffices, else int64."""
+        return np.dtype(np.int32 if len(self.observations) < 2**31 else np.int64)
+
+    def start_rows(self) -> NDArray[np.integer[Any]]:
+        """Observation row at which each transition starts, `(N,)`; it ends one row later.
+
+        Of type `row_dtype`.
+        """
+        rows: NDArray[np.integer[Any]] = empty_vector(self.num_transitions, self.row_dtype)
+        # A row on from transition to transition, two where an episode's last row lies between.
+        rows[:] = 1
+        rows[0] = 0
+        rows[np.cumsum(self.lengths)[:-1]] = 2
+        return np.cumsum(rows, out=rows)
 
     def last_transitions(self) -> NDArray[np.int64]:
         """Index of each episode's last transition, `(E,)`."""
@@ -120,7 +133,23 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
 def drop_last_rows(
     column: NDArray[Column], lengths: Sequence[int] | NDArray[np.int64]
 ) -> NDArray[Column]:
-    """Keep the N transition rows of an `(N + E, ...)` column, dropping each episode's last row."""
-    keep = np.ones(len(column), dtype=bool)
-    keep[np.cumsum(np.asarray(lengths) + 1) - 1] = False
-    return column[keep]
+    """Keep the N transition rows of an `(N + E, ...)` column, dropping each episode's last row.
+
+    The rows are moved up within the column's own memory, so that no second column is held: `column`
+    must be writable and not be used again. Cost: a move an episode.
+
+    Returns:
+        `(N, ...)`, the head of `column`.
+
+    >>> drop_last_rows(np.array([1, 2, 3, -1, 4, 5, -1]), [3, 2])
+    array([1, 2, 3, 4, 5])
+    """
+    lengths = np.asarray(lengths)
+    ends = np.cumsum(lengths + 1) - 1
+    block = max(BLOCK_BYTES // max(column[:1].nbytes, 1), 1)
+    for by, (first, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist(), strict=True)):
+        # In blocks: NumPy makes a copy of what it moves onto itself.
+        for start in range(first, end, block):
+            stop = min(start + block, end)
+            column[start - by : stop - by] = column[start:stop]
+    return column[: int(lengths.sum())]

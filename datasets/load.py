@@ -12,6 +12,7 @@ relabelled `masks`' matter. A user's own npz or HDF5 file has the same columns p
 where the task can end, `masks`.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.columns import (
     HDF5_SUFFIXES,
     Floats,
-    file_sha256,
     read_columns,
+    require_marks,
     require_matrix,
     require_states,
     require_vector,
+    sha256_in_background,
 )
 from tql_offline.datasets.episodes import Array, Episodes, drop_last_rows, lengths_from_terminals
 from tql_offline.datasets.names import (
@@ -48,6 +51,8 @@ ACTION_BOUND = 1 - 1e-5
 ACTION_TOLERANCE = 1e-3
 """How far from [-1, 1] an action of a user's own file may lie and still be taken for rounding."""
 
+_CORE_FLOATS = ("observations", "actions")
+_OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
 _STATE_COLUMNS = ("qpos", "button_states")
 
 
@@ -59,7 +64,7 @@ class Dataset:
         episodes: the data.
         name: the dataset's name, or the file's stem for a user's own.
         path: the file.
-        sha256: of the file.
+        digest: the SHA-256 of the file in hex, which may still be under way.
         source: `collected`, `downloaded`, `given file` (taken for a name) or `own file`.
         env_id: the Gymnasium environment its policies are scored in, or None.
     """
@@ -67,9 +72,14 @@ class Dataset:
     episodes: Episodes
     name: str
     path: Path
-    sha256: str
+    digest: "Future[str]"
     source: str
     env_id: str | None
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, in hex; waits until it is known."""
+        return self.digest.result()
 
     def describe(self) -> dict[str, Any]:
         """What the provenance of a run says of its data."""
@@ -126,60 +136,61 @@ def _first_task(name: DatasetName) -> str:
 
 
 def _load_own(path: Path, env_id: str | None) -> Dataset:
-    columns = read_columns(path)
+    columns = read_columns(path, only=(*_OWN_FLOATS, "terminals"), floats=_OWN_FLOATS)
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks = np.ones_like(rewards)
     if "masks" in columns:
         masks = require_vector(columns, "masks", len(observations), path)
+    actions = drop_last_rows(actions, lengths)
+    masks = drop_last_rows(masks, lengths)
     _check_actions(actions, lengths, path)
     _check_masks(masks, lengths, path)
     episodes = Episodes(
         observations=observations,
-        actions=_clip(drop_last_rows(actions, lengths)),
+        actions=_clip(actions),
         rewards=drop_last_rows(rewards, lengths),
-        masks=drop_last_rows(masks, lengths),
+        masks=masks,
         lengths=lengths,
     )
     return Dataset(
         episodes=episodes,
         name=path.stem,
         path=path,
-        sha256=file_sha256(path),
+        digest=sha256_in_background(path),
         source="own file",
         env_id=env_id,
     )
 
 
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
-    bad = np.argwhere(_read_rows(lengths)[:, None] & (np.abs(actions) > 1 + ACTION_TOLERANCE))
-    if len(bad):
-        row, dim = bad[0]
+    bad = first_bad(actions, lambda block: np.abs(block) > 1 + ACTION_TOLERANCE)
+    if bad is not None:
         raise InputError(
-            f"column 'actions' of {path} has {actions[row, dim]:g} at row {row}, dim {dim}, "
-            "outside [-1, 1]; scale the actions into it"
+            f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
+            f"dim {bad[1]}, outside [-1, 1]; scale the actions into it"
         )
 
 
 def _check_masks(masks: Floats, lengths: NDArray[np.int64], path: Path) -> None:
-    bad = np.flatnonzero(_read_rows(lengths) & (masks != 0) & (masks != 1))
-    if len(bad):
+    bad = first_bad(masks, lambda block: (block != 0) & (block != 1))
+    if bad is not None:
         raise InputError(
-            f"column 'masks' of {path} has {masks[bad[0]]:g} at row {bad[0]}; write 0 where the "
-            "task itself ended and 1 elsewhere"
+            f"column 'masks' of {path} has {masks[bad]:g} at row {_row(bad[0], lengths)}; write 0 "
+            "where the task itself ended and 1 elsewhere"
         )
 
 
-def _read_rows(lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows hold a transition, `(N + E,)`: all but the last of each episode."""
-    rows = np.ones(int(lengths.sum()) + len(lengths), dtype=bool)
-    rows[np.cumsum(lengths + 1) - 1] = False
-    return rows
+def _row(transition: int, lengths: NDArray[np.int64]) -> int:
+    """The file's row of a transition: each episode before has one row more."""
+    return transition + int(np.searchsorted(np.cumsum(lengths), transition, side="right"))
 
 
 def _load_ogbench(name: DatasetName, given: Path | None) -> Dataset:
     path = given or find_file(name)
-    columns = read_columns(path, _mend(name))
+    kept = (*_CORE_FLOATS, "terminals", *_STATE_COLUMNS)
+    columns = read_columns(path, _mend(name), only=kept, floats=_CORE_FLOATS)
+    digest = sha256_in_background(path)
     observations, actions, lengths = _core_columns(columns, path)
     states = {
         column: drop_last_rows(require_states(columns, column, len(observations), path), lengths)
@@ -194,13 +205,12 @@ def _load_ogbench(name: DatasetName, given: Path | None) -> Dataset:
         masks=masks,
         lengths=lengths,
     )
-    sha256 = file_sha256(path)
     return Dataset(
         episodes=episodes,
         name=name.name,
         path=path,
-        sha256=sha256,
-        source="given file" if given else _source(path, sha256),
+        digest=digest,
+        source="given file" if given else _source(path, digest.result()),
         env_id=name.env_id,
     )
 
@@ -235,7 +245,7 @@ def _core_columns(
     """Observations, actions and episode lengths of a file in OGBench's layout."""
     observations = require_matrix(columns, "observations", None, path)
     actions = require_matrix(columns, "actions", len(observations), path)
-    terminals = require_vector(columns, "terminals", len(observations), path)
+    terminals = require_marks(columns, "terminals", len(observations), path)
     try:
         lengths = lengths_from_terminals(terminals)
     except InputError as error:
@@ -308,5 +318,6 @@ def _check_states(
 
 
 def _clip(actions: Floats) -> Floats:
-    clipped: Floats = np.clip(actions, -ACTION_BOUND, ACTION_BOUND)
+    """Clip in place: no second column is held."""
+    clipped: Floats = np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
     return clipped

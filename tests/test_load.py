@@ -219,7 +219,7 @@ def test_columns_beyond_memory_are_refused(tmp_path, monkeypatch):
         raise MemoryError
 
     path = write(tmp_path / "large.npz", own_columns())
-    monkeypatch.setattr(np.lib.format, "read_array", full)
+    monkeypatch.setattr(np, "empty", full)
     with pytest.raises(InputError, match=r"large.npz do not fit into memory"):
         load(str(path))
 

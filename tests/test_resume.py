@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -165,8 +166,10 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
         go_on(data, tmp_path)
     with pytest.raises(Killed):
         run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 12, kill))
+    other = Future()
+    other.set_result("0" * 64)
     with pytest.raises(InputError, match="sha256"):
-        go_on(replace(data, sha256="0" * 64), tmp_path / "r")
+        go_on(replace(data, digest=other), tmp_path / "r")
     with claimed(RunFolder(tmp_path / "r")), pytest.raises(InputError, match="another process"):
         go_on(data, tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
