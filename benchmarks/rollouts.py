@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tql_offline.eval.rollout import Array, Policy, run_episodes
@@ -42,7 +43,7 @@ Way = Callable[[Sequence[int]], int]
 
 def random_policy(_observations: Array, noise: Array) -> Array:
     """A third of the noise as the action."""
-    return noise / 3
+    return noise / np.float32(3)
 
 
 def mlp_policy(observation_dim: int, action_dim: int) -> Policy:
@@ -57,7 +58,7 @@ def mlp_policy(observation_dim: int, action_dim: int) -> Policy:
     def act(observations: Array, noise: Array) -> Array:
         with torch.no_grad():
             actions: Array = network(torch.as_tensor(observations)).numpy()
-        return actions / 10 + noise / 3
+        return actions / np.float32(10) + noise / np.float32(3)
 
     return act
 
@@ -89,9 +90,7 @@ def alone(env_id: str, policy: str) -> Iterator[Way]:
     pipes = []
     for half in (SLOTS - SLOTS // 2, SLOTS // 2):
         ours, theirs = context.Pipe()
-        context.Process(
-            target=play_alone, args=(theirs, env_id, policy, half), daemon=True
-        ).start()
+        context.Process(target=play_alone, args=(theirs, env_id, policy, half), daemon=True).start()
         pipes.append(ours)
 
     def play(seeds: Sequence[int]) -> int:

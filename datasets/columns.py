@@ -463,7 +463,7 @@ def require_marks(
     """
     column = _vector(columns, name, rows, path)
     if column.dtype.kind == "f":
-        return require_vector(columns, name, rows, path) != 0
+        column = require_vector(columns, name, rows, path)
     return cast(NDArray[np.bool_], column != 0)
 
 

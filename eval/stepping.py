@@ -92,7 +92,8 @@ class SlotArrays:
 
     def ended(self, slots: Any) -> NDArray[np.bool_]:
         """Which of these slots ended their episode, for whatever reason."""
-        return self.terminated[slots] | self.truncated[slots]
+        ended: NDArray[np.bool_] = self.terminated[slots] | self.truncated[slots]
+        return ended
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,8 @@ class _LocalGroup:
 
     def _carry_out(self, order: Order, check: Callable[[], None]) -> float:
         check()
-        return _unwrap(self._environments.carry_out(order))
+        seconds: float = _unwrap(self._environments.carry_out(order))
+        return seconds
 
 
 class _ProcessGroup:

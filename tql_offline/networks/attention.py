@@ -128,7 +128,8 @@ class LongEntropy(Function):
         scale = q_BHLK.shape[-1] ** -0.5
         mean_key, lse, *random = _fused_forward(q_BHLK, k_BHLK, scale)
         ctx.save_for_backward(q_BHLK, k_BHLK, mean_key, lse, *random)
-        return lse[..., : q_BHLK.shape[2]] - scale * (q_BHLK * mean_key).sum(-1)
+        entropy: Tensor = lse[..., : q_BHLK.shape[2]] - scale * (q_BHLK * mean_key).sum(-1)
+        return entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

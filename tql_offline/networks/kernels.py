@@ -202,7 +202,8 @@ class ValueAttention(Function):
         size = max(1, SCORES // p_BHLL[0].numel())
         tensors = (qk, p_BHLL, log_p_BHLL, entropy_BHL)
         for part, p, log_p, entropy in zip(*(t.split(size) for t in tensors), strict=True):
-            _weights(*_heads(part, 2, heads), p, log_p, entropy)
+            q, k = _heads(part, 2, heads)
+            _weights(q, k, p, log_p, entropy)
         ctx.save_for_backward(qk, p_BHLL, log_p_BHLL, entropy_BHL)
         return p_BHLL[:, :, 0].clone(), entropy_BHL
 
@@ -229,7 +230,8 @@ class ValueAttention(Function):
 
 def _heads(joint: Tensor, count: int, heads: int) -> Tensor:
     """`(B, L, count·D)` as `(count, B, H, L, K)`, contiguous for the products that follow."""
-    return joint.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+    split: Tensor = joint.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+    return split
 
 
 def _weights(q: Tensor, k: Tensor, p: Tensor, log_p: Tensor, entropy: Tensor) -> None:

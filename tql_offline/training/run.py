@@ -208,8 +208,8 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
     if config.dataset.normalise:
         agent.normaliser.fit(dataset.episodes.observations)
     if buffer is None:
-        steps = {"n_step": config.n_step, "discount": config.discount}
-        buffer = make_buffer(dataset.episodes, **steps, device=device)
+        n_step, discount = config.n_step, config.discount
+        buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
     generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
     updates, execution = prepare(config, agent, buffer, generator, window)
     return _Made(
