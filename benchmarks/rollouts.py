@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def mlp_policy(observation_dim: int, action_dim: int) -> Policy:
     torch.manual_seed(0)
     dims = [observation_dim, 128, 128, 128, 128]
     layers: list[torch.nn.Module] = []
-    for before, after in zip(dims, dims[1:], strict=False):
+    for before, after in pairwise(dims):
         layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
     network = torch.nn.Sequential(*layers, torch.nn.Linear(128, action_dim), torch.nn.Tanh())
 

@@ -27,8 +27,8 @@ _THREADS = min(4, os.cpu_count() or 1)
 def empty_vector(count: int, dtype: DTypeLike) -> NDArray[Any]:
     """`np.empty` of one dimension, on huge pages where it is large.
 
-    Before memory can be filled the kernel clears it, which of small pages takes several times longer
-    than copying into it. NumPy asks for huge ones from 4 MiB on, which a million float32 are not.
+    Before memory can be filled the kernel clears it, which of small pages takes several times
+    longer than copying into it. NumPy asks for huge ones from 4 MiB on, which a million float32 are not.
     """
     dtype = np.dtype(dtype)
     num_bytes = count * dtype.itemsize

@@ -117,7 +117,7 @@ def test_recorded_entropy_is_the_critics_own(runs, own):
     for block in critic.blocks:
         block.qkv.register_forward_hook(lambda *call: projected.append(call[-1]))
     critic.forward_plain(batch.observations, batch.actions)
-    heads = [scores(qkv, critic.blocks[0].heads) for qkv in projected]
+    heads = [scores(qkv, critic.blocks[0].num_heads) for qkv in projected]
     p = torch.stack(heads).detach().double().softmax(-1)  # (layer, batch, head, query, key)
     entropy = -(p * p.log()).sum(-1).mean((1, 2))
     expected = torch.stack([entropy[:, 0], entropy[:, 1:].mean(-1)], dim=-1)

@@ -1,4 +1,4 @@
-"""How updates are run changes speed and rounding, nothing else; several seeds are each their own."""
+"""How updates are run changes speed and rounding alone; several seeds are each their own."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def three_updates(agent, buffer):
 
 @pytest.mark.parametrize("method", ONE_EACH)
 def test_compiled_losses_are_whole_graphs_of_the_same_numbers(method):
-    """Captured with their backward passes and run operation by operation, without a C++ compiler."""
+    """Captured with their backward passes, run operation by operation: without a C++ compiler."""
     want = three_updates(*agent_and_buffer(method))
     agent, buffer = agent_and_buffer(method)
     seconds, reason = execution.compile_losses(agent, buffer, 16, backend="aot_eager")

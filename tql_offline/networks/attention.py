@@ -1,8 +1,8 @@
 """Multi-head attention that can also report the entropy of its weights.
 
 Three ways of one computation: the plain one, which the others are tested against; slices of the
-batch with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused kernel,
-with the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
+batch with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused
+kernel, with the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """

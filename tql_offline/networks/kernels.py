@@ -2,8 +2,8 @@
 
 Each is the plain expression of its docstring, worked through a slice of the batch at a time, so
 that what one pass writes is still in the cache when the next one reads it, and keeping for the
-backward pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves. Tests
-compare the two, gradients included.
+backward pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves.
+Tests compare the two, gradients included.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H, R rows (all leading dims flattened),
 F = 4D hidden width.

@@ -91,7 +91,6 @@ class Evaluator:
                 noise_dim=agent.noise_dim(policy),
                 progress=partial(reporter.advanced, title=title),
                 cancelled=self._cancelled.is_set,
-                cancelled=self._cancelled.is_set,
             )
             append_jsonl(folder.evaluations, line)
             reporter.evaluated(line)
