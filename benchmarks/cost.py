@@ -57,18 +57,21 @@ def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
     weights = {
         p.untyped_storage().data_ptr() for n in agent.networks.values() for p in n.parameters()
     }
-    kept: dict[int, int] = {}
+    # Held until the end: another one could take a freed one's address.
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:  # weights lie in memory anyway
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     generator = torch.Generator().manual_seed(0)
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
         agent.update(random_batch(), generator, step=2)
-    return Cost(counter.get_total_flops() / 2 / BATCH, sum(kept.values()) / BATCH)
+    return Cost(
+        counter.get_total_flops() / 2 / BATCH, sum(s.nbytes() for s in kept.values()) / BATCH
+    )
 
 
 def parameters(size: str) -> tuple[int, int]:

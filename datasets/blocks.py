@@ -28,7 +28,7 @@ def empty_vector(count: int, dtype: DTypeLike) -> NDArray[Any]:
     """`np.empty` of one dimension, on huge pages where it is large.
 
     Before memory can be filled the kernel clears it, which of small pages takes several times
-    longer than copying into it. NumPy asks for huge ones from 4 MiB on, which a million float32 are not.
+    longer than copying into it. NumPy asks for huge ones from 4 MiB on only.
     """
     dtype = np.dtype(dtype)
     num_bytes = count * dtype.itemsize
