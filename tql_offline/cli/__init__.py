@@ -119,6 +119,7 @@ def _environment_sentence(error: RuntimeError) -> str | None:
 
 
 from tql_offline.cli import (  # noqa: E402  (each registers its command on `app`)
+    bench,
     collect,
     datasets,
     demo,
@@ -132,6 +133,7 @@ from tql_offline.cli import eval as _eval  # noqa: E402
 
 __all__ = [
     "app",
+    "bench",
     "collect",
     "datasets",
     "demo",

@@ -95,14 +95,21 @@ class Block(nn.Module):
         return result.view(x.shape)
 
     def forward_plain(
-        self, x_BLD: Float[Tensor, "B L D"]
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"]]:
-        """`forward` with entropies as the method states it, of PyTorch's own operations."""
+        self, x_BLD: Float[Tensor, "B L D"], return_entropy: bool = True
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
+        """`forward` as the method states it, of PyTorch's own operations."""
         qkv_BL3D = self.qkv(self.attention_norm(x_BLD))
         q, k, v = (split_heads(part, self.num_heads) for part in qkv_BL3D.chunk(3, dim=-1))
-        mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
+        if return_entropy:
+            mixed_BHLK, entropy_BHL = attention_with_entropy(q, k, v)
+        else:
+            mixed_BHLK, entropy_BHL = (
+                torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v,
+                None,
+            )
         x_BLD = x_BLD + self.out(mixed_BHLK.transpose(1, 2).flatten(2))
-        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), group_entropy(entropy_BHL)
+        entropy = None if entropy_BHL is None else group_entropy(entropy_BHL)
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD)), entropy
 
 
 class TransformerCritic(Critic):
@@ -199,15 +206,21 @@ class TransformerCritic(Critic):
             return q_BE
         return q_BE, torch.stack([entropy for entropy in entropies if entropy is not None])
 
-    def forward_plain(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and entropies with every token carried through every block: the reference for tests."""
+    def forward_plain(
+        self, observations: Tensor, actions: Tensor, return_entropy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Q and entropies with every token carried through every block: the reference for tests.
+
+        Without `return_entropy` there are no rows of entropies.
+        """
         scalars = torch.cat([observations, actions], dim=-1)
         x_BLD = tokens_of(scalars, *self._token_tables())
         entropies = []
         for block in cast(Iterable[Block], self.blocks):
-            x_BLD, entropy = block.forward_plain(x_BLD)
-            entropies.append(entropy)
-        return self._read_out(x_BLD[:, 0]), torch.stack(entropies)
+            x_BLD, entropy = block.forward_plain(x_BLD, return_entropy)
+            entropies += [] if entropy is None else [entropy]
+        q_BE = self._read_out(x_BLD[:, 0])
+        return q_BE, torch.stack(entropies) if entropies else q_BE.new_empty(0, 2)
 
     def _read_out(self, value_BD: Tensor) -> Float[Tensor, "B E"]:
         normed = self.final_norm(value_BD)

@@ -28,10 +28,14 @@ LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = LINEAR * 0.044715
 
 
+enabled = True
+"""Benchmarks set it to False to compare with PyTorch's own operations."""
+
+
 def by_hand(x: Tensor) -> bool:
     """Whether to take the pieces of this module: on a CPU, outside `torch.compile`, no autocast."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and not torch.is_autocast_enabled("cpu")
+    return enabled and on_cpu and not torch.is_autocast_enabled("cpu")
 
 
 def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.nn import functional
 
-from benchmarks.peers.ours import waiting
-from benchmarks.peers.workload import Peer, Transitions, Workload
+from tql_offline.bench.ours import waiting
+from tql_offline.bench.workload import Contender, Transitions, Workload
 
 LEARNING_RATE, POLYAK, STEPS = 3e-4, 0.005, 1_000_000
 EXPECTILE, INVERSE_TEMPERATURE, MAX_WEIGHT = 0.7, 3.0, 100.0
@@ -274,22 +274,23 @@ class Algorithm(Protocol):
         ...
 
 
-def make_iql(workload: Workload, data: Transitions) -> list[Peer]:
-    """IQL as a peer."""
-    return [_peer("CORL-style", IQL(workload), workload, data)]
+def make_iql(workload: Workload, data: Transitions) -> Contender:
+    """IQL."""
+    return _contender(IQL(workload), workload, data)
 
 
-def make_cql(workload: Workload, data: Transitions) -> list[Peer]:
-    """CQL as a peer."""
-    return [_peer("CORL-style", CQL(workload), workload, data)]
+def make_cql(workload: Workload, data: Transitions) -> Contender:
+    """CQL."""
+    return _contender(CQL(workload), workload, data)
 
 
-def _peer(name: str, algorithm: Algorithm, workload: Workload, data: Transitions) -> Peer:
+def _contender(algorithm: Algorithm, workload: Workload, data: Transitions) -> Contender:
     buffer = ReplayBuffer(data, workload.device, workload.seed)
-    return Peer(
-        name=name,
-        method=workload.method,
-        version=f"torch {torch.__version__}",
-        step=lambda: algorithm.train(buffer.sample(workload.batch_size)),
-        synchronise=waiting(workload.device),
+
+    def step() -> int:
+        algorithm.train(buffer.sample(workload.batch_size))
+        return 1
+
+    return Contender(
+        version=f"torch {torch.__version__}", step=step, synchronise=waiting(workload.device)
     )

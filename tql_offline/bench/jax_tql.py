@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from benchmarks.peers.workload import Peer, Transitions, Unavailable, Workload
+from tql_offline.bench.workload import Contender, Transitions, Unavailable, Workload
 from tql_offline.networks import SIZES
 
 NORM_EPS = 1e-6
@@ -380,6 +380,11 @@ class Trainer:
         """Wait for all updates started."""
         jax.block_until_ready((self.state, self.metrics))
 
+    def peak_gpu_bytes(self) -> int:
+        """Most memory that JAX has held on the device; 0 where it does not say."""
+        statistics = jax.devices()[0].memory_stats() or {}
+        return int(statistics.get("peak_bytes_in_use", 0))
+
 
 def jax_device(name: str) -> Any:
     """JAX's device of PyTorch's name.
@@ -393,42 +398,28 @@ def jax_device(name: str) -> Any:
         raise Unavailable(f"the JAX installed here has no device {name!r}") from error
 
 
-def make(
-    size: str,
-    observation_dim: int,
-    action_dim: int,
-    batch_size: int,
-    data: Transitions,
-    seed: int,
-    device: str = "cpu",
-) -> Trainer:
-    """A trainer whose `step()` runs one update and whose `block()` waits."""
-    workload = Workload(
-        method="flow",
-        size=size,
-        batch_size=batch_size,
-        observation_dim=observation_dim,
-        action_dim=action_dim,
-        device=device,
-        seed=seed,
+def make_single(workload: Workload, data: Transitions) -> Contender:
+    """One call per update."""
+    return _contender(workload, data, updates_per_call=1)
+
+
+def make_scan(workload: Workload, data: Transitions) -> Contender:
+    """Ten updates per call in a `lax.scan`."""
+    return _contender(workload, data, updates_per_call=10)
+
+
+def _contender(workload: Workload, data: Transitions, updates_per_call: int) -> Contender:
+    trainer = Trainer(workload, data, updates_per_call)
+    packages = ("jax", "flax", "optax")
+
+    def step() -> int:
+        trainer.step()
+        return updates_per_call
+
+    return Contender(
+        version=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        step=step,
+        synchronise=trainer.block,
+        warm_up=3 * updates_per_call,
+        peak_gpu_bytes=trainer.peak_gpu_bytes,
     )
-    return Trainer(workload, data)
-
-
-def make_peers(workload: Workload, data: Transitions) -> list[Peer]:
-    """The update called once per update, and in tens by a `lax.scan`."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
-    peers = []
-    for name, updates in (("JAX/Flax", 1), ("JAX/Flax, scan of 10", 10)):
-        trainer = Trainer(workload, data, updates)
-        peers.append(
-            Peer(
-                name=name,
-                method=workload.method,
-                version=", ".join(f"{package} {version}" for package, version in versions.items()),
-                step=trainer.step,
-                synchronise=trainer.block,
-                updates_per_step=updates,
-            )
-        )
-    return peers

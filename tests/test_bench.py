@@ -1,0 +1,221 @@
+"""`bench`: what is compared is the same update, and its figures are what they say."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tql_offline.bench import compare, memory, ours
+from tql_offline.bench.workload import (
+    Contender,
+    Unavailable,
+    Workload,
+    make_peer,
+    peers_of,
+    random_transitions,
+)
+from tql_offline.cli import main
+from tql_offline.networks import TransformerCritic, kernels
+
+SMALL = Workload(objective="flow", size="tiny", batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac"])
+def test_the_plain_path_is_the_same_update(objective):
+    workload = replace(SMALL, objective=objective)
+    data = random_transitions(workload, episodes=2, length=5)
+    paths = {plain: ours.Trainer(workload, config(workload), data, plain, 0) for plain in (0, 1)}
+    for trainer in paths.values():
+        for _ in range(2):
+            trainer.step()
+    mine, plain = (trainer.updates.agent.networks for trainer in paths.values())
+    for name, network in mine.items():
+        for key, parameter in network.state_dict().items():
+            # Adam's first steps turn a rounding difference in a tiny gradient into one of the rate.
+            torch.testing.assert_close(
+                parameter, plain[name].state_dict()[key], rtol=1e-3, atol=2e-5, msg=f"{name} {key}"
+            )
+
+
+def config(workload):
+    return ours.config_of(workload, ours.Way())
+
+
+def test_the_plain_path_takes_no_shortcut(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a shortcut was taken")
+
+    data = random_transitions(SMALL, episodes=2, length=5)
+    trainer = ours.Trainer(SMALL, config(SMALL), data, True, 0)
+    for piece in (kernels.Attention, kernels.FeedForward, kernels.Gelu, kernels.ValueAttention):
+        monkeypatch.setattr(piece, "apply", refuse)
+    monkeypatch.setattr(TransformerCritic, "forward", refuse)
+    trainer.step()
+    with pytest.raises(AssertionError, match="shortcut"):
+        ours.Trainer(SMALL, config(SMALL), data, False, 0).step()
+
+
+def test_the_hand_written_passes_come_back_after_an_error():
+    with pytest.raises(ZeroDivisionError), ours.pytorch_operations():
+        assert not kernels.by_hand(torch.ones(1))
+        raise ZeroDivisionError
+    assert kernels.by_hand(torch.ones(1))
+
+
+def test_a_whole_update_spares_more_than_half_of_the_critics_arithmetic():
+    """Depth 2, width 128, L = 43: at most 0.45 of the plain path's multiply-adds."""
+    workload = Workload(objective="flow", size="small", batch_size=32)
+    assert critic_flops(workload, plain=False) <= 0.45 * critic_flops(workload, plain=True)
+
+
+def critic_flops(workload, plain):
+    """Of the target's pass, the critic's two with entropy, and the policy's two."""
+    agent = ours.agent_of(workload, config(workload), plain)
+    s, a = torch.randn(workload.batch_size, 37), torch.rand(workload.batch_size, 5)
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            agent.target_critic(s, a)
+        q, entropy = agent.critic(s, a, return_entropy=True)
+        (q.sum() + entropy.sum()).backward()
+        agent.policy_q(s, a.requires_grad_()).sum().backward()
+    return counter.get_total_flops()
+
+
+def test_counted_flops_are_those_of_an_update_and_grow_with_the_batch():
+    data = random_transitions(SMALL, episodes=2, length=5)
+    small, large = (
+        ours.counted_flops(replace(SMALL, batch_size=size), data, plain=True) for size in (4, 8)
+    )
+    assert large == 2 * small  # the plain path computes nothing once per batch
+
+
+def sleeper(clock, seconds, updates=1, flops=0):
+    def step():
+        clock["now"] += seconds
+        return updates
+
+    return Contender(version="1", step=step, synchronise=lambda: None, flops=flops, warm_up=1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = {"now": 0.0}
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: now["now"])
+    monkeypatch.setattr(compare.time, "process_time", lambda: 2 * now["now"])
+    return now
+
+
+def test_figures_of_known_contenders(clock, monkeypatch):
+    made = {"ours": sleeper(clock, 0.5, flops=30), "JAX/Flax": sleeper(clock, 4.0, updates=4)}
+
+    def make(name, workload, data):
+        if name not in made:
+            raise Unavailable("not here")
+        return made[name]
+
+    monkeypatch.setattr(compare, "make_contender", make)
+    monkeypatch.setattr(compare, "matrix_product", lambda *_: sleeper(clock, 0.25, flops=20))
+    result = compare.compare(SMALL, ["ours", "absent", "JAX/Flax"], 8.0, 2, memory=False)
+    mine, jax = result["rows"]
+    assert mine["updates_per_second"] == 2.0
+    assert mine["updates_per_cpu_second"] == 1.0
+    assert jax["updates_per_second"] == 1.0
+    assert (mine["first_over_it"], jax["first_over_it"]) == (1.0, 2.0)
+    assert mine["flops_per_second"] == 60.0
+    assert mine["peak_flops_per_second"] == 80.0
+    assert mine["ratio_to_peak"] == 0.75
+    assert jax["flops_per_second"] is None
+    assert result["left_out"] == {"absent": "not here"}
+
+
+@pytest.mark.parametrize("objective", ["implicit", "conservative"])
+def test_a_corl_style_update_trains_mlps_of_our_widths(objective):
+    workload = replace(SMALL, objective=objective, hidden=(16, 8))
+    data = random_transitions(workload, episodes=2, length=5)
+    assert make_peer("CORL-style", workload, data).step() == 1
+    agent = ours.agent_of(workload, config(workload))
+    widths = [p.shape[0] for p in agent.critic.members[0].parameters() if p.ndim == 2]
+    assert widths == [16, 8, 1]
+    assert ours.make_ours("ours", workload, data).step() == 1
+
+
+def test_who_takes_part():
+    assert peers_of(SMALL) == ["JAX/Flax", "JAX/Flax, scan of 10"]
+    assert peers_of(replace(SMALL, objective="implicit")) == []  # nobody else's is a transformer
+    mlp = replace(SMALL, objective="implicit", hidden=(8,))
+    assert peers_of(mlp) == ["CORL-style", "d3rlpy", "d3rlpy, graph"]
+    with pytest.raises(Unavailable, match="no other path"):
+        ours.make_ours("plain path", mlp, random_transitions(mlp, 2, 5))
+    with pytest.raises(Unavailable, match="tf32"):
+        ours.make_ours("tf32", SMALL, random_transitions(SMALL, 2, 5))
+
+
+def test_many_seeds_count_all_their_updates():
+    data = random_transitions(SMALL, episodes=2, length=5)
+    assert ours.make_ours("2 seeds", SMALL, data).step() == 2
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="peaks of memory are Linux's")
+def test_memory_sees_a_contenders_tensors(monkeypatch):
+    held = []
+
+    def make(name, workload, data):
+        def step():
+            held.append(torch.ones(2**24 if workload.batch_size > 2 else 1))
+            return 3
+
+        return Contender(version="1", step=step, synchronise=lambda: None)
+
+    monkeypatch.setattr(compare, "make_contender", make)
+    found = memory.measure(SMALL, "any")
+    assert 2 * 2**26 <= found <= 2.2 * 2**26
+
+
+def test_the_command_writes_its_figures(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    flags = ["--size", "tiny", "--batch-size", "4,8", "--no-memory", "--no-peers", "--rounds", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *flags, "--seconds", "0.1", "--device", "cpu", "--out", str(file)])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    document = json.loads(file.read_text())
+    assert [r["workload"]["batch_size"] for r in document["results"]] == [4, 8]
+    for result in document["results"]:
+        assert result["title"] in printed
+        assert [row["name"] for row in result["rows"]] == ["ours", "plain path"]
+        for row in result["rows"]:
+            assert row["updates_per_second"] > 0
+            assert row["ratio_to_peak"] > 0
+    assert document["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--size", "huge"], "there is no size 'huge'; choose of tiny"),
+        (["--objective", "flow,sarsa"], "there is no objective 'sarsa'"),
+        (["--ways", "fast"], "there is no way 'fast'; choose of ours, plain path"),
+        (["--batch-size", "0"], "--batch-size '0' is not of positive numbers"),
+        (["--hidden", "256x"], "--hidden '256x' is not of positive numbers"),
+        (["--hidden", "8x8"], "--hidden is for implicit and conservative, not flow"),
+        (["--out", "/nowhere/bench.json"], "its folder is not there"),
+        (["--device", "tpu"], "there is no device 'tpu'"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"tql-offline: [^\n]*\n", error)
+    assert sentence in error

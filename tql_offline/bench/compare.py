@@ -1,0 +1,181 @@
+"""Updates per second of all contenders of a workload, in turn in one run.
+
+Every contender is warmed up (and so compiled), then all are timed in turn, A B C A B C …, waiting
+for all its work before the next one starts; square matrix products take their turn too, so that a
+rate and the peak it is compared with saw the same machine. Rates are medians over the rounds; a
+ratio is the median of the rounds' own ratios.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tql_offline.bench.memory import peak_memory
+from tql_offline.bench.ours import WAYS, make_ours, waiting
+from tql_offline.bench.workload import (
+    Contender,
+    Transitions,
+    Unavailable,
+    Workload,
+    make_peer,
+    peers_of,
+    random_transitions,
+)
+
+PEAK_SIDES = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matrices whose product is taken for a device's peak."""
+
+
+@dataclass
+class Timing:
+    """A contender's rounds.
+
+    Attributes:
+        contender: who.
+        calls: of `step` in a round.
+        per_second: updates per second of each round.
+        per_cpu_second: updates per second of CPU time of this process.
+    """
+
+    contender: Contender
+    calls: int
+    per_second: list[float] = field(default_factory=list)
+    per_cpu_second: list[float] = field(default_factory=list)
+
+    def run_round(self) -> None:
+        """Make the round's updates and wait for them."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        updates = sum(self.contender.step() for _ in range(self.calls))
+        self.contender.synchronise()
+        self.per_second.append(updates / (time.perf_counter() - started))
+        self.per_cpu_second.append(updates / (time.process_time() - cpu_started))
+
+
+def compare(
+    workload: Workload,
+    names: Sequence[str],
+    seconds: float,
+    rounds: int,
+    memory: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Time contenders of a workload's update, in turn.
+
+    Args:
+        workload: what they run.
+        names: of `WAYS` and of `peers_of(workload)`; the first is the one that ratios are of.
+        seconds: per contender.
+        rounds: that the seconds are cut into.
+        memory: whether to measure peak memory too, in a process per contender.
+        say: takes a sentence on what is going on.
+
+    Returns:
+        `workload`, `title`, `rows` (a contender each) and `left_out` (name → why).
+    """
+    data = random_transitions(workload)
+    timings, left_out = {}, {}
+    for name in names:
+        say(f"{workload}: preparing {name}")
+        try:
+            contender = make_contender(name, workload, data)
+            timings[name] = warmed_up(contender, seconds / rounds)
+        except Unavailable as reason:
+            left_out[name] = str(reason)
+    dtypes = {timing.contender.dtype for timing in timings.values()}
+    peaks = {
+        dtype: warmed_up(matrix_product(workload.device, dtype), seconds / rounds / 4)
+        for dtype in dtypes
+    }
+    for number in range(rounds):
+        say(f"{workload}: round {number + 1} of {rounds}")
+        for timing in (*timings.values(), *peaks.values()):
+            timing.run_round()
+    first = next(iter(timings.values()), None)
+    rows = [row(name, timing, first or timing, peaks) for name, timing in timings.items()]
+    if memory:
+        del timings, first, timing, contender  # the GPU's memory is wanted
+        for line in rows:
+            say(f"{workload}: memory of {line['name']}")
+            line["peak_memory_bytes"] = peak_memory(workload, line["name"])
+    return {"workload": vars(workload), "title": str(workload), "rows": rows, "left_out": left_out}
+
+
+def make_contender(name: str, workload: Workload, data: Transitions) -> Contender:
+    """One of our ways or another's implementation.
+
+    Raises:
+        Unavailable: it cannot take part here.
+    """
+    make = make_ours if name in WAYS else make_peer
+    return make(name, workload, data)
+
+
+def known_names(workload: Workload) -> Iterator[str]:
+    """All contenders that a workload may have."""
+    yield from (*WAYS, *peers_of(workload))
+
+
+def warmed_up(contender: Contender, seconds_per_round: float) -> Timing:
+    """Compile and warm up a contender, and find how many calls fill a round."""
+    done = 0
+    while done < contender.warm_up:
+        done += contender.step()
+        contender.synchronise()
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        contender.step()
+        contender.synchronise()
+        times.append(time.perf_counter() - started)
+    return Timing(contender, max(1, round(seconds_per_round / min(times))))
+
+
+def matrix_product(device: str, dtype: torch.dtype) -> Contender:
+    """The product of two square matrices, as an update whose arithmetic is all peak."""
+    side = PEAK_SIDES[device]
+    a = torch.randn(side, side, device=device).to(dtype)
+    b, out = torch.randn_like(a), torch.empty_like(a)
+
+    def step() -> int:
+        torch.mm(a, b, out=out)
+        return 1
+
+    return Contender(
+        version=torch.__version__, step=step, synchronise=waiting(device), flops=2 * side**3
+    )
+
+
+def row(
+    name: str, timing: Timing, first: Timing, peaks: dict[torch.dtype, Timing]
+) -> dict[str, Any]:
+    """A contender's figures; `first_over_it` are ratios of the first one's rates over its own."""
+    contender = timing.contender
+    peak = peaks[contender.dtype]
+    flops = [contender.flops * rate for rate in timing.per_second]
+    most = [peak.contender.flops * rate for rate in peak.per_second]
+    return {
+        "name": name,
+        "version": contender.version,
+        "note": contender.note,
+        "dtype": str(contender.dtype).removeprefix("torch."),
+        "updates_per_second": statistics.median(timing.per_second),
+        "updates_per_cpu_second": statistics.median(timing.per_cpu_second),
+        "first_over_it": ratio(first.per_second, timing.per_second),
+        "first_over_it_cpu": ratio(first.per_cpu_second, timing.per_cpu_second),
+        "flops_per_update": contender.flops or None,
+        "flops_per_second": statistics.median(flops) or None,
+        "peak_flops_per_second": statistics.median(most),
+        "ratio_to_peak": ratio(flops, most) or None,
+        "peak_memory_bytes": None,
+        "rounds_per_second": timing.per_second,
+        "rounds_per_cpu_second": timing.per_cpu_second,
+    }
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median of the rounds' own ratios."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))

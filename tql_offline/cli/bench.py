@@ -1,0 +1,199 @@
+"""`tql-offline bench`."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tql_offline.cli import app
+from tql_offline.cli.tables import print_table, say
+from tql_offline.errors import InputError
+
+if TYPE_CHECKING:
+    from tql_offline.bench.workload import Workload
+
+COLUMNS = ("contender", "updates/s#", "ratio#", "CPU ratio#", "GFLOP/s#", "of peak#", "MiB#")
+MOST = 4096
+"""Of threads, layer widths and rounds: more is a slip of the finger."""
+
+
+@app.command()
+def bench(
+    sizes: Annotated[
+        str, typer.Option("--size", help="Transformer critics' sizes, e.g. small,xl.")
+    ] = "small",
+    objectives: Annotated[
+        str, typer.Option("--objective", help="flow, implicit, conservative, rebrac; several by ,.")
+    ] = "flow",
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-size", help="Transitions per update, e.g. 256,1024.")
+    ] = "256",
+    hidden: Annotated[
+        str,
+        typer.Option(
+            help="Layer widths of MLPs, e.g. 256x256, in place of the transformers: "
+            "how IQL and CQL are compared with d3rlpy and CORL's."
+        ),
+    ] = "",
+    ways: Annotated[
+        str,
+        typer.Option(
+            help="ours, plain path, eager, compiled, tf32, bfloat16, 2 seeds, 4 seeds, 8 seeds; "
+            "ratios are of the first. Default: ours,plain path."
+        ),
+    ] = "ours,plain path",
+    peers: Annotated[
+        bool, typer.Option(help="Also time JAX/Flax, d3rlpy and CORL-style updates.")
+    ] = True,
+    memory: Annotated[
+        bool, typer.Option(help="Also measure peak memory, in a process per contender.")
+    ] = True,
+    seconds: Annotated[float, typer.Option(help="Seconds per contender.", min=0.1)] = 20.0,
+    rounds: Annotated[
+        int, typer.Option(help="Turns that the seconds are cut into.", min=1, max=MOST)
+    ] = 10,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of PyTorch and XLA; 0: PyTorch's choice.", min=0)
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+) -> None:
+    """Time whole updates: ours, its plain path, and others' of the same, beside matrix products."""
+    share_machine(min(threads, MOST))
+    # Imported here: they bring PyTorch.
+    from tql_offline.bench.compare import compare, known_names
+    from tql_offline.bench.workload import peers_of
+    from tql_offline.training.device import pick_device
+
+    if out and not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: its folder is not there; make it or name another file")
+    where = pick_device(device)
+    document, results = head(where), []
+    for workload in workloads(sizes, objectives, batch_sizes, hidden, where.type):
+        names = split(ways, known_names(workload), "way")
+        names += [name for name in peers_of(workload) if peers and name not in names]
+        results.append(compare(workload, names, seconds, rounds, memory, say))
+        show(results[-1])
+        if out:
+            text = json.dumps(document | {"results": results}, indent=2)
+            out.write_text(f"{text}\n", encoding="utf-8")
+
+
+def share_machine(threads: int) -> None:
+    """Give PyTorch and XLA equally many threads, and not all of a GPU's memory to XLA.
+
+    XLA reads its variables when it is first used, which is later.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    count = str(torch.get_num_threads())
+    os.environ |= {"NPROC": count, "OMP_NUM_THREADS": count}
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def workloads(
+    sizes: str, objectives: str, batch_sizes: str, hidden: str, device: str
+) -> Iterator["Workload"]:
+    """Every combination asked for.
+
+    Raises:
+        InputError: a name or number is none.
+    """
+    from tql_offline.bench.workload import OBJECTIVES, Workload
+    from tql_offline.networks import SIZES
+
+    widths = numbers(hidden, "x", "--hidden") if hidden else ()
+    chosen = split(objectives, OBJECTIVES, "objective")
+    if widths and (other := set(chosen) - {"implicit", "conservative"}):
+        raise InputError(
+            f"--hidden is for implicit and conservative, not {', '.join(sorted(other))}; "
+            "leave it out or choose --objective implicit,conservative"
+        )
+    chosen_sizes = [""] if widths else split(sizes, SIZES, "size")
+    for objective, size, batch_size in product(
+        chosen, chosen_sizes, numbers(batch_sizes, ",", "--batch-size")
+    ):
+        yield Workload(
+            objective=objective,
+            size=size or "small",
+            hidden=widths,
+            batch_size=batch_size,
+            device=device,
+        )
+
+
+def split(text: str, known: Any, what: str) -> list[str]:
+    """The names of a list with commas.
+
+    Raises:
+        InputError: one is not known.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    known = list(known)
+    if wrong := [name for name in names if name not in known]:
+        raise InputError(f"there is no {what} {wrong[0]!r}; choose of {', '.join(known)}")
+    return names
+
+
+def numbers(text: str, separator: str, flag: str) -> tuple[int, ...]:
+    """Positive whole numbers.
+
+    Raises:
+        InputError: some text is none.
+    """
+    parts = text.split(separator)
+    if not all(part.strip().isdecimal() and 0 < int(part) < 2**20 for part in parts):
+        raise InputError(
+            f"{flag} {text!r} is not of positive numbers; write e.g. 256{separator}256"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def head(device: Any) -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    import torch
+
+    from tql_offline.training.provenance import device_name, git_commit, package_versions
+
+    return {
+        "command": shlex.join(["tql-offline", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "versions": package_versions(),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """A table of one workload, and why contenders are missing."""
+    rows = result["rows"]
+    if rows:
+        print_table(result["title"], COLUMNS, [cells(row) for row in rows])
+        peak = rows[0]["peak_flops_per_second"] / 1e9
+        say(f"{rows[0]['name']}: {rows[0]['note']}; matrix products peak at {peak:,.0f} GFLOP/s")
+        say(f"ratio: {rows[0]['name']} over it, per second and per second of CPU time")
+    for name, reason in result["left_out"].items():
+        say(f"{name} is left out: {reason}")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A contender's line of the table."""
+    rate, memory = row["flops_per_second"], row["peak_memory_bytes"]
+    return (
+        row["name"],
+        f"{row['updates_per_second']:,.2f}",
+        f"{row['first_over_it']:.2f}",
+        f"{row['first_over_it_cpu']:.2f}",
+        f"{rate / 1e9:,.1f}" if rate else "",
+        f"{row['ratio_to_peak']:.2f}" if rate else "",
+        f"{memory / 2**20:,.0f}" if memory is not None else "",
+    )
