@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_golden import CASES, TOLERANCE, Case
+from test_golden import CASES, Case
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("flax")
@@ -25,6 +25,8 @@ from tql_offline.bench.workload import Workload, random_transitions  # noqa: E40
 from tql_offline.config import resolve  # noqa: E402
 
 CPU = torch.device("cpu")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Of another framework's rounding."""
 OBSERVATION_DIM, ACTION_DIM, BATCH, HIDDEN = 5, 2, 8, (24, 16)
 TARGETS = ((1.5, 1.625), (1.25, 1.375))
 """Exact in float32, in which the controller is made."""
