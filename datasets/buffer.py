@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.batch import Batch
-from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, row_blocks
+from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector, row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.errors import InputError
 
@@ -131,10 +131,14 @@ def _fill_backwards(
     Returns:
         The first step that is filled in now.
     """
+    room = BLOCK_BYTES // _WORK_BYTES
     num_active = int(np.searchsorted(-lengths, -(stop - 1)))  # of the last step: at least so many
-    first = max(stop - max(TASK_BYTES // _WORK_BYTES // max(num_active, 1), 1), 0)
-    steps = np.arange(first, stop)
-    counts = np.searchsorted(-lengths, -steps).tolist()  # episodes that have each step
+    steps = np.arange(max(stop - max(room // max(num_active, 1), 1), 0), stop)
+    active = np.searchsorted(-lengths, -steps)  # episodes that have each step: more before
+    too_many = int(np.count_nonzero(active * (stop - steps) > room))
+    steps = steps[min(too_many, len(steps) - 1) :]
+    counts = active[-len(steps) :].tolist()
+    first = int(steps[0])
     if lengths[0] == lengths[-1]:  # a rectangle, of which part is a view
         rewards, masks, there = (
             column.reshape(len(lengths), -1)[:, first:stop]

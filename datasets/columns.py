@@ -296,14 +296,14 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _read_hdf5(path: Path, wanted: _Wanted) -> Columns:
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
         names = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
         _check_names(path, names)
         items = {name: _hdf5_item(path, file, name) for name in names}
         _check_size(path, sum(item.nbytes for item in items.values()))
         columns = Columns()
-        for name, item in items.items():
-            columns.add(name, *_hdf5_column(item, name, wanted))
+        for name in names:  # a dataset that nobody has any more has no chunk cache
+            columns.add(name, *_hdf5_column(items.pop(name), name, wanted))
         return columns
 
 
@@ -314,7 +314,8 @@ def _hdf5_column(item: h5py.Dataset, name: str, wanted: _Wanted) -> tuple[Array,
             item[rows]
         return np.empty(0, item.dtype), False
     dtype = wanted.dtype(name, item.dtype)
-    column = empty_vector(math.prod(item.shape), dtype).reshape(item.shape + dtype.shape)
+    shape = item.shape + dtype.shape  # a number's own shape, where HDF5 holds arrays of arrays
+    column = empty_vector(math.prod(shape), dtype.base).reshape(shape)
     offset = _plain_offset(item) if column.dtype == item.dtype else None
     if offset is None:
         return column, _unpack(item, column)
