@@ -2,17 +2,21 @@
 
     python benchmarks/rollouts.py --turns 5 --out rollouts.json
 
-Plays the same episodes in three ways, one after the other, several times over in one run:
+Plays episodes in five ways, one after the other, several times over in one run:
 
 - one: the evaluator with one process;
 - two: the evaluator with two processes, which share one policy;
 - alone: two processes with nothing in common, each playing half of the episodes with an evaluator
-  of its own. This is all that the machine's two cores can give: they share caches, memory and
-  clock, and may be two threads of one core.
+  of its own;
+- plain-one: a process with a loop over one Gymnasium environment and none of the toolkit's code;
+- plain-two: two such processes at once, each playing all of the episodes.
 
-Efficiency is T(one) / (2 T(two)) of the medians, the bound T(one) / (2 T(alone)). The policies are
-a third of the noise ("random") and a torch MLP of four layers of 128 on the CPU ("mlp"), which uses
-one thread in all three ways: the other core is a worker's.
+Efficiency is steps/s of two / (2 steps/s of one), of the medians; the bound is the same ratio for
+alone, and the ceiling that of plain-two to plain-one. The ceiling is the machine's own: its cores
+share caches, memory and clock, and may be two threads of one core.
+
+The policies are a third of the noise ("random", and in the plain loops) and a torch MLP of four
+layers of 128 on the CPU ("mlp"), which uses one thread in all ways: the other core is a worker's.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -29,6 +34,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -84,35 +90,69 @@ def play_alone(connection: "Connection[Any, Any]", env_id: str, policy: str, slo
             connection.send(play(seeds))
 
 
+def play_plainly(connection: "Connection[Any, Any]", env_id: str) -> None:
+    """Answer lists of seeds with the number of steps played, in a process of its own."""
+    warnings.simplefilter("ignore")  # OGBench's, about float32
+    import ogbench  # noqa: F401  (registers its environments)
+
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    shape = env.action_space.shape
+    while (seeds := connection.recv()) is not None:
+        steps = 0
+        for seed in seeds:
+            noise, ended = np.random.default_rng(seed), False
+            env.reset(seed=seed)
+            while not ended:
+                action = noise.standard_normal(shape, dtype=np.float32) / np.float32(3)
+                _, _, terminated, truncated, _ = env.step(np.clip(action, -1.0, 1.0))
+                ended = terminated or truncated
+                steps += 1
+        connection.send(steps)
+
+
 @contextmanager
-def alone(env_id: str, policy: str) -> Iterator[Way]:
-    """Two evaluators in processes of their own, with half of the slots each."""
+def processes(
+    target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[list["Connection[Any, Any]"]]:
+    """Processes that answer lists of seeds, one per tuple of arguments, until they get None."""
     context = multiprocessing.get_context("spawn")
     pipes = []
-    for half in (SLOTS - SLOTS // 2, SLOTS // 2):
+    for its in arguments:
         ours, theirs = context.Pipe()
-        context.Process(target=play_alone, args=(theirs, env_id, policy, half), daemon=True).start()
+        context.Process(target=target, args=(theirs, *its), daemon=True).start()
+        theirs.close()
         pipes.append(ours)
-
-    def play(seeds: Sequence[int]) -> int:
-        middle = len(seeds) - len(seeds) // 2
-        for pipe, half in zip(pipes, (seeds[:middle], seeds[middle:]), strict=True):
-            pipe.send(half)
-        return sum(pipe.recv() for pipe in pipes)
-
-    yield play
+    yield pipes
     for pipe in pipes:
         pipe.send(None)
+
+
+def together(pipes: Sequence["Connection[Any, Any]"], parts: Sequence[Sequence[int]]) -> int:
+    """Steps of processes that play at once, each its part of the seeds."""
+    for pipe, part in zip(pipes, parts, strict=True):
+        pipe.send(part)
+    return sum(pipe.recv() for pipe in pipes)
+
+
+def halves(seeds: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The seeds in two parts, the first no shorter."""
+    middle = len(seeds) - len(seeds) // 2
+    return seeds[:middle], seeds[middle:]
 
 
 def measure(env_id: str, policy: str, episodes: int, turns: int) -> dict[str, list[float]]:
     """Steps per second of each way and turn, after a turn that warms up."""
     with ExitStack() as stack:
         ways: dict[str, Way] = {}
-        for name, processes in (("one", 1), ("two", 2)):
-            pool = EnvironmentPool(env_id, slots=SLOTS, processes=processes)
+        for name, workers in (("one", 1), ("two", 2)):
+            pool = EnvironmentPool(env_id, slots=SLOTS, processes=workers)
             ways[name] = player(stack.enter_context(pool), policy)
-        ways["alone"] = stack.enter_context(alone(env_id, policy))
+        slots = [(env_id, policy, SLOTS - SLOTS // 2), (env_id, policy, SLOTS // 2)]
+        alone = stack.enter_context(processes(play_alone, slots))
+        plain = stack.enter_context(processes(play_plainly, [(env_id,)] * 2))
+        ways["alone"] = lambda seeds: together(alone, halves(seeds))
+        ways["plain-one"] = lambda seeds: together(plain[:1], [seeds])
+        ways["plain-two"] = lambda seeds: together(plain, [seeds, seeds])
         for play in ways.values():
             play(range(SLOTS))
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -126,13 +166,17 @@ def measure(env_id: str, policy: str, episodes: int, turns: int) -> dict[str, li
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, float]:
-    """Medians, efficiency, its bound, and the share of the bound that is reached."""
+    """Medians, efficiency, its bound and ceiling, and the shares of these that are reached."""
     median = {name: statistics.median(values) for name, values in rates.items()}
+    efficiency = median["two"] / median["one"] / 2
+    ceiling = median["plain-two"] / median["plain-one"] / 2
     return {
-        **{f"{name}_steps_per_second": value for name, value in median.items()},
-        "efficiency": median["two"] / median["one"] / 2,
+        **{f"{name.replace('-', '_')}_steps_per_second": rate for name, rate in median.items()},
+        "efficiency": efficiency,
         "bound": median["alone"] / median["one"] / 2,
+        "ceiling": ceiling,
         "efficiency_of_bound": median["two"] / median["alone"],
+        "efficiency_of_ceiling": efficiency / ceiling,
     }
 
 
@@ -152,12 +196,15 @@ def main() -> None:
             rates = measure(env_id, policy, arguments.episodes, arguments.turns)
             numbers = summary(rates)
             results.append({"env_id": env_id, "policy": policy, **numbers, "turns": rates})
+            steps = ", ".join(
+                f"{name} {numbers[name.replace('-', '_') + '_steps_per_second']:.0f}"
+                for name in rates
+            )
             print(
-                f"{env_id} {policy}: one {numbers['one_steps_per_second']:.0f}, two "
-                f"{numbers['two_steps_per_second']:.0f}, alone "
-                f"{numbers['alone_steps_per_second']:.0f} steps/s; efficiency "
-                f"{numbers['efficiency']:.2f} of {numbers['bound']:.2f} possible "
-                f"({numbers['efficiency_of_bound']:.2f})",
+                f"{env_id} {policy}: {steps} steps/s\n"
+                f"  efficiency {numbers['efficiency']:.2f}; bound {numbers['bound']:.2f} "
+                f"(reached {numbers['efficiency_of_bound']:.2f}); ceiling "
+                f"{numbers['ceiling']:.2f} (reached {numbers['efficiency_of_ceiling']:.2f})",
                 flush=True,
             )
     document = {
