@@ -6,9 +6,12 @@ import torch
 from test_golden import CASES, Case, critic_losses
 
 from tql_offline.agents import make_agent, numpy_policy
+from tql_offline.bench import ours
+from tql_offline.bench.workload import Workload, random_transitions
 from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
+from tql_offline.networks import attention
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = torch.device("cuda")
@@ -53,3 +56,70 @@ def test_buffer_samples_and_agent_updates_on_the_device():
     assert all(value.isfinite().all() and value.device.type == "cuda" for value in metrics.values())
     inputs = [np.zeros((4, n), dtype=np.float32) for n in (3, 2)]
     assert numpy_policy(agent, "learned", CUDA)(*inputs).shape == (4, 2)
+
+
+@pytest.mark.parametrize("length", [43, 200])
+def test_entropy_without_the_weights(length):
+    torch.manual_seed(0)
+    q, k = (torch.randn(3, 2, length, 32, device=CUDA, requires_grad=True) for _ in range(2))
+    have = attention.LongEntropy.apply(q, k)
+    want = attention.weights_entropy(attention.attention_log_weights(q, k))
+    torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
+    weights = torch.randn_like(want)
+    pairs = (torch.autograd.grad((weights * e).sum(), (q, k)) for e in (have, want))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+WORKLOAD = Workload(objective="flow", size="tiny", batch_size=32, device="cuda")
+
+
+def weights_after(updates, workload=WORKLOAD, **execution):
+    """Weights of a trainer after so many updates, and how they were run."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    data = random_transitions(workload, episodes=2, length=50)
+    trainer = ours.Trainer(workload, ours.config_of(workload, ours.Way(execution)), data, False, 0)
+    while trainer.number <= updates:
+        trainer.step()
+    torch.cuda.synchronize()
+    assert trainer.number == updates + 1
+    networks = trainer.updates.agent.networks.items()
+    state = {f"{n}.{k}": v.clone() for n, m in networks for k, v in m.state_dict().items()}
+    return state, trainer
+
+
+@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac"])
+def test_a_launch_is_its_updates_one_by_one(objective):
+    """Singles while it warms up and up to a multiple of ten, then launches of ten."""
+    workload = Workload(objective=objective, size="tiny", batch_size=32, device="cuda")
+    single, _ = weights_after(40, workload, compile="off", updates_per_launch=0)
+    graphed, trainer = weights_after(40, workload, compile="off", updates_per_launch=10)
+    assert trainer.updates.graph is not None
+    for name, value in single.items():
+        torch.testing.assert_close(graphed[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_compiled_updates_are_the_eager_ones():
+    eager, _ = weights_after(5, compile="off", updates_per_launch=0)
+    compiled, trainer = weights_after(5, compile="on", updates_per_launch=0)
+    assert trainer.execution.mode == "compiled", trainer.execution.reason
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_bfloat16_learns_about_the_same():
+    eager, _ = weights_after(5, compile="off", updates_per_launch=0)
+    low, _ = weights_after(5, compile="off", updates_per_launch=0, precision="bfloat16")
+    assert all(value.dtype == torch.float32 for value in low.values())
+    assert any((low[name] != value).any() for name, value in eager.items())
+
+
+def test_the_host_waits_for_nothing_between_log_steps():
+    """PyTorch raises where an operation would wait for the device."""
+    _, trainer = weights_after(5, compile="off", updates_per_launch=0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

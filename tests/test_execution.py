@@ -40,6 +40,8 @@ SETTINGS = {
 }
 CPU = torch.device("cpu")
 ONE_EACH = ("flow", "implicit awr", "conservative", "rebrac", "cloning flow")
+TRACED = ("flow", *(pytest.param(method, marks=pytest.mark.slow) for method in ONE_EACH[1:]))
+"""Tracing takes half a minute each."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -210,7 +212,7 @@ def three_updates(agent, buffer):
     return window.flush()
 
 
-@pytest.mark.parametrize("method", ONE_EACH)
+@pytest.mark.parametrize("method", TRACED)
 def test_compiled_losses_are_whole_graphs_of_the_same_numbers(method):
     """Captured with their backward passes, run operation by operation: without a C++ compiler."""
     want = three_updates(*agent_and_buffer(method))
