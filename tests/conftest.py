@@ -1,6 +1,7 @@
 """Fixtures for every test: a home of its own, so that no test reads or writes the user's data."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -14,3 +15,26 @@ def private_home(tmp_path, monkeypatch):
     monkeypatch.setenv("TQL_OFFLINE_DATA", str(tmp_path / "collected"))
     monkeypatch.setenv("OGBENCH_DATA", str(tmp_path / "ogbench"))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def short_protocols():
+    """Every protocol has two episodes: untrained policies play each to its last step."""
+    from tql_offline.eval import protocol
+
+    real = protocol.get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "get", lambda name: replace(real(name), episodes=2, slots=2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few hundred rows of a real maze, scored in one whose episodes end after 100 steps."""
+    from tql_offline.datasets.collect import collect
+    from tql_offline.datasets.load import load
+
+    name = "pointmaze-medium-navigate-singletask-task1-v0"
+    folder = tmp_path_factory.mktemp("maze")
+    data = load(name, collect(name, out=folder, episodes=3, steps=200, processes=1).train)
+    return replace(data, env_id="rollout_environments:ShortMaze-v0")

@@ -98,3 +98,17 @@ def once() -> bool:
 
 for environment in (Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent):
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]
+gymnasium.register(
+    "ShortMaze-v0",
+    entry_point="ogbench.locomaze.maze:make_maze_env",
+    max_episode_steps=100,
+    kwargs={
+        "loco_env_type": "point",
+        "maze_env_type": "maze",
+        "maze_type": "medium",
+        "reward_task_id": 1,
+        "add_noise_to_goal": False,
+        "success_timing": "pre",
+    },
+)
+"""OGBench's pointmaze-medium-singletask-task1-v0 with a tenth of its steps."""

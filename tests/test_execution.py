@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,17 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tql_offline.cli.train import parse_seeds
 from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
-from tql_offline.datasets.collect import collect
 from tql_offline.datasets.episodes import Episodes
-from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RunFolder, read_json
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
 from tql_offline.training.loop import SilentReporter, next_event
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.run import resume, run, run_seeds
+
+pytestmark = pytest.mark.usefixtures("short_protocols")
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 SETTINGS = {
@@ -42,20 +40,6 @@ CPU = torch.device("cpu")
 ONE_EACH = ("flow", "implicit awr", "conservative", "rebrac", "cloning flow")
 TRACED = ("flow", *(pytest.param(method, marks=pytest.mark.slow) for method in ONE_EACH[1:]))
 """Tracing takes half a minute each."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_protocols():
-    with pytest.MonkeyPatch.context() as patch:
-        real = protocols.get
-        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=2, slots=2))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maze")
-    return load(TASK, collect(TASK, out=folder, episodes=2, steps=100, processes=1).train)
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,12 @@ import pytest
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
-from tql_offline.datasets.collect import collect
-from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RunFolder, append_jsonl, claimed, read_jsonl, rewind_jsonl
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run
+
+pytestmark = pytest.mark.usefixtures("short_protocols")
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 SETTINGS = {
@@ -65,20 +64,6 @@ class At(SilentReporter):
 
 def kill():
     raise Killed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_protocols():
-    with pytest.MonkeyPatch.context() as patch:
-        real = protocols.get
-        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=2, slots=2))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maze")
-    return load(TASK, collect(TASK, out=folder, episodes=2, steps=100, processes=1).train)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from safetensors import SafetensorError
 from tql_offline.agents import make_agent
 from tql_offline.cli import main
 from tql_offline.config import resolve
-from tql_offline.datasets.collect import collect
-from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.workers import EnvironmentFailedError
@@ -31,6 +28,8 @@ from tql_offline.training.loop import SilentReporter
 from tql_offline.training.result import write_result
 from tql_offline.training.run import run
 
+pytestmark = pytest.mark.usefixtures("short_protocols")
+
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {
     "critic": {"size": "tiny"},
@@ -42,21 +41,6 @@ TINY = {
     "log_every": 8,
     "checkpoint_every": 3,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_protocols():
-    """Every protocol with two episodes: untrained policies play each to its last step."""
-    with pytest.MonkeyPatch.context() as patch:
-        real = protocols.get
-        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=2, slots=2))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maze")
-    return load(TASK, collect(TASK, out=folder, episodes=3, steps=200, processes=1).train)
 
 
 @pytest.fixture(scope="module")

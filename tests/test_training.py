@@ -1,7 +1,6 @@
 """Runs from end to end: same seed same bits, checkpoints, results, the command line's manners."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +9,14 @@ import torch
 from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.cli import main
 from tql_offline.config import resolve
-from tql_offline.datasets.collect import collect
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import checkpoint
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import new_run_folder, run
+
+pytestmark = pytest.mark.usefixtures("short_protocols")
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {
@@ -28,21 +27,6 @@ TINY = {
     "log_every": 5,
     "checkpoint_every": 10,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_protocols():
-    """Every protocol with three episodes: untrained policies play each to its last step."""
-    with pytest.MonkeyPatch.context() as patch:
-        real = protocols.get
-        patch.setattr(protocols, "get", lambda name: replace(real(name), episodes=3, slots=3))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("maze")
-    return load(TASK, collect(TASK, out=folder, episodes=3, steps=200, processes=1).train)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +93,7 @@ def test_run_folder_holds_the_contract(scored):
         ("learned", 20),
         ("behaviour", 20),
     ]
-    assert all(e["episodes"] == 3 for e in result["evaluations"])
+    assert all(e["episodes"] == 2 for e in result["evaluations"])
     assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
     assert result["provenance"]["environment"]["success_timing"] == "pre"
     assert [line["step"] for line in read_jsonl(scored.metrics)] == [5, 10, 15, 20]
@@ -123,7 +107,7 @@ def test_policies_see_the_same_initial_states(scored):
     lines = list(read_jsonl(scored.evaluations))
     seeds = [[episode["seed"] for episode in line["episodes"]] for line in lines]
     assert all(s == seeds[0] for s in seeds)
-    assert len(set(seeds[0])) == 3
+    assert len(set(seeds[0])) == 2
 
 
 def test_same_seed_same_metrics_and_weights(own, tmp_path):
