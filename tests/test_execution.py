@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -172,7 +174,32 @@ def test_a_failing_score_beside_training_ends_the_run(data, tmp_path, monkeypatc
         train(data, tmp_path, evaluation={"overlap": "on"})
 
 
-# Compilation and precision.
+# Memory, compilation and precision.
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_an_updates_memory_is_not_taken_anew_by_the_next_one():
+    """In a process of its own, as it holds for the process: page faults of 64 MiB, ten times."""
+    script = """
+import resource, sys, torch
+from tql_offline.training.memory import keep_freed_memory
+told = sys.argv[1] == "kept" and keep_freed_memory()
+for turn in range(11):
+    torch.ones(2**24)
+    if turn == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(int(told), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {}
+    for way in ("kept", "given back"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, way], capture_output=True, text=True, check=True
+        )
+        told, faults[way] = map(int, done.stdout.split())
+        if way == "kept" and not told:
+            pytest.skip("another C library")
+    assert faults["kept"] < 1000
+    assert faults["given back"] > 2 * faults["kept"]
 
 
 def agent_and_buffer(method="flow"):

@@ -27,6 +27,7 @@ from tql_offline.agents.optimizers import learning_rate, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.errors import InputError
+from tql_offline.training.memory import keep_freed_memory
 from tql_offline.training.metrics import MetricsWindow
 
 LOSSES = ("critic_loss", "policy_loss")
@@ -93,6 +94,8 @@ def prepare(
         window: where metrics go.
     """
     settings, on_gpu = config.execution, generator.device.type == "cuda"
+    if not on_gpu:
+        keep_freed_memory()
     set_precision(agent, settings.precision, generator.device.type)
     mode, seconds, reason = "eager", 0.0, ""
     if settings.compile == "on" or (settings.compile == "auto" and on_gpu):
