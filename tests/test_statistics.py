@@ -2,10 +2,26 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy import stats
 
 from tql_offline.errors import InputError
-from tql_offline.eval.statistics import bootstrap_interval, mean_std, wilson_interval
+from tql_offline.eval.statistics import (
+    checked_table,
+    estimate,
+    estimate_difference,
+    estimate_improvement,
+    improvement_probability,
+    interquartile_mean,
+    mean_of_tasks,
+    mean_std,
+    median_of_tasks,
+    optimality_gap,
+    paired_difference,
+    performance_profile,
+    size_trend,
+    t_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -13,7 +29,7 @@ from tql_offline.eval.statistics import bootstrap_interval, mean_std, wilson_int
     ("successes", "n"), [(0, 50), (1, 50), (27, 50), (50, 50), (1, 1), (3, 1200)]
 )
 def test_wilson_intervals_agree_with_scipy(successes, n, confidence):
-    expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     ours = wilson_interval(successes, n, confidence)
     assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert 0 <= ours[0] <= successes / n <= ours[1] <= 1
@@ -30,7 +46,7 @@ def test_a_confidence_is_a_probability(confidence):
     with pytest.raises(InputError, match="between 0 and 1"):
         wilson_interval(1, 2, confidence)
     with pytest.raises(InputError, match="between 0 and 1"):
-        bootstrap_interval([1.0, 2.0], np.random.default_rng(0), confidence=confidence)
+        t_interval([1.0, 2.0], confidence=confidence)
 
 
 def test_the_spread_over_runs_divides_as_asked():
@@ -44,32 +60,150 @@ def test_the_spread_over_runs_divides_as_asked():
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [[1.0, 2.0]]])
 def test_missing_scores_are_refused(values):
-    for statistic in (mean_std, lambda v: bootstrap_interval(v, np.random.default_rng(0))):
+    for statistic in (mean_std, t_interval):
         with pytest.raises(InputError, match="not a list of finite numbers"):
             statistic(values)
 
 
-def test_a_bootstrap_interval_is_that_of_the_resampled_statistic():
-    """Of runs 0 and 1 the mean is 0, ½, 1 with probability ¼, ½, ¼; a constant has no spread."""
-    generator = np.random.default_rng(1)
-    assert bootstrap_interval([0, 1], generator, confidence=0.6) == (0, 1)
-    assert bootstrap_interval([0, 1], generator, confidence=0.4) == (0.5, 0.5)
-    assert bootstrap_interval([0, 1], generator, statistic=np.max, confidence=0.4) == (1, 1)
-    assert bootstrap_interval([3, 3, 3], generator) == (3, 3)
+TABLE = ([0.0, 10.0, 20.0, 90.0], [50.0, 50.0, 60.0, 100.0])
 
 
-def test_a_bootstrap_interval_of_many_runs_is_the_normal_one():
-    scores = np.random.default_rng(0).normal(10, 2, 400)
-    low, high = bootstrap_interval(scores, np.random.default_rng(1))
-    half_width = 1.96 * scores.std() / 20
-    assert (low, high) == pytest.approx(
-        (scores.mean() - half_width, scores.mean() + half_width), abs=0.1 * half_width
-    )
+def test_statistics_of_a_table_by_hand():
+    """Runs in order: 0 10 20 50 50 60 90 100; the middle half is 20 50 50 60."""
+    tasks = checked_table(TABLE)
+    assert interquartile_mean(tasks) == 45
+    assert mean_of_tasks(tasks) == (30 + 65) / 2
+    assert median_of_tasks([*tasks, np.array([7.0])]) == 30
+    assert optimality_gap(tasks) == 100 - 380 / 8
+    assert optimality_gap(tasks, 50) == (50 + 40 + 30) / 8
+    assert performance_profile(tasks, [0, 50, 100]).tolist() == [7 / 8, 3 / 8, 0]
+
+
+def test_statistics_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 6, (4, 9)).astype(float) for _ in range(2))
+    assert interquartile_mean(list(first)) == pytest.approx(stats.trim_mean(first, 0.25, axis=None))
+    wins = [stats.mannwhitneyu(a, b).statistic / 81 for a, b in zip(first, second, strict=True)]
+    assert improvement_probability(first, second) == pytest.approx(np.mean(wins))
+    mean = stats.ttest_1samp(first[0], 0).confidence_interval(0.9)
+    assert t_interval(first[0], confidence=0.9) == pytest.approx((mean.low, mean.high))
+    paired = stats.ttest_rel(first[0], second[0]).confidence_interval(0.95)
+    ours = paired_difference(first[0], second[0])
+    assert (ours.low, ours.high) == pytest.approx((paired.low, paired.high))
+
+
+def test_a_run_is_resampled_within_its_task_only():
+    """Each task's runs are equal: whatever is drawn, every statistic stays what it is."""
+    table = ([1.0] * 5, [80.0] * 5)
+    for statistic in (mean_of_tasks, median_of_tasks, interquartile_mean, optimality_gap):
+        got = estimate(statistic, table, np.random.default_rng(0), resamples=50)
+        assert got.low == got.value == got.high
+
+
+def test_widened_bounds_of_a_mean_are_students():
+    """For many runs and for few; scipy's own percentile bootstrap of eight is narrower."""
+    rng = np.random.default_rng(0)
+    for count, tolerance in ((8, 0.12), (200, 0.05)):
+        scores = rng.normal(10, 2, count)
+        got = estimate(mean_of_tasks, [scores], np.random.default_rng(1), resamples=50_000)
+        low, high = t_interval(scores)
+        assert (got.low, got.high) == pytest.approx((low, high), abs=tolerance * (high - low))
+    plain = stats.bootstrap((scores[:8],), np.mean, method="percentile", rng=rng)
+    wide = estimate(mean_of_tasks, [scores[:8]], np.random.default_rng(1))
+    interval = plain.confidence_interval
+    assert interval.high - interval.low < 0.85 * (wide.high - wide.low)
+
+
+def successes(rng, task, shape):
+    """Percent of 150 episodes; each run's own chance spreads about the task's."""
+    chance = rng.beta(2 + 3 * task, 3, shape)
+    return rng.binomial(150, chance) / 1.5, 100 * (2 + 3 * task) / (5 + 3 * task)
+
+
+def normal(rng, task, shape):
+    return rng.normal(10 * task, 1 + task, shape), 10 * task
+
+
+@pytest.mark.parametrize("num_tasks", [1, 5])
+@pytest.mark.parametrize("draw", [normal, successes])
+def test_intervals_of_eight_runs_cover_what_they_say(draw, num_tasks):
+    rng, covered, trials = np.random.default_rng(0), 0, 1000
+    for _ in range(trials):
+        drawn = [draw(rng, task, 8) for task in range(num_tasks)]
+        truth = np.mean([mean for _, mean in drawn])
+        got = estimate(mean_of_tasks, [scores for scores, _ in drawn], rng, resamples=2000)
+        covered += got.low <= truth <= got.high
+    assert 0.93 <= covered / trials <= 0.97
+
+
+def test_an_interval_of_the_interquartile_mean_covers_what_it_says():
+    """Of symmetric scores it is the mean."""
+    rng, covered, trials = np.random.default_rng(0), 0, 1000
+    for _ in range(trials):
+        table = rng.normal(50, 10, (5, 8))
+        got = estimate(interquartile_mean, table, rng, resamples=1000)
+        covered += got.low <= 50 <= got.high
+    assert 0.93 <= covered / trials <= 0.97
+
+
+def test_a_difference_is_of_the_methods_and_improvement_knows_its_ends():
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(0, 1, (3, 8)), rng.normal(10, 1, (3, 8))
+    got = estimate_difference(mean_of_tasks, high, low, np.random.default_rng(0))
+    assert got.low < got.value < got.high
+    assert got.value == pytest.approx(high.mean() - low.mean())
+    sure = estimate_improvement(high, low, np.random.default_rng(0))
+    assert (sure.value, sure.low, sure.high) == (1, 1, 1)
+    assert estimate_improvement(low, low, np.random.default_rng(0)).value == 0.5
+
+
+def test_one_run_per_task_has_no_interval():
+    got = estimate(mean_of_tasks, [[1.0], [3.0]], np.random.default_rng(0))
+    assert got.value == 2
+    assert math.isnan(got.low)
+    assert math.isnan(got.high)
+    assert all(map(math.isnan, t_interval([5.0])))
+    with pytest.raises(InputError, match="no pairs"):
+        paired_difference([1.0, 2.0], [1.0])
+    with pytest.raises(InputError, match="no task"):
+        estimate(mean_of_tasks, [], np.random.default_rng(0))
+
+
+def test_a_trend_in_one_task_is_kendalls():
+    """Exactly, where there are few runs and no ties."""
+    sizes, scores = [1, 2, 3, 4, 5, 6], [3.0, 1.0, 4.0, 5.0, 2.0, 9.0]
+    got = size_trend([sizes], [scores], np.random.default_rng(0), permutations=40_000)
+    rises = stats.kendalltau(sizes, scores, alternative="greater", method="exact")
+    falls = stats.kendalltau(sizes, scores, alternative="less", method="exact")
+    assert got.concordance == pytest.approx(rises.statistic)
+    assert got.p_rise == pytest.approx(rises.pvalue, abs=0.01)
+    assert got.p_fall == pytest.approx(falls.pvalue, abs=0.01)
+
+
+def test_a_trend_is_sought_within_tasks():
+    """The larger critic ran on the easier task only: pooled a sure rise, within tasks none."""
+    sizes = [[1, 1, 1, 2], [2, 2, 2, 1]]
+    table = [[1.0, 2.0, 3.0, 0.0], [90.0, 91.0, 92.0, 95.0]]
+    got = size_trend(sizes, table, np.random.default_rng(0))
+    assert got.concordance == -1
+    with pytest.raises(InputError, match="two sizes"):
+        size_trend([[1, 1], [2, 2]], [[1.0, 2.0], [3.0, 4.0]], np.random.default_rng(0))
+
+
+def test_a_trend_without_one_is_seldom_found():
+    rng = np.random.default_rng(0)
+    found = [
+        size_trend(
+            [np.repeat([1, 2, 3], 3)] * 2, rng.normal(size=(2, 9)), rng, permutations=200
+        ).p_rise
+        for _ in range(400)
+    ]
+    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.08
 
 
 def test_the_generator_is_the_only_randomness():
-    scores = np.random.default_rng(0).normal(size=9)
+    table = np.random.default_rng(0).normal(size=(2, 9))
     np.random.seed(0)  # noqa: NPY002
-    first = bootstrap_interval(scores, np.random.default_rng(4))
-    second = bootstrap_interval(scores, np.random.default_rng(4))
-    assert first == second != bootstrap_interval(scores, np.random.default_rng(5))
+    first = estimate(mean_of_tasks, table, np.random.default_rng(4))
+    second = estimate(mean_of_tasks, table, np.random.default_rng(4))
+    assert first == second != estimate(mean_of_tasks, table, np.random.default_rng(5))
