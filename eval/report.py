@@ -8,7 +8,6 @@ content security policy runs no script but its own.
 import base64
 import hashlib
 import importlib.resources
-import json
 import math
 import re
 import shlex
@@ -32,6 +31,17 @@ from tql_offline.eval.report_data import (
     protocol_label,
     read_run,
 )
+from tql_offline.eval.report_tables import (
+    NONE,
+    Cell,
+    Table,
+    as_text,
+    cell,
+    figure,
+    grouped,
+    make_table,
+    number_cell,
+)
 from tql_offline.eval.statistics import wilson_interval
 from tql_offline.runs import RunFolder, write_atomic
 from tql_offline.version import __version__
@@ -42,7 +52,6 @@ MAX_LISTED_WARNINGS = 20
 MAX_METRIC_PANELS = 12
 MAX_LAYERS = 32
 
-NONE = "—"
 GROUPS = ("[VALUE] query", "other queries")
 
 _FORMULAS = {
@@ -91,25 +100,6 @@ class Score:
     def mean(self, of: Callable[[Evaluation], float]) -> float:
         """Mean over the counted evaluations, each weighted by its episodes."""
         return math.fsum(of(e) * e.episodes for e in self.evaluations) / self.episodes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One table cell; `sort` orders its column where the text would not, `href` links it."""
-
-    text: str
-    sort: float | str | None = None
-    href: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table both files show; columns named in `numeric` are set flush right."""
-
-    caption: str
-    columns: tuple[str, ...]
-    numeric: frozenset[str]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,26 +237,6 @@ def csp_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def grouped(value: int) -> str:
-    """A count with its thousands apart.
-
-    >>> grouped(1050345).replace(chr(160), "_")
-    '1_050_345'
-    """
-    return f"{value:,}".replace(",", "\u00a0")
-
-
-def figure(value: float) -> str:
-    """A measured number in four significant figures, a dash for NaN.
-
-    >>> figure(-123.456), figure(float("nan"))
-    ('-123.5', '—')
-    """
-    if math.isnan(value):
-        return NONE
-    return grouped(round(value)) if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 def percent(rate: float, episodes: int) -> str:
     """A rate in percent; a decimal only where there are episodes enough to mean it.
 
@@ -343,17 +313,6 @@ def _named(run: Run, *names: str) -> Any:
     return None
 
 
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return NONE
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except RecursionError:
-        return "…"
-
-
 def _method(run: Run) -> str:
     method = run.result.get("method")
     if isinstance(method, str) and method:
@@ -363,7 +322,7 @@ def _method(run: Run) -> str:
 
 
 def _size(run: Run) -> str:
-    return _text(_named(run, "size"))
+    return as_text(_named(run, "size"))
 
 
 def _label(run: Run) -> str:
@@ -373,7 +332,7 @@ def _label(run: Run) -> str:
 def _dataset(run: Run) -> str:
     named = run.result.get("dataset") or run.config.get("dataset.name")
     named = named or run.provenance.get("dataset.name") or run.config.get("dataset.path")
-    return _text(named)
+    return as_text(named)
 
 
 def _parameters(run: Run) -> int | None:
@@ -429,27 +388,6 @@ def _outcome(score: Score, first: bool) -> str:
 # Tables
 
 
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
-    """A table whose columns are numeric where every cell that holds something is a number."""
-    held = tuple(tuple(row) for row in rows)
-    numeric = {
-        name
-        for index, name in enumerate(columns)
-        if any(isinstance(row[index].sort, float) for row in held)
-    }
-    return Table(caption=caption, columns=tuple(columns), numeric=frozenset(numeric), rows=held)
-
-
-def _cell(value: Any, href: str | None = None) -> Cell:
-    return Cell(text=_text(value), href=href)
-
-
-def _number_cell(value: float | int | None) -> Cell:
-    if value is None or math.isnan(value):
-        return Cell(text=NONE)
-    return Cell(text=grouped(value) if isinstance(value, int) else figure(value), sort=float(value))
-
-
 def _success_cell(successes: int | None, episodes: int) -> Cell:
     if successes is None:
         return Cell(text=NONE)
@@ -465,7 +403,7 @@ def _steps_cell(score: Score) -> Cell:
     """The steps counted, and how many there should have been where some are missing."""
     last = score.last.step
     if score.counted == 1:
-        return _number_cell(last)
+        return number_cell(last)
     have = len(score.evaluations)
     number = f"{have}" if have == score.counted else f"{have} of {score.counted}"
     text = f"{grouped(score.evaluations[0].step)}–{grouped(last)} ({number})"
@@ -479,17 +417,17 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
         scores = _main_scores(run)
         rows.append(
             (
-                _cell(section.name, f"#{section.anchor}"),
-                _cell(section.state),
-                _cell(_method(run)),
-                _cell(_size(run)),
-                _number_cell(_parameters(run)),
-                _number_cell(count(_named(run, "seed"))),
+                cell(section.name, f"#{section.anchor}"),
+                cell(section.state),
+                cell(_method(run)),
+                cell(_size(run)),
+                number_cell(_parameters(run)),
+                number_cell(count(_named(run, "seed"))),
                 _score_success_cell(scores.get("learned")),
                 _score_success_cell(scores.get("behaviour")),
             )
         )
-    return _table("Every run: successes with 95 % Wilson intervals", columns, rows)
+    return make_table("Every run: successes with 95 % Wilson intervals", columns, rows)
 
 
 def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
@@ -499,41 +437,41 @@ def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
     )
     rows = [
         (
-            _cell(section.name, f"#{section.anchor}"),
-            _cell(score.last.policy),
+            cell(section.name, f"#{section.anchor}"),
+            cell(score.last.policy),
             _score_success_cell(score),
             _steps_cell(score),
-            _number_cell(score.episodes),
-            _number_cell(score.mean(lambda e: e.return_mean)),
-            _number_cell(score.mean(lambda e: e.length_mean)),
-            _number_cell(score.mean(lambda e: e.score)),
-            _cell(_method(run)),
-            _cell(_size(run)),
-            _number_cell(_parameters(run)),
-            _cell(_dataset(run)),
-            _cell(score.last.protocol),
+            number_cell(score.episodes),
+            number_cell(score.mean(lambda e: e.return_mean)),
+            number_cell(score.mean(lambda e: e.length_mean)),
+            number_cell(score.mean(lambda e: e.score)),
+            cell(_method(run)),
+            cell(_size(run)),
+            number_cell(_parameters(run)),
+            cell(_dataset(run)),
+            cell(score.last.protocol),
         )
         for section, run in zip(sections, runs, strict=True)
         for score in scores_of(run)
     ]
-    return _table("Scores of the counted evaluations", columns, rows)
+    return make_table("Scores of the counted evaluations", columns, rows)
 
 
 def _evaluation_table(run: Run) -> Table:
     columns = ("policy", "protocol", "step", "episodes", "success (95 % interval)")
     rows = (
         (
-            _cell(e.policy),
-            _cell(e.protocol),
-            _number_cell(e.step),
-            _number_cell(e.episodes),
+            cell(e.policy),
+            cell(e.protocol),
+            number_cell(e.step),
+            number_cell(e.episodes),
             _success_cell(e.successes, e.episodes),
-            _number_cell(e.return_mean),
-            _number_cell(e.length_mean),
+            number_cell(e.return_mean),
+            number_cell(e.length_mean),
         )
         for e in run.evaluations
     )
-    return _table("Every evaluation", (*columns, "mean return", "mean length"), rows)
+    return make_table("Every evaluation", (*columns, "mean return", "mean length"), rows)
 
 
 def _attention_table(run: Run) -> Table:
@@ -541,25 +479,25 @@ def _attention_table(run: Run) -> Table:
     rows = (
         (
             Cell(text=str(layer + 1), sort=float(layer)),
-            _cell(GROUPS[group]),
+            cell(GROUPS[group]),
             *(
-                _number_cell(_last(run.curves.get(f"{name}/{layer}/{group}")))
+                number_cell(_last(run.curves.get(f"{name}/{layer}/{group}")))
                 for name in ("entropy", "entropy_target", "temperature")
             ),
         )
         for layer in _layers(run)
         for group in (0, 1)
     )
-    return _table("Attention, last logged", columns, rows)
+    return make_table("Attention, last logged", columns, rows)
 
 
 def _metric_table(run: Run) -> Table:
     rows = (
-        (_cell(name), _number_cell(curve.values[0]), _number_cell(_last(curve)))
+        (cell(name), number_cell(curve.values[0]), number_cell(_last(curve)))
         for name, curve in run.curves.items()
         if "/" not in name
     )
-    return _table("Metrics, first and last logged", ("metric", "first", "last"), rows)
+    return make_table("Metrics, first and last logged", ("metric", "first", "last"), rows)
 
 
 def _last(curve: Curve | None) -> float:
@@ -567,7 +505,7 @@ def _last(curve: Curve | None) -> float:
 
 
 def _facts(caption: str, columns: tuple[str, str], flat: dict[str, Any]) -> Table:
-    return _table(caption, columns, ((_cell(k), _cell(v)) for k, v in flat.items()))
+    return make_table(caption, columns, ((cell(k), cell(v)) for k, v in flat.items()))
 
 
 # Plots
@@ -863,13 +801,13 @@ def _seed_lists(run: Run) -> Iterable[tuple[str, str]]:
 
 def _seed_list(evaluation: Evaluation) -> str:
     """All seeds, and the outcome: the fewer of those that failed and those that succeeded."""
-    seeds = " ".join(_text(e.seed) for e in evaluation.details)
+    seeds = " ".join(as_text(e.seed) for e in evaluation.details)
     if evaluation.successes is None:
         return seeds
     if evaluation.successes in (0, evaluation.episodes):
         return f"{seeds}; all {'succeeded' if evaluation.successes else 'failed'}"
     rare = 2 * evaluation.successes <= evaluation.episodes
-    listed = " ".join(_text(e.seed) for e in evaluation.details if e.success is rare)
+    listed = " ".join(as_text(e.seed) for e in evaluation.details if e.success is rare)
     return f"{seeds}; {'succeeded' if rare else 'failed'}: {listed}"
 
 
@@ -910,7 +848,7 @@ def _formula(protocol: str, counted: int, success_timing: str) -> str:
 def _differences(runs: list[Run]) -> list[str]:
     """What keeps the runs' scores from being compared as they stand."""
     facts: dict[str, set[str]] = {
-        name: {_text(v) for run in runs if (v := lookup(run.provenance, name)) is not None}
+        name: {as_text(v) for run in runs if (v := lookup(run.provenance, name)) is not None}
         for name in ("ogbench", "gymnasium", "mujoco", "minari")
     }
     facts["protocol"] = {setting[0] for run in runs if (setting := _main_setting(run))}
