@@ -1,44 +1,74 @@
 #!/usr/bin/env bash
-# Every GPU check and timing, newest questions first: benchmarks/gpu.sh OUTDIR [PACKED.npz]
+# Every GPU check and timing: benchmarks/gpu.sh OUTDIR [SECTION…], all sections in order if none is named.
 # Needs PyTorch with CUDA and the package's pure-Python dependencies; no simulator. JAX (with flax and
-# optax) and d3rlpy are timed where they are installed. The collapse needs cube-double with its rewards
+# optax) and d3rlpy are timed where they are installed. `collapse` needs cube-double with its rewards
 # written in, made where OGBench is installed:
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
 # It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn.
 set -uo pipefail
-out=${1:?usage: benchmarks/gpu.sh OUTDIR [PACKED.npz]}
-packed=${2:-build/cube-double-packed.npz}
+out=${1:?usage: benchmarks/gpu.sh OUTDIR [SECTION…]}
+shift
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.csv"
 
 bench() { # NAME FLAGS…
   local name=$1
   shift
-  timeout 300 python -m tql_offline bench --device cuda --out "$out/$name.json" "$@" 2>&1 | tee "$out/$name.log"
+  timeout "${BENCH_SECONDS:-300}" python3 -m tql_offline bench --device cuda --out "$out/$name.json" "$@" \
+    >"$out/$name.txt" 2>&1 || echo "bench $name ended with code $?"
+  grep -v ': round \|: preparing' "$out/$name.txt"
 }
 
-# 1. Do graphs, compiled losses and precisions give the same updates? Golden cases on the GPU?
-timeout 300 python -m pytest -q -p no:cacheprovider tests/test_cuda.py tests/test_golden.py 2>&1 | tee "$out/tests.log"
+# Do graphs, compiled losses and precisions give the same updates? Golden cases on the GPU?
+tests() {
+  timeout 300 python3 -m pytest -q -p no:cacheprovider tests/test_triton_attention.py \
+    tests/test_cuda.py tests/test_golden.py --show-capture=no 2>&1 | tee "$out/tests.txt"
+}
 
-# 2. Is xl in bfloat16 at half the peak and at three times JAX's rate? Is small at 1,000 updates/s?
-bench xl --size xl --ways 'bfloat16,ours,tf32,plain path' --seconds 10 --rounds 5
-bench small --size small --ways 'ours,bfloat16,eager,plain path' --seconds 5 --rounds 5
+# Is xl in bfloat16 at half the peak and at three times JAX's rate?
+xl() { bench xl --size xl --ways "${XL_WAYS:-bfloat16,ours,tf32,plain path}" --seconds 8 --rounds 4 --no-memory; }
 
-# 3. Are eight seeds of small at four times one's throughput?
-bench seeds --size small --ways 'ours,2 seeds,4 seeds,8 seeds' --no-peers --no-memory --seconds 5 --rounds 5
+# Is small at 1,000 updates/s?
+small() {
+  bench small --size small --ways "${SMALL_WAYS:-bfloat16,tf32,ours,eager,plain path}" --no-memory --seconds 4 --rounds 4
+}
 
-# 4. Every size; IQL and CQL beside d3rlpy's and CORL's.
-bench sizes --size tiny,medium,large,xxl --ways 'ours,bfloat16' --no-peers --seconds 4 --rounds 4
-bench mlps --objective implicit,conservative --hidden 256x256 --ways ours --seconds 4 --rounds 4
+# Are eight seeds of small at four times one's throughput?
+seeds() {
+  local ways='tf32,2 seeds tf32,4 seeds tf32,8 seeds tf32'
+  bench seeds --size small --ways "${SEEDS_WAYS:-$ways}" --no-peers --no-memory --seconds 4 --rounds 4
+}
 
-# 5. Attention with entropy at many tokens.
-python benchmarks/attention.py --device cuda --out "$out/attention.json" 2>&1 | tee "$out/attention.md"
+# Every size; IQL and CQL beside d3rlpy's and CORL's.
+sizes() { bench sizes --size tiny,medium,large,xxl --ways 'ours,bfloat16' --no-peers --no-memory --seconds 3 --rounds 3; }
+mlps() { bench mlps --objective implicit,conservative --hidden 256x256 --ways ours --no-memory --seconds 3 --rounds 3; }
 
-# 6. Does the attention of an xl critic collapse without control, and not with it (50k updates each way)?
-for mode in none layerwise; do
-  timeout "${COLLAPSE_SECONDS:-7200}" python benchmarks/collapse.py train --out "$out/collapse" --sizes xl \
-    --modes $mode --updates 50000 --every 100 --device cuda --path "$packed" 2>&1 | tee "$out/collapse-$mode.log"
+# Attention with entropy at many tokens.
+attention() {
+  python3 benchmarks/attention.py --device cuda --out "$out/attention.json" 2>&1 | tee "$out/attention.md"
+}
+
+# Which kernels does an update spend its time in?
+profile() {
+  python3 benchmarks/profile_update.py --size xl --way bfloat16 --device cuda >"$out/profile-xl.txt" 2>&1
+  python3 benchmarks/profile_update.py --size small --way ours --device cuda >"$out/profile-small.txt" 2>&1
+}
+
+# Does the attention of an xl critic collapse without control, and not with it (50k updates each way)?
+collapse() {
+  for mode in none layerwise; do
+    timeout "${COLLAPSE_SECONDS:-7200}" python3 benchmarks/collapse.py train --out "$out/collapse" --sizes xl \
+      --modes $mode --updates 50000 --every 100 --device cuda \
+      --path "${COLLAPSE_DATA:-build/cube-double-packed.npz}" 2>&1 | tee "$out/collapse-$mode.txt"
+  done
+  python3 benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"
+}
+
+[ $# -gt 0 ] || set -- tests small xl seeds sizes mlps profile attention collapse
+for section in "$@"; do
+  started=$SECONDS
+  "$section"
+  echo "$section took $((SECONDS - started)) s" | tee -a "$out/seconds.txt"
 done
-python benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"

@@ -1,4 +1,4 @@
-"""A report of runs: one HTML file that needs nothing else, and one Markdown file.
+"""A report of runs: one HTML file that needs nothing else, one Markdown file, and the leaderboard.
 
 The same run folders give the same bytes: no clock, no host, no random ids. Every text of a run is
 foreign: HTML is escaped by the template engine, Markdown by `escape_markdown`, and the page's
@@ -12,7 +12,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ import jinja2
 from markupsafe import Markup
 
 from tql_offline.errors import InputError
+from tql_offline.eval.leaderboard import Measured, make_boards, measured
+from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
+from tql_offline.eval.leaderboard_page import BoardSection, board_section
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
+from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_data import (
     Curve,
     Evaluation,
@@ -29,6 +33,7 @@ from tql_offline.eval.report_data import (
     known_protocol,
     lookup,
     protocol_label,
+    read_result,
     read_run,
 )
 from tql_offline.eval.report_tables import (
@@ -67,6 +72,7 @@ class ReportFiles:
 
     html: Path
     markdown: Path
+    boards: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,22 +153,29 @@ class RunSection:
 
 
 def write_report(
-    runs: list[RunFolder], out: Path, progress: Callable[[int], None] | None = None
+    runs: list[RunFolder],
+    out: Path,
+    progress: Callable[[int], None] | None = None,
+    *,
+    merged: Sequence[Path] = (),
+    published: bool = True,
 ) -> ReportFiles:
-    """Write `report.html` and `report.md` about run folders.
+    """Write `report.html`, `report.md` and, where scores can be compared, `leaderboard.*`.
 
     Args:
         runs: in the order to show them; unfinished and damaged ones are shown as such.
         out: folder, made where it is missing.
         progress: called with the number of runs done.
+        merged: others' `result.json` files; they are on the leaderboard only.
+        published: whether printed scores of the same tasks and protocol stand beside.
 
     Returns:
-        The two files' places.
+        The files' places.
 
     Raises:
         InputError: there is no run, or `out` cannot be written to.
     """
-    if not runs:
+    if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
     read = _with_distinct_names([read_run(folder) for folder in runs])
     sections = []
@@ -170,16 +183,56 @@ def write_report(
         sections.append(_run_section(run, f"run-{index}"))
         if progress is not None:
             progress(index)
-    page = _page(read, sections)
-    files = ReportFiles(html=out / "report.html", markdown=out / "report.md")
+    boards, warnings = _boards(read, merged, published)
+    page = _page(read, sections, boards, warnings)
+    texts = {
+        "report.html": render("report.html.jinja", page),
+        "report.md": render("report.md.jinja", page),
+    }
+    if boards:
+        texts |= {
+            "leaderboard.csv": as_csv(boards),
+            "leaderboard.json": as_json(boards),
+            "leaderboard.tex": as_latex(boards),
+        }
+    _write_all(out, texts)
+    return ReportFiles(
+        html=out / "report.html",
+        markdown=out / "report.md",
+        boards=tuple(out / name for name in texts if name.startswith("leaderboard")),
+    )
+
+
+def _write_all(out: Path, texts: dict[str, str]) -> None:
     try:
-        write_atomic(files.html, render("report.html.jinja", page))
-        write_atomic(files.markdown, render("report.md.jinja", page))
+        for name, text in texts.items():
+            write_atomic(out / name, text.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise InputError(
             f"the report cannot be written to {out} ({error.strerror}); give another folder"
         ) from error
-    return files
+
+
+def _boards(
+    named: list[tuple[str, Run]], merged: Sequence[Path], published: bool
+) -> tuple[list[BoardSection], list[str]]:
+    """The leaderboard's sections, and what was left out of it."""
+    others = [read_result(path) for path in merged]
+    found, warnings = [], []
+    for name, run in [*named, *((r.name, r) for r in others)]:
+        scores = measured(replace(run, name=name))
+        if isinstance(scores, Measured):
+            found.append(scores)
+        elif run in others:
+            reason = "; ".join(run.warnings) or f"it {scores}"
+            warnings.append(f"{run.folder.path / name}: left out, {reason}")
+    boards, left_out = make_boards(found, published_scores() if published else ())
+    printed = published_sizes() if published else ()
+    sections = [
+        board_section(b, f"board-{i}", printed if b.reported else ())
+        for i, b in enumerate(boards, start=1)
+    ]
+    return [s for s in sections if len(s.board.runs) > 1 or s.board.reported], [*warnings, *left_out]
 
 
 def render(template: str, page: dict[str, Any]) -> str:
@@ -811,11 +864,18 @@ def _seed_list(evaluation: Evaluation) -> str:
     return f"{seeds}; {'succeeded' if rare else 'failed'}: {listed}"
 
 
-def _page(named: list[tuple[str, Run]], sections: list[RunSection]) -> dict[str, Any]:
+def _page(
+    named: list[tuple[str, Run]],
+    sections: list[RunSection],
+    boards: list[BoardSection],
+    board_warnings: list[str],
+) -> dict[str, Any]:
     runs = [run for _, run in named]
     many = len(runs) > 1
     return {
-        "title": f"{len(runs)} runs" if many else sections[0].name,
+        "title": sections[0].name if len(runs) == 1 else f"{len(runs)} runs" if many else "Leaderboard",
+        "boards": boards,
+        "board_warnings": board_warnings,
         "version": __version__,
         "sections": sections,
         "overview": _overview_table(sections, runs) if many else None,
@@ -823,7 +883,8 @@ def _page(named: list[tuple[str, Run]], sections: list[RunSection]) -> dict[str,
         "formulas": _formulas(runs),
         "differences": _differences(runs),
         "plots": _overall_plots(named) if many else (),
-        "warning_count": sum(len(section.warnings) for section in sections),
+        "warning_count": len(board_warnings)
+        + sum(len(section.warnings) for section in sections),
         "max_warnings": MAX_LISTED_WARNINGS,
     }
 

@@ -93,6 +93,7 @@ class Run:
         evaluations: ascending in step.
         curves: by metric; layered metrics are `entropy/<layer>/<group>`, group 0 the [VALUE] query.
         warnings: one sentence for everything that was left out or does not fit together.
+        seconds: spent in updates (`timing.jsonl`); NaN where it is not recorded.
     """
 
     folder: RunFolder
@@ -103,6 +104,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     curves: dict[str, Curve]
     warnings: tuple[str, ...]
+    seconds: float = math.nan
 
     @property
     def finished(self) -> bool:
@@ -149,6 +151,30 @@ def read_run(folder: RunFolder) -> Run:
         result=result,
         evaluations=evaluations or _evaluations_of_result(result, reading),
         curves=_read_curves(folder.metrics, reading),
+        seconds=_read_seconds(folder.timing, reading),
+        warnings=tuple(reading.warnings),
+    )
+
+
+def read_result(path: Path) -> Run:
+    """Read a `result.json` that lies by itself, whatever its name.
+
+    Returns:
+        A run without curves; what could not be read is named in its `warnings`.
+    """
+    reading = _Reading()
+    result = _read_result(path, reading)
+    facts = result.get("provenance")
+    name = result.get("run")
+    evaluations = _evaluations_of_result(result, _Reading())
+    return Run(
+        folder=RunFolder(path.parent),
+        name=name if isinstance(name, str) and name else path.stem,
+        config={},
+        provenance=flatten(facts) if isinstance(facts, dict) else {},
+        result=result,
+        evaluations=tuple(sorted(evaluations, key=lambda e: e.step)),
+        curves={},
         warnings=tuple(reading.warnings),
     )
 
@@ -471,6 +497,14 @@ def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
         for name, value in _numbers(line):
             points.setdefault(name, {})[step] = value
     return {name: _curve(points[name]) for name in sorted(points)}
+
+
+def _read_seconds(path: Path, reading: _Reading) -> float:
+    """Seconds in updates; of a step that was repeated after a stop, the later line."""
+    spent = {
+        line.get("step"): number(line.get("seconds")) for _, line in _read_lines(path, reading)
+    }
+    return math.fsum(spent.values()) if spent else math.nan
 
 
 def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """Fixtures for every test: a home of its own, so that no test reads or writes the user's data."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 os.environ.setdefault("MUJOCO_GL", "disable")
 # Two test processes with two threads each spin against one another on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when PyTorch first imports Triton
 
 
 @pytest.fixture(autouse=True)

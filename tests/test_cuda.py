@@ -114,6 +114,7 @@ def test_bfloat16_learns_about_the_same():
     assert any((low[name] != value).any() for name, value in eager.items())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_the_host_waits_for_nothing_between_log_steps():
     """PyTorch raises where an operation would wait for the device."""
     _, trainer = weights_after(5, compile="off", updates_per_launch=0)

@@ -98,6 +98,25 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
     return [RunFolder(p) for p in sorted(found)]
 
 
+def find_results(paths: list[Path]) -> list[Path]:
+    """Result files given, and at or below given folders those named like `result.json`, sorted.
+
+    A name may say whose they are: `alice-result.json` is found, `provenance.json` is not.
+
+    Raises:
+        InputError: a path does not exist, or no result lies below it.
+    """
+    found: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give a result.json or a folder of such files")
+        here = [path] if path.is_file() else [p for p in path.rglob("*result.json") if p.is_file()]
+        if not here:
+            raise InputError(f"no file named like result.json lies in {path}")
+        found.update(here)
+    return sorted(found)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write a file into a sentence.

@@ -7,18 +7,31 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import progress_bar, say
-from tql_offline.runs import find_runs
+from tql_offline.errors import InputError
+from tql_offline.runs import find_results, find_runs
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of runs.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(help="Others' result.json files, or folders of such, for the leaderboard."),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option(help="Show papers' scores of the same tasks beside.")
+    ] = True,
 ) -> None:
-    """Write a report of runs: one HTML page that opens offline, and Markdown."""
+    """Write a report of runs: one HTML page that opens offline, Markdown, and the leaderboard."""
     from tql_offline.eval.report import write_report
 
-    folders = find_runs(runs)
+    if not runs and not merge:
+        raise InputError("nothing to report; name run folders, or others' results with --merge")
+    folders = find_runs(runs) if runs else []
+    merged = find_results(merge or [])
     with progress_bar("reporting runs", len(folders)) as progress:
-        files = write_report(folders, out, progress.reach)
-    say(f"{files.html}\n{files.markdown}")
+        files = write_report(folders, out, progress.reach, merged=merged, published=published)
+    say("\n".join(map(str, (files.html, files.markdown, *files.boards))))

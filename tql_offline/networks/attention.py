@@ -1,12 +1,14 @@
 """Multi-head attention that can also report the entropy of its weights.
 
-Three ways of one computation: the plain one, which the others are tested against; slices of the
-batch with backward passes written by hand (kernels.py), on a CPU; and for many tokens a fused
-kernel, with the entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
+Four ways of one computation: the plain one, which the others are tested against; slices of the
+batch with backward passes written by hand (kernels.py), on a CPU; a kernel that keeps a head's
+weights in registers (triton_attention.py), on a GPU; and for many tokens a fused kernel, with the
+entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from tql_offline.networks import kernels
+
+HAS_TRITON = find_spec("triton") is not None
+if HAS_TRITON:
+    from tql_offline.networks import triton_attention
 
 LONG = 128
 """Beyond so many tokens no L×L matrix is formed (benchmarks/attention.py has times and memory)."""
@@ -74,6 +80,9 @@ def mix(
     if qkv_BL3D.shape[1] <= LONG and kernels.by_hand(qkv_BL3D):
         mixed_BLD, entropy_BHL = kernels.Attention.apply(qkv_BL3D, heads, return_entropy)
         return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
+    if in_registers(qkv_BL3D, 3, heads):
+        mixed_BLD, entropy_BHL, _ = triton_attention.attend(autocast(qkv_BL3D), 3, heads)
+        return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
     q, k, v = (split_heads(part, heads) for part in qkv_BL3D.chunk(3, dim=-1))
     entropy = None
     if not return_entropy:
@@ -99,12 +108,29 @@ def value_weights(
     if qk_BL2D.shape[1] <= LONG and kernels.by_hand(qk_BL2D):
         p_BHL, entropy_BHL = kernels.ValueAttention.apply(qk_BL2D, heads)
         return p_BHL, group_entropy(entropy_BHL)
+    if in_registers(qk_BL2D, 2, heads):
+        p_BHL, entropy_BHL, _ = triton_attention.attend(autocast(qk_BL2D), 2, heads)
+        return p_BHL, group_entropy(entropy_BHL)
     q, k = (split_heads(part, heads) for part in qk_BL2D.chunk(2, dim=-1))
     if qk_BL2D.shape[1] <= LONG:
         log_p_BHLL = attention_log_weights(q, k)
         return log_p_BHLL[:, :, 0].exp(), group_entropy(weights_entropy(log_p_BHLL))
     p_BH1L = attention_log_weights(q[:, :, :1], k).exp()
     return p_BH1L.squeeze(2), group_entropy(LongEntropy.apply(q, k))
+
+
+def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
+    """Whether the kernel for few tokens takes it: on a GPU, of a dtype and width it knows."""
+    known = qkv.dtype in (torch.float32, torch.bfloat16)
+    fits = qkv.shape[1] <= LONG and qkv.shape[2] // parts // heads in (16, 32, 64, 128)
+    return bool(kernels.enabled and HAS_TRITON and qkv.is_cuda and known and fits)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype of the products around it, contiguous."""
+    if torch.is_autocast_enabled("cuda"):
+        x = x.to(torch.get_autocast_dtype("cuda"))
+    return x.contiguous()
 
 
 def split_heads(x_BLD: Float[Tensor, "B L D"], heads: int) -> Float[Tensor, "B H L K"]:

@@ -244,7 +244,7 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(
         lecun_normal_(nn.Linear(width, width // 2)),
         nn.ReLU(),
-        lecun_normal_(nn.Linear(width // 2, 1)),
+        lecun_normal_(kernels.AlignedLinear(width // 2, 1)),
     )
 
 

@@ -13,8 +13,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional
 
 ROWS = 1024
 """Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
@@ -36,6 +37,24 @@ def by_hand(x: Tensor) -> bool:
     """Whether to take the pieces of this module: on a CPU, outside `torch.compile`, no autocast."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     return enabled and on_cpu and not torch.is_autocast_enabled("cpu")
+
+
+class AlignedLinear(nn.Linear):
+    """A linear layer that on a GPU is as fast with 43 inputs as with 48.
+
+    Tensor cores take rows of a multiple of 8; others go to kernels four times slower
+    (docs/speed.md). The zeros that are put beside change no result.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W·x + b`."""
+        inputs, outputs = -self.in_features % 8, -self.out_features % 8
+        if not (x.is_cuda and enabled and (inputs or outputs)):
+            return super().forward(x)
+        weight = functional.pad(self.weight, (0, inputs, 0, outputs))
+        bias = functional.pad(self.bias, (0, outputs))
+        y = functional.linear(functional.pad(x, (0, inputs)), weight, bias)
+        return y[..., : self.out_features]
 
 
 def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:

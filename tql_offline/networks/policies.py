@@ -39,12 +39,12 @@ def mlp(
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [
-            xavier_uniform_(nn.Linear(input_dim, width)),
+            xavier_uniform_(kernels.AlignedLinear(input_dim, width)),
             Gelu(),
             nn.LayerNorm(width, eps=NORM_EPS),
         ]
         input_dim = width
-    last = xavier_uniform_(nn.Linear(input_dim, output_dim))
+    last = xavier_uniform_(kernels.AlignedLinear(input_dim, output_dim))
     with torch.no_grad():
         last.weight *= last_scale
     return _Float32Sequential(*layers, last)

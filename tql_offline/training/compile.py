@@ -13,6 +13,7 @@ What cannot be compiled or captured is run the slower way, and a sentence says w
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -158,7 +159,10 @@ def compile_losses(
             setattr(
                 agent, name, torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
             )
-        _try_losses(agent, buffer, batch_size)
+        with warnings.catch_warnings():
+            # That float32 is not TF32 was chosen.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            _try_losses(agent, buffer, batch_size)
     except Exception as error:  # whatever a compiler or its tool chain raises
         for name, loss in plain.items():
             setattr(agent, name, loss)
@@ -184,7 +188,8 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    told = [line for line in lines if not line.endswith(" raised:")]
+    return f"{type(error).__name__}: {told[0] if told else ''}"
 
 
 # Running.

@@ -1,0 +1,454 @@
+"""Who scores what on which task, from finished runs and from papers.
+
+A board holds runs that may be compared: one protocol, one moment of judging success, one version of
+each simulator. Other runs are on boards of their own. A task whose dataset has two contents has two
+rows. The run (seed) is the unit: a score is the mean over runs, its spread theirs. What a paper
+prints stands beside as reported; it has no runs, so it enters no interval and no test.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from tql_offline.eval.published import Published
+from tql_offline.eval.report_data import (
+    Evaluation,
+    Run,
+    count,
+    known_protocol,
+    lookup,
+    protocol_label,
+)
+from tql_offline.eval.scores import bold
+from tql_offline.eval.statistics import (
+    Estimate,
+    Scores,
+    estimate,
+    interquartile_mean,
+    mean_of_tasks,
+    mean_std,
+    median_of_tasks,
+    optimality_gap,
+    t_interval,
+    widened_tail,
+)
+
+SIMULATORS = ("ogbench", "mujoco", "gymnasium")
+BOLD = 0.95
+"""Of protocols that this version does not know."""
+
+
+class Setting(NamedTuple):
+    """What must be equal for two runs' scores to be compared."""
+
+    protocol: str
+    success_timing: str
+    ogbench: str
+    mujoco: str
+    gymnasium: str
+
+    def __str__(self) -> str:
+        """Protocol, timing and versions, as far as they are known."""
+        judged = f"success judged '{self.success_timing}'" if self.success_timing else ""
+        versions = (
+            f"{name} {version}"
+            for name, version in zip(SIMULATORS, self[2:], strict=True)
+            if version
+        )
+        return ", ".join(filter(None, [self.protocol, judged, *versions]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A finished run's scores.
+
+    Attributes:
+        name: what warnings call the run.
+        method: with its size, one column of a board.
+        size: empty where there is no critic.
+        parameters: of the critic.
+        dataset_sha256: of the data trained on.
+        score: mean of the counted evaluations.
+        last: of the last evaluation.
+        last_three: mean of the last three; NaN where there are fewer.
+        best: of the best evaluation, which nobody can choose without playing: an oracle.
+        updates: done.
+        seconds: spent in updates; NaN where the run did not record it.
+    """
+
+    name: str
+    setting: Setting
+    task: str
+    method: str
+    size: str
+    parameters: int | None
+    seed: int
+    dataset_sha256: str
+    score: float
+    last: float
+    last_three: float
+    best: float
+    updates: int
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """Name of its column."""
+        return f"{self.method} {self.size}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One cell: a method's score on a task.
+
+    Attributes:
+        runs: one score per seed, ascending by seed; empty where it is reported.
+        mean: over runs, or as reported.
+        sd: standard deviation over runs, or as reported.
+    """
+
+    runs: tuple[float, ...]
+    mean: float
+    sd: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Student's t, 95 %, of the mean; NaN for one run and for what is reported."""
+        return t_interval(self.runs) if self.runs else (math.nan, math.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Comparable scores.
+
+    Attributes:
+        setting: of its measured runs; of a paper's table, what is known of it.
+        tasks: its rows, in order.
+        measured: labels of the columns of runs.
+        reported: labels of the columns of papers.
+        scores: by task and label.
+        fraction: scores of at least this fraction of the row's best are bold.
+        runs: what `measured` was made of.
+        notes: what a reader must know of the reported columns.
+    """
+
+    setting: Setting
+    tasks: tuple[str, ...]
+    measured: tuple[str, ...]
+    reported: tuple[str, ...]
+    scores: dict[tuple[str, str], Score]
+    fraction: float
+    runs: tuple[Measured, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All columns."""
+        return (*self.reported, *self.measured)
+
+    def row(self, task: str) -> list[float]:
+        """Means of a task in the order of `labels`; NaN where there is none."""
+        cells = [self.scores.get((task, label)) for label in self.labels]
+        return [math.nan if cell is None else cell.mean for cell in cells]
+
+    def bold(self, task: str) -> list[bool]:
+        """Which of a row's scores are near its best."""
+        return bold(self.row(task), self.fraction)
+
+    def complete(self) -> tuple[str, ...]:
+        """Labels that have a score on every task."""
+        return tuple(
+            label
+            for label in self.labels
+            if all((task, label) in self.scores for task in self.tasks)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A method over all tasks of a board.
+
+    Attributes:
+        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it.
+        interval: of that mean, and of the others below, by stratified bootstrap over runs.
+        rank: mean over tasks of the rank among all complete columns, 1 the best.
+    """
+
+    label: str
+    mean: float
+    sd: float
+    estimates: dict[str, Estimate]
+    rank: Estimate
+
+
+# From runs to boards.
+
+
+def measured(run: Run) -> Measured | str:
+    """A run's scores, or why it has no place on a board, as the end of a sentence."""
+    result = run.result
+    if not result:
+        return "is unfinished"
+    label = protocol_label(result.get("protocol"))
+    known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
+    known = [e for e in known if math.isfinite(e.score)]
+    seed, task = count(result.get("seed")), result.get("task")
+    if not known or seed is None or not isinstance(task, str) or not task:
+        return "has no score of a learned policy with a task and a seed"
+    if len(known) < known[-1].counted:
+        return f"has {len(known)} evaluations where its protocol counts {known[-1].counted}"
+    scores = [e.score for e in known]
+    return Measured(
+        name=run.name,
+        setting=_setting(run, label, known[-1]),
+        task=task,
+        method=_string(result.get("method")) or "unnamed",
+        size=_string(result.get("size")),
+        parameters=count(result.get("parameters")),
+        seed=seed,
+        dataset_sha256=_string(result.get("dataset_sha256")),
+        score=_mean(scores[-known[-1].counted :]),
+        last=scores[-1],
+        last_three=_mean(scores[-3:]) if len(scores) >= 3 else math.nan,
+        best=max(scores),
+        updates=count(result.get("updates")) or known[-1].step,
+        seconds=run.seconds,
+    )
+
+
+def _setting(run: Run, protocol: str, last: Evaluation) -> Setting:
+    facts = run.provenance
+    timing = last.success_timing or _string(lookup(facts, "success_timing"))
+    return Setting(protocol, timing, *(_string(lookup(facts, name)) for name in SIMULATORS))
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def make_boards(
+    runs: Iterable[Measured], published: Sequence[Published] = ()
+) -> tuple[list[Board], list[str]]:
+    """Sort runs into boards, with what papers print of their tasks beside.
+
+    Args:
+        runs: of any settings.
+        published: printed scores; shown on boards of the protocol that they followed.
+
+    Returns:
+        The boards, those of more runs first, and a sentence for every run that was left out.
+    """
+    by_setting: dict[Setting, list[Measured]] = {}
+    for run in runs:
+        by_setting.setdefault(run.setting, []).append(run)
+    ordered = sorted(by_setting.items(), key=lambda item: (-len(item[1]), item[0]))
+    warnings: list[str] = []
+    return [_board(s, found, published, warnings) for s, found in ordered], warnings
+
+
+def _board(
+    setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
+) -> Board:
+    distinct = _distinct(runs, warnings)
+    cells: dict[tuple[str, str], list[Measured]] = {}
+    for run, task in zip(distinct, _row_names(distinct), strict=True):
+        cells.setdefault((task, run.label), []).append(run)
+    tasks = tuple(sorted({task for task, _ in cells}, key=natural))
+    followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
+    beside = [p for p in followed if p.task in tasks]
+    scores = {key: score_of(found) for key, found in cells.items()}
+    known = known_protocol(setting.protocol)
+    return Board(
+        setting=setting,
+        tasks=tasks,
+        measured=tuple(dict.fromkeys(run.label for run in sorted(distinct, key=_column_order))),
+        reported=tuple(dict.fromkeys(reported_label(p) for p in beside)),
+        scores=scores | reported_scores(beside),
+        fraction=known.bold if known else BOLD,
+        runs=tuple(distinct),
+        notes=_notes(beside),
+    )
+
+
+def published_board(published: Sequence[Published], fraction: float = BOLD) -> Board:
+    """A board of a paper's table alone."""
+    return Board(
+        setting=Setting(published[0].protocol, "", "", "", ""),
+        tasks=tuple(dict.fromkeys(p.task for p in published)),
+        measured=(),
+        reported=tuple(dict.fromkeys(reported_label(p) for p in published)),
+        scores=reported_scores(published),
+        fraction=fraction,
+        notes=_notes(published),
+    )
+
+
+def reported_label(row: Published) -> str:
+    """The column of a printed score."""
+    return f"{row.method} (reported)"
+
+
+def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], Score]:
+    """Printed scores as cells."""
+    return {(p.task, reported_label(p)): Score(runs=(), mean=p.mean, sd=p.sd) for p in rows}
+
+
+def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"Reported: {p.source}. {p.note}" for p in rows))
+
+
+def score_of(runs: Sequence[Measured]) -> Score:
+    """The cell of some runs of one method on one task."""
+    scores = tuple(run.score for run in sorted(runs, key=lambda run: run.seed))
+    mean, sd = mean_std(scores)
+    return Score(runs=scores, mean=mean, sd=sd)
+
+
+def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
+    """Runs in the order of their seeds; of two of one seed the first by name."""
+    kept: dict[tuple[str, ...], Measured] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.name)):
+        key = (run.task, run.label, run.dataset_sha256, str(run.seed))
+        first = kept.setdefault(key, run)
+        if first is not run:
+            warnings.append(
+                f"{run.name}: {run.label} has another run of seed {run.seed} on {run.task}, "
+                f"{first.name}, which is the one that counts"
+            )
+    return list(kept.values())
+
+
+def _row_names(runs: Sequence[Measured]) -> list[str]:
+    """Each run's task, with its data's hash where a task was trained on several contents."""
+    contents: dict[str, set[str]] = {}
+    for run in runs:
+        contents.setdefault(run.task, set()).add(run.dataset_sha256)
+    return [
+        run.task if len(contents[run.task]) == 1 else f"{run.task}, data {run.dataset_sha256[:8]}"
+        for run in runs
+    ]
+
+
+def _column_order(run: Measured) -> tuple[Any, ...]:
+    return run.method, run.parameters or 0, run.size
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """Sorts `task10` behind `task9`."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+
+
+# Averages and ranks.
+
+
+def domain(task: str) -> str:
+    """The family that a task's average belongs to.
+
+    >>> domain("cube-double-play-singletask-task1-v0")
+    'cube-double-play'
+    """
+    return re.sub(r"-singletask.*|-v\d+.*", "", task)
+
+
+def domains(board: Board) -> dict[str, tuple[str, ...]]:
+    """Domain → its tasks, in the board's order."""
+    found: dict[str, list[str]] = {}
+    for task in board.tasks:
+        found.setdefault(domain(task), []).append(task)
+    return {name: tuple(tasks) for name, tasks in found.items()}
+
+
+def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:
+    """Mean over tasks of a method's means and of its deviations, as papers print averages.
+
+    Returns:
+        None where it lacks a task.
+    """
+    cells = [board.scores.get((task, label)) for task in tasks]
+    known = [cell for cell in cells if cell is not None]
+    if len(known) < len(cells):
+        return None
+    return _mean([cell.mean for cell in known]), _mean([cell.sd for cell in known])
+
+
+def mean_ranks(board: Board) -> dict[str, float]:
+    """Mean over tasks of each complete column's rank, 1 the best; equal scores share theirs."""
+    labels = board.complete()
+    means = np.array([[board.scores[t, name].mean for name in labels] for t in board.tasks])
+    return dict(zip(labels, ranks(means).mean(axis=0).tolist(), strict=True))
+
+
+def ranks(means: Scores) -> Scores:
+    """Ranks in the last axis, 1 for the highest; ties get the mean of theirs."""
+    return np.asarray(stats.rankdata(-means, axis=-1, method="average"))
+
+
+def summaries(board: Board, generator: np.random.Generator, resamples: int = 2000) -> list[Summary]:
+    """Every complete column over all tasks, best mean first."""
+    rank = _rank_estimates(board, generator, resamples)
+    found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
+    return sorted(found, key=lambda summary: -summary.mean)
+
+
+def _summary(
+    board: Board, label: str, rank: Estimate, generator: np.random.Generator, resamples: int
+) -> Summary:
+    table = [board.scores[task, label].runs for task in board.tasks]
+    estimates = {}
+    if all(table):
+        named = {
+            "mean": mean_of_tasks,
+            "IQM": interquartile_mean,
+            "median": median_of_tasks,
+            "optimality gap": optimality_gap,
+        }
+        known = known_protocol(board.setting.protocol)
+        if known is None or known.score != "success":
+            del named["optimality gap"]
+        estimates = {
+            name: estimate(statistic, table, generator, resamples=resamples)
+            for name, statistic in named.items()
+        }
+    mean, sd = average(board, label, board.tasks) or (math.nan, math.nan)
+    return Summary(label=label, mean=mean, sd=sd, estimates=estimates, rank=rank)
+
+
+def _rank_estimates(
+    board: Board, generator: np.random.Generator, resamples: int
+) -> dict[str, Estimate]:
+    """Mean ranks with intervals over the runs; what is reported is held fixed."""
+    labels = board.complete()
+    drawn = np.stack(
+        [
+            np.stack([_drawn_means(board.scores[t, n], generator, resamples) for n in labels], -1)
+            for t in board.tasks
+        ],
+        axis=1,
+    )  # (resamples, tasks, labels)
+    spread = ranks(drawn).mean(axis=1)
+    found = {}
+    for index, (label, value) in enumerate(mean_ranks(board).items()):
+        runs = [np.array(board.scores[t, label].runs) for t in board.tasks]
+        low = high = math.nan
+        if any(len(task) > 1 for task in runs):
+            tail = widened_tail(runs, 0.95)
+            low, high = np.quantile(spread[:, index], [tail, 1 - tail]).tolist()
+        found[label] = Estimate(value=value, low=low, high=high)
+    return found
+
+
+def _drawn_means(score: Score, generator: np.random.Generator, resamples: int) -> Scores:
+    """Means of resampled runs, `(resamples,)`."""
+    if len(score.runs) < 2:
+        return np.full(resamples, score.mean)
+    picks = generator.integers(len(score.runs), size=(resamples, len(score.runs)))
+    return np.asarray(np.array(score.runs)[picks].mean(axis=1))

@@ -1,0 +1,162 @@
+"""Boards as files for others to read: CSV, JSON and LaTeX."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tql_offline.eval.leaderboard import Board, Score, average, domains
+from tql_offline.eval.leaderboard_page import BoardSection, spread
+from tql_offline.version import __version__
+
+SCHEMA = "tql-offline/leaderboard/1"
+COLUMNS = (
+    *("protocol", "success_timing", "ogbench", "mujoco", "gymnasium", "task", "method", "origin"),
+    *("runs", "mean", "sd", "low", "high", "bold"),
+)
+
+
+def as_csv(sections: Sequence[BoardSection]) -> str:
+    """One line per task and method, over all boards."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for section in sections:
+        for row in _rows(section.board):
+            writer.writerow({name: _csv_text(row[name]) for name in COLUMNS})
+    return out.getvalue()
+
+
+def _csv_text(value: Any) -> Any:
+    """A foreign text that a spreadsheet takes for a formula becomes a text again."""
+    if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def as_json(sections: Sequence[BoardSection]) -> str:
+    """Everything that the page's boards show; NaN is null."""
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "boards": [_board(section) for section in sections],
+    }
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _board(section: BoardSection) -> dict[str, Any]:
+    board = section.board
+    return {
+        "setting": board.setting._asdict(),
+        "scores": [_score(row) for row in _rows(board)],
+        "averages": [
+            {"domain": name, "method": label, "mean": found[0], "sd": found[1]}
+            for name, tasks in (*domains(board).items(), ("all", board.tasks))
+            for label in board.labels
+            if (found := average(board, label, tasks)) is not None
+        ],
+        "summaries": [asdict(summary) for summary in section.summaries],
+        "scaling": [asdict(scaling) for scaling in section.scalings],
+        "notes": list(board.notes),
+    }
+
+
+def _score(row: dict[str, Any]) -> dict[str, Any]:
+    board_wide = ("protocol", "success_timing", "ogbench", "mujoco", "gymnasium")
+    return {name: value for name, value in row.items() if name not in board_wide}
+
+
+def _rows(board: Board) -> Iterable[dict[str, Any]]:
+    for task in board.tasks:
+        for label, bold in zip(board.labels, board.bold(task), strict=True):
+            score = board.scores.get((task, label))
+            if score is not None:
+                origin = "measured" if label in board.measured else "reported"
+                name = label.removesuffix(" (reported)") if origin == "reported" else label
+                facts = {"task": task, "method": name, "origin": origin, "bold": bold}
+                yield {**board.setting._asdict(), **facts, **_numbers(score)}
+
+
+def _numbers(score: Score) -> dict[str, Any]:
+    low, high = (None if math.isnan(bound) else bound for bound in score.interval)
+    return {
+        "runs": len(score.runs) or None,
+        "mean": score.mean,
+        "sd": score.sd,
+        "low": low,
+        "high": high,
+        "scores": list(score.runs),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def as_latex(sections: Sequence[BoardSection]) -> str:
+    """A `tabular` per board for `\\input`; it needs the package booktabs."""
+    return "\n".join(_tabular(section.board) for section in sections)
+
+
+def _tabular(board: Board) -> str:
+    head = " & ".join(map(escape_latex, ("task", *board.labels)))
+    lines = [
+        f"% {escape_latex(str(board.setting))}",
+        rf"\begin{{tabular}}{{l{'r' * len(board.labels)}}}",
+        r"\toprule",
+        rf"{head} \\",
+        r"\midrule",
+    ]
+    for tasks in domains(board).values():
+        lines += [_latex_row(board, task) for task in tasks]
+    lines.append(r"\midrule")
+    groups = {**domains(board), f"average of {len(board.tasks)}": board.tasks}
+    lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_row(board: Board, task: str) -> str:
+    cells = [escape_latex(task)]
+    for label, bold in zip(board.labels, board.bold(task), strict=True):
+        score = board.scores.get((task, label))
+        text = "--" if score is None else _latex_spread(score.mean, score.sd)
+        cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
+    return rf"{' & '.join(cells)} \\"
+
+
+def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
+    found = (average(board, label, tasks) for label in board.labels)
+    cells = ["--" if pair is None else _latex_spread(*pair) for pair in found]
+    return rf"{' & '.join([escape_latex(name), *cells])} \\"
+
+
+def _latex_spread(mean: float, sd: float) -> str:
+    return spread(mean, sd).replace(" ± ", r" $\pm$ ")
+
+
+_LATEX = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def escape_latex(text: str) -> str:
+    r"""Foreign text as LaTeX prints it, on one line.
+
+    >>> print(escape_latex("a_b \\input{x}\n%"))
+    a\_b \textbackslash{}input\{x\} \%
+    """
+    line = re.sub(r"[\s\x00-\x1f\x7f\x85\u2028\u2029]+", " ", text)
+    return "".join(_LATEX.get(character, character) for character in line)

@@ -1,0 +1,297 @@
+"""Boards as tables, sentences and plots of the report's page."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
+from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg
+from tql_offline.eval.published import PublishedSize
+from tql_offline.eval.report_data import known_protocol
+from tql_offline.eval.report_tables import NONE, Cell, Table, cell, figure, make_table, number_cell
+from tql_offline.eval.scaling import Scaling, SizePoint, scaling_of
+from tql_offline.eval.statistics import Estimate, estimate_improvement
+
+MAX_COMPARED = 8
+"""Columns of runs of which every pair is compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardSection:
+    """What the page says of one board.
+
+    Attributes:
+        title: its setting.
+        tables: sortable ones, in order.
+        sentences: answers and notes.
+        plot: score against parameters; empty where there is no method at two sizes.
+        keys: `(label, colour)` of the plot's lines.
+        board: what all of it was made of.
+        summaries: of its complete columns.
+        scalings: of its methods at several sizes.
+    """
+
+    title: str
+    tables: tuple[Table, ...]
+    sentences: tuple[str, ...]
+    plot: Markup
+    keys: tuple[tuple[str, int], ...]
+    board: Board
+    summaries: tuple[Summary, ...]
+    scalings: tuple[Scaling, ...]
+
+
+def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = ()) -> BoardSection:
+    """Everything about one board; the same board gives the same section.
+
+    Args:
+        board: comparable scores.
+        anchor: prefix of the ids in its plot.
+        printed: a paper's scores by size, shown beside a board of all its tasks.
+    """
+    generator = np.random.default_rng(0)
+    overall = summaries(board, generator)
+    scalings = scaling_of(board, generator)
+    tables = [score_table(board), average_table(board), summary_table(overall)]
+    if pairs := improvement_table(board, generator):
+        tables.append(pairs)
+    tables += [scaling_table(scaling) for scaling in scalings]
+    if scalings and printed:
+        tables.append(printed_table(printed))
+    svg, keys = scaling_plot(scalings, anchor, is_success(board))
+    return BoardSection(
+        title=str(board.setting),
+        tables=tuple(table for table in tables if table.rows),
+        sentences=(*(trend_sentence(scaling) for scaling in scalings), *board.notes),
+        plot=svg,
+        keys=keys,
+        board=board,
+        summaries=tuple(overall),
+        scalings=tuple(scalings),
+    )
+
+
+def is_success(board: Board) -> bool:
+    """Whether scores are success rates in percent."""
+    known = known_protocol(board.setting.protocol)
+    return known is None or known.score == "success"
+
+
+# Numbers.
+
+
+def plain(value: float) -> str:
+    """A score as papers print it: whole percents, large returns in four figures.
+
+    >>> plain(39.76), plain(float("nan"))
+    ('40', '—')
+    """
+    if math.isnan(value):
+        return NONE
+    return f"{round(value)}" if abs(value) <= 1000 else figure(value)
+
+
+def spread(mean: float, sd: float) -> str:
+    """Mean and deviation.
+
+    >>> spread(39.76, 6.84)
+    '40 ± 7'
+    """
+    return f"{plain(mean)} ± {plain(sd)}"
+
+
+def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
+    """A value and its interval, where there is one."""
+    if math.isnan(estimate.value):
+        return Cell(text=NONE)
+    value, low, high = (
+        f"{times * bound:{sign}.{digits}f}" for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    known = not math.isnan(estimate.low)
+    return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
+
+
+def score_cell(score: Score | None, bold: bool) -> Cell:
+    """Mean ± deviation over runs and how many runs there are, if they are known."""
+    if score is None:
+        return Cell(text=NONE)
+    text = spread(score.mean, score.sd)
+    if score.runs:
+        text = f"{text if len(score.runs) > 1 else plain(score.mean)} ({len(score.runs)})"
+    return Cell(text=text, sort=score.mean, bold=bold)
+
+
+# Tables.
+
+
+def score_table(board: Board) -> Table:
+    """Tasks by methods."""
+    rows = []
+    for task in board.tasks:
+        marks = zip(board.labels, board.bold(task), strict=True)
+        cells = (score_cell(board.scores.get((task, label)), mark) for label, mark in marks)
+        rows.append((cell(task), *cells))
+    return make_table(
+        "Score by task: mean ± standard deviation over runs (number of runs); bold: at least "
+        f"{100 * board.fraction:.0f} % of the row's best",
+        ("task", *board.labels),
+        rows,
+    )
+
+
+def average_table(board: Board) -> Table:
+    """Means over the tasks of each domain, and over all."""
+    groups = domains(board)
+    if len(groups) > 1:
+        groups[f"all {len(board.tasks)} tasks"] = board.tasks
+    rows = []
+    for name, tasks in groups.items():
+        found = [average(board, label, tasks) for label in board.labels]
+        cells = (
+            Cell(text=NONE) if pair is None else Cell(text=spread(*pair), sort=pair[0])
+            for pair in found
+        )
+        rows.append((cell(name), *cells))
+    caption = "Averages over tasks: of the means, ± of the standard deviations, as papers print them"
+    return make_table(caption, ("domain", *board.labels), rows)
+
+
+def summary_table(overall: Sequence[Summary]) -> Table:
+    """Columns with a score on every task: aggregates with intervals."""
+    names = ("mean", "IQM", "median", "optimality gap")
+    rows = (
+        (
+            cell(summary.label),
+            between(summary.rank, 2),
+            Cell(text=spread(summary.mean, summary.sd), sort=summary.mean),
+            *(between(summary.estimates[n]) if n in summary.estimates else cell("") for n in names),
+        )
+        for summary in overall
+    )
+    return make_table(
+        "Over all tasks: 95 % stratified bootstrap intervals over runs, widened for few runs",
+        ("method", "mean rank", "as printed", *names),
+        rows,
+    )
+
+
+def improvement_table(board: Board, generator: np.random.Generator) -> Table | None:
+    """For every pair of columns of runs, the chance that a run of the row's beats the column's."""
+    labels = [label for label in board.complete() if label in board.measured]
+    if not 2 <= len(labels) <= MAX_COMPARED:
+        return None
+    runs = {label: [board.scores[task, label].runs for task in board.tasks] for label in labels}
+    rows = []
+    for label in labels:
+        others = (
+            cell("")
+            if label == other
+            else between(
+                estimate_improvement(runs[label], runs[other], generator, resamples=2000), 2
+            )
+            for other in labels
+        )
+        rows.append((cell(label), *others))
+    caption = "Probability that a run of the row scores more than one of the column, mean over tasks"
+    return make_table(caption, ("method", *labels), rows)
+
+
+def scaling_table(scaling: Scaling) -> Table:
+    """One method by size."""
+    return make_table(
+        f"{scaling.method} by size, over {_tasks(scaling)}: counted score, and beside it the last "
+        "evaluation, the mean of the last three, and the best one, an oracle chosen by playing",
+        (
+            *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
+            *("last", "last three", "best (oracle)", "updates/s", "hours of updates"),
+        ),
+        (_size_row(point) for point in scaling.points),
+    )
+
+
+def _size_row(point: SizePoint) -> tuple[Cell, ...]:
+    return (
+        cell(point.size),
+        number_cell(point.parameters),
+        number_cell(point.runs),
+        between(point.score),
+        between(point.difference, sign="+"),
+        between(point.relative, 0, "+", 100),
+        *(number_cell(value) for value in (point.last, point.last_three, point.best)),
+        number_cell(point.updates_per_second),
+        number_cell(point.hours),
+    )
+
+
+def printed_table(printed: Sequence[PublishedSize]) -> Table:
+    """A paper's scores by size."""
+    rows = (
+        (
+            cell(point.method),
+            Cell(text=f"{point.parameters / 1e6:g}M", sort=point.parameters),
+            Cell(text=spread(point.mean, point.sd), sort=point.mean),
+        )
+        for point in printed
+    )
+    source = printed[0].source
+    return make_table(f"Reported by size: {source}", ("method", "parameters", "score"), rows)
+
+
+# Scaling in a sentence and a picture.
+
+
+def trend_sentence(scaling: Scaling) -> str:
+    """Whether a bigger critic helped, as far as the runs can tell."""
+    trend, last = scaling.trend, scaling.points[-1]
+    if trend.p_rise < 0.05:
+        answer = "scores rise with size"
+    elif trend.p_fall < 0.05:
+        answer = "scores fall with size"
+    else:
+        answer = "these runs show no trend with size"
+    difference = between(last.difference, sign="+").text
+    return (
+        f"{scaling.method}, {scaling.points[0].size} to {last.size}, over {_tasks(scaling)}: {answer} "
+        f"(Jonckheere and Terpstra's test by permutation within tasks: concordance "
+        f"{trend.concordance:+.2f}, p = {trend.p_rise:.3f} of a rise and {trend.p_fall:.3f} of a "
+        f"fall); {last.size} against {scaling.points[0].size}: {difference}."
+    )
+
+
+def _tasks(scaling: Scaling) -> str:
+    count = len(scaling.tasks)
+    return "one task" if count == 1 else f"the {count} tasks that all sizes have"
+
+
+def scaling_plot(
+    scalings: Sequence[Scaling], anchor: str, in_percent: bool
+) -> tuple[Markup, tuple[tuple[str, int], ...]]:
+    """Score against parameters, a line per method."""
+    shown = scalings[:MAX_COLOUR]
+    if not shown:
+        return Markup(), ()
+    title = "Success in percent by size" if in_percent else "Mean return by size"
+    panel = Panel(
+        title=title,
+        lines=tuple(_scaling_line(scaling, i) for i, scaling in enumerate(shown, start=1)),
+        y_limits=(0, 100) if in_percent else None,
+        x_label="critic parameters",
+        x_ticks=tuple(sorted({float(p.parameters) for s in shown for p in s.points})),
+    )
+    keys = tuple((scaling.method, i) for i, scaling in enumerate(shown, start=1))
+    return Markup(panel_svg(panel, f"{anchor}-scaling")), keys
+
+
+def _scaling_line(scaling: Scaling, colour: int) -> Line:
+    points = scaling.points
+    return Line(
+        label=scaling.method,
+        x=[float(point.parameters) for point in points],
+        y=[point.score.value for point in points],
+        interval=([p.score.low for p in points], [p.score.high for p in points]),
+        colour=colour,
+        points=True,
+    )

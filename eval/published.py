@@ -1,0 +1,85 @@
+"""Scores that papers print, kept with their sources (`published/`)."""
+
+import csv
+import functools
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One printed score.
+
+    Attributes:
+        task: environment id.
+        method: the paper's name of it.
+        mean: in percent.
+        sd: standard deviation over seeds, in percent.
+        source: the paper.
+        protocol: name of the protocol that it followed.
+        note: what a reader must know to compare.
+    """
+
+    task: str
+    method: str
+    mean: float
+    sd: float
+    source: str
+    protocol: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSize:
+    """One printed point of score against size: mean over tasks, in percent."""
+
+    method: str
+    parameters: float
+    mean: float
+    sd: float
+    source: str
+
+
+@functools.cache
+def published_scores() -> tuple[Published, ...]:
+    """Every printed score of a task, in the papers' order."""
+    return tuple(
+        Published(
+            task=row["task"],
+            method=row["method"],
+            mean=float(row["success_mean_percent"]),
+            sd=float(row["success_std_percent"]),
+            source=table["source"],
+            protocol=table["protocol"],
+            note=table["note"],
+        )
+        for table, row in _rows("scores")
+    )
+
+
+@functools.cache
+def published_sizes() -> tuple[PublishedSize, ...]:
+    """Every printed mean over tasks by critic size."""
+    return tuple(
+        PublishedSize(
+            method=row["method"],
+            parameters=1e6 * float(row["critic_parameters_millions"]),
+            mean=float(row["success_mean_percent"]),
+            sd=float(row["success_std_percent"]),
+            source=table["source"],
+        )
+        for table, row in _rows("scaling")
+    )
+
+
+def _rows(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    folder: Traversable = resources.files(__package__).joinpath("published")
+    tables = tomllib.loads(folder.joinpath("sources.toml").read_text(encoding="utf-8"))["table"]
+    for table in tables:
+        if table["kind"] == kind:
+            text = folder.joinpath(table["file"]).read_text(encoding="utf-8")
+            yield from ((table, row) for row in csv.DictReader(text.splitlines()))

@@ -1,0 +1,164 @@
+"""Does a bigger critic help? Scores against parameters, with the doubt that the runs leave."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tql_offline.eval.leaderboard import Board, Measured
+from tql_offline.eval.statistics import (
+    Estimate,
+    Scores,
+    Trend,
+    estimate,
+    estimate_difference,
+    mean_of_tasks,
+    size_trend,
+)
+
+NOTHING = Estimate(value=math.nan, low=math.nan, high=math.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizePoint:
+    """One size of a method over the tasks that all its sizes have.
+
+    Attributes:
+        score: mean over tasks of the counted evaluations.
+        difference: of `score` from the smallest size's, in its unit.
+        relative: `difference` as a fraction of the smallest size's score; NaN where that is not
+            above 0.
+        last: mean over tasks and runs of the last evaluation.
+        last_three: of the mean of the last three.
+        best: of each run's best evaluation. An oracle: it was chosen by playing.
+        updates_per_second: mean over runs that recorded it.
+        hours: of updates per run, the same.
+    """
+
+    size: str
+    parameters: int
+    runs: int
+    score: Estimate
+    difference: Estimate
+    relative: Estimate
+    last: float
+    last_three: float
+    best: float
+    updates_per_second: float
+    hours: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """A method at two or more sizes, smallest first; `trend` asks whether scores rise with size."""
+
+    method: str
+    tasks: tuple[str, ...]
+    points: tuple[SizePoint, ...]
+    trend: Trend
+
+
+def scaling_of(
+    board: Board, generator: np.random.Generator, resamples: int = 2000
+) -> list[Scaling]:
+    """Every method of a board that has a task at two sizes."""
+    methods: dict[str, list[Measured]] = {}
+    for run in board.runs:
+        if run.parameters:
+            methods.setdefault(run.method, []).append(run)
+    found = (_scaling(m, runs, generator, resamples) for m, runs in sorted(methods.items()))
+    return [scaling for scaling in found if scaling is not None]
+
+
+Tables = dict[str, dict[str, list[Measured]]]
+"""Size → task → runs, sizes ascending in parameters, tasks those that every size has."""
+
+
+def _scaling(
+    method: str, runs: Sequence[Measured], generator: np.random.Generator, resamples: int
+) -> Scaling | None:
+    tables = tables_by_size(runs)
+    tasks = tuple(next(iter(tables.values())))
+    if len(tables) < 2 or not tasks:
+        return None
+    flat = [[run for table in tables.values() for run in table[task]] for task in tasks]
+    return Scaling(
+        method=method,
+        tasks=tasks,
+        points=tuple(_point(tables, size, generator, resamples) for size in tables),
+        trend=size_trend(
+            [[run.parameters or 0 for run in task] for task in flat],
+            [[run.score for run in task] for task in flat],
+            generator,
+            permutations=resamples,
+        ),
+    )
+
+
+def tables_by_size(runs: Sequence[Measured]) -> Tables:
+    """A method's runs by size and task; tasks that a size lacks are left out of all."""
+    sizes: Tables = {}
+    for run in sorted(runs, key=lambda run: (run.parameters or 0, run.size, run.task, run.seed)):
+        sizes.setdefault(run.size, {}).setdefault(run.task, []).append(run)
+    common = set.intersection(*(set(tasks) for tasks in sizes.values()))
+    return {
+        size: {task: found for task, found in tasks.items() if task in common}
+        for size, tasks in sizes.items()
+    }
+
+
+def _point(tables: Tables, size: str, generator: np.random.Generator, resamples: int) -> SizePoint:
+    smallest, table = next(iter(tables)), _scores(tables[size])
+    base = _scores(tables[smallest])
+    runs = [run for found in tables[size].values() for run in found]
+    timed = [run for run in runs if run.seconds > 0]
+    difference = relative = NOTHING
+    if size != smallest:
+        difference = estimate_difference(mean_of_tasks, table, base, generator, resamples=resamples)
+        relative = _relative(table, base, generator, resamples)
+    return SizePoint(
+        size=size,
+        parameters=round(_mean([run.parameters or 0 for run in runs])),
+        runs=len(runs),
+        score=estimate(mean_of_tasks, table, generator, resamples=resamples),
+        difference=difference,
+        relative=relative,
+        last=_mean_of_tasks(tables[size], "last"),
+        last_three=_mean_of_tasks(tables[size], "last_three"),
+        best=_mean_of_tasks(tables[size], "best"),
+        updates_per_second=_mean([run.updates / run.seconds for run in timed]),
+        hours=_mean([run.seconds / 3600 for run in timed]),
+    )
+
+
+def _scores(table: dict[str, list[Measured]]) -> list[list[float]]:
+    return [[run.score for run in runs] for runs in table.values()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _mean_of_tasks(table: dict[str, list[Measured]], name: str) -> float:
+    return _mean([_mean([getattr(run, name) for run in runs]) for runs in table.values()])
+
+
+def _relative(
+    table: list[list[float]],
+    base: list[list[float]],
+    generator: np.random.Generator,
+    resamples: int,
+) -> Estimate:
+    """(mean - base mean) / base mean, with the interval of the ratio."""
+    if mean_of_tasks([np.array(task) for task in base]) <= 0:
+        return NOTHING
+
+    def ratio(tasks: Sequence[Scores]) -> object:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return mean_of_tasks(tasks[: len(table)]) / mean_of_tasks(tasks[len(table) :]) - 1
+
+    got = estimate(ratio, [*table, *base], generator, resamples=resamples)
+    if math.isfinite(got.low) and math.isfinite(got.high):
+        return got
+    return Estimate(value=got.value, low=math.nan, high=math.nan)  # a resample scored nothing
