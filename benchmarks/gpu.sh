@@ -4,6 +4,7 @@
 # optax) and d3rlpy are timed where they are installed. `collapse` needs cube-double with its rewards
 # written in, made where OGBench is installed:
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
+# Compiling takes most of the time: 40 to 60 s a size and precision where nothing is cached.
 # It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn.
 set -uo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUTDIR [SECTION…]}
@@ -11,6 +12,7 @@ shift
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jax}
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.csv"
 
 bench() { # NAME FLAGS…
@@ -27,19 +29,18 @@ tests() {
     tests/test_cuda.py tests/test_golden.py --show-capture=no 2>&1 | tee "$out/tests.txt"
 }
 
-# Is xl in bfloat16 at half the peak and at three times JAX's rate?
-xl() { bench xl --size xl --ways "${XL_WAYS:-bfloat16,ours,tf32,plain path}" --seconds 8 --rounds 4 --no-memory; }
-
-# Is small at 1,000 updates/s?
+# Is small at 1,000 updates/s? Are eight seeds of it at four times one's throughput? (1 to 2 minutes)
 small() {
-  bench small --size small --ways "${SMALL_WAYS:-bfloat16,tf32,ours,eager,plain path}" --no-memory --seconds 4 --rounds 4
+  bench small --size small --ways 'bfloat16,2 seeds bfloat16,4 seeds bfloat16,8 seeds bfloat16' \
+    --no-peers --no-memory --seconds 3 --rounds 4
 }
 
-# Are eight seeds of small at four times one's throughput?
-seeds() {
-  local ways='tf32,2 seeds tf32,4 seeds tf32,8 seeds tf32'
-  bench seeds --size small --ways "${SEEDS_WAYS:-$ways}" --no-peers --no-memory --seconds 4 --rounds 4
-}
+# Is xl in bfloat16 at half the peak? (1 to 2 minutes)
+xl() { bench xl --size xl --ways bfloat16 --no-peers --no-memory --seconds 4 --rounds 4; }
+
+# At three times JAX's rate? XLA takes minutes to compile xl the first time.
+small_peers() { bench small-peers --size small --ways bfloat16,tf32,ours,eager --no-memory --seconds 3 --rounds 4; }
+xl_peers() { bench xl-peers --size xl --ways 'bfloat16,tf32,plain path' --seconds 4 --rounds 4; }
 
 # Every size; IQL and CQL beside d3rlpy's and CORL's.
 sizes() { bench sizes --size tiny,medium,large,xxl --ways 'ours,bfloat16' --no-peers --no-memory --seconds 3 --rounds 3; }
@@ -66,7 +67,7 @@ collapse() {
   python3 benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"
 }
 
-[ $# -gt 0 ] || set -- tests small xl seeds sizes mlps profile attention collapse
+[ $# -gt 0 ] || set -- tests small xl profile small_peers xl_peers mlps sizes attention collapse
 for section in "$@"; do
   started=$SECONDS
   "$section"

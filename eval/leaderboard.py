@@ -69,6 +69,7 @@ class Measured:
 
     Attributes:
         name: what warnings call the run.
+        task: name of the dataset, which papers name a task by; of others the environment.
         method: with its size, one column of a board.
         size: empty where there is no critic.
         parameters: of the critic.
@@ -197,8 +198,9 @@ def measured(run: Run) -> Measured | str:
     label = protocol_label(result.get("protocol"))
     known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
     known = [e for e in known if math.isfinite(e.score)]
-    seed, task = count(result.get("seed")), result.get("task")
-    if not known or seed is None or not isinstance(task, str) or not task:
+    seed = count(result.get("seed"))
+    task = _string(result.get("dataset")) or _string(result.get("task"))
+    if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
     if len(known) < known[-1].counted:
         return f"has {len(known)} evaluations where its protocol counts {known[-1].counted}"

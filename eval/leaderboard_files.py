@@ -104,7 +104,7 @@ def _finite(value: Any) -> Any:
 
 
 def as_latex(sections: Sequence[BoardSection]) -> str:
-    """A `tabular` per board for `\\input`; it needs the package booktabs."""
+    """A `tabular` per board, to be taken in by LaTeX's `input`; it needs the package booktabs."""
     return "\n".join(_tabular(section.board) for section in sections)
 
 

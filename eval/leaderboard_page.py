@@ -108,7 +108,8 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
     if math.isnan(estimate.value):
         return Cell(text=NONE)
     value, low, high = (
-        f"{times * bound:{sign}.{digits}f}" for bound in (estimate.value, estimate.low, estimate.high)
+        f"{times * bound:{sign}.{digits}f}"
+        for bound in (estimate.value, estimate.low, estimate.high)
     )
     known = not math.isnan(estimate.low)
     return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
@@ -155,7 +156,9 @@ def average_table(board: Board) -> Table:
             for pair in found
         )
         rows.append((cell(name), *cells))
-    caption = "Averages over tasks: of the means, ± of the standard deviations, as papers print them"
+    caption = (
+        "Averages over tasks: of the means, ± of the standard deviations, as papers print them"
+    )
     return make_table(caption, ("domain", *board.labels), rows)
 
 
@@ -195,7 +198,9 @@ def improvement_table(board: Board, generator: np.random.Generator) -> Table | N
             for other in labels
         )
         rows.append((cell(label), *others))
-    caption = "Probability that a run of the row scores more than one of the column, mean over tasks"
+    caption = (
+        "Probability that a run of the row scores more than one of the column, mean over tasks"
+    )
     return make_table(caption, ("method", *labels), rows)
 
 
@@ -254,8 +259,8 @@ def trend_sentence(scaling: Scaling) -> str:
         answer = "these runs show no trend with size"
     difference = between(last.difference, sign="+").text
     return (
-        f"{scaling.method}, {scaling.points[0].size} to {last.size}, over {_tasks(scaling)}: {answer} "
-        f"(Jonckheere and Terpstra's test by permutation within tasks: concordance "
+        f"{scaling.method}, {scaling.points[0].size} to {last.size}, over {_tasks(scaling)}: "
+        f"{answer} (Jonckheere and Terpstra's test by permutation within tasks: concordance "
         f"{trend.concordance:+.2f}, p = {trend.p_rise:.3f} of a rise and {trend.p_fall:.3f} of a "
         f"fall); {last.size} against {scaling.points[0].size}: {difference}."
     )

@@ -15,7 +15,7 @@ class Published:
     """One printed score.
 
     Attributes:
-        task: environment id.
+        task: name of the dataset, task included.
         method: the paper's name of it.
         mean: in percent.
         sd: standard deviation over seeds, in percent.

@@ -217,22 +217,26 @@ def _boards(
     named: list[tuple[str, Run]], merged: Sequence[Path], published: bool
 ) -> tuple[list[BoardSection], list[str]]:
     """The leaderboard's sections, and what was left out of it."""
-    others = [read_result(path) for path in merged]
-    found, warnings = [], []
-    for name, run in [*named, *((r.name, r) for r in others)]:
-        scores = measured(replace(run, name=name))
+    own = [measured(replace(run, name=name)) for name, run in named]
+    found, warnings = [scores for scores in own if isinstance(scores, Measured)], []
+    for path in merged:
+        run = read_result(path)
+        scores = measured(run)
         if isinstance(scores, Measured):
             found.append(scores)
-        elif run in others:
-            reason = "; ".join(run.warnings) or f"it {scores}"
-            warnings.append(f"{run.folder.path / name}: left out, {reason}")
+        else:
+            reason = "; ".join(run.warnings) or f"the run {scores} and was left out"
+            warnings.append(f"{path}: {reason}")
     boards, left_out = make_boards(found, published_scores() if published else ())
     printed = published_sizes() if published else ()
     sections = [
         board_section(b, f"board-{i}", printed if b.reported else ())
         for i, b in enumerate(boards, start=1)
     ]
-    return [s for s in sections if len(s.board.runs) > 1 or s.board.reported], [*warnings, *left_out]
+    return [s for s in sections if len(s.board.runs) > 1 or s.board.reported], [
+        *warnings,
+        *left_out,
+    ]
 
 
 def render(template: str, page: dict[str, Any]) -> str:
@@ -873,7 +877,11 @@ def _page(
     runs = [run for _, run in named]
     many = len(runs) > 1
     return {
-        "title": sections[0].name if len(runs) == 1 else f"{len(runs)} runs" if many else "Leaderboard",
+        "title": sections[0].name
+        if len(runs) == 1
+        else f"{len(runs)} runs"
+        if many
+        else "Leaderboard",
         "boards": boards,
         "board_warnings": board_warnings,
         "version": __version__,
@@ -883,8 +891,7 @@ def _page(
         "formulas": _formulas(runs),
         "differences": _differences(runs),
         "plots": _overall_plots(named) if many else (),
-        "warning_count": len(board_warnings)
-        + sum(len(section.warnings) for section in sections),
+        "warning_count": len(board_warnings) + sum(len(section.warnings) for section in sections),
         "max_warnings": MAX_LISTED_WARNINGS,
     }
 

@@ -231,6 +231,8 @@ def _read_document(path: Path, reading: _Reading) -> dict[str, Any] | None:
         return read_json(path)
     except InputError:
         state = "is not a valid JSON object" if path.is_file() else "is missing"
+        if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+            state = f"is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB"
         reading.warn(f"{path.name} {state} and was left out")
         return None
 
@@ -240,9 +242,9 @@ def _read_result(path: Path, reading: _Reading) -> dict[str, Any]:
     if result is None:
         return {}
     if result.get("schema") != RESULT_SCHEMA:
+        schema = str(result.get("schema"))[:80]
         reading.warn(
-            f"{path.name} has schema {result.get('schema')!r} where {RESULT_SCHEMA!r} is known, "
-            "and was left out"
+            f"{path.name} has schema {schema!r} where {RESULT_SCHEMA!r} is known, and was left out"
         )
         return {}
     return result

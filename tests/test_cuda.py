@@ -99,6 +99,7 @@ def test_a_launch_is_its_updates_one_by_one(objective):
         torch.testing.assert_close(graphed[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler's own
 def test_compiled_updates_are_the_eager_ones():
     eager, _ = weights_after(5, compile="off", updates_per_launch=0)
     compiled, trainer = weights_after(5, compile="on", updates_per_launch=0)

@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from report_runs import make_run
+from report_runs import make_run, write_result
 
+from tql_offline.eval.published import published_scores
 from tql_offline.eval.report import write_report
 
 websockets = pytest.importorskip("websockets", reason="needs the package websockets")
@@ -207,3 +208,57 @@ def test_even_an_unescaped_script_does_not_run(report, tmp_path):
     title, complaints = drive(tmp_path / "profile", report, steps)
     assert title == "3 runs · tql-offline report"
     assert re.search("Content Security Policy", json.dumps(complaints))
+
+
+@pytest.fixture
+def leaderboard(tmp_path):
+    """A thousand results: 25 tasks, 5 methods (one with a script for a name), 8 seeds."""
+    paths = [
+        write_result(
+            tmp_path / "others" / f"{task}-{method}-{seed}-result.json",
+            task=task, method=name, seed=seed, successes=((7 * n + 3 * method + seed) % 50,) * 3,
+        )
+        for n, task in enumerate(dict.fromkeys(row.task for row in published_scores()))
+        for method, name in enumerate(("TQL", "FQL", "IQL", "CQL", SCRIPT))
+        for seed in range(8)
+    ]  # fmt: skip
+    return write_report([], tmp_path / "report", merged=paths).html
+
+
+SCORES = 'document.querySelectorAll("table.sortable")[0]'
+VISIBLE = (
+    f"[...{SCORES}.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[0].textContent)"
+)
+
+
+def test_a_thousand_results_render_fast_and_filter(leaderboard, tmp_path, artefacts):
+    async def steps(page):
+        timing = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+        page.milliseconds = await page.evaluate(timing)
+        await page.look(1600, "light", artefacts / "leaderboard-1600-light.png")
+        await page.look(1600, "dark", artefacts / "leaderboard-1600-dark.png")
+        await page.look(400, "light", artefacts / "leaderboard-400-light.png")
+        page.overflow = await page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        page.every = await page.evaluate(VISIBLE)
+        page.bold = await page.evaluate(f"{SCORES}.querySelectorAll('b').length")
+        await page.evaluate("document.querySelector('.filter input').focus()")
+        await page.call("Input.insertText", text="CUBE-double")
+        page.filtered = await page.evaluate(VISIBLE)
+        await page.evaluate(f"{SCORES}.tHead.rows[0].cells[0].querySelector('button').click()")
+        await page.evaluate(f"{SCORES}.tHead.rows[0].cells[0].querySelector('button').click()")
+        page.descending = await page.evaluate(VISIBLE)
+        page.title = await page.evaluate("document.title")
+        return page
+
+    page = drive(tmp_path / "profile", leaderboard, steps)
+    assert page.complaints() == []
+    assert page.title == "Leaderboard · tql-offline report"
+    assert 0 < page.milliseconds < 2000
+    assert page.overflow == 0
+    assert len(page.every) == 25
+    assert page.bold >= 25
+    assert page.filtered == [name for name in page.every if "cube-double" in name]
+    assert len(page.filtered) == 5
+    assert page.descending == page.filtered[::-1]

@@ -120,14 +120,16 @@ def value_weights(
 
 
 def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
-    """Whether the kernel for few tokens takes it: on a GPU, of a dtype and width it knows."""
+    """Whether the kernel for few tokens takes it: where tensor cores do, of a width it knows."""
+    if not (kernels.enabled and HAS_TRITON and qkv.is_cuda and qkv.shape[1] <= LONG):
+        return False
+    low = torch.is_autocast_enabled("cuda") or torch.backends.cuda.matmul.allow_tf32
     known = qkv.dtype in (torch.float32, torch.bfloat16)
-    fits = qkv.shape[1] <= LONG and qkv.shape[2] // parts // heads in (16, 32, 64, 128)
-    return bool(kernels.enabled and HAS_TRITON and qkv.is_cuda and known and fits)
+    return low and known and qkv.shape[2] // parts // heads in (16, 32, 64, 128)
 
 
 def autocast(x: Tensor) -> Tensor:
-    """x in the dtype of the products around it, contiguous."""
+    """X in the dtype of the products around it, contiguous."""
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
     return x.contiguous()

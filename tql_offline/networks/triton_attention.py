@@ -92,7 +92,7 @@ def _backward_kernel(
     K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`ds_ij = p_ij·(dp_ij - Σ_j p_ij dp_ij - g_i·(log p_ij + e_i))`, dp of the values' gradient."""
+    """`ds_ij = p_ij·(dp_ij - Σ_j p_ij dp_ij - g_i·(log p_ij + e_i))`, g the entropies' gradient."""
     program = tl.program_id(0).to(tl.int64)
     width, rows, columns = heads * K, tl.arange(0, L_UP), tl.arange(0, K)
     inside = rows < length
@@ -138,7 +138,7 @@ def _launch(kernel: Any, qkv: Tensor, parts: int, heads: int, *tensors: Any, **f
         PARTS=parts,
         L_UP=up,
         K=head_width,
-        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         num_warps=4 if up <= 64 else 8,
         **flags,
     )

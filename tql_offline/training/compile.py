@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -279,11 +279,11 @@ class Graphed(_OneByOne):
 def rate_table(config: Config, agent: Agent) -> Tensor:
     """Learning rates of every update `(steps, optimizers)`, in the optimizers' order."""
     peaks = [agent.learning_rates[name] for name in agent.optimizers]
-    shape = [
-        learning_rate(s, 1.0, config.optimizer.warmup, config.steps) for s in range(config.steps)
-    ]
-    return (
-        torch.tensor(shape, dtype=torch.float64)
-        .outer(torch.tensor(peaks, dtype=torch.float64))
-        .float()
-    )
+    shape = torch.tensor(_schedule(config.optimizer.warmup, config.steps), dtype=torch.float64)
+    return shape.outer(torch.tensor(peaks, dtype=torch.float64)).float()
+
+
+@lru_cache(maxsize=1)
+def _schedule(warmup: int, steps: int) -> list[float]:
+    """Every update's share of the peak; seeds of one run have the same."""
+    return [learning_rate(step, 1.0, warmup, steps) for step in range(steps)]

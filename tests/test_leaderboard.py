@@ -1,0 +1,348 @@
+"""Leaderboards: a paper as printed, only like runs compared, bad files named and skipped."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_runs import PROTOCOLS, make_run, write_result
+
+from tql_offline.cli import main
+from tql_offline.errors import InputError
+from tql_offline.eval.leaderboard import (
+    Measured,
+    average,
+    domains,
+    make_boards,
+    mean_ranks,
+    measured,
+    published_board,
+    summaries,
+)
+from tql_offline.eval.published import published_scores, published_sizes
+from tql_offline.eval.report import write_report
+from tql_offline.eval.report_data import read_result
+from tql_offline.eval.scaling import scaling_of
+from tql_offline.runs import find_results
+
+TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
+
+
+def boards_of(paths, published=()):
+    found = [measured(read_result(path)) for path in paths]
+    assert all(isinstance(scores, Measured) for scores in found), found
+    return make_boards(found, published)
+
+
+# A paper's table.
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return published_board(published_scores())
+
+
+def test_averages_are_as_printed(paper):
+    """Table 1 of arXiv 2602.01439: mean over 25 tasks, in whole percents."""
+    printed = {
+        "BC": 2, "IQL": 10, "ReBRAC": 18, "FBRAC": 17, "IFQL": 18, "FQL": 27, "floq": 34,
+        "Q-Transformer": 2, "PAC": 24, "TQL": 40,
+    }  # fmt: skip
+    assert len(paper.tasks) == 25
+    means = {label.split(" (")[0]: average(paper, label, paper.tasks)[0] for label in paper.labels}
+    for name, value in printed.items():
+        assert round(means[name]) == value, (name, means)
+    deviations = {
+        n: round(average(paper, f"{n} (reported)", paper.tasks)[1]) for n in ("FQL", "TQL")
+    }
+    assert deviations == {"FQL": 4, "TQL": 7}
+    by_domain = [round(average(paper, "TQL (reported)", t)[0]) for t in domains(paper).values()]
+    assert by_domain == [67, 61, 32, 31, 7]
+
+
+def test_bold_cells_are_within_95_percent_of_a_rows_best(paper):
+    """Cube-double task 1, by hand: the best is 88, and 0.95·88 = 83.6."""
+    row = dict(zip(paper.labels, paper.row(TASKS[0]), strict=True))
+    best = max(row.values())
+    marked = {label for label, mark in zip(paper.labels, paper.bold(TASKS[0]), strict=True) if mark}
+    assert marked == {label for label, value in row.items() if value >= 0.95 * best}
+    assert 1 <= len(marked) < len(row)
+
+
+def test_ranks_are_those_of_an_independent_count(paper):
+    labels = paper.complete()
+    by_hand = dict.fromkeys(labels, 0.0)
+    for task in paper.tasks:
+        values = {label: paper.scores[task, label].mean for label in labels}
+        for label, value in values.items():
+            above = sum(other > value for other in values.values())
+            level = sum(other == value for other in values.values())
+            by_hand[label] += (above + (level + 1) / 2) / len(paper.tasks)
+    assert mean_ranks(paper) == pytest.approx(by_hand)
+    assert min(by_hand, key=by_hand.get) == "TQL (reported)"
+
+
+def test_the_papers_scaling_claim_is_kept_as_printed():
+    tql = {p.parameters: p.mean for p in published_sizes() if p.method == "TQL"}
+    assert tql[max(tql)] / tql[min(tql)] == pytest.approx(1.43, abs=0.05)
+
+
+def test_what_is_reported_stands_beside_runs_of_its_protocol(tmp_path):
+    paths = [write_result(tmp_path / f"{i}-result.json", task=t) for i, t in enumerate(TASKS)]
+    (board,), _ = boards_of(paths, published_scores())
+    assert board.labels == (*board.reported, "TQL tiny")
+    assert "TQL (reported)" in board.reported
+    assert board.scores[TASKS[0], "TQL tiny"].mean == pytest.approx(40)
+    reported = board.scores[TASKS[0], "TQL (reported)"]
+    assert reported.runs == ()
+    assert np.isnan(reported.interval).all()
+    assert any("1.1.0" in note for note in board.notes)  # what makes it another measurement
+
+
+# Which runs are compared.
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"mujoco": "3.3.6"},
+        {"protocol": PROTOCOLS["ogbench-singletask"] | {"version": 2}},
+        {"timing": "post"},
+    ],
+)
+def test_unlike_runs_are_on_boards_of_their_own(tmp_path, other):
+    first = write_result(tmp_path / "a" / "result.json")
+    timing = other.pop("timing", None)
+    second = write_result(tmp_path / "b" / "result.json", **other)
+    document = json.loads(second.read_text())
+    for line in document["evaluations"]:
+        line["protocol"] = document["protocol"]
+    if timing:
+        document["provenance"]["environment"]["success_timing"] = timing
+    second.write_text(json.dumps(document))
+    boards, warnings = boards_of([first, second])
+    assert len(boards) == 2
+    assert warnings == []
+    assert boards[0].setting != boards[1].setting
+
+
+def test_a_task_with_two_contents_of_its_data_has_two_rows(tmp_path):
+    paths = [
+        write_result(tmp_path / "a" / "result.json"),
+        write_result(tmp_path / "b" / "result.json", dataset_sha256="6b" * 32),
+    ]
+    (board,), _ = boards_of(paths)
+    assert board.tasks == (f"{TASKS[0]}, data 5a5a5a5a", f"{TASKS[0]}, data 6b6b6b6b")
+
+
+def test_a_seed_counts_once(tmp_path):
+    paths = [
+        write_result(tmp_path / name / "result.json", run=name, successes=(k, k, k))
+        for name, k in (("b", 20), ("a", 10))
+    ]
+    (board,), (warning,) = boards_of(paths)
+    assert board.scores[TASKS[0], "TQL tiny"].runs == (20.0,)
+    assert warning.startswith("b: ")
+    assert "another run of seed 0" in warning
+
+
+def test_too_few_evaluations_are_no_score(tmp_path):
+    """Of a protocol that counts the last three."""
+    path = write_result(tmp_path / "result.json", successes=(10, 20))
+    assert measured(read_result(path)) == "has 2 evaluations where its protocol counts 3"
+
+
+def test_summaries_of_a_known_table(tmp_path):
+    """Method A scores 2 and 4 less than B on two tasks, in every seed."""
+    paths = [
+        write_result(
+            tmp_path / f"{task}-{seed}-{method}-result.json",
+            task=TASKS[task], seed=seed, method=method, successes=(k,) * 3,
+        )
+        for task, lower in enumerate((1, 2))
+        for seed, base in enumerate((20, 21, 22))
+        for method, k in (("A", base - lower), ("B", base))
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    best, worst = summaries(board, np.random.default_rng(0))
+    assert (best.label, worst.label) == ("B tiny", "A tiny")
+    assert best.mean == pytest.approx(42)
+    assert worst.mean == pytest.approx(39)
+    assert best.rank.value == 1
+    assert 1 <= best.rank.low <= best.rank.high <= 2
+    assert best.estimates["optimality gap"].value == pytest.approx(58)
+
+
+# Scaling.
+
+
+def test_scaling_by_size_of_a_known_table(tmp_path):
+    paths = [
+        write_result(
+            tmp_path / f"{size}-{seed}-{task}-result.json",
+            size=size, seed=seed, task=TASKS[task], successes=(10, 10 + seed, k + seed),
+        )
+        for size, k in (("tiny", 13), ("small", 22), ("large", 40))
+        for seed in range(3)
+        for task in range(2)
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+    assert [point.size for point in scaling.points] == ["tiny", "small", "large"]
+    assert [point.runs for point in scaling.points] == [6, 6, 6]
+    # In percent of 50 episodes: 2·(10 + 10 + s + k + s)/3 over seeds 0, 1, 2.
+    expected = [2 * (22 + k) / 3 for k in (13, 22, 40)]
+    assert [point.score.value for point in scaling.points] == pytest.approx(expected)
+    first, *_, last = scaling.points
+    assert last.difference.value == pytest.approx(expected[2] - expected[0])
+    assert last.relative.value == pytest.approx(expected[2] / expected[0] - 1)
+    assert last.relative.low <= last.relative.value <= last.relative.high
+    assert (last.last, last.last_three, last.best) == pytest.approx((82, expected[2], 82))
+    assert first.best == pytest.approx(28)
+    assert scaling.trend.concordance == pytest.approx(1)
+    assert scaling.trend.p_rise < 0.01 < scaling.trend.p_fall
+
+
+# Files.
+
+
+def broken(folder):
+    """Result files that are none, and what the report says of each."""
+    folder.mkdir()
+    texts = {
+        "cut-result.json": ('{"schema": ', "not a valid JSON object"),
+        "list-result.json": ("[]", "not a valid JSON object"),
+        "older-result.json": ('{"schema": "tql-offline/result/0"}', "has schema"),
+        "deep-result.json": ("[" * 100_000, "not a valid JSON object"),
+        "binary-result.json": ("\0\1", "not a valid JSON object"),
+        "nothing-result.json": ("", "not a valid JSON object"),
+    }
+    for name, (text, _) in texts.items():
+        (folder / name).write_text(text)
+    with (folder / "huge-result.json").open("wb") as file:
+        file.truncate(65 * 2**20)
+    odd = write_result(folder / "odd-result.json")
+    odd.write_text(odd.read_text().replace('"score": 20.0', '"score": "<b>"'))
+    return {name: words for name, (_, words) in texts.items()} | {
+        "huge-result.json": "larger than 64"
+    }
+
+
+def test_bad_results_are_named_and_skipped(tmp_path):
+    expected = broken(tmp_path / "others")
+    good = write_result(tmp_path / "others" / "good" / "result.json", task=TASKS[1])
+    paths = find_results([tmp_path / "others"])
+    assert good in paths
+    files = write_report([], tmp_path / "report", merged=paths)
+    page = files.markdown.read_text()
+    warnings = [line for line in page.splitlines() if "left out" in line]
+    for name, words in expected.items():
+        (line,) = [line for line in warnings if name.split("-")[0] in line]
+        assert words in line, line
+    assert TASKS[1].replace("-", "") in page.replace("-", "").replace("\\", "")
+    assert f"## {len(warnings)} warnings" in page
+
+
+def test_two_reports_of_the_same_results_are_the_same_bytes(tmp_path):
+    run = make_run(tmp_path / "runs" / "mine", protocol="ogbench-singletask")
+    paths = [
+        write_result(tmp_path / f"{s}-{z}-result.json", seed=s, size=z)
+        for s in range(3)
+        for z in ("tiny", "large")
+    ]
+    texts = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        files = write_report([run], out, merged=paths)
+        every = (files.html, files.markdown, *files.boards)
+        texts.append([path.read_bytes() for path in every])
+        assert [p.name for p in files.boards] == [
+            f"leaderboard.{e}" for e in ("csv", "json", "tex")
+        ]
+    assert texts[0] == texts[1]
+
+
+HOSTILE = "=cmd|'/C calc'!A0 <script>alert(1)</script> \\input{/etc/passwd} % & $x^2$ _"
+
+
+def test_foreign_text_stays_text_in_every_file(tmp_path):
+    paths = [write_result(tmp_path / f"{s}-result.json", method=HOSTILE, seed=s) for s in (0, 1)]
+    files = write_report([], tmp_path / "report", merged=paths)
+    table, document, tex = (path.read_text() for path in files.boards)
+    row = next(r for r in csv.DictReader(table.splitlines()) if r["origin"] == "measured")
+    assert row["method"].startswith("'=")
+    assert json.loads(document)["boards"][0]["scores"]
+    assert "\\input" not in tex
+    assert "\\textbackslash{}input\\{/etc/passwd\\}" in tex
+    assert "\\%" in tex
+    html = files.html.read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+
+
+def test_numbers_of_every_file_agree(tmp_path):
+    paths = [
+        write_result(tmp_path / f"{s}-result.json", seed=s, successes=(k, k, k))
+        for s, k in enumerate((10, 20, 40))
+    ]
+    files = write_report([], tmp_path / "report", merged=paths, published=False)
+    (row,) = csv.DictReader(files.boards[0].read_text().splitlines())
+    (score,) = json.loads(files.boards[1].read_text())["boards"][0]["scores"]
+    assert float(row["mean"]) == score["mean"] == pytest.approx(140 / 3)
+    assert score["scores"] == [20, 40, 80]
+    # Student's t with 2 degrees of freedom, by hand: 4.303·30.55/√3.
+    assert (score["low"], score["high"]) == pytest.approx((140 / 3 - 75.9, 140 / 3 + 75.9), abs=0.1)
+    assert "47 $\\pm$ 25" in files.boards[2].read_text()
+    assert "47 ± 25 (3)" in files.markdown.read_text()
+
+
+# The command.
+
+
+def test_the_command_merges(tmp_path, capsys):
+    write_result(tmp_path / "others" / "alice-result.json")
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--merge", str(tmp_path / "others"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ("report.html", "report.md", "leaderboard.csv", "leaderboard.json"):
+        assert (tmp_path / "out" / name).is_file()
+        assert name in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize("wrong", [[], ["--merge", "nowhere"], ["--merge", "."]])
+def test_nothing_to_merge_is_a_sentence(tmp_path, monkeypatch, capsys, wrong):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", *wrong])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) <= 3
+    assert not (tmp_path / "report").exists()
+
+
+def test_results_are_found_by_the_end_of_their_names(tmp_path):
+    wanted = [
+        write_result(tmp_path / "a" / "result.json"),
+        write_result(tmp_path / "bob-result.json"),
+    ]
+    (tmp_path / "provenance.json").write_text("{}")
+    assert find_results([tmp_path]) == sorted(wanted)
+    assert find_results([tmp_path / "provenance.json"]) == [tmp_path / "provenance.json"]
+    with pytest.raises(InputError, match="no file named like"):
+        find_results([tmp_path / "a", Path(tmp_path / "empty").mkdir() or tmp_path / "empty"])
+
+
+def test_a_thousand_results_take_seconds(tmp_path):
+    paths = [
+        write_result(
+            tmp_path / f"{task}-{method}-{seed}-result.json",
+            task=f"cube-double-play-singletask-task{task}-v0", method=f"M{method}", seed=seed,
+        )
+        for task in range(25)
+        for method in range(5)
+        for seed in range(8)
+    ]  # fmt: skip
+    started = time.process_time()
+    write_report([], tmp_path / "report", merged=paths)
+    assert time.process_time() - started < 60  # about 10; quadratic work would take minutes
