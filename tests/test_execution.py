@@ -288,6 +288,12 @@ def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
         np.testing.assert_allclose(have[name], value, rtol=0.1, atol=0.05, err_msg=name)
 
 
+def test_bfloat16_is_refused_on_a_cpu_without_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(InputError, match=r"bfloat16.*slower.*float32"):
+        train(data, tmp_path, device="cpu", execution={"precision": "bfloat16"})
+
+
 def test_tf32_is_refused_on_a_cpu(data, tmp_path):
     with pytest.raises(InputError, match=r"tf32.*float32"):
         train(data, tmp_path, device="cpu", execution={"precision": "tf32"})

@@ -69,8 +69,17 @@ def check_execution(config: Config, device: torch.device) -> None:
     """What can be refused before data are loaded.
 
     Raises:
-        InputError: TF32, which only GPUs have, is asked for on a CPU.
+        InputError: TF32, which only GPUs have, is asked for on a CPU, or bfloat16 on one without.
     """
+    if (
+        config.execution.precision == "bfloat16"
+        and device.type == "cpu"
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        raise InputError(
+            "precision bfloat16 would be hundreds of times slower than float32 on this CPU, which "
+            "has no products of it (AVX-512 or AMX); set execution.precision to float32"
+        )
     if config.execution.precision == "tf32" and device.type != "cuda":
         raise InputError(
             "precision tf32 is a mode of NVIDIA GPUs and training is on a CPU; "
