@@ -1,10 +1,10 @@
-"""What the exact savings of the transformer critic spare, and plain against fused attention.
+"""What the exact savings of the transformer critic and its hand-written passes spare.
 
     python benchmarks/critic.py
 
 Ratios of medians, the two sides in turn in one run: forward and backward with entropy of the plain
-path over the fast one, forward multiply-adds of the fast path over the plain one's (PyTorch's
-counter), and on a CPU forward time of the fused attention kernel over plain products.
+path over the fast one, that of the savings with PyTorch's operations over the fast one, and forward
+multiply-adds of the fast path over the plain one's (PyTorch's counter).
 """
 
 import statistics
@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tql_offline.bench.ours import pytorch_operations
 from tql_offline.networks import TransformerCritic
 
 BATCH, OBSERVATION_DIM, ACTION_DIM = 256, 37, 5
@@ -48,35 +48,28 @@ def compare_paths(size: str) -> str:
     def backward(pair: tuple[Tensor, Tensor]) -> None:
         (pair[0].mean() + pair[1].mean()).backward()
 
+    def savings_alone() -> None:
+        with pytorch_operations():
+            backward(critic(*inputs, return_entropy=True))
+
     speed = time_ratio(
         lambda: backward(critic.forward_plain(*inputs)),
         lambda: backward(critic(*inputs, return_entropy=True)),
     )
+    by_hand = time_ratio(savings_alone, lambda: backward(critic(*inputs, return_entropy=True)))
     plain = count(lambda: critic.forward_plain(*inputs))
     with_entropy = count(lambda: critic(*inputs, return_entropy=True)) / plain
     without = count(lambda: critic(*inputs)) / plain
     return (
-        f"{size:>7}  plain/fast time {speed:.2f}  multiply-adds fast/plain "
-        f"{with_entropy:.3f} with entropy, {without:.3f} without"
+        f"{size:>7}  plain/fast time {speed:.2f}, without passes by hand {by_hand:.2f}  "
+        f"multiply-adds fast/plain {with_entropy:.3f} with entropy, {without:.3f} without"
     )
-
-
-def compare_attention(batch: int, heads: int, tokens: int) -> str:
-    """One line on the fused kernel against plain products."""
-    q, k, v = (torch.randn(batch, tokens, heads, 32).transpose(1, 2) for _ in range(3))
-    ratio = time_ratio(
-        lambda: functional.scaled_dot_product_attention(q, k, v),
-        lambda: torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v,
-    )
-    return f"attention {batch}×{heads}×{tokens}: fused/plain forward time {ratio:.2f}"
 
 
 def main() -> None:
     """Print all lines."""
     for size in ("small", "medium"):
         print(compare_paths(size), flush=True)
-    for shape in ((256, 2, 5), (256, 4, 43), (32, 4, 512)):
-        print(compare_attention(*shape), flush=True)
 
 
 if __name__ == "__main__":
