@@ -1,12 +1,11 @@
 """Environments in processes of their own, stepped together.
 
-A pool has a fixed number of slots, split into contiguous groups, each with a process. A group gets
-one order at a time, to begin episodes in some of its slots and to take a step in others, and
-answers it while the others may be at another tick:
+A pool has a fixed number of slots, split into contiguous groups, two to each worker process. A
+group gets one order at a time, to begin episodes in some of its slots and to take a step in others.
+While the caller is at the answer of one, the worker is at the order of the other:
 
-    caller    policy->A  policy->B     .     policy->A  policy->B    ...
-    group A         [ steps its slots ]           [ steps its slots ]
-    group B                    [ steps its slots ]           [ steps its slots ]
+    caller    policy->A  policy->B     .     policy->A    .    policy->B    ...
+    worker          [ steps A's slots ][ steps B's slots ][ steps A's slots ][ steps B's ...
 
 A worker process that dies or hangs is replaced, and its slots are reported as lost: since an
 episode is a function of its seed and the policy, the caller begins those episodes again and nothing
@@ -21,6 +20,7 @@ calls; any other thread gets a worker process, and its callers see nothing of th
 import dataclasses
 import multiprocessing
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -47,7 +47,10 @@ from tql_offline.eval.stepping import (
 __all__ = ["MAX_LOSSES", "EnvironmentFailedError", "EnvironmentPool", "Outcome"]
 
 MAX_LOSSES = 3
-"""A group that loses its process this often without finishing an episode will not finish one."""
+"""Slots whose process is lost this often without a finished episode will not finish one."""
+
+GROUPS_PER_WORKER = 2
+"""One is stepped while the caller is at the other's actions."""
 
 _CHECK_SECONDS = 0.1
 """Longest time between two looks at whether the caller still wants the answer."""
@@ -104,9 +107,10 @@ class _Pace:
     """How many groups the caller should have answers of before it calls the policy again.
 
     A policy call takes P seconds, whether one group waits for it or all G, and a group's step E. If
-    each group gets calls of its own, a tick takes G P, but no less than P + E, the time from
-    one order to the next. So there is time for (P + E) / P calls in a tick; more would keep groups
-    waiting longer than sharing them does. Both times are means that forget.
+    each group gets calls of its own, a tick takes G P, but no less than P + E, the time from one
+    order to the next, nor than a worker's time for all of its groups. So there is time for
+    max(P + E, groups of a worker · E) / P calls in a tick; more would keep groups waiting longer
+    than sharing them does. Both times are means that forget.
     """
 
     def __init__(self) -> None:
@@ -128,7 +132,8 @@ class _Pace:
 
     def quorum(self, groups: int) -> int:
         """Answers to wait for where this number of groups is at work."""
-        calls = int((self._policy + self._step) / self._policy) if self._policy else groups
+        tick = max(self._policy + self._step, GROUPS_PER_WORKER * self._step)
+        calls = int(tick / self._policy) if self._policy else groups
         return ceil(groups / max(1, min(groups, calls)))
 
 
@@ -186,11 +191,8 @@ class EnvironmentPool:
         # An unlinked file: no name to clean up, whichever process dies first.
         self._memory = _Context.RawArray("B", slots * self._settings.row().itemsize)
         self.arrays = SlotArrays.over(self._memory, self._settings)
-        processes = min(processes, slots)
-        self._processes = processes
+        self._processes = min(processes, slots)
         self._groups: list[_Group] = []
-        # Slot k belongs to group k * processes // slots: contiguous groups of nearly equal size.
-        self._group_of = [slot * processes // slots for slot in range(slots)]
         self._working: list[_Group] = []
         self._pace = _Pace()
 
@@ -230,13 +232,13 @@ class EnvironmentPool:
         Raises:
             EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
         """
-        ready: list[_Group] = []
+        outcomes: list[Outcome] = []
         quorum = self._pace.quorum(len(self._working))
-        while len(ready) < quorum:
+        while len(outcomes) < quorum:
             check()
-            ready += _answered([group for group in self._working if group not in ready])
-        outcomes = [group.receive(check) for group in ready]
-        self._working = [group for group in self._working if group not in ready]
+            for group in _answered(self._working):
+                outcomes.append(group.receive(check))
+                self._working.remove(group)
         self._pace.handed_out(outcomes)
         return outcomes
 
@@ -248,28 +250,41 @@ class EnvironmentPool:
 
     def _make_groups(self) -> None:
         """Have groups that suit the calling thread; it changes between rollouts if at all."""
-        kind = _ProcessGroup if self._processes > 1 or not _in_main_thread() else _LocalGroup
-        if not self._groups or type(self._groups[0]) is not kind:
+        apart = self._processes > 1 or not _in_main_thread()
+        if not self._groups or isinstance(self._groups[0], _ProcessGroup) != apart:
             self.close()
-            self._groups = [
-                kind(self._settings, self._timeouts, self._memory) for _ in range(self._processes)
-            ]
+            self._groups = self._groups_apart() if apart else [self._group_here()]
+
+    def _group_here(self) -> "_LocalGroup":
+        return _LocalGroup(Environments(self._settings, self.arrays))
+
+    def _groups_apart(self) -> "list[_Group]":
+        workers = [_Worker(self._settings, self._memory) for _ in range(self._processes)]
+        count = min(GROUPS_PER_WORKER * self._processes, self.slots)
+        return [
+            _ProcessGroup(workers[index * self._processes // count], self._timeouts, self.arrays)
+            for index in range(count)
+        ]
 
     def _split(self, resets: Mapping[int, int], steps: Sequence[int]) -> dict[int, Order]:
         """The orders by group; idle groups get none."""
         orders: dict[int, Order] = {}
         for slot, seed in resets.items():
-            orders.setdefault(self._group_of[slot], Order()).resets[slot] = seed
+            orders.setdefault(self._group_of(slot), Order()).resets[slot] = seed
         for slot in steps:
-            orders.setdefault(self._group_of[slot], Order()).steps.append(slot)
+            orders.setdefault(self._group_of(slot), Order()).steps.append(slot)
         return orders
+
+    def _group_of(self, slot: int) -> int:
+        """Groups are contiguous and of nearly equal size."""
+        return slot * len(self._groups) // self.slots
 
 
 class _LocalGroup:
     """A group whose environments live in this process."""
 
-    def __init__(self, settings: Settings, _timeouts: _Timeouts, memory: Any) -> None:
-        self._environments = Environments(settings, SlotArrays.over(memory, settings))
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
         self._order = Order()
 
     def send(self, order: Order) -> None:
@@ -292,60 +307,53 @@ class _LocalGroup:
         return seconds
 
 
-class _ProcessGroup:
-    """A group whose environments live in a worker process, started with its first order."""
+class _Worker:
+    """A process with the environments of some groups; it answers their orders one by one.
 
-    def __init__(self, settings: Settings, timeouts: _Timeouts, memory: Any) -> None:
-        self._settings, self._timeouts, self._memory = settings, timeouts, memory
-        self._arrays = SlotArrays.over(memory, settings)
+    Attributes:
+        queue: groups whose orders have no answer yet, in the order of their answers.
+        life: number of the process; the environments of an earlier one are gone.
+        losses: processes lost since an episode was last finished.
+    """
+
+    def __init__(self, settings: Settings, memory: Any) -> None:
+        self.settings, self._memory = settings, memory
+        self.queue: deque[_ProcessGroup] = deque()
+        self.life = self.losses = 0
         self._process: BaseProcess | None = None
         self._connection: Connection[Any, Any] | None = None
-        self._order = Order()
-        self._deadline = 0.0
-        self._losses = 0
 
     @property
     def connection(self) -> "Connection[Any, Any]":
-        """Our end of the pipe to the worker that has the order."""
+        """Our end of the pipe to the process."""
         assert self._connection is not None
         return self._connection
 
-    @property
-    def late(self) -> bool:
-        """Whether the order has taken too long."""
-        return monotonic() >= self._deadline
-
-    def send(self, order: Order) -> None:
-        """Start the worker if there is none, and send it the order."""
+    def send(self, group: "_ProcessGroup", order: Order) -> None:
+        """Queue a group's order, for a process that is started if there is none."""
         if self._connection is None:
-            task = (self._memory, dataclasses.asdict(self._settings))
+            task = (self._memory, dataclasses.asdict(self.settings))
             self._process, self._connection = _start_worker("serve", *task)
-        timeout = self._timeouts.start if order.resets else self._timeouts.step
-        self._order, self._deadline = order, monotonic() + timeout
+        self.queue.append(group)
         try:
             self._connection.send((order.resets, order.steps))
         except OSError:
-            # The worker is dead; `receive` finds that too, and is the one place that replaces it.
+            # The process is dead; `answer` finds that too, and is the one place that replaces it.
             return
 
-    def receive(self, _check: Callable[[], None]) -> Outcome:
-        """Take the answer that has come, or end a dead or hanging worker."""
+    def answer(self) -> Any:
+        """The answer to the first group of the queue, or None if the process has none to give."""
         try:
-            answer = self.connection.recv() if self.connection.poll() else None
+            return self.connection.recv() if self.connection.poll() else None
         except (EOFError, OSError):
-            answer = None
-        if answer is None:
-            self._count_loss()
-            return Outcome(order=self._order, seconds=None)
-        outcome = Outcome(order=self._order, seconds=_unwrap(answer))
-        if self._arrays.ended(self._order.slots).any():
-            self._losses = 0
-        return outcome
+            return None
 
     def stop(self) -> None:
-        """Kill the worker: it holds nothing worth saving, and may hang."""
+        """Kill the process: it holds nothing worth saving, and may hang."""
         process, connection = self._process, self._connection
         self._process = self._connection = None
+        self.life += 1
+        self.queue.clear()
         if connection is not None:
             connection.close()
         if process is not None:
@@ -353,34 +361,104 @@ class _ProcessGroup:
             process.join()
             process.close()
 
+    def end(self) -> str:
+        """Stop a process that died or hangs, and say which."""
+        assert self._process is not None
+        # A pipe ends a moment before its process does.
+        self._process.join(0.2)
+        how = "hung" if self._process.is_alive() else f"died (exit code {self._process.exitcode})"
+        self.stop()
+        return how
+
+
+class _ProcessGroup:
+    """A group whose environments live in a worker process, started with its first order."""
+
+    def __init__(self, worker: _Worker, timeouts: _Timeouts, arrays: SlotArrays) -> None:
+        self.worker, self._timeouts, self._arrays = worker, timeouts, arrays
+        self._order = Order()
+        self._life = -1
+        self._deadline = 0.0
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the worker's next answer is this group's."""
+        return bool(self.worker.queue) and self.worker.queue[0] is self
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the process that had the order, or the episodes it goes on with, is gone."""
+        return self._life != self.worker.life
+
+    @property
+    def late(self) -> bool:
+        """Whether the order has taken too long."""
+        return monotonic() >= self._deadline
+
+    def send(self, order: Order) -> None:
+        """Send the worker the order, unless its episodes are lost."""
+        self._order = order
+        if self.is_stranded and order.steps:
+            return
+        self._life = self.worker.life
+        self.worker.send(self, order)
+        if self.is_next:
+            self.begin_waiting()
+
+    def begin_waiting(self) -> None:
+        """The worker is at the order from now on."""
+        timeout = self._timeouts.start if self._order.resets else self._timeouts.step
+        self._deadline = monotonic() + timeout
+
+    def receive(self, _check: Callable[[], None]) -> Outcome:
+        """Take the answer that has come, or end a dead or hanging worker."""
+        if self.is_stranded:
+            self._life = self.worker.life  # its next order begins the episodes again
+            return Outcome(order=self._order, seconds=None)
+        answer = self.worker.answer()
+        if answer is None:
+            self._count_loss()
+            return Outcome(order=self._order, seconds=None)
+        self.worker.queue.popleft()
+        if self.worker.queue:
+            self.worker.queue[0].begin_waiting()
+        outcome = Outcome(order=self._order, seconds=_unwrap(answer))
+        if self._arrays.ended(self._order.slots).any():
+            self.worker.losses = 0
+        return outcome
+
+    def stop(self) -> None:
+        """Kill the worker."""
+        self.worker.stop()
+
     def _count_loss(self) -> None:
         """End the lost worker.
 
         Raises:
             EnvironmentFailedError: it is the last of `MAX_LOSSES` in a row.
         """
-        assert self._process is not None
-        # A pipe ends a moment before its process does.
-        self._process.join(0.2)
-        how = "hung" if self._process.is_alive() else f"died (exit code {self._process.exitcode})"
-        self.stop()
-        self._losses += 1
-        if self._losses == MAX_LOSSES:
-            self._losses = 0
+        worker = self.worker
+        how = worker.end()
+        self._life = worker.life  # this group knows; its next order begins the episodes again
+        worker.losses += 1
+        if worker.losses == MAX_LOSSES:
+            worker.losses = 0
             raise EnvironmentFailedError(
                 f"the process of slots {self._order.slots} of environment "
-                f"{self._settings.env_id!r} {how}, the {MAX_LOSSES}rd loss without a finished "
+                f"{worker.settings.env_id!r} {how}, the {MAX_LOSSES}rd loss without a finished "
                 "episode; use fewer slots if memory ran out, or processes=1 to see the error"
             )
 
 
 def _answered(groups: Sequence[_Group]) -> list[_Group]:
     """Groups that have an answer or are too late for one, waiting a moment for the first."""
-    apart = {g.connection: g for g in groups if isinstance(g, _ProcessGroup)}
-    if not apart:
-        return list(groups)
-    answers = wait(list(apart), timeout=_CHECK_SECONDS)
-    return [group for pipe, group in apart.items() if pipe in answers or group.late]
+    apart = [group for group in groups if isinstance(group, _ProcessGroup)]
+    stranded = [group for group in apart if group.is_stranded]
+    if stranded or not apart:
+        return [*(stranded or groups)]
+    first = {group.worker.connection: group for group in apart if group.is_next}
+    answers = wait(list(first), timeout=_CHECK_SECONDS)
+    return [group for pipe, group in first.items() if pipe in answers or group.late]
 
 
 def _describe(env_id: str, success_timing: str | None, timeout: float) -> dict[str, Any]:
