@@ -14,7 +14,9 @@ from filelock import FileLock
 
 from tql_offline.datasets import catalogue
 from tql_offline.datasets import download as module
-from tql_offline.datasets.download import download, verify
+from tql_offline.datasets import verify as verifying
+from tql_offline.datasets.download import download
+from tql_offline.datasets.verify import verify
 from tql_offline.errors import InputError
 
 NAME = "pointmaze-medium-navigate-v0"
@@ -146,6 +148,9 @@ class Site:
 
     def acts(self, file=TRAIN):
         return [act for _, name, act, _, _ in self.log if name == file]
+
+    def ranges(self, file=TRAIN):
+        return [asked for _, name, _, asked, _ in self.log if name == file]
 
     def close(self):
         self.over.set()
@@ -319,7 +324,7 @@ def test_a_resumed_part_that_proves_bad_gets_one_fresh_copy(site, folder, fetch,
     part.write_bytes(bytes(part.stat().st_size))
     train, _ = fetch(mirrors=[mirror])
     assert train.path.read_bytes() == site.files[TRAIN]
-    assert [entry[3] for entry in site.log[1:3]] == ["bytes=131072-", None]
+    assert site.ranges()[1:] == ["bytes=131072-", None]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +356,7 @@ def test_a_mirror_that_will_not_do_is_left_at_once(site, folder, fetch, waits, a
 def test_wrong_bytes_are_told_by_their_sha256(site, folder, fetch, known):
     with pytest.raises(InputError, match=r"sha256 [0-9a-f]{64} where the file has"):
         fetch(mirrors=[site.mirror("bad", "wrong")])
-    assert listing(folder) == []
+    assert listing(folder) == [VAL]
     train, _ = fetch(mirrors=[site.mirror("bad", "wrong"), site.mirror()])
     assert train.path.read_bytes() == site.files[TRAIN]
 
@@ -360,7 +365,7 @@ def test_a_length_other_than_the_known_one_is_refused_before_the_body(site, fetc
     seen = []
     with pytest.raises(InputError, match=r"announces \d+ bytes where the file has"):
         fetch(mirrors=[site.mirror("bad", "announce_less")], progress=lambda *s: seen.append(s))
-    assert seen == []
+    assert [file for file, _, _ in seen if file == TRAIN] == []
 
 
 def test_a_web_page_does_not_cost_the_part(site, folder, fetch):
@@ -369,7 +374,7 @@ def test_a_web_page_does_not_cost_the_part(site, folder, fetch):
         fetch(mirrors=[mirror])
     assert (folder / f"{TRAIN}.part").stat().st_size == 2 * 65536
     fetch(mirrors=[mirror])
-    assert site.log[2][3] == "bytes=131072-"
+    assert site.ranges()[2] == "bytes=131072-"
 
 
 def test_a_mirror_is_tried_with_longer_and_longer_waits(site, fetch, waits):
@@ -410,7 +415,7 @@ def test_when_all_fail_every_mirror_is_named_with_its_reason_and_the_way_by_hand
     assert f"file:///nowhere/{TRAIN} (No such file or directory)" in text
     assert f"save it as {folder / TRAIN}" in text
     assert "\n" not in text
-    assert listing(folder) == []
+    assert listing(folder) == [VAL]
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -516,9 +521,9 @@ def test_verify_names_the_fault(tmp_path, body, reason):
 def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for column in module.COLUMNS:
+        for column in verifying.COLUMNS:
             archive.writestr(f"{column}.npy", bytes(100_000))
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 200_000)
+    monkeypatch.setattr(verifying, "MAX_FILE_BYTES", 200_000)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _self: pytest.fail("unpacked"))
     with pytest.raises(InputError, match="unpacks to more"):
         sound_of(tmp_path, buffer.getvalue())
