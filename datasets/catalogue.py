@@ -99,6 +99,12 @@ def entries(suite: str | None = None) -> list[Entry]:
     return [entry for entry in _entries().values() if suite in (None, entry.suite)]
 
 
+def title(suite: str) -> str:
+    """A suite's name for the reader."""
+    words: str = _documents()[suite]["title"]
+    return words
+
+
 def bundles() -> dict[str, str]:
     """Names of the datasets that papers report together, each with one line for the reader."""
     return {name: bundle["title"] for name, bundle in _documents()["bundles"].items()}
@@ -244,17 +250,19 @@ def _minari_family(suite: str, row: Mapping[str, Any]) -> Iterable[Entry]:
 def _entry(suite: str, row: Mapping[str, Any], **own: Any) -> Entry:
     """An entry with what its family's row says of all its datasets."""
     shape = row.get("observation_shape")
-    numbers = ("action_dim", "num_actions", "max_episode_steps")
     return Entry(
         suite=suite,
         family=row["family"],
         observation_shape=None if shape is None else tuple(shape),
-        **{key: row.get(key) for key in numbers},
-        **{key: _clauses(suite, key, row.get(key, ())) for key in ("faults", "notes")},
+        action_dim=row.get("action_dim"),
+        num_actions=row.get("num_actions"),
+        max_episode_steps=row.get("max_episode_steps"),
+        faults=_clauses(suite, "faults", row),
+        notes=_clauses(suite, "notes", row),
         **own,
     )
 
 
-def _clauses(suite: str, key: str, names: Iterable[str]) -> tuple[str, ...]:
+def _clauses(suite: str, key: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     texts = _shared(_documents()[suite]).get(key, {})
-    return tuple(texts[name] for name in names)
+    return tuple(texts[name] for name in row.get(key, ()))
