@@ -508,8 +508,9 @@ def _receive(url: str, origin: _Origin | None, job: _Job) -> None:
 
 
 def _headers(origin: _Origin | None, received: int) -> dict[str, str]:
-    # Compressed on the way, neither lengths nor ranges would be those of the file.
-    headers = {"Accept-Encoding": "identity"}
+    # Compressed on the way, neither lengths nor ranges would be those of the file. On a connection
+    # of its own, because what a host sends after its answer would be taken for the next one.
+    headers = {"Accept-Encoding": "identity", "Connection": "close"}
     if origin is not None:
         headers["Range"] = f"bytes={received}-"
         validator = _guard(origin.etag) or _guard(origin.last_modified)
