@@ -7,44 +7,49 @@
 
 A mirror either can be tried again (`_Interrupted`: no connection, timeout, 5xx, short body) or has
 given its last word (`_Refused`: 403, 404, a web page, wrong bytes); the next mirror follows.
+Several files come at once; a file that no mirror gives does not keep the others from coming.
 """
 
-import hashlib
 import os
 import re
 import shutil
+import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import httpx
 from filelock import FileLock, Timeout
 
 from tql_offline.datasets import catalogue
-from tql_offline.datasets.catalogue import PublishedFile
+from tql_offline.datasets.catalogue import Entry, PublishedFile
+from tql_offline.datasets.mirrors import (
+    OFFLINE_VARIABLE,
+    address,
+    is_local,
+    local_only,
+    local_path,
+    session,
+    templates,
+)
+from tql_offline.datasets.names import suite_folder
+from tql_offline.datasets.verify import MAX_FILE_BYTES, Unsound, sound, starts_like, verify
 from tql_offline.errors import InputError
 from tql_offline.runs import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes that are there so far, and its full length in bytes."""
-
-COLUMNS = ("observations", "actions", "terminals")
-"""What every OGBench file holds, whatever else is in it."""
-
-MAX_FILE_BYTES = 64 * 2**30
-"""No published file comes near: a mirror announcing more, or a zip unpacking to more, lies."""
+"""Called with a file's name, the bytes that are there so far, and its full length in bytes; where
+several files come at once, from several threads.
+"""
 
 _CHUNK_BYTES = 64 * 2**10
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-_MAX_REDIRECTS = 5
+_FAREWELL_SECONDS = 2.0
+"""How long Ctrl-C waits for the other files' threads to notice it."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -54,10 +59,6 @@ class _Refused(Exception):  # noqa: N818  (an answer, caught here, not an error 
 
 class _Interrupted(Exception):  # noqa: N818
     """A failure that another try at the same mirror may mend."""
-
-
-class _Unsound(Exception):  # noqa: N818
-    """A file that is not the published one, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,10 @@ class Downloaded:
     url: str | None
 
 
+Arrived = Callable[[Downloaded], None]
+"""Called with each file as soon as it is there, from its own thread."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
     """What `.part.json` says of the bytes in `.part`."""
@@ -87,16 +92,63 @@ class _Origin:
     last_modified: str | None
 
 
+class _Space:
+    """What the files that are coming will still take, so that they do not promise it twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._coming: dict[Path, int] = {}
+
+    def claim(self, path: Path, needed: int, freed: int = 0) -> None:
+        """Set bytes aside for the rest of a file, whose start will free some.
+
+        Raises:
+            InputError: the disk has not so many left beside what is set aside for others.
+        """
+        with self._lock:
+            others = sum(
+                left
+                for other, left in self._coming.items()
+                if other.parent == path.parent and other != path
+            )
+            _require_free(path.parent, needed - freed + others, path.name)
+            self._coming[path] = needed
+
+    def used(self, path: Path, written: int) -> None:
+        """So many bytes of them are written."""
+        with self._lock:
+            self._coming[path] -= written
+
+    def release(self, path: Path) -> None:
+        """The file has come, or will not."""
+        with self._lock:
+            self._coming.pop(path, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What all files of one call have in common."""
+
+    client: httpx.Client
+    retries: int
+    force: bool
+    progress: Progress
+    arrived: Arrived
+    sleep: Callable[[float], None]
+    space: _Space = field(default_factory=_Space)
+    stop: threading.Event = field(default_factory=threading.Event)
+    worked: set[str] = field(default_factory=set)
+    """Mirrors that have given a file: they go first for the next one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """One file to fetch and the means to do it."""
 
     file: PublishedFile
     path: Path
-    client: httpx.Client
-    retries: int
-    progress: Progress
-    sleep: Callable[[float], None]
+    templates: Sequence[str]
+    shared: _Shared
 
     @property
     def part(self) -> Path:
@@ -123,128 +175,91 @@ def _no_progress(_file: str, _received: int, _length: int) -> None:
     pass
 
 
+def _unannounced(_file: Downloaded) -> None:
+    pass
+
+
 def download(
-    name: str,
+    names: str | Iterable[str],
     *,
-    folder: Path,
+    folder: Path | None = None,
     mirrors: Sequence[str] | None = None,
     progress: Progress = _no_progress,
+    arrived: Arrived = _unannounced,
     client: httpx.Client | None = None,
     retries: int = 3,
     force: bool = False,
+    allow_broken: bool = False,
+    offline: bool = False,
+    workers: int = 1,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Downloaded]:
-    """Bring a dataset's training and validation file into a folder.
+    """Bring all files of some datasets to this machine.
 
     Each file is checked by its published length and sha256 where these are known, else by the
     length the mirror announces, the zip checksums and the columns. An unfinished `.part` is
     continued. A file that is there and passes is kept as it is.
 
     Args:
-        name: dataset name; a `singletask` one means the file that it relabels.
-        folder: where the files go; it is made if need be.
+        names: a dataset's name or several; a `singletask` one means the file that it relabels.
+        folder: where the files go; it is made if need be. None: where each suite's own package
+            keeps them.
         mirrors: addresses, tried in order, with `{file}` where the file's name goes (without it,
             the name is appended); http, https, `file:///folder` or a folder's path. None: the
             catalogue's.
         progress: called after every piece received.
+        arrived: called with each file that is there: an error of another one loses none.
         client: HTTP client whose timeouts and redirect bound apply; None: connect 10 s, read 30 s,
             5 redirects.
         retries: further tries per mirror and file after a failure that may pass.
         force: fetch again, and replace what is there once the new file is verified.
+        allow_broken: fetch datasets, too, that the catalogue knows to be wrong.
+        offline: ask no mirror but folders of this machine; so does `$TQL_OFFLINE_LOCAL_ONLY`.
+        workers: files that come at once.
         sleep: waits the given seconds between tries: 1, 2, 4, ...
 
     Returns:
-        The training file, the validation file.
+        The files in the order of the names; in OGBench training file, validation file.
 
     Raises:
-        InputError: unknown name or mirror, a bad file in the way, no space, no permission, another
-            process at the same file, or every mirror failed (each is named with its reason).
+        InputError: unknown name or mirror, a broken dataset, a bad file in the way, no space, no
+            permission, another process at the same file, or every mirror failed (each is named
+            with its reason). All files that can be had are there when it is raised.
     """
-    files = catalogue.find(name).files
-    templates = [_template(mirror) for mirror in mirrors or _catalogue_mirrors()]
-    try:
-        with _session(client) as session:
-            jobs = [
-                _Job(
-                    file=file,
-                    path=_path_in(folder, file.name),
-                    client=session,
-                    retries=retries,
-                    progress=progress,
-                    sleep=sleep,
-                )
-                for file in files
-            ]
-            return _run(jobs, templates, force)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written to ({error.strerror or error}); "
-            "make room or permit writing there, or name another folder"
-        ) from error
-
-
-def _run(jobs: list[_Job], templates: list[str], force: bool) -> list[Downloaded]:
-    # All are looked at first: a bad file in the way shows before anything is fetched.
-    present = [_present(job.path, job.file, force) for job in jobs]
-    done = []
-    for job, there in zip(jobs, present, strict=True):
-        fetched = there or _fetch_alone(job, templates, force)
-        # A mirror that has just worked goes first for the next file.
-        templates.sort(key=lambda template: _address(template, job.file.name) != fetched.url)
-        done.append(fetched)
-    return done
-
-
-def verify(path: Path, file: PublishedFile) -> str:
-    """Check that a file on disk is the published one.
-
-    Args:
-        path: the file on disk.
-        file: what the catalogue says of it.
-
-    Returns:
-        Its sha256.
-
-    Raises:
-        InputError: it is not, with the reason.
-    """
-    try:
-        return _sound(path, file)
-    except (_Unsound, OSError) as error:
-        raise InputError(
-            f"{path} is not the published {file.name} ({error}); "
-            "move it away, or download it again with --force"
-        ) from error
-
-
-def _catalogue_mirrors() -> list[str]:
-    return [mirror.url for mirror in catalogue.mirrors()]
-
-
-def _template(mirror: str) -> str:
-    """A mirror's address with `{file}` in it."""
-    if mirror and Path(mirror).is_dir():
-        mirror = Path(mirror).resolve().as_uri()
-    if not _is_address(mirror):
-        raise InputError(
-            f"mirror {mirror!r} is no address of a host or folder; "
-            "write it as https://host/folder or file:///folder"
+    names = [names] if isinstance(names, str) else names
+    entries = list(dict.fromkeys(catalogue.find(name) for name in names))
+    for entry in entries:
+        catalogue.require_sound(entry, allow_broken)
+        _require_files(entry)
+    offline = offline or local_only()
+    with session(client) as http:
+        shared = _Shared(
+            client=http,
+            retries=retries,
+            force=force,
+            progress=progress,
+            arrived=arrived,
+            sleep=sleep,
         )
-    return mirror if "{file}" in mirror else f"{mirror.rstrip('/')}/{{file}}"
+        jobs = [
+            _Job(
+                file=file,
+                path=_path_in(folder or suite_folder(entry.suite), file.name),
+                templates=templates(entry.suite, mirrors, offline=offline),
+                shared=shared,
+            )
+            for entry in entries
+            for file in entry.files
+        ]
+        return _run(jobs, workers)
 
 
-def _is_address(mirror: str) -> bool:
-    try:
-        address = urlsplit(mirror)
-        remote = address.scheme in {"http", "https"} and bool(address.hostname)
-    except ValueError:
-        return False
-    return remote or (address.scheme == "file" and address.netloc in {"", "localhost"})
-
-
-def _address(template: str, file: str) -> str:
-    # Not str.format: a mirror's address may hold other braces.
-    return template.replace("{file}", file)
+def _require_files(entry: Entry) -> None:
+    if not entry.files:
+        raise InputError(
+            f"the files of {entry.name} are Minari's own; fetch it by "
+            f"`tql-offline download {entry.name}` or `minari download {entry.name}`"
+        )
 
 
 def _path_in(folder: Path, file: str) -> Path:
@@ -253,34 +268,129 @@ def _path_in(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _present(path: Path, file: PublishedFile, force: bool) -> Downloaded | None:
-    if force or not path.exists():
+def _run(jobs: list[_Job], workers: int) -> list[Downloaded]:
+    # All are looked at first: a bad file in the way, or too small a disk, shows before anything is
+    # fetched.
+    found = [_present(job) for job in jobs]
+    missing = [job for job, there in zip(jobs, found, strict=True) if there is None]
+    _require_room(missing)
+    for job, there in zip(jobs, found, strict=True):
+        if there is not None:
+            job.shared.arrived(there)
+    fetched = iter(_fetch_all(missing, workers))
+    return [there or next(fetched) for there in found]
+
+
+def _present(job: _Job) -> Downloaded | None:
+    if job.shared.force or not job.path.exists():
         return None
-    digest = verify(path, file)
-    return Downloaded(path=path, bytes=path.stat().st_size, sha256=digest, url=None)
+    digest = verify(job.path, job.file)
+    return Downloaded(path=job.path, bytes=job.path.stat().st_size, sha256=digest, url=None)
 
 
-def _session(client: httpx.Client | None) -> AbstractContextManager[httpx.Client]:
-    if client is not None:
-        return nullcontext(client)
-    try:
-        return httpx.Client(timeout=_TIMEOUT, max_redirects=_MAX_REDIRECTS)
-    # httpx cannot use the proxy setting: an unknown scheme, or socks without its package.
-    except (ImportError, ValueError) as error:
+def _require_room(jobs: list[_Job]) -> None:
+    """Refuse files that are known not to fit together."""
+    for folder in {job.path.parent for job in jobs}:
+        here = [job for job in jobs if job.path.parent == folder]
+        needed = sum(max((job.file.bytes or 0) - job.received(), 0) for job in here)
+        what = here[0].path.name if len(here) == 1 else f"{len(here)} files"
+        _require_free(folder, needed, what)
+
+
+def _require_free(folder: Path, needed: int, what: str) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
         raise InputError(
-            f"the proxy named in the environment cannot be used ({error}); "
-            "unset ALL_PROXY, or `pip install 'httpx[socks]'` for a socks5:// proxy"
-        ) from error
+            f"{folder} has {free / 1e9:.2f} GB free where {what} needs "
+            f"{needed / 1e9:.2f} GB more; make room or name another folder"
+        )
 
 
-def _fetch_alone(job: _Job, templates: Iterable[str], force: bool) -> Downloaded:
+def _fetch_all(jobs: list[_Job], workers: int) -> list[Downloaded]:
+    """Fetch every file that can be had.
+
+    Raises:
+        InputError: those that cannot, each with its reasons.
+    """
+    alone = workers == 1 or len(jobs) < 2
+    outcomes = [_outcome(job) for job in jobs] if alone else _at_once(jobs, workers)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, InputError)]
+    if len(failures) > 1:
+        raise InputError(
+            f"{len(failures)} of {len(jobs)} files did not come: {'; '.join(map(str, failures))}"
+        )
+    for failure in failures:
+        raise failure
+    return [outcome for outcome in outcomes if isinstance(outcome, Downloaded)]
+
+
+def _outcome(job: _Job) -> Downloaded | InputError:
+    try:
+        fetched = _fetch_alone(job)
+    except InputError as error:
+        return error
+    except OSError as error:
+        failure = InputError(
+            f"{job.path.parent} cannot be written to ({error.strerror or error}); "
+            "make room or permit writing there, or name another folder"
+        )
+        failure.__cause__ = error
+        return failure
+    finally:
+        job.shared.space.release(job.path)
+    job.shared.arrived(fetched)
+    return fetched
+
+
+def _at_once(jobs: list[_Job], workers: int) -> list[Downloaded | InputError]:
+    """Several files at a time.
+
+    The threads are daemons, and Ctrl-C waits for them a moment only: one may be listening to a
+    mirror that is silent. What a file has received stays in its part, however its thread ends.
+    """
+    outcomes: dict[int, Downloaded | InputError] = {}
+    faults: list[BaseException] = []
+    stop = jobs[0].shared.stop
+    waiting: SimpleQueue[int] = SimpleQueue()
+    for number in range(len(jobs)):
+        waiting.put(number)
+
+    def work() -> None:
+        with suppress(Empty):
+            while not stop.is_set():
+                number = waiting.get_nowait()
+                try:
+                    outcomes[number] = _outcome(jobs[number])
+                except BaseException as fault:
+                    faults.append(fault)
+                    stop.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        stop.set()
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        raise
+    if faults:
+        raise faults[0]
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def _fetch_alone(job: _Job) -> Downloaded:
     """Fetch one file while no other process does."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.lock, timeout=0):
             try:
                 # Another process may have finished it between the first look and the lock.
-                return _present(job.path, job.file, force) or _fetch(job, templates)
+                return _present(job) or _fetch(job)
             finally:
                 # Windows keeps a file that is open; the next download takes it over.
                 with suppress(OSError):
@@ -291,21 +401,34 @@ def _fetch_alone(job: _Job, templates: Iterable[str], force: bool) -> Downloaded
         ) from error
 
 
-def _fetch(job: _Job, templates: Iterable[str]) -> Downloaded:
+def _fetch(job: _Job) -> Downloaded:
     """Try the mirrors in turn, the one that an unfinished part came from first."""
+    if not job.templates:
+        raise InputError(
+            f"{job.path} is not there, and only local files may be used (--offline or "
+            f"${OFFLINE_VARIABLE}); go online, or bring the file by other means and save it there"
+        )
     origin = _origin(job)
-    urls = [_address(template, job.file.name) for template in templates]
-    urls.sort(key=lambda url: origin is None or url != origin.url)
     reasons = []
-    for url in urls:
+    for template in sorted(job.templates, key=lambda mirror: _rank(mirror, origin, job)):
+        url = address(template, job.file)
         try:
-            return _fetch_from(url, job)
+            fetched = _fetch_from(url, job)
         except _Refused as refusal:
             reasons.append(f"{url} ({refusal})")
+        else:
+            job.shared.worked.add(template)
+            return fetched
     raise InputError(
         f"no mirror gave {job.file.name}: {', '.join(reasons)}; "
         f"name another with --mirror, or bring the file by other means and save it as {job.path}"
     )
+
+
+def _rank(template: str, origin: _Origin | None, job: _Job) -> tuple[bool, bool]:
+    """What puts a mirror before another: it has begun this file, or has given one before."""
+    began = origin is not None and address(template, job.file) == origin.url
+    return not began, template not in job.shared.worked
 
 
 def _fetch_from(url: str, job: _Job) -> Downloaded:
@@ -316,13 +439,13 @@ def _fetch_from(url: str, job: _Job) -> Downloaded:
             return _attempt(url, job)
         except _Interrupted as interruption:
             tries += 1
-            if tries > job.retries:
+            if tries > job.shared.retries:
                 raise _Refused(f"{interruption}; tries: {tries}") from interruption
-            job.sleep(2.0 ** (tries - 1))
+            job.shared.sleep(2.0 ** (tries - 1))
 
 
 def _attempt(url: str, job: _Job) -> Downloaded:
-    if urlsplit(url).scheme == "file":
+    if is_local(url):
         _copy(url, job)
         return _settle(url, job, resumed=False)
     origin = _origin(job)
@@ -335,8 +458,8 @@ def _attempt(url: str, job: _Job) -> Downloaded:
 def _settle(url: str, job: _Job, *, resumed: bool) -> Downloaded:
     """Verify the finished part and rename it into place."""
     try:
-        digest = _sound(job.part, job.file)
-    except _Unsound as reason:
+        digest = sound(job.part, job.file)
+    except Unsound as reason:
         job.discard()
         # The bytes from before the interruption may be at fault; a fresh copy deserves a try.
         raise (_Interrupted if resumed else _Refused)(str(reason)) from reason
@@ -347,13 +470,13 @@ def _settle(url: str, job: _Job, *, resumed: bool) -> Downloaded:
 
 def _copy(url: str, job: _Job) -> None:
     """Copy from a mirror that is a folder of this machine."""
-    source = Path(url2pathname(urlsplit(url).path))
+    source = local_path(url)
     pieces = _read(source)
     first = next(pieces, b"")
     length = source.stat().st_size
     _check_length(length, job)
     job.discard()
-    _check_space(length, job)
+    job.shared.space.claim(job.path, length)
     _write(chain([first], pieces), 0, length, job)
 
 
@@ -370,7 +493,9 @@ def _receive(url: str, origin: _Origin | None, job: _Job) -> None:
     """Receive a file, or the rest of it, into the part."""
     headers = _headers(origin, job.received())
     try:
-        with job.client.stream("GET", url, headers=headers, follow_redirects=True) as response:
+        with job.shared.client.stream(
+            "GET", url, headers=headers, follow_redirects=True
+        ) as response:
             _check_status(response, origin, job)
             _check_content(response)
             _write_body(url, response, origin, job)
@@ -383,8 +508,9 @@ def _receive(url: str, origin: _Origin | None, job: _Job) -> None:
 
 
 def _headers(origin: _Origin | None, received: int) -> dict[str, str]:
-    # Compressed on the way, neither lengths nor ranges would be those of the file.
-    headers = {"Accept-Encoding": "identity"}
+    # Compressed on the way, neither lengths nor ranges would be those of the file. On a connection
+    # of its own, because what a host sends after its answer would be taken for the next one.
+    headers = {"Accept-Encoding": "identity", "Connection": "close"}
     if origin is not None:
         headers["Range"] = f"bytes={received}-"
         validator = _guard(origin.etag) or _guard(origin.last_modified)
@@ -423,12 +549,12 @@ def _write_body(url: str, response: httpx.Response, origin: _Origin | None, job:
     pieces = response.iter_raw(_CHUNK_BYTES)
     if response.status_code == 206 and origin is not None:
         received, length = job.received(), _range_length(response, origin, job)
-        _check_space(length - received, job)
+        job.shared.space.claim(job.path, length - received)
     else:
         received, length = 0, _announced_length(response, job)
         # Only a body that begins like the file may replace what an earlier try has brought.
-        pieces = _checked_start(pieces)
-        _check_space(length - job.received(), job)
+        pieces = _checked_start(pieces, job.file)
+        job.shared.space.claim(job.path, length, freed=job.received())
         _begin(url, length, response, job)
     _write(pieces, received, length, job)
 
@@ -460,19 +586,11 @@ def _check_length(length: int, job: _Job) -> None:
         raise _Refused(f"announces {length} bytes, more than any dataset has")
 
 
-def _check_space(needed: int, job: _Job) -> None:
-    free = shutil.disk_usage(job.path.parent).free
-    if needed > free:
-        raise InputError(
-            f"{job.path.parent} has {free / 1e9:.2f} GB free where {job.file.name} needs "
-            f"{needed / 1e9:.2f} GB more; make room or name another folder"
-        )
-
-
-def _checked_start(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _checked_start(pieces: Iterator[bytes], file: PublishedFile) -> Iterator[bytes]:
     first = next(pieces, b"")
-    if not first.startswith(b"PK\x03\x04"):
-        raise _Refused("sends something that is not an npz file")
+    if not starts_like(file, first):
+        kind = "HDF5" if file.name.endswith(".hdf5") else "npz"
+        raise _Refused(f"sends something that is not an {kind} file")
     return chain([first], pieces)
 
 
@@ -497,7 +615,10 @@ def _write(pieces: Iterator[bytes], received: int, length: int, job: _Job) -> No
             if received > length:
                 raise _Refused(f"sends more than the {length} bytes it announces")
             file.write(piece)
-            job.progress(job.file.name, received, length)
+            job.shared.space.used(job.path, len(piece))
+            job.shared.progress(job.file.name, received, length)
+            if job.shared.stop.is_set():
+                raise KeyboardInterrupt
         file.flush()
         os.fsync(file.fileno())
     if received < length:
@@ -526,46 +647,3 @@ def _parse_origin(document: dict[str, Any]) -> _Origin:
     if not isinstance(origin.length, int) or not all(isinstance(t, str | None) for t in texts):
         raise TypeError
     return origin
-
-
-def _sound(path: Path, file: PublishedFile) -> str:
-    """The sha256 of a file that is the published one.
-
-    Raises:
-        _Unsound: it is not, with the reason.
-    """
-    length = path.stat().st_size
-    if file.bytes is not None and length != file.bytes:
-        raise _Unsound(f"{length} bytes where the file has {file.bytes}")
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if file.sha256 is None:
-        _check_zip(path)
-    elif digest != file.sha256:
-        raise _Unsound(f"sha256 {digest} where the file has {file.sha256}")
-    return digest
-
-
-def _check_zip(path: Path) -> None:
-    """Check an npz file without unpacking any array: its checksums, then its columns."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive.infolist())
-            damaged = archive.testzip()
-    # What zipfile raises on hostile bytes: broken structure or stream, an unknown method, a
-    # password.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise _Unsound(f"not a sound npz file: {error}") from error
-    if damaged is not None:
-        raise _Unsound(f"column {damaged} fails its checksum")
-
-
-def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
-    missing = {f"{column}.npy" for column in COLUMNS} - {member.filename for member in members}
-    if missing:
-        raise _Unsound(f"lacks {', '.join(sorted(missing))}")
-    for member in members:
-        if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise _Unsound(f"{member.filename} is packed by a method that npz files do not use")
-    if sum(member.file_size for member in members) > MAX_FILE_BYTES:
-        raise _Unsound(f"unpacks to more than {MAX_FILE_BYTES} bytes")

@@ -76,6 +76,21 @@ def downloaded_folder() -> Path:
     return Path(os.environ.get("OGBENCH_DATA", "~/.ogbench/data")).expanduser()
 
 
+def d4rl_folder() -> Path:
+    """Where D4RL keeps its files: `~/.d4rl/datasets` (or `$D4RL_DATASET_DIR`)."""
+    return Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+
+
+def minari_folder() -> Path:
+    """Where Minari keeps its datasets: `~/.minari/datasets` (or `$MINARI_DATASETS_PATH`)."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+
+
+def suite_folder(suite: str) -> Path:
+    """Where a suite's own package keeps its files, and `download` writes them."""
+    return {"d4rl": d4rl_folder, "minari": minari_folder}.get(suite, downloaded_folder)()
+
+
 def find_file(name: DatasetName) -> Path:
     """The file that holds a dataset: the downloaded one if there is one, else the collected one.
 

@@ -18,6 +18,9 @@ if shutil.which("nvidia-smi") is None:
 def private_home(tmp_path, monkeypatch):
     monkeypatch.setenv("TQL_OFFLINE_DATA", str(tmp_path / "collected"))
     monkeypatch.setenv("OGBENCH_DATA", str(tmp_path / "ogbench"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.delenv("TQL_OFFLINE_LOCAL_ONLY", raising=False)
     return tmp_path
 
 

@@ -1,13 +1,22 @@
 """`tql-offline datasets list | info`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.tables import print_table
-from tql_offline.datasets.catalogue import entries
-from tql_offline.datasets.names import DatasetName, collected_folder, downloaded_folder, parse_name
+from tql_offline.cli.tables import distribution, print_table, say
+from tql_offline.datasets.catalogue import SUITES, Entry, entries, find, select, title
+from tql_offline.datasets.names import (
+    collected_folder,
+    commands_for,
+    parse_name,
+    suite_folder,
+)
+from tql_offline.errors import InputError
+
+if TYPE_CHECKING:
+    from tql_offline.datasets.load import Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="What data there are.")
 app.add_typer(datasets, name="datasets")
@@ -16,59 +25,128 @@ app.add_typer(datasets, name="datasets")
 @datasets.command("list")
 def list_datasets(
     text: Annotated[str, typer.Argument(help="Show names that contain this.")] = "",
+    suite: Annotated[
+        str | None,
+        typer.Option(help="ogbench, ogbench-visual, d4rl, minari, or a bundle (ogbench-paper-25)."),
+    ] = None,
     installed: Annotated[
         bool, typer.Option("--installed", help="Only those on this machine.")
     ] = False,
 ) -> None:
     """List the datasets that can be downloaded or collected, and which are here."""
-    rows = []
-    for entry in entries():
-        place = _place(parse_name(entry.name))
-        if text in entry.name and (place or not installed):
-            dims = f"{entry.observation_dim}", f"{entry.action_dim}", f"{entry.max_episode_steps}"
-            rows.append((entry.name, *dims, place))
-    columns = ("dataset", "observation#", "action#", "episode limit#", "here")
-    print_table(f"{len(rows)} datasets", columns, rows)
+    shown = [
+        (entry, place)
+        for entry in (entries() if suite is None else select(suite))
+        for place in [_place(entry)]
+        if text in entry.name and (place or not installed)
+    ]
+    columns = ("dataset", "obs#", "act#", "steps#", "size#", "state")
+    for name in SUITES:
+        rows = [_row(entry, place) for entry, place in shown if entry.suite == name]
+        if rows:
+            print_table(f"{title(name)}: {len(rows)} datasets", columns, rows, whole=True)
+    if not shown:
+        say("no such dataset" + (" on this machine" if installed else ""))
+
+
+def _row(entry: Entry, place: str) -> tuple[str, ...]:
+    """Name, shapes, step limit, size of the files, and whether it is here or known to be wrong."""
+    state = ", ".join(filter(None, (place, "broken" if entry.faults else "")))
+    limit = "" if entry.max_episode_steps is None else str(entry.max_episode_steps)
+    return entry.name, _observations(entry), _actions(entry), limit, _size(entry), state
 
 
 @datasets.command("info")
 def show_info(
-    name: Annotated[str, typer.Argument(help="Dataset name with its task, or a file.")],
+    name: Annotated[str, typer.Argument(help="Dataset name, in OGBench with a task, or a file.")],
 ) -> None:
-    """Load a dataset and show its size, returns, rewards, masks and hash."""
-    import numpy as np
-
+    """Show what is known of a dataset, and load it: size, returns, rewards, masks and hash."""
+    entry = _published(name)
+    if entry is not None:
+        print_table(entry.name, ("published", ""), _published_facts(entry))
+        if not _place(entry):
+            say(f"not on this machine: run {commands_for(entry.name)}")
+            return
+        if entry.suite.startswith("ogbench") and parse_name(name).task is None:
+            task = f"{entry.family}-{entry.kind}-singletask-task1-v0"
+            say(f"its returns are those of a task: `tql-offline datasets info {task}`")
+            return
     from tql_offline.datasets.load import load
 
     data = load(name)
-    episodes = data.episodes
-    returns = np.add.reduceat(episodes.rewards, np.cumsum(episodes.lengths) - episodes.lengths)
-    facts = {
-        "file": str(data.path),
-        "source": data.source,
-        "sha256": data.sha256,
-        "environment": data.env_id or "none",
-        "transitions": f"{episodes.num_transitions:,}",
-        "episodes": f"{episodes.num_episodes:,}",
-        "episode length": _range(episodes.lengths),
-        "observation dims": str(episodes.observations.shape[1]),
-        "action dims": str(episodes.actions.shape[1]),
-        "undiscounted return": _range(returns),
-        "reward": _range(episodes.rewards),
-        "transitions that end the task": f"{int((episodes.masks == 0).sum()):,}",
-    }
-    print_table(data.name, ("property", "value"), facts.items())
+    print_table(data.name, ("loaded", ""), _loaded_facts(data))
 
 
-def _range(values: object) -> str:
-    import numpy as np
+def _published(name: str) -> Entry | None:
+    try:
+        return find(name)
+    except InputError:
+        # A file, or a name that loading has a better word for.
+        return None
 
-    numbers = np.asarray(values, dtype=np.float64)
-    return f"{numbers.min():g} to {numbers.max():g}, mean {numbers.mean():.4g}"
+
+def _published_facts(entry: Entry) -> list[tuple[str, str]]:
+    facts = [
+        ("suite", entry.suite),
+        ("observation", _observations(entry) or "unknown"),
+        ("action", _actions(entry) or "unknown"),
+        ("episode limit", f"{entry.max_episode_steps or 'unknown'}"),
+        ("folder", str(suite_folder(entry.suite))),
+    ]
+    for file in entry.files:
+        length = "unknown length" if file.bytes is None else f"{file.bytes:,} bytes"
+        facts.append((file.name, f"{length}, sha256 {file.sha256 or 'unknown'}"))
+    facts += [("broken", fault) for fault in entry.faults]
+    return facts + [("note", note) for note in entry.notes]
 
 
-def _place(name: DatasetName) -> str:
-    for folder, word in ((downloaded_folder(), "downloaded"), (collected_folder(), "collected")):
-        if (folder / f"{name.file}.npz").is_file():
-            return word
-    return ""
+def _loaded_facts(data: "Dataset") -> list[tuple[str, str]]:
+    from tql_offline.datasets.summary import summarise
+
+    episodes, summary = data.episodes, summarise(data.episodes)
+    low, mean, high = summary.reward_range
+    dims = " x ".join(map(str, episodes.observations.shape[1:]))
+    return [
+        ("file", str(data.path)),
+        ("source", data.source),
+        ("sha256", data.sha256),
+        ("environment", data.env_id or "none"),
+        ("transitions", f"{episodes.num_transitions:,}"),
+        ("episodes", f"{episodes.num_episodes:,}"),
+        ("episode length", distribution(summary.lengths)),
+        ("observation dims", dims),
+        ("action dims", str(episodes.actions.shape[1])),
+        ("undiscounted return", distribution(summary.returns)),
+        ("reward", f"{low:g} to {high:g}, mean {mean:.4g}, {summary.reward_values:,} values"),
+        ("rewards that are 0", f"{100 * summary.zero_rewards:.4g} %"),
+        ("transitions that end the task", f"{summary.ending_transitions:,}"),
+        ("episodes with such a one", f"{summary.ending_episodes:,} of {episodes.num_episodes:,}"),
+    ]
+
+
+def _observations(entry: Entry) -> str:
+    return "x".join(map(str, entry.observation_shape or ()))
+
+
+def _actions(entry: Entry) -> str:
+    if entry.num_actions is not None:
+        return f"1 of {entry.num_actions}"
+    return "" if entry.action_dim is None else str(entry.action_dim)
+
+
+def _size(entry: Entry) -> str:
+    known = [file.bytes for file in entry.files if file.bytes is not None]
+    if len(known) < len(entry.files):
+        return "unknown"
+    return f"{sum(known) / 1e6:,.1f} MB" if known else ""
+
+
+def _place(entry: Entry) -> str:
+    """Whether a dataset's data are here: `downloaded`, `collected` or nothing."""
+    folder = suite_folder(entry.suite)
+    if entry.suite == "minari":
+        return "downloaded" if (folder / entry.name / "data").is_dir() else ""
+    if (folder / entry.files[0].name).is_file():
+        return "downloaded"
+    is_collected = (collected_folder() / entry.files[0].name).is_file()
+    return "collected" if is_collected else ""

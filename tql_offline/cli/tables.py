@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -24,6 +26,8 @@ from rich.text import Text
 
 from tql_offline.eval.statistics import wilson_interval
 
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BINS = 24
 PLAIN_SECONDS = 15.0
 """Between progress lines where the output is no terminal but a log."""
 
@@ -35,15 +39,52 @@ def say(text: str) -> None:
     console.print(escape(text), soft_wrap=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; a column whose name ends in `#` holds numbers and is right-aligned."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: bool = False
+) -> None:
+    """Print a table; a column whose name ends in `#` holds numbers and is right-aligned.
+
+    `whole` keeps the first column on one line, so that it can be copied.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for column in columns:
+    for number, column in enumerate(columns):
         justify: Literal["right", "left"] = "right" if column.endswith("#") else "left"
-        table.add_column(column.rstrip("#"), justify=justify, overflow="fold")
+        kept = whole and number == 0
+        table.add_column(column.rstrip("#"), justify=justify, overflow="fold", no_wrap=kept)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def distribution(values: ArrayLike) -> str:
+    """`-1000 ▁▁▂ █ 0, mean -412.3, median -398`: range, and in between how many lie where.
+
+    Where the output is no terminal, or one without blocks, the counts stand for themselves.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    low, high = numbers.min(), numbers.max()
+    if low == high:
+        return f"{low:g} throughout"
+    drawn = console.is_terminal and console.encoding.startswith("utf")
+    counts = np.histogram(numbers, bins=_BINS if drawn else _BINS // 2)[0].tolist()
+    shape = f"{low:g} {sparkline(counts)} {high:g}" if drawn else f"{low:g} to {high:g}"
+    centre = f"mean {numbers.mean():.4g}, median {np.median(numbers):.4g}"
+    return f"{shape}, {centre}" + ("" if drawn else f"; in {len(counts)} bins: {_joined(counts)}")
+
+
+def _joined(counts: Sequence[int]) -> str:
+    return " ".join(map(str, counts))
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Counts as blocks of eight heights; what is not none is at least the lowest block.
+
+    >>> sparkline([0, 1, 500, 1000])
+    ' ▁▄█'
+    """
+    highest = max(*counts, 1)
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[min(-(-count * steps // highest), steps)] for count in counts)
 
 
 def percent_with_interval(successes: int, episodes: int) -> str:

@@ -1,0 +1,57 @@
+"""Fetching of Minari's datasets, which is Minari's own business: its remote, its folder."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tql_offline.datasets.catalogue import Entry
+from tql_offline.datasets.mirrors import OFFLINE_VARIABLE, local_only
+from tql_offline.datasets.names import minari_folder
+from tql_offline.errors import InputError
+
+
+def download_minari(entry: Entry, *, force: bool = False, offline: bool = False) -> Path:
+    """Have Minari bring one of its datasets.
+
+    Args:
+        entry: a dataset of the suite `minari`.
+        force: fetch it again if it is there.
+        offline: fetch nothing; so does `$TQL_OFFLINE_LOCAL_ONLY`.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        InputError: Minari is not installed, the dataset is not here and nothing may be fetched, or
+            Minari cannot fetch it, with its reason.
+    """
+    folder = minari_folder() / entry.name
+    if (folder / "data" / "metadata.json").is_file() and not force:
+        return folder
+    if offline or local_only():
+        raise InputError(
+            f"{folder} is not there, and only local files may be used (--offline or "
+            f"${OFFLINE_VARIABLE}); go online, or bring the folder by other means and save it there"
+        )
+    try:
+        _minari().download_dataset(entry.name, force_download=force)
+    except InputError:
+        raise
+    # Whatever Minari, its remotes and their clients raise: there is no common error.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"Minari cannot fetch {entry.name} ({reason}); see `minari list remote` for what there "
+            f"is, or bring the dataset's folder by other means and save it as {folder}"
+        ) from error
+    return folder
+
+
+def _minari() -> Any:
+    try:
+        # An extra, and slow to import.
+        return import_module("minari")
+    except ImportError as error:
+        raise InputError(
+            "the package minari is not installed; `pip install 'tql-offline[minari]'`"
+        ) from error

@@ -1,0 +1,115 @@
+"""Is a file on disk the published one? By its length and digest, or by what is in it."""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tql_offline.datasets.catalogue import PublishedFile
+from tql_offline.errors import InputError
+
+COLUMNS = ("observations", "actions", "terminals")
+"""What every OGBench file holds, whatever else is in it."""
+
+HDF5_COLUMNS = (*COLUMNS, "rewards")
+"""What every D4RL file holds, whatever else is in it."""
+
+MAX_FILE_BYTES = 64 * 2**30
+"""No published file comes near: a mirror announcing more, or a zip unpacking to more, lies."""
+
+_NPZ_START, _HDF5_START = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
+
+class Unsound(Exception):  # noqa: N818  (an answer, caught by its callers, not an error of theirs)
+    """A file that is not the published one, with the reason."""
+
+
+def verify(path: Path, file: PublishedFile) -> str:
+    """Check that a file on disk is the published one.
+
+    Args:
+        path: the file on disk.
+        file: what the catalogue says of it.
+
+    Returns:
+        Its sha256.
+
+    Raises:
+        InputError: it is not, with the reason.
+    """
+    try:
+        return sound(path, file)
+    except (Unsound, OSError) as error:
+        raise InputError(
+            f"{path} is not the published {file.name} ({error}); "
+            "move it away, or download it again with --force"
+        ) from error
+
+
+def starts_like(file: PublishedFile, start: bytes) -> bool:
+    """Whether the first bytes are those of a file of its format."""
+    return start.startswith(_HDF5_START if file.name.endswith(".hdf5") else _NPZ_START)
+
+
+def sound(path: Path, file: PublishedFile) -> str:
+    """The sha256 of a file that is the published one.
+
+    Raises:
+        Unsound: it is not, with the reason.
+    """
+    length = path.stat().st_size
+    if file.bytes is not None and length != file.bytes:
+        raise Unsound(f"{length} bytes where the file has {file.bytes}")
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if file.sha256 is None:
+        (_check_hdf5 if file.name.endswith(".hdf5") else _check_zip)(path)
+    elif digest != file.sha256:
+        raise Unsound(f"sha256 {digest} where the file has {file.sha256}")
+    return digest
+
+
+def _check_zip(path: Path) -> None:
+    """Check an npz file without unpacking any array: its checksums, then its columns."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive.infolist())
+            damaged = archive.testzip()
+    # What zipfile raises on hostile bytes: broken structure or stream, an unknown method, a
+    # password.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise Unsound(f"not a sound npz file: {error}") from error
+    if damaged is not None:
+        raise Unsound(f"column {damaged} fails its checksum")
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
+    missing = {f"{column}.npy" for column in COLUMNS} - {member.filename for member in members}
+    if missing:
+        raise Unsound(f"lacks {', '.join(sorted(missing))}")
+    for member in members:
+        if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise Unsound(f"{member.filename} is packed by a method that npz files do not use")
+    if sum(member.file_size for member in members) > MAX_FILE_BYTES:
+        raise Unsound(f"unpacks to more than {MAX_FILE_BYTES} bytes")
+
+
+def _check_hdf5(path: Path) -> None:
+    """Check that an HDF5 file is as long as it says and holds the columns; no array is read."""
+    import h5py  # takes a moment to import: only where a file's digest is not known
+
+    try:
+        with h5py.File(path, "r") as file:
+            # A link that is not hard could lead out of the file.
+            links = {name: file.get(name, getlink=True) for name in HDF5_COLUMNS}
+            missing = [
+                name
+                for name, link in links.items()
+                if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset)
+            ]
+    # What h5py raises on hostile bytes.
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise Unsound(f"not a sound HDF5 file: {error}") from error
+    if missing:
+        raise Unsound(f"lacks {', '.join(missing)}")
