@@ -98,7 +98,7 @@ class Panel:
         y_log: draw powers of ten.
         x_label: what the horizontal axis shows.
         x_ticks: makes the horizontal axis logarithmic, with labels at these values where they have
-            room; empty for a linear axis from 0.
+            room; empty for a linear axis that holds 0.
     """
 
     title: str
@@ -180,8 +180,10 @@ def _set_x_axis(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(min(panel.x_ticks) / 1.6, max(panel.x_ticks) * 1.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     else:
-        last = max(x for line in panel.lines if not line.is_empty for x in line.x)
-        axes.set_xlim(-0.02 * last, 1.02 * last if last else 1)
+        drawn = [x for line in panel.lines if not line.is_empty for x in line.x]
+        first, last = min(0, *drawn), max(0, *drawn)
+        margin = 0.02 * (last - first)
+        axes.set_xlim(first - margin, last + margin if last > first else 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -189,10 +191,13 @@ def _set_x_axis(axes: Axes, panel: Panel) -> None:
 def short_count(value: float) -> str:
     """A count in three significant figures.
 
-    >>> short_count(406_530), short_count(26_300_000)
-    ('407k', '26.3M')
+    >>> short_count(406_530), short_count(26_300_000), short_count(1.2e15)
+    ('407k', '26.3M', '1.2P')
     """
-    return f"{value / 1e6:.3g}M" if value >= 999_500 else f"{value / 1e3:.3g}k"
+    for unit, power in (("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6)):
+        if value >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g}{unit}"
+    return f"{value / 1e3:.3g}k"
 
 
 def _apart(values: Iterable[float]) -> list[float]:

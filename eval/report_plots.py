@@ -75,7 +75,7 @@ def _curve_line(curve: Curve, label: str, colour: int, dashed: bool = False) -> 
     )
 
 
-def _draw(panels: Iterable[tuple[str, Panel]], key: str) -> tuple[Plot, ...]:
+def draw(panels: Iterable[tuple[str, Panel]], key: str) -> tuple[Plot, ...]:
     """Draw the panels that show something, each under its heading."""
     shown = [(t, p) for t, p in panels if any(not line.is_empty for line in p.lines)]
     return tuple(
@@ -147,7 +147,7 @@ def _learning_plots(run: Run, key: str) -> PlotGroup:
         note="Bands and bars, over the episodes of one evaluation: 95 % Wilson interval of the "
         "success rate; mean return ± 1.96 standard errors.",
         keys=tuple(Key(label=label, colour=i, style="point") for label, _, i in named),
-        plots=_draw([("Success rate, %", success), ("Mean return", returns)], key),
+        plots=draw([("Success rate, %", success), ("Mean return", returns)], key),
     )
 
 
@@ -169,7 +169,7 @@ def _entropy_plots(run: Run, key: str) -> PlotGroup:
         note="Mean over batch and heads. Near 0, a query looks at one token only; at ln L, at all "
         "alike.",
         keys=tuple(keys),
-        plots=_draw(panels, key),
+        plots=draw(panels, key),
     )
 
 
@@ -214,7 +214,7 @@ def _temperature_plots(run: Run, key: str) -> PlotGroup:
         note="How strongly the critic's loss raises each entropy; a temperature grows while its "
         "entropy is below target.",
         keys=tuple(Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, 1)),
-        plots=_draw(panels, key),
+        plots=draw(panels, key),
     )
 
 
@@ -226,7 +226,7 @@ def _loss_plots(run: Run, key: str) -> PlotGroup:
         title = _metric_title(name)
         panel = Panel(title=title, lines=(_curve_line(run.curves[name], title, 1),), y_log=log)
         panels.append((f"{title}, log scale" if log else title, panel))
-    return PlotGroup(title="Losses and Q", note="", keys=(), plots=_draw(panels, key))
+    return PlotGroup(title="Losses and Q", note="", keys=(), plots=draw(panels, key))
 
 
 def _metric_title(name: str) -> str:
@@ -255,7 +255,7 @@ def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
         keys=tuple(
             Key(label=name, colour=i, style="point") for i, (name, _) in enumerate(found, 1)
         ),
-        plots=_draw([("Success rate, %", panel)], "all"),
+        plots=draw([("Success rate, %", panel)], "all"),
     )
 
 
@@ -288,7 +288,7 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
         keys=tuple(
             Key(label=label, colour=i, style="point") for i, (label, _) in enumerate(shown, 1)
         ),
-        plots=_draw([("Success rate, %", panel)], "size"),
+        plots=draw([("Success rate, %", panel)], "size"),
     )
 
 
