@@ -3,6 +3,7 @@
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -140,11 +141,13 @@ def _contours(landscape: Landscape, values: Floats, title: str, key: str, colour
         levels = MaxNLocator(LEVELS).tick_values(values.min(), values.max())
         # Fills are the more opaque the higher, so that they show on any page.
         for index, level in enumerate(levels[:-1]):
-            look = {"alpha": 0.75 * (index + 1) / (len(levels) - 1)}
+            look: dict[str, Any] = {"alpha": 0.75 * (index + 1) / (len(levels) - 1)}
             band = [level, levels[index + 1]]
             axes.contourf(grid, grid, values.T, band, colors=[SERIES[colour - 1]], **look)
             scale.axhspan(*band, color=SERIES[colour - 1], linewidth=0, **look)
-        axes.contour(grid, grid, values.T, levels[1:-1], colors=[INK], linewidths=0.5)
+        axes.contour(
+            grid, grid, values.T, levels[1:-1], colors=[INK], linewidths=0.5, linestyles="solid"
+        )
         _mark(axes, landscape.data_action[[first, second]], "x")
         _mark(axes, landscape.policy_action[[first, second]], "o")
         _landscape_axes(axes, landscape)

@@ -36,7 +36,9 @@ from tql_offline.eval.report_plots import PlotGroup, overall_plots, run_plots
 from tql_offline.eval.report_scores import (
     GROUPS,
     Score,
+    alarm_of,
     answer_of,
+    collapse_of,
     dataset_of,
     fact,
     last_value,
@@ -92,6 +94,7 @@ class RunSection:
     name: str
     state: str
     answer: str
+    alarm: str
     plots: tuple[PlotGroup, ...]
     tables: tuple[Table, ...]
     seeds: tuple[tuple[str, str], ...]
@@ -270,6 +273,7 @@ def _steps_cell(score: Score) -> Cell:
 
 def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
     columns = ("run", "state", "method", "size", "parameters", "seed", "learned", "behaviour")
+    columns = (*columns, "collapsed layers")
     rows = []
     for section, run in zip(sections, runs, strict=True):
         scores = main_scores(run)
@@ -283,9 +287,19 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
                 number_cell(count(fact(run, "seed"))),
                 _score_success_cell(scores.get("learned")),
                 _score_success_cell(scores.get("behaviour")),
+                _collapse_cell(run),
             )
         )
     return make_table("Every run: successes with 95 % Wilson intervals", columns, rows)
+
+
+def _collapse_cell(run: Run) -> Cell:
+    """Layers whose attention has collapsed; a dash where no entropy was logged."""
+    layers, since = collapse_of(run)
+    if not layers_of(run):
+        return cell("")
+    named = ", ".join(map(str, layers))
+    return cell(f"{named} since update {grouped(since)}" if layers else "none")
 
 
 def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
@@ -373,6 +387,7 @@ def _run_section(named: tuple[str, Run], anchor: str) -> RunSection:
         name=name,
         state=state_of(run),
         answer=answer_of(run),
+        alarm=alarm_of(run),
         plots=run_plots(run, anchor),
         tables=tuple(table for table in tables if table.rows),
         seeds=tuple(_seed_lists(run)),

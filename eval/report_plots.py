@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from tql_offline.eval.attention_health import COLLAPSED
+from tql_offline.eval.inspect_plots import state_drawings
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
-from tql_offline.eval.report_data import Curve, Evaluation, Run, count
+from tql_offline.eval.report_data import Curve, Evaluation, Run
 from tql_offline.eval.report_scores import (
     GROUPS,
     Score,
     dataset_of,
-    fact,
-    last_value,
     layers_of,
     main_scores,
     main_setting,
@@ -21,10 +21,14 @@ from tql_offline.eval.report_scores import (
     parameters_of,
     policy_order,
     setting_of,
+    tokens_of,
 )
 from tql_offline.eval.statistics import wilson_interval
 
 MAX_METRIC_PANELS = 12
+
+MAX_INSPECTED = 3
+"""States of an inspection that the page shows; the rest stay in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ def run_plots(run: Run, anchor: str) -> tuple[PlotGroup, ...]:
         _entropy_plots(run, f"{anchor}-entropy"),
         _temperature_plots(run, f"{anchor}-temperature"),
         _loss_plots(run, f"{anchor}-loss"),
+        *_inspection_plots(run, f"{anchor}-inspect"),
     )
     return tuple(group for group in drawn if group.plots)
 
@@ -156,26 +161,22 @@ def _policy_label(policy: str) -> str:
 
 
 def _entropy_plots(run: Run, key: str) -> PlotGroup:
-    tokens = count(fact(run, "tokens")) or _last_count(run.curves.get("tokens"))
+    tokens = tokens_of(run)
     most = math.log(tokens) if tokens else None
     keys = [Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, start=1)]
     if any(name.startswith("entropy_target/") for name in run.curves):
         keys += [Key(label="its target", colour=0, style="dashed")]
     if most is not None:
-        keys += [Key(label=f"ln L = {most:.2f}, the most there can be", colour=0, style="dotted")]
+        label = f"ln L = {most:.2f}, the most there can be; {COLLAPSED:g}, the mark of collapse"
+        keys += [Key(label=label, colour=0, style="dotted")]
     panels = [(f"Layer {n + 1}, nats", _entropy_panel(run, n, most)) for n in layers_of(run)]
     return PlotGroup(
         title="Attention entropy",
         note="Mean over batch and heads. Near 0, a query looks at one token only; at ln L, at all "
-        "alike.",
+        f"alike. A layer whose mean over all L queries is below {COLLAPSED:g} nats has collapsed.",
         keys=tuple(keys),
         plots=draw(panels, key),
     )
-
-
-def _last_count(curve: Curve | None) -> int | None:
-    last = last_value(curve)
-    return None if math.isnan(last) or last < 1 else round(last)
 
 
 def _entropy_panel(run: Run, layer: int, most: float | None) -> Panel:
@@ -188,7 +189,10 @@ def _entropy_panel(run: Run, layer: int, most: float | None) -> Panel:
                 lines.append(_curve_line(curve, label, group + 1, dashed))
     if most is not None:
         across = (0, run.curves[f"entropy/{layer}/0"].steps[-1])
-        lines.append(Line(label="ln L", x=across, y=(most, most), colour=0, style="dotted"))
+        lines += [
+            Line(label=label, x=across, y=(level, level), colour=0, style="dotted")
+            for label, level in (("ln L", most), ("collapse", COLLAPSED))
+        ]
     highest = max((v for line in lines for v in line.y if math.isfinite(v)), default=0.0)
     limits = (0, 1.06 * highest) if highest > 0 else None
     return Panel(title=f"Entropy of layer {layer + 1}", lines=tuple(lines), y_limits=limits)
@@ -227,6 +231,38 @@ def _loss_plots(run: Run, key: str) -> PlotGroup:
         panel = Panel(title=title, lines=(_curve_line(run.curves[name], title, 1),), y_log=log)
         panels.append((f"{title}, log scale" if log else title, panel))
     return PlotGroup(title="Losses and Q", note="", keys=(), plots=draw(panels, key))
+
+
+def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
+    """What `inspect` found at its first states."""
+    found = run.inspection
+    if found is None:
+        return ()
+    shown = found.states[:MAX_INSPECTED]
+    rest = len(found.states) - len(shown)
+    more = f" {rest} more states are in the run's folder inspect." if rest else ""
+    attention = (
+        "Attention: queries down, keys across, [V] the [VALUE] token, the darker the larger. "
+        if found.tokens
+        else "An MLP critic has no attention. "
+    )
+    note = (
+        f"{attention}Q over two action dims, the others at the {{held}} action; × the data's "
+        "action, ○ the policy's; spread: standard deviation over the ensemble."
+    )
+    return tuple(
+        PlotGroup(
+            title=f"Inspected at update {found.step:,}: {state.title}",
+            note=note.format(held=f"{state.landscape.held}'s") + (more if state is last else ""),
+            keys=(),
+            plots=tuple(
+                Plot(title=title, svg=Markup(svg))
+                for title, svg in state_drawings(state, found, f"{key}-{i}")
+            ),
+        )
+        for last in shown[-1:]
+        for i, state in enumerate(shown)
+    )
 
 
 def _metric_title(name: str) -> str:

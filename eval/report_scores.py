@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
 from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup, protocol_label
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
 from tql_offline.eval.statistics import wilson_interval
@@ -215,3 +218,46 @@ def last_value(curve: Curve | None) -> float:
 def layers_of(run: Run) -> list[int]:
     """Layers whose entropy was logged."""
     return [n for n in range(MAX_LAYERS) if f"entropy/{n}/0" in run.curves]
+
+
+def tokens_of(run: Run) -> int | None:
+    """L of the critic, where it is known."""
+    recorded = count(fact(run, "tokens"))
+    last = last_value(run.curves.get("tokens"))
+    return recorded or (None if math.isnan(last) or last < 1 else round(last))
+
+
+def collapse_of(run: Run) -> tuple[tuple[int, ...], int]:
+    """Layers, from 1, whose attention has collapsed, and since which logged update one has.
+
+    Returns:
+        No layers where none has, or where entropies or tokens were not logged.
+    """
+    tokens, layers = tokens_of(run), layers_of(run)
+    if tokens is None or not layers:
+        return (), 0
+    found, since = [], []
+    for layer in layers:
+        pair = [run.curves.get(f"entropy/{layer}/{group}") for group in (0, 1)]
+        value, others = (curve.values if curve else () for curve in pair)
+        steps = pair[0].steps if pair[0] else ()
+        if len(value) != len(others):
+            continue  # a line of the log was damaged
+        below = layer_means(list(zip(value, others, strict=True)), tokens) < COLLAPSED
+        if below[-1]:
+            found.append(layer + 1)
+            since.append(steps[len(below) - int(np.argmin([*below[::-1], False]))])
+    return tuple(found), min(since, default=0)
+
+
+def alarm_of(run: Run) -> str:
+    """The alarm in a sentence, empty where there is none."""
+    layers, since = collapse_of(run)
+    if not layers:
+        return ""
+    entropy = [
+        [last_value(run.curves.get(f"entropy/{layer}/{group}")) for group in (0, 1)]
+        for layer in layers_of(run)
+    ]
+    where = f"since update {grouped(since)}"
+    return alarm_sentence(entropy, tokens_of(run) or 1, where)

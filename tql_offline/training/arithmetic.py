@@ -41,7 +41,8 @@ def _of_batch(agent: Agent, rows: int) -> int:
     with _plain_operations(), _Products() as products:
         for step in range(1, period + 1):
             agent.update(batch, generator, step)
-    return products.flops // period
+    flops: int = products.flops // period
+    return flops
 
 
 @contextmanager
@@ -60,7 +61,7 @@ class _Products(TorchDispatchMode):
     `FlopCounterMode` sums the same formulas up by module, at many times the time.
     """
 
-    flops = 0
+    flops: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
