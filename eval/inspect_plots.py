@@ -33,7 +33,7 @@ WEIGHT = (0x33, 0x8F, 0xCF)
 
 
 def attention_svg(weights: Floats, observation_dim: int, title: str, key: str) -> str:
-    """One map: queries down, keys across; the darkest cell is the largest weight.
+    """One map: queries down, keys across; the strongest colour is the largest weight.
 
     Args:
         weights: `(L, L)`, rows sum to 1.

@@ -302,12 +302,16 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) ->
     shown = scalings[:MAX_COLOUR]
     unit = "Success, %" if in_percent else "Mean return"
     panels = [(f"{unit}, by parameters", _scaling_panel(shown, in_percent, "parameters"))]
-    if all(point.flops > 0 for scaling in shown for point in scaling.points):
+    note = "Bands: 95 % intervals over runs."
+    if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
         panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, in_percent, "flops")))
+        note += (
+            " FLOPs: operations of the matrix products of all updates of a run, counted once "
+            "(a multiply-add is two); evaluations not included."
+        )
     return PlotGroup(
         title="Score by size",
-        note="Bands: 95 % intervals over runs. FLOPs: operations of the matrix products of all "
-        "updates of a run, counted once (a multiply-add is two); evaluations not included.",
+        note=note,
         keys=tuple(
             Key(label=scaling.method, colour=i, style="point")
             for i, scaling in enumerate(shown, start=1)

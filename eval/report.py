@@ -272,8 +272,10 @@ def _steps_cell(score: Score) -> Cell:
 
 
 def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
-    columns = ("run", "state", "method", "size", "parameters", "seed", "learned", "behaviour")
-    columns = (*columns, "collapsed layers")
+    columns = (
+        *("run", "state", "method", "size", "parameters", "seed", "learned", "behaviour"),
+        "collapsed",
+    )
     rows = []
     for section, run in zip(sections, runs, strict=True):
         scores = main_scores(run)
@@ -295,11 +297,10 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
 
 def _collapse_cell(run: Run) -> Cell:
     """Layers whose attention has collapsed; a dash where no entropy was logged."""
-    layers, since = collapse_of(run)
+    layers, _ = collapse_of(run)
     if not layers_of(run):
         return cell("")
-    named = ", ".join(map(str, layers))
-    return cell(f"{named} since update {grouped(since)}" if layers else "none")
+    return cell(f"layer {', '.join(map(str, layers))}" if layers else "none")
 
 
 def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:

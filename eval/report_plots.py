@@ -242,7 +242,8 @@ def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
     rest = len(found.states) - len(shown)
     more = f" {rest} more states are in the run's folder inspect." if rest else ""
     attention = (
-        "Attention: queries down, keys across, [V] the [VALUE] token, the darker the larger. "
+        "Attention: queries down, keys across, [V] the [VALUE] token; the stronger the colour, "
+        "the larger the weight. "
         if found.tokens
         else "An MLP critic has no attention. "
     )

@@ -27,7 +27,6 @@ from tql_offline.eval.inspections import (
     parse_inspection,
 )
 from tql_offline.networks import EntropyController, TransformerCritic
-from tql_offline.networks.attention import weights_entropy
 from tql_offline.runs import RunFolder, write_atomic, writing
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
@@ -197,9 +196,7 @@ def token_names(observation_dim: int, action_dim: int) -> list[str]:
 
 def map_entropy(maps: Tensor) -> Tensor:
     """Entropies `(N, 2)` in nats of maps `(N, H, L, L)`: the `[VALUE]` query, all others."""
-    # A weight of 0 adds 0, where 0·log 0 would be NaN.
-    log_p = maps.clamp_min(torch.finfo(maps.dtype).tiny).log()
-    entropies = weights_entropy(log_p)
+    entropies = -torch.xlogy(maps, maps).sum(dim=-1)  # a weight of 0 adds 0
     return torch.stack([entropies[..., 0].mean(1), entropies[..., 1:].mean((1, 2))], dim=-1)
 
 
