@@ -80,6 +80,7 @@ class Measured:
         best: of the best evaluation, which nobody can choose without playing: an oracle.
         updates: done.
         seconds: spent in updates; NaN where the run did not record it.
+        flops: operations of matrix products in all updates; NaN where they were not counted.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Measured:
     best: float
     updates: int
     seconds: float
+    flops: float
 
     @property
     def label(self) -> str:
@@ -205,6 +207,8 @@ def measured(run: Run) -> Measured | str:
     if len(known) < known[-1].counted:
         return f"has {len(known)} evaluations where its protocol counts {known[-1].counted}"
     scores = [e.score for e in known]
+    updates = count(result.get("updates")) or known[-1].step
+    flops = count(result.get("flops_per_update"))
     return Measured(
         name=run.name,
         setting=_setting(run, label, known[-1]),
@@ -218,8 +222,9 @@ def measured(run: Run) -> Measured | str:
         last=scores[-1],
         last_three=_mean(scores[-3:]) if len(scores) >= 3 else math.nan,
         best=max(scores),
-        updates=count(result.get("updates")) or known[-1].step,
+        updates=updates,
         seconds=run.seconds,
+        flops=float(flops * updates) if flops else math.nan,
     )
 
 

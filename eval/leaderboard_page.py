@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup
 
 from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
-from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg
+from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
 from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.report_data import known_protocol
+from tql_offline.eval.report_plots import Key, PlotGroup, draw
 from tql_offline.eval.report_tables import NONE, Cell, Table, cell, figure, make_table, number_cell
 from tql_offline.eval.scaling import Scaling, SizePoint, scaling_of
-from tql_offline.eval.statistics import Estimate, estimate_improvement
+from tql_offline.eval.statistics import (
+    Estimate,
+    checked_table,
+    estimate_improvement,
+    estimate_profile,
+    mean_of_tasks,
+)
 
 MAX_COMPARED = 8
 """Columns of runs of which every pair is compared."""
@@ -27,8 +33,7 @@ class BoardSection:
         title: its setting.
         tables: sortable ones, in order.
         sentences: answers and notes.
-        plot: score against parameters; empty where there is no method at two sizes.
-        keys: `(label, colour)` of the plot's lines.
+        plots: scores by size, where a method has two, and performance profiles.
         board: what all of it was made of.
         summaries: of its complete columns.
         scalings: of its methods at several sizes.
@@ -37,8 +42,7 @@ class BoardSection:
     title: str
     tables: tuple[Table, ...]
     sentences: tuple[str, ...]
-    plot: Markup
-    keys: tuple[tuple[str, int], ...]
+    plots: tuple[PlotGroup, ...]
     board: Board
     summaries: tuple[Summary, ...]
     scalings: tuple[Scaling, ...]
@@ -61,13 +65,11 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     tables += [scaling_table(scaling) for scaling in scalings]
     if scalings and printed:
         tables.append(printed_table(printed))
-    svg, keys = scaling_plot(scalings, anchor, is_success(board))
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
         sentences=(*(trend_sentence(scaling) for scaling in scalings), *board.notes),
-        plot=svg,
-        keys=keys,
+        plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
@@ -211,7 +213,14 @@ def scaling_table(scaling: Scaling) -> Table:
         "evaluation, the mean of the last three, and the best one, an oracle chosen by playing",
         (
             *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
-            *("last", "last three", "best (oracle)", "updates/s", "hours of updates"),
+            *(
+                "last",
+                "last three",
+                "best (oracle)",
+                "updates/s",
+                "hours of updates",
+                "FLOPs of updates",
+            ),
         ),
         (_size_row(point) for point in scaling.points),
     )
@@ -228,7 +237,13 @@ def _size_row(point: SizePoint) -> tuple[Cell, ...]:
         *(number_cell(value) for value in (point.last, point.last_three, point.best)),
         number_cell(point.updates_per_second),
         number_cell(point.hours),
+        flops_cell(point.flops),
     )
+
+
+def flops_cell(flops: float) -> Cell:
+    """Operations, `1.2P` for 1.2e15; a dash where they were not counted."""
+    return cell("") if math.isnan(flops) else Cell(text=short_count(flops), sort=flops)
 
 
 def printed_table(printed: Sequence[PublishedSize]) -> Table:
@@ -271,32 +286,112 @@ def _tasks(scaling: Scaling) -> str:
     return "one task" if count == 1 else f"the {count} tasks that all sizes have"
 
 
-def scaling_plot(
-    scalings: Sequence[Scaling], anchor: str, in_percent: bool
-) -> tuple[Markup, tuple[tuple[str, int], ...]]:
-    """Score against parameters, a line per method."""
-    shown = scalings[:MAX_COLOUR]
-    if not shown:
-        return Markup(), ()
-    title = "Success in percent by size" if in_percent else "Mean return by size"
-    panel = Panel(
-        title=title,
-        lines=tuple(_scaling_line(scaling, i) for i, scaling in enumerate(shown, start=1)),
-        y_limits=(0, 100) if in_percent else None,
-        x_label="critic parameters",
-        x_ticks=tuple(sorted({float(p.parameters) for s in shown for p in s.points})),
+def board_plots(
+    board: Board, scalings: Sequence[Scaling], generator: np.random.Generator, anchor: str
+) -> tuple[PlotGroup, ...]:
+    """Scores by size and by cost, and performance profiles, where there is something to draw."""
+    groups = (
+        scaling_plots(scalings, anchor, is_success(board)),
+        profile_plots(board, generator, anchor),
     )
-    keys = tuple((scaling.method, i) for i, scaling in enumerate(shown, start=1))
-    return Markup(panel_svg(panel, f"{anchor}-scaling")), keys
+    return tuple(group for group in groups if group.plots)
 
 
-def _scaling_line(scaling: Scaling, colour: int) -> Line:
+def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) -> PlotGroup:
+    """Score against parameters and against operations, a line per method."""
+    shown = scalings[:MAX_COLOUR]
+    unit = "Success, %" if in_percent else "Mean return"
+    panels = [(f"{unit}, by parameters", _scaling_panel(shown, in_percent, "parameters"))]
+    note = "Bands: 95 % intervals over runs."
+    if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
+        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, in_percent, "flops")))
+        note += (
+            " FLOPs: operations of the matrix products of all updates of a run, counted once "
+            "(a multiply-add is two); evaluations not included."
+        )
+    return PlotGroup(
+        title="Score by size",
+        note=note,
+        keys=tuple(
+            Key(label=scaling.method, colour=i, style="point")
+            for i, scaling in enumerate(shown, start=1)
+        ),
+        plots=draw(panels, f"{anchor}-scaling"),
+    )
+
+
+_COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
+
+
+def _scaling_panel(scalings: Sequence[Scaling], in_percent: bool, cost: str) -> Panel:
+    title = "Success in percent" if in_percent else "Mean return"
+    return Panel(
+        title=title,
+        lines=tuple(_scaling_line(s, i, cost) for i, s in enumerate(scalings, start=1)),
+        y_limits=(0, 100) if in_percent else None,
+        x_label=_COSTS[cost],
+        x_ticks=tuple(sorted({float(getattr(p, cost)) for s in scalings for p in s.points})),
+    )
+
+
+def _scaling_line(scaling: Scaling, colour: int, cost: str) -> Line:
     points = scaling.points
     return Line(
         label=scaling.method,
-        x=[float(point.parameters) for point in points],
+        x=[float(getattr(point, cost)) for point in points],
         y=[point.score.value for point in points],
         interval=([p.score.low for p in points], [p.score.high for p in points]),
         colour=colour,
         points=True,
     )
+
+
+# Performance profiles.
+
+
+def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> PlotGroup:
+    """Fraction of runs above each score, of the best columns with runs on every task."""
+    labels = [label for label in board.complete() if label in board.measured]
+    found = {label: [board.scores[task, label].runs for task in board.tasks] for label in labels}
+    # One run a column shows a step or two, which the table of scores says better.
+    several = [label for label in labels if sum(map(len, found[label])) > 1]
+    best = sorted(several, key=lambda label: -mean_of_tasks(checked_table(found[label])))
+    shown = best[:MAX_COLOUR]
+    lines = tuple(
+        _profile_line(label, found[label], thresholds_of(board, labels), generator, i)
+        for i, label in enumerate(shown, start=1)
+    )
+    unit = "success in percent" if is_success(board) else "mean return"
+    panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=f"{unit}, τ")
+    left_out = len(several) - len(shown)
+    rest = f" {left_out} lower methods are not drawn." if left_out else ""
+    return PlotGroup(
+        title="Performance profiles",
+        note="Of all runs on all tasks, the fraction that score more than τ: a line above another "
+        "everywhere is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
+        f"stratified bootstrap over runs.{rest}",
+        keys=tuple(Key(label=n, colour=i, style="solid") for i, n in enumerate(shown, start=1)),
+        plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),
+    )
+
+
+PROFILE_POINTS = 101
+
+
+def thresholds_of(board: Board, labels: Sequence[str]) -> list[float]:
+    """Scores at which profiles are drawn: 0 to 100 of success, else over all runs' range."""
+    runs = [score for t in board.tasks for n in labels for score in board.scores[t, n].runs]
+    low, high = (0.0, 100.0) if is_success(board) else (min(runs), max(runs))
+    return [float(value) for value in np.linspace(low, high, PROFILE_POINTS)]
+
+
+def _profile_line(
+    label: str,
+    table: Sequence[Sequence[float]],
+    thresholds: list[float],
+    generator: np.random.Generator,
+    colour: int,
+) -> Line:
+    profile, low, high = estimate_profile(table, thresholds, generator)
+    interval = None if np.isnan(low).all() else (low.tolist(), high.tolist())
+    return Line(label=label, x=thresholds, y=profile.tolist(), interval=interval, colour=colour)

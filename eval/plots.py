@@ -8,7 +8,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,15 +25,16 @@ MAX_COLOUR = 6
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
+_PNG = "data:image/png;base64,"
 
 # Drawn in these colours, which no other mark has, and then replaced by the page's own.
-_INK, _FAINT, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
-_SERIES = tuple(f"#0a0c{i:02x}" for i in range(1, MAX_COLOUR + 1))
+INK, _FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
+SERIES = tuple(f"#0a0c{i:02x}" for i in range(1, MAX_COLOUR + 1))
 _PAGE_COLOURS = {
-    _INK: "var(--muted)",
+    INK: "var(--muted)",
     _FAINT: "var(--line)",
-    _PAPER: "var(--bg)",
-    **{colour: f"var(--c{i})" for i, colour in enumerate(_SERIES, start=1)},
+    PAPER: "var(--bg)",
+    **{colour: f"var(--c{i})" for i, colour in enumerate(SERIES, start=1)},
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -41,7 +42,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tql-offline",
     "font.size": 11,
-    "axes.edgecolor": _INK,
+    "axes.edgecolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -49,11 +50,11 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "grid.color": _FAINT,
     "grid.linewidth": 0.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "lines.solid_capstyle": "round",
@@ -98,7 +99,7 @@ class Panel:
         y_log: draw powers of ten.
         x_label: what the horizontal axis shows.
         x_ticks: makes the horizontal axis logarithmic, with labels at these values where they have
-            room; empty for a linear axis from 0.
+            room; empty for a linear axis that holds 0.
     """
 
     title: str
@@ -131,7 +132,7 @@ def _describe_line(line: Line) -> str:
 
 
 def panel_svg(panel: Panel, key: str) -> str:
-    """Draw a panel.
+    """Draw a panel; see `figure_svg`.
 
     Args:
         panel: at least one line of it is not empty.
@@ -141,15 +142,39 @@ def panel_svg(panel: Panel, key: str) -> str:
         An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
         characters for the same panel, whatever matplotlib's settings, date or machine.
     """
+
+    def draw(figure: Figure) -> None:
+        _draw(figure.add_axes((0.105, 0.165, 0.865, 0.785)), panel)
+
+    return figure_svg(draw, key, describe(panel))
+
+
+def figure_svg(
+    draw: Callable[[Figure], None],
+    key: str,
+    description: str,
+    size: tuple[float, float] = (5, 2.9),
+) -> str:
+    """Draw what `draw` puts into a figure, in the page's style.
+
+    Args:
+        draw: uses `INK`, `PAPER` and `SERIES` as colours.
+        key: prefix of the ids inside, different for every figure of a page.
+        description: in words, for those who do not see it.
+        size: in inches.
+
+    Returns:
+        An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
+        characters for the same drawing, whatever matplotlib's settings, date or machine.
+    """
     drawn = io.StringIO()
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(5, 2.9))
-        axes = figure.add_axes((0.105, 0.165, 0.865, 0.785))
-        _draw(axes, panel)
+        figure = Figure(figsize=size)
+        draw(figure)
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(drawn.getvalue(), key, describe(panel))
+    return _inline(drawn.getvalue(), key, description)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -180,8 +205,10 @@ def _set_x_axis(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(min(panel.x_ticks) / 1.6, max(panel.x_ticks) * 1.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     else:
-        last = max(x for line in panel.lines if not line.is_empty for x in line.x)
-        axes.set_xlim(-0.02 * last, 1.02 * last if last else 1)
+        drawn = [x for line in panel.lines if not line.is_empty for x in line.x]
+        first, last = min(0, *drawn), max(0, *drawn)
+        margin = 0.02 * (last - first)
+        axes.set_xlim(first - margin, last + margin if last > first else 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -189,10 +216,13 @@ def _set_x_axis(axes: Axes, panel: Panel) -> None:
 def short_count(value: float) -> str:
     """A count in three significant figures.
 
-    >>> short_count(406_530), short_count(26_300_000)
-    ('407k', '26.3M')
+    >>> short_count(406_530), short_count(26_300_000), short_count(1.2e15)
+    ('407k', '26.3M', '1.2P')
     """
-    return f"{value / 1e6:.3g}M" if value >= 999_500 else f"{value / 1e3:.3g}k"
+    for unit, power in (("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6)):
+        if value >= 0.9995 * 10**power:
+            return f"{value / 10**power:.3g}{unit}"
+    return f"{value / 1e3:.3g}k"
 
 
 def _apart(values: Iterable[float]) -> list[float]:
@@ -205,7 +235,7 @@ def _apart(values: Iterable[float]) -> list[float]:
 
 
 def _draw_line(axes: Axes, line: Line, band: float) -> None:
-    colour = _SERIES[line.colour - 1] if line.colour else _INK
+    colour = SERIES[line.colour - 1] if line.colour else INK
     # A line needs two points; a single one shows by its marker only.
     marked = line.points or line.style == "none" or len(line.x) == 1
     marker = _MARKERS[(line.colour or 1) - 1] if marked else None
@@ -225,7 +255,7 @@ def _draw_line(axes: Axes, line: Line, band: float) -> None:
         linewidth=1.2 if line.style in ("dashed", "dotted") else 1.8,
         marker=marker,
         markersize=6,
-        markeredgecolor=_PAPER,
+        markeredgecolor=PAPER,
         clip_on=False,
     )
 
@@ -268,7 +298,7 @@ def _referenced_ids(root: ET.Element) -> set[str]:
     used: set[str] = set()
     for element in root.iter():
         for name, value in element.attrib.items():
-            if name == _XLINK:
+            if name == _XLINK and not value.startswith(_PNG):
                 used.add(value.removeprefix("#"))
             used.update(re.findall(r"url\(#([^)]+)\)", value))
     return used
@@ -279,6 +309,10 @@ def _page_attributes(element: ET.Element, key: str, used: set[str]) -> Iterable[
         if name == "id":
             if value in used:
                 yield "id", f"{key}-{value}"
+        elif name == _XLINK and value.startswith(_PNG):
+            yield "href", value
+        elif name == "transform" and element.tag == "image":
+            yield name, value  # its scale wants every digit
         elif name == _XLINK:
             yield "href", f"#{key}-{value.removeprefix('#')}"
         else:

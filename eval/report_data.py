@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tql_offline.errors import InputError
+from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import Protocol, protocols
 from tql_offline.runs import MAX_DOCUMENT_BYTES, RESULT_SCHEMA, RunFolder, read_json
 
@@ -94,6 +95,7 @@ class Run:
         curves: by metric; layered metrics are `entropy/<layer>/<group>`, group 0 the [VALUE] query.
         warnings: one sentence for everything that was left out or does not fit together.
         seconds: spent in updates (`timing.jsonl`); NaN where it is not recorded.
+        inspection: what `inspect` found, where it was run.
     """
 
     folder: RunFolder
@@ -105,6 +107,7 @@ class Run:
     curves: dict[str, Curve]
     warnings: tuple[str, ...]
     seconds: float = math.nan
+    inspection: Inspection | None = None
 
     @property
     def finished(self) -> bool:
@@ -152,6 +155,7 @@ def read_run(folder: RunFolder) -> Run:
         evaluations=evaluations or _evaluations_of_result(result, reading),
         curves=_read_curves(folder.metrics, reading),
         seconds=_read_seconds(folder.timing, reading),
+        inspection=_read_inspection(folder.inspection, reading),
         warnings=tuple(reading.warnings),
     )
 
@@ -248,6 +252,16 @@ def _read_result(path: Path, reading: _Reading) -> dict[str, Any]:
         )
         return {}
     return result
+
+
+def _read_inspection(folder: Path, reading: _Reading) -> Inspection | None:
+    if not (folder / DOCUMENT).is_file():
+        return None
+    try:
+        return read_inspection(folder)
+    except InputError as error:
+        reading.warn(f"inspect/{DOCUMENT} was left out: {error}")
+        return None
 
 
 def _read_lines(path: Path, reading: _Reading) -> Iterator[tuple[int, dict[str, Any]]]:

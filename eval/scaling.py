@@ -34,6 +34,8 @@ class SizePoint:
         best: of each run's best evaluation. An oracle: it was chosen by playing.
         updates_per_second: mean over runs that recorded it.
         hours: of updates per run, the same.
+        flops: operations of matrix products in all updates of a run: mean over runs that counted
+            them, NaN where none did.
     """
 
     size: str
@@ -47,6 +49,7 @@ class SizePoint:
     best: float
     updates_per_second: float
     hours: float
+    flops: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ def _point(tables: Tables, size: str, generator: np.random.Generator, resamples:
         best=_mean_of_tasks(tables[size], "best"),
         updates_per_second=_mean([run.updates / run.seconds for run in timed]),
         hours=_mean([run.seconds / 3600 for run in timed]),
+        flops=_mean([run.flops for run in runs if run.flops > 0]),
     )
 
 

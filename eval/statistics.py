@@ -195,6 +195,34 @@ def estimate(
     return Estimate(value=value, low=float(low), high=float(high))
 
 
+def estimate_profile(
+    table: Table,
+    thresholds: ArrayLike,
+    generator: np.random.Generator,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[Scores, Scores, Scores]:
+    """`performance_profile` with its pointwise stratified bootstrap band, widened for few runs.
+
+    Returns:
+        The profile and the band's lower and upper ends, `(thresholds,)` each; the ends are NaN
+        where every task has one run.
+    """
+    tasks = checked_table(table)
+    profile = np.asarray(performance_profile(tasks, thresholds))
+    if all(len(task) == 1 for task in tasks):
+        return profile, np.full_like(profile, math.nan), np.full_like(profile, math.nan)
+
+    def of(drawn: Sequence[Scores]) -> Any:
+        return performance_profile(drawn, thresholds)
+
+    drawn = _resampled(of, tasks, generator, resamples)  # (resamples, thresholds)
+    tail = widened_tail(tasks, confidence)
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    return profile, low, high
+
+
 def estimate_difference(
     statistic: Statistic,
     first: Table,

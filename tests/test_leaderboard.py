@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
+from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import read_result
@@ -205,6 +208,78 @@ def test_scaling_by_size_of_a_known_table(tmp_path):
     assert scaling.trend.p_rise < 0.01 < scaling.trend.p_fall
 
 
+def by_size(folder, flops):
+    """Two sizes of two seeds on two tasks; `flops` of an update by size, where it is counted."""
+    return [
+        write_result(
+            folder / f"{size}-{seed}-{task}-result.json", size=size, seed=seed, task=TASKS[task],
+            successes=(k, k, k + seed), **({"flops_per_update": flops[size]} if flops else {}),
+        )
+        for size, k in (("tiny", 13), ("large", 40))
+        for seed in range(2)
+        for task in range(2)
+    ]  # fmt: skip
+
+
+def test_scores_stand_against_flops_where_every_run_counted_them(tmp_path):
+    flops = {"tiny": 2 * 10**9, "large": 5 * 10**12}
+    (board,), _ = boards_of(by_size(tmp_path / "counted", flops))
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+    assert [point.flops for point in scaling.points] == [300 * flops[s] for s in flops]
+    page = write_report([], tmp_path / "a", merged=by_size(tmp_path / "counted", flops))
+    html = page.html.read_text()
+    assert "Success, %, by FLOPs" in html
+    assert "FLOPs of a run&#39;s updates" in html or "FLOPs of a run's updates" in html
+    assert ">600G<" in html
+    assert ">1.5P<" in html
+
+
+def test_older_results_without_flops_show_a_dash(tmp_path):
+    page = write_report([], tmp_path / "b", merged=by_size(tmp_path / "older", {}))
+    assert "by FLOPs" not in page.html.read_text()
+    rows = [line for line in page.markdown.read_text().splitlines() if line.startswith("| tiny |")]
+    assert rows[-1].split("|")[-2].strip() == "—"
+    (board,) = json.loads((tmp_path / "b" / "leaderboard.json").read_text())["boards"]
+    assert [point["flops"] for point in board["scaling"][0]["points"]] == [None, None]
+
+
+@pytest.mark.parametrize("flops", ["1", -1, 1.5, True, 10**400, None, [], 0])
+def test_flops_that_are_none_are_left_out(tmp_path, flops):
+    path = write_result(tmp_path / "result.json", flops_per_update=flops)
+    assert np.isnan(measured(read_result(path)).flops)
+
+
+# Performance profiles.
+
+
+def test_profiles_are_drawn_of_methods_with_several_runs(tmp_path):
+    paths = [
+        write_result(tmp_path / f"{m}-{s}-result.json", method=m, seed=s, successes=(20 + s,) * 3)
+        for m, seeds in (("A", 3), ("B", 2), ("C", 1))
+        for s in range(seeds)
+    ]
+    html = write_report([], tmp_path / "out", merged=paths, published=False).html.read_text()
+    group = html.split("<h3>Performance profiles</h3>")[1].split("</svg>")[0]
+    drawn = re.findall(r"([ABC]) tiny: from 1 at 0 to 0 at 100\.", group)
+    assert drawn == ["A", "B"]
+    assert "Fraction of runs against success in percent, τ" in group
+
+
+def test_profiles_of_returns_reach_over_all_runs(tmp_path):
+    found = [measured(read_result(write_result(tmp_path / "r.json")))]
+    setting = found[0].setting._replace(protocol="quick-return v1")
+    runs = [
+        replace(found[0], setting=setting, method=m, seed=s, score=-100.0 * s - offset)
+        for m, offset in (("A", 0), ("B", 50))
+        for s in range(3)
+    ]
+    (board,), _ = make_boards(runs)
+    (group,) = board_section(board, "b").plots
+    drawn = group.plots[0].svg
+    assert "A tiny: from 1 at -250 to 0 at 0." in drawn
+    assert "B tiny: from 0.6667 at -250 to 0 at 0." in drawn  # one of three is at -250, not above
+
+
 # Files.
 
 
@@ -243,6 +318,19 @@ def test_bad_results_are_named_and_skipped(tmp_path):
         assert words in line, line
     assert TASKS[1].replace("-", "") in page.replace("-", "").replace("\\", "")
     assert f"## {len(warnings)} warnings" in page
+
+
+def test_a_page_of_results_alone_has_its_heading_once(tmp_path):
+    paths = [write_result(tmp_path / f"{s}-result.json", seed=s) for s in range(2)]
+    files = write_report([], tmp_path / "alone", merged=paths)
+    html, markdown = files.html.read_text(), files.markdown.read_text()
+    assert re.findall(r"<h\d>(Leaderboard)</h\d>", html) == ["Leaderboard"]
+    assert re.findall(r"^#+ Leaderboard$", markdown, re.M) == ["# Leaderboard"]
+    assert "<h2>ogbench-singletask v1, success judged" in html
+    run = make_run(tmp_path / "runs" / "mine", protocol="ogbench-singletask")
+    html = write_report([run], tmp_path / "both", merged=paths).html.read_text()
+    assert html.count("<h2>Leaderboard</h2>") == 1
+    assert html.count("<h1>mine</h1>") == 1
 
 
 def test_two_reports_of_the_same_results_are_the_same_bytes(tmp_path):

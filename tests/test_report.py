@@ -12,7 +12,7 @@ import pytest
 from report_runs import PROTOCOLS, make_run, write_lines
 
 from tql_offline.errors import InputError
-from tql_offline.eval import plots, report
+from tql_offline.eval import plots, report, report_plots, report_scores
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import MAX_DEPTH, flatten, read_run
@@ -178,7 +178,7 @@ def test_overview_and_size_plot_come_with_runs_of_several_sizes(run, tmp_path):
 
 
 def test_runs_of_one_size_stand_side_by_side_in_the_size_plot():
-    apart = report._side_by_side([100, 200, 200])
+    apart = report_plots._side_by_side([100, 200, 200])
     assert apart[0] == 100
     assert apart[1] < 200 < apart[2]
     assert apart[1] * apart[2] == pytest.approx(200**2)
@@ -341,7 +341,7 @@ def test_counted_evaluations_are_read_from_the_protocol(run, counted, expected):
     for line in lines:
         line["protocol"] = {**PROTOCOLS["quick"], "counted": counted}
     write_lines(run.evaluations, lines)
-    learned = report.scores_of(read_run(run))[0]
+    learned = report_scores.scores_of(read_run(run))[0]
     assert len(learned.evaluations) == expected
 
 

@@ -241,6 +241,18 @@ def test_a_thousand_results_render_fast_and_filter(leaderboard, tmp_path, artefa
         page.overflow = await page.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
+        # Scrolled sideways by the keyboard, the first column stays.
+        await page.evaluate("document.querySelector('.scroll').focus()")
+        for kind in ("keyDown", "keyUp"):
+            await page.call(
+                "Input.dispatchKeyEvent", type=kind, key="ArrowRight", windowsVirtualKeyCode=39
+            )
+        await asyncio.sleep(0.5)  # it scrolls smoothly
+        page.scrolled = await page.evaluate("document.querySelector('.scroll').scrollLeft")
+        page.first_column = await page.evaluate(
+            f"{SCORES}.tBodies[0].rows[0].cells[0].getBoundingClientRect().left"
+            f" - {SCORES}.parentElement.getBoundingClientRect().left"
+        )
         page.every = await page.evaluate(VISIBLE)
         page.bold = await page.evaluate(f"{SCORES}.querySelectorAll('b').length")
         await page.evaluate("document.querySelector('.filter input').focus()")
@@ -257,6 +269,8 @@ def test_a_thousand_results_render_fast_and_filter(leaderboard, tmp_path, artefa
     assert page.title == "Leaderboard · tql-offline report"
     assert 0 < page.milliseconds < 2000
     assert page.overflow == 0
+    assert page.scrolled > 0
+    assert page.first_column == 0
     assert len(page.every) == 25
     assert page.bold >= 25
     assert page.filtered == [name for name in page.every if "cube-double" in name]

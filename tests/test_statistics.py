@@ -10,6 +10,7 @@ from tql_offline.eval.statistics import (
     estimate,
     estimate_difference,
     estimate_improvement,
+    estimate_profile,
     improvement_probability,
     interquartile_mean,
     mean_of_tasks,
@@ -77,6 +78,25 @@ def test_statistics_of_a_table_by_hand():
     assert optimality_gap(tasks) == 100 - 380 / 8
     assert optimality_gap(tasks, 50) == (50 + 40 + 30) / 8
     assert performance_profile(tasks, [0, 50, 100]).tolist() == [7 / 8, 3 / 8, 0]
+
+
+def test_a_profiles_band_is_that_of_each_point_by_itself():
+    """By the estimate of the single statistic, from the same draws."""
+    tasks, thresholds = [[0.0, 50.0, 80.0], [20.0, 60.0, 100.0]], [10, 50, 90]
+    profile, low, high = estimate_profile(tasks, thresholds, np.random.default_rng(0))
+    for i, threshold in enumerate(thresholds):
+        alone = estimate(
+            lambda drawn, at=threshold: performance_profile(drawn, [at])[..., 0],
+            tasks,
+            np.random.default_rng(0),
+            resamples=2000,
+        )
+        assert (profile[i], low[i], high[i]) == (alone.value, alone.low, alone.high)
+    assert (low <= profile).all()
+    assert (profile <= high).all()
+    assert low[1] < high[1]
+    single = estimate_profile([[1.0], [2.0]], thresholds, np.random.default_rng(0))
+    assert np.isnan(single[1:]).all()
 
 
 def test_statistics_agree_with_scipy():

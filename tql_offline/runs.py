@@ -7,6 +7,7 @@
       timing.jsonl          one line per log step: seconds and updates/s
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       checkpoints/<step>/   *.safetensors and state.json
+      inspect/              attention maps, entropies and Q landscapes, where `inspect` was run
       .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
 
@@ -70,6 +71,11 @@ class RunFolder:
     def result(self) -> Path:
         """`result.json`."""
         return self.path / "result.json"
+
+    @property
+    def inspection(self) -> Path:
+        """`inspect/`, what `inspect` found."""
+        return self.path / "inspect"
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""

@@ -136,7 +136,7 @@ def train_and_show(
     from tql_offline.training.run import check, run_seeds
 
     check(config, runs, name)
-    data = _load_and_say(config)
+    data = load_and_say(config)
     with TerminalReporter() as reporter:
         folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
     for folder in folders:
@@ -176,7 +176,7 @@ def resume_and_show(path: Path) -> None:
     from tql_offline.training.run import resume
 
     with TerminalReporter() as reporter:
-        folder = resume(path, _load_and_say, reporter)
+        folder = resume(path, load_and_say, reporter)
     _show(folder)
 
 
@@ -185,7 +185,8 @@ def _show(folder: RunFolder) -> None:
     say(f"run folder: {folder.path}")
 
 
-def _load_and_say(config: Config) -> "Dataset":
+def load_and_say(config: Config) -> "Dataset":
+    """Load a config's data, collecting the embedded ones where they are missing, and name them."""
     data = _load(config)
     say(
         f"{data.name}: {data.episodes.num_transitions:,} transitions in "

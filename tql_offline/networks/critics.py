@@ -20,6 +20,7 @@ from tql_offline.errors import InputError
 from tql_offline.networks import kernels
 from tql_offline.networks.attention import (
     at_least_float32,
+    attention_log_weights,
     attention_with_entropy,
     group_entropy,
     mix,
@@ -221,6 +222,20 @@ class TransformerCritic(Critic):
             entropies += [] if entropy is None else [entropy]
         q_BE = self._read_out(x_BLD[:, 0])
         return q_BE, torch.stack(entropies) if entropies else q_BE.new_empty(0, 2)
+
+    def attention_maps(self, observations: Tensor, actions: Tensor) -> Float[Tensor, "N B H L L"]:
+        """Every block's attention weights, each query's row over all keys; rows sum to 1.
+
+        Of the plain computation: the others never hold a block's weights whole.
+        """
+        x_BLD = tokens_of(torch.cat([observations, actions], dim=-1), *self._token_tables())
+        maps = []
+        for block in cast(Iterable[Block], self.blocks):
+            q_and_k = block.qkv(block.attention_norm(x_BLD)).chunk(3, dim=-1)[:2]
+            q, k = (split_heads(part, block.num_heads) for part in q_and_k)
+            maps.append(attention_log_weights(q, k).exp())
+            x_BLD, _ = block.forward_plain(x_BLD, return_entropy=False)
+        return torch.stack(maps)
 
     def _read_out(self, value_BD: Tensor) -> Float[Tensor, "B E"]:
         normed = self.final_norm(value_BD)

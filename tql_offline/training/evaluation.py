@@ -247,7 +247,7 @@ def evaluate_run(
     )
     # Read before an episode is played: what these cannot be added to is not worth playing for.
     read_evaluations(folder)
-    chosen = _checkpoint(folder, step)
+    chosen = chosen_checkpoint(folder, step)
     state = checkpoint.read_state(chosen)
     torch_device = pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
@@ -268,7 +268,12 @@ def evaluate_run(
     return folder
 
 
-def _checkpoint(folder: RunFolder, step: int | None) -> Path:
+def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step, or the last.
+
+    Raises:
+        InputError: there is none.
+    """
     steps = folder.checkpoint_steps()
     if not steps:
         raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its first one")

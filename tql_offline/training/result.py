@@ -150,6 +150,7 @@ def write_result(folder: RunFolder) -> None:
             "entropy": config.entropy.mode if provenance.get("tokens") else "none",
             "size": config.critic.size if config.has_critic else "",
             "parameters": provenance["critic_parameters"],
+            "flops_per_update": provenance.get("flops_per_update"),
             "dataset": config.dataset.name,
             "dataset_sha256": provenance["dataset"]["sha256"],
             "task": (provenance.get("environment") or {}).get("env_id"),

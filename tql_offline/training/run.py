@@ -17,6 +17,7 @@ from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.runs import RunFolder, claimed, rewind_jsonl, write_atomic, write_json
 from tql_offline.training import checkpoint
+from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.compile import Execution, Updates, check_execution, prepare
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
@@ -231,6 +232,7 @@ def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         **facts,
         **_critic_facts(made.agent),
+        "flops_per_update": flops_per_update(made.agent, made.config.batch_size),
         "execution": asdict(made.execution),
         "seeds_at_once": list(seeds),
     }

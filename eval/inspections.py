@@ -1,0 +1,197 @@
+"""What `inspect` found in a run, as its inspect.json holds it (docs/inspect.md).
+
+A report reads the numbers and draws them anew: no picture of a foreign folder gets into the page.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.errors import InputError
+from tql_offline.runs import read_json
+
+SCHEMA = "tql-offline/inspect/1"
+DOCUMENT = "inspect.json"
+
+MAX_DOCUMENT_BYTES = 32 * 2**20
+MAX_STATES, MAX_LAYERS, MAX_TOKENS, MAX_GRID = 64, 32, 1024, 101
+"""Beyond these a document is not ours; drawing it could exhaust memory."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """Q over one or two action dims, the others held.
+
+    Attributes:
+        dims: of the action, one or two.
+        grid: `(G,)` values of each of them.
+        mean: `(G,)` or `(G, G)` mean over the ensemble; the first axis is the first dim's.
+        spread: of the same shape, the standard deviation over the ensemble.
+        data_action: `(A,)` the data's.
+        policy_action: `(A,)` the learned policy's.
+        held: whose action the other dims are held at, `data` or `policy`.
+    """
+
+    dims: tuple[int, ...]
+    grid: Floats
+    mean: Floats
+    spread: Floats
+    data_action: Floats
+    policy_action: Floats
+    held: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedState:
+    """One transition of the data.
+
+    Attributes:
+        transition: its index.
+        episode: which it is of.
+        episode_step: its place there.
+        attention: `(N, L, L)` weights, means over heads; N = 0 for a critic without attention.
+        entropy: `(N, 2)` nats, means over heads.
+    """
+
+    transition: int
+    episode: int
+    episode_step: int
+    attention: Floats
+    entropy: Floats
+    landscape: Landscape
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"transition {self.transition:,} (episode {self.episode}, step {self.episode_step})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """One checkpoint's critic, looked at.
+
+    Attributes:
+        step: of the checkpoint.
+        observation_dim: S.
+        action_dim: A.
+        tokens: L; 0 for a critic without attention.
+        sampled: transitions over which `entropy` is a mean.
+        entropy: `(N, 2)` nats, over the sampled transitions and all heads.
+        target: `(N, 2)` nats.
+        temperature: `(N, 2)`.
+        states: in the order asked for.
+    """
+
+    step: int
+    observation_dim: int
+    action_dim: int
+    tokens: int
+    sampled: int
+    entropy: Floats
+    target: Floats
+    temperature: Floats
+    states: tuple[InspectedState, ...]
+
+
+def read_inspection(folder: Path) -> Inspection:
+    """Read the inspect.json of a folder.
+
+    Raises:
+        InputError: it is missing, damaged, too large, or of another schema.
+    """
+    path = folder / DOCUMENT
+    if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB; it is not ours")
+    document = read_json(path)
+    if document.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path} has schema {str(document.get('schema'))[:80]!r} where {SCHEMA!r} is known; "
+            "run `tql-offline inspect` again"
+        )
+    try:
+        return parse_inspection(document)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{path} does not hold an inspection; run `tql-offline inspect` again"
+        ) from error
+
+
+def parse_inspection(document: Mapping[str, Any]) -> Inspection:
+    """Check a document and make arrays of its lists.
+
+    Raises:
+        ValueError: or another error of conversion: it is not one of ours.
+    """
+    observation_dim = _count(document["observation_dim"], MAX_TOKENS)
+    action_dim = _count(document["action_dim"], MAX_TOKENS)
+    layers, tokens = _count(document["layers"], MAX_LAYERS), len(document["tokens"])
+    if layers and tokens != 1 + observation_dim + action_dim:
+        raise ValueError("tokens")
+    if len(document["states"]) > MAX_STATES or tokens > MAX_TOKENS:
+        raise ValueError("size")
+    entropy = document["entropy"]
+    return Inspection(
+        step=_count(document["step"], 10**9),
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        tokens=tokens,
+        sampled=_count(entropy["transitions"], 10**9),
+        entropy=_array(entropy["nats"], (layers, 2)),
+        target=_array(entropy["target"], (layers, 2)),
+        temperature=_array(entropy["temperature"], (layers, 2)),
+        states=tuple(_state(raw, layers, tokens, action_dim) for raw in document["states"]),
+    )
+
+
+def _state(raw: Mapping[str, Any], layers: int, tokens: int, action_dim: int) -> InspectedState:
+    return InspectedState(
+        transition=_count(raw["transition"], 2**53),
+        episode=_count(raw["episode"], 2**53),
+        episode_step=_count(raw["episode_step"], 2**53),
+        attention=_array(raw["attention"], (layers, tokens, tokens)),
+        entropy=_array(raw["entropy"], (layers, 2)),
+        landscape=_landscape(raw["landscape"], raw, action_dim),
+    )
+
+
+def _landscape(raw: Mapping[str, Any], state: Mapping[str, Any], action_dim: int) -> Landscape:
+    dims = tuple(_count(dim, action_dim - 1) for dim in raw["dims"])
+    points = len(raw["grid"])
+    if not 1 <= len(dims) <= 2 or not 2 <= points <= MAX_GRID:
+        raise ValueError("landscape")
+    shape = (points,) * len(dims)
+    grid = _array(raw["grid"], (points,))
+    if not (np.diff(grid) > 0).all():
+        raise ValueError("grid")
+    return Landscape(
+        dims=dims,
+        grid=grid,
+        mean=_array(raw["q_mean"], shape),
+        spread=_array(raw["q_spread"], shape),
+        data_action=_array(state["action"], (action_dim,)),
+        policy_action=_array(state["policy_action"], (action_dim,)),
+        held="policy" if raw["held"] == "policy" else "data",
+    )
+
+
+def _count(value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError("count")
+    return value
+
+
+def _array(value: Any, shape: tuple[int, ...]) -> Floats:
+    """Numbers of a shape, each of a size that can be drawn."""
+    array = np.asarray(value, dtype=np.float64)
+    if math.prod(shape) == 0 and array.size == 0:
+        return np.zeros(shape)
+    if array.shape != shape or not (np.abs(array) < 1e30).all():
+        raise ValueError("array")
+    return array

@@ -1,0 +1,350 @@
+"""What a report draws of runs: learning curves, attention, losses, scores by size."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from tql_offline.eval.attention_health import COLLAPSED
+from tql_offline.eval.inspect_plots import state_drawings
+from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
+from tql_offline.eval.report_data import Curve, Evaluation, Run
+from tql_offline.eval.report_scores import (
+    GROUPS,
+    Score,
+    dataset_of,
+    layers_of,
+    main_scores,
+    main_setting,
+    method_of,
+    parameters_of,
+    policy_order,
+    setting_of,
+    tokens_of,
+)
+from tql_offline.eval.statistics import wilson_interval
+
+MAX_METRIC_PANELS = 12
+
+MAX_INSPECTED = 3
+"""States of an inspection that the page shows; the rest stay in the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One entry of a legend."""
+
+    label: str
+    colour: int
+    style: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A drawn panel and its heading."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotGroup:
+    """Panels that share a heading, a legend and a note."""
+
+    title: str
+    note: str
+    keys: tuple[Key, ...]
+    plots: tuple[Plot, ...]
+
+
+def run_plots(run: Run, anchor: str) -> tuple[PlotGroup, ...]:
+    """Everything drawn of one run; `anchor` is the prefix of the ids inside."""
+    drawn = (
+        _learning_plots(run, f"{anchor}-learning"),
+        _entropy_plots(run, f"{anchor}-entropy"),
+        _temperature_plots(run, f"{anchor}-temperature"),
+        _loss_plots(run, f"{anchor}-loss"),
+        *_inspection_plots(run, f"{anchor}-inspect"),
+    )
+    return tuple(group for group in drawn if group.plots)
+
+
+def _curve_line(curve: Curve, label: str, colour: int, dashed: bool = False) -> Line:
+    return Line(
+        label=label,
+        x=curve.steps,
+        y=curve.values,
+        colour=colour,
+        style="dashed" if dashed else "solid",
+    )
+
+
+def draw(panels: Iterable[tuple[str, Panel]], key: str) -> tuple[Plot, ...]:
+    """Draw the panels that show something, each under its heading."""
+    shown = [(t, p) for t, p in panels if any(not line.is_empty for line in p.lines)]
+    return tuple(
+        Plot(title=title, svg=Markup(panel_svg(panel, f"{key}-{i}")))
+        for i, (title, panel) in enumerate(shown)
+    )
+
+
+def _success_line(evaluations: Sequence[Evaluation], label: str, colour: int) -> Line:
+    known = [(e.step, e.successes, e.episodes) for e in evaluations if e.successes is not None]
+    ends = [wilson_interval(k, n) for _, k, n in known]
+    return Line(
+        label=label,
+        x=[step for step, _, _ in known],
+        y=[100 * k / n for _, k, n in known],
+        interval=([100 * low for low, _ in ends], [100 * high for _, high in ends]),
+        colour=colour,
+        points=True,
+    )
+
+
+def _return_line(evaluations: Sequence[Evaluation], label: str, colour: int) -> Line:
+    means = [e.return_mean for e in evaluations]
+    errors = [1.96 * _standard_error([d.total for d in e.details]) for e in evaluations]
+    return Line(
+        label=label,
+        x=[e.step for e in evaluations],
+        y=means,
+        interval=(
+            [mean - error for mean, error in zip(means, errors, strict=True)],
+            [mean + error for mean, error in zip(means, errors, strict=True)],
+        ),
+        colour=colour,
+        points=True,
+    )
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def _by_policy(run: Run) -> dict[str, list[Evaluation]]:
+    """Evaluations of the run's main protocol and task, learned policy first."""
+    setting = main_setting(run)
+    found: dict[str, list[Evaluation]] = {}
+    for evaluation in run.evaluations:
+        if setting_of(evaluation) == setting:
+            found.setdefault(evaluation.policy, []).append(evaluation)
+    return dict(sorted(found.items(), key=lambda item: policy_order(item[0])))
+
+
+def _learning_plots(run: Run, key: str) -> PlotGroup:
+    policies = list(_by_policy(run).items())[:MAX_COLOUR]
+    named = [(_policy_label(p), found, i) for i, (p, found) in enumerate(policies, start=1)]
+    success = Panel(
+        title="Success rate in percent",
+        lines=tuple(_success_line(found, label, i) for label, found, i in named),
+        y_limits=(0, 100),
+    )
+    returns = Panel(
+        title="Mean return", lines=tuple(_return_line(found, label, i) for label, found, i in named)
+    )
+    return PlotGroup(
+        title="Learning curve",
+        note="Bands and bars, over the episodes of one evaluation: 95 % Wilson interval of the "
+        "success rate; mean return ± 1.96 standard errors.",
+        keys=tuple(Key(label=label, colour=i, style="point") for label, _, i in named),
+        plots=draw([("Success rate, %", success), ("Mean return", returns)], key),
+    )
+
+
+def _policy_label(policy: str) -> str:
+    return f"{policy} policy" if policy in ("learned", "behaviour") else policy
+
+
+def _entropy_plots(run: Run, key: str) -> PlotGroup:
+    tokens = tokens_of(run)
+    most = math.log(tokens) if tokens else None
+    keys = [Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, start=1)]
+    if any(name.startswith("entropy_target/") for name in run.curves):
+        keys += [Key(label="its target", colour=0, style="dashed")]
+    if most is not None:
+        label = f"ln L = {most:.2f}, the most there can be; {COLLAPSED:g}, the mark of collapse"
+        keys += [Key(label=label, colour=0, style="dotted")]
+    panels = [(f"Layer {n + 1}, nats", _entropy_panel(run, n, most)) for n in layers_of(run)]
+    return PlotGroup(
+        title="Attention entropy",
+        note="Mean over batch and heads. Near 0, a query looks at one token only; at ln L, at all "
+        f"alike. A layer whose mean over all L queries is below {COLLAPSED:g} nats has collapsed.",
+        keys=tuple(keys),
+        plots=draw(panels, key),
+    )
+
+
+def _entropy_panel(run: Run, layer: int, most: float | None) -> Panel:
+    lines = []
+    for group, name in enumerate(GROUPS):
+        for metric, dashed in (("entropy", False), ("entropy_target", True)):
+            curve = run.curves.get(f"{metric}/{layer}/{group}")
+            if curve is not None:
+                label = f"target of {name}" if dashed else name
+                lines.append(_curve_line(curve, label, group + 1, dashed))
+    if most is not None:
+        across = (0, run.curves[f"entropy/{layer}/0"].steps[-1])
+        lines += [
+            Line(label=label, x=across, y=(level, level), colour=0, style="dotted")
+            for label, level in (("ln L", most), ("collapse", COLLAPSED))
+        ]
+    highest = max((v for line in lines for v in line.y if math.isfinite(v)), default=0.0)
+    limits = (0, 1.06 * highest) if highest > 0 else None
+    return Panel(title=f"Entropy of layer {layer + 1}", lines=tuple(lines), y_limits=limits)
+
+
+def _temperature_plots(run: Run, key: str) -> PlotGroup:
+    panels = []
+    for layer in layers_of(run):
+        curves = [run.curves.get(f"temperature/{layer}/{group}") for group in (0, 1)]
+        lines = tuple(
+            _curve_line(curve, GROUPS[group], group + 1)
+            for group, curve in enumerate(curves)
+            if curve is not None
+        )
+        panel = Panel(
+            title=f"Temperature of layer {layer + 1}",
+            lines=lines,
+            y_log=spans_decades(v for line in lines for v in line.y),
+        )
+        panels.append((f"Layer {layer + 1}{', log scale' if panel.y_log else ''}", panel))
+    return PlotGroup(
+        title="Temperatures",
+        note="How strongly the critic's loss raises each entropy; a temperature grows while its "
+        "entropy is below target.",
+        keys=tuple(Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, 1)),
+        plots=draw(panels, key),
+    )
+
+
+def _loss_plots(run: Run, key: str) -> PlotGroup:
+    names = [n for n in run.curves if n.endswith("_loss") or n.startswith("q_")]
+    panels = []
+    for name in names[:MAX_METRIC_PANELS]:
+        log = spans_decades(run.curves[name].values)
+        title = _metric_title(name)
+        panel = Panel(title=title, lines=(_curve_line(run.curves[name], title, 1),), y_log=log)
+        panels.append((f"{title}, log scale" if log else title, panel))
+    return PlotGroup(title="Losses and Q", note="", keys=(), plots=draw(panels, key))
+
+
+def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
+    """What `inspect` found at its first states."""
+    found = run.inspection
+    if found is None:
+        return ()
+    shown = found.states[:MAX_INSPECTED]
+    rest = len(found.states) - len(shown)
+    more = f" {rest} more states are in the run's folder inspect." if rest else ""
+    attention = (
+        "Attention: queries down, keys across, [V] the [VALUE] token; the stronger the colour, "
+        "the larger the weight. "
+        if found.tokens
+        else "An MLP critic has no attention. "
+    )
+    note = (
+        f"{attention}Q over two action dims, the others at the {{held}} action; × the data's "
+        "action, ○ the policy's; spread: standard deviation over the ensemble."
+    )
+    return tuple(
+        PlotGroup(
+            title=f"Inspected at update {found.step:,}: {state.title}",
+            note=note.format(held=f"{state.landscape.held}'s") + (more if state is last else ""),
+            keys=(),
+            plots=tuple(
+                Plot(title=title, svg=Markup(svg))
+                for title, svg in state_drawings(state, found, f"{key}-{i}")
+            ),
+        )
+        for last in shown[-1:]
+        for i, state in enumerate(shown)
+    )
+
+
+def _metric_title(name: str) -> str:
+    """`critic_loss` as `critic loss`, `q_mean` as `Q mean`."""
+    words = name.replace("_", " ")
+    return f"Q {words[2:]}" if words.startswith("q ") else words
+
+
+def overall_plots(named: list[tuple[str, Run]]) -> tuple[PlotGroup, ...]:
+    """What is drawn of all runs together."""
+    groups = (_all_curves(named), _size_plots([run for _, run in named]))
+    return tuple(group for group in groups if group is not None and group.plots)
+
+
+def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
+    """The learned policies' curves in one panel, where they are few enough to be told apart."""
+    found = [(name, _by_policy(run).get("learned", [])) for name, run in named]
+    found = [(name, evaluations) for name, evaluations in found if evaluations]
+    if not 2 <= len(found) <= MAX_COLOUR:
+        return None
+    lines = tuple(_success_line(e, name, i) for i, (name, e) in enumerate(found, start=1))
+    panel = Panel(title="Success rate in percent", lines=lines, y_limits=(0, 100))
+    return PlotGroup(
+        title="Learning curves",
+        note="Learned policies. Bands: 95 % Wilson intervals over one evaluation's episodes.",
+        keys=tuple(
+            Key(label=name, colour=i, style="point") for i, (name, _) in enumerate(found, 1)
+        ),
+        plots=draw([("Success rate, %", panel)], "all"),
+    )
+
+
+def _size_plots(runs: list[Run]) -> PlotGroup | None:
+    """Success by critic size, one series for each method, task and protocol."""
+    series: dict[str, list[tuple[int, Score]]] = {}
+    for run in runs:
+        parameters, score = parameters_of(run), main_scores(run).get("learned")
+        if run.finished and parameters and score is not None and score.successes is not None:
+            label = f"{method_of(run)}, {dataset_of(run)}, {score.last.protocol}"
+            series.setdefault(label, []).append((parameters, score))
+    sizes = tuple(sorted({float(p) for found in series.values() for p, _ in found}))
+    if len(sizes) < 2:
+        return None
+    shown = sorted(series.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_COLOUR]
+    lines = tuple(_size_line(found, label, i) for i, (label, found) in enumerate(shown, start=1))
+    panel = Panel(
+        title="Success rate in percent",
+        lines=lines,
+        y_limits=(0, 100),
+        x_label="critic parameters",
+        x_ticks=sizes,
+    )
+    left_out = len(series) - len(shown)
+    rest = f" {left_out} smaller series are in the table only." if left_out else ""
+    return PlotGroup(
+        title="Score by size",
+        note="One point per finished run: the learned policy's counted evaluations with their 95 % "
+        f"Wilson interval. The seed is the unit: one run of a size shows no trend.{rest}",
+        keys=tuple(
+            Key(label=label, colour=i, style="point") for i, (label, _) in enumerate(shown, 1)
+        ),
+        plots=draw([("Success rate, %", panel)], "size"),
+    )
+
+
+def _size_line(found: list[tuple[int, Score]], label: str, colour: int) -> Line:
+    """Points of one series; runs of one size stand side by side."""
+    points = sorted(found, key=lambda item: item[0])
+    counts = [(score.successes or 0, score.episodes) for _, score in points]
+    ends = [wilson_interval(k, n) for k, n in counts]
+    return Line(
+        label=label,
+        x=_side_by_side([parameters for parameters, _ in points]),
+        y=[100 * k / n for k, n in counts],
+        interval=([100 * low for low, _ in ends], [100 * high for _, high in ends]),
+        colour=colour,
+        style="none",
+    )
+
+
+def _side_by_side(values: list[int]) -> list[float]:
+    """Equal values (which stand together) set apart around their own, for a logarithmic axis."""
+    offsets = [i - values.index(v) - (values.count(v) - 1) / 2 for i, v in enumerate(values)]
+    return [v * 1.12**offset for v, offset in zip(values, offsets, strict=True)]

@@ -1,0 +1,263 @@
+"""What a report says of one run: its name, its counted scores, its answer in one sentence."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
+from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup, protocol_label
+from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
+from tql_offline.eval.statistics import wilson_interval
+
+MAX_LAYERS = 32
+
+GROUPS = ("[VALUE] query", "other queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The counted evaluations of one policy of one run under one protocol, taken together.
+
+    Attributes:
+        evaluations: the last ones, at most `counted` of them, ascending in step.
+        counted: how many the protocol counts.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    counted: int
+
+    @property
+    def last(self) -> Evaluation:
+        """The evaluation at the latest step."""
+        return self.evaluations[-1]
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of all counted evaluations."""
+        return sum(e.episodes for e in self.evaluations)
+
+    @property
+    def successes(self) -> int | None:
+        """Successes among them; None where success is not defined."""
+        known = [e.successes for e in self.evaluations if e.successes is not None]
+        return sum(known) if len(known) == len(self.evaluations) else None
+
+    def mean(self, of: Callable[[Evaluation], float]) -> float:
+        """Mean over the counted evaluations, each weighted by its episodes."""
+        return math.fsum(of(e) * e.episodes for e in self.evaluations) / self.episodes
+
+
+def percent(rate: float, episodes: int) -> str:
+    """A rate in percent; a decimal only where there are episodes enough to mean it.
+
+    >>> percent(49 / 50, 50), percent(0.98765, 1000)
+    ('98', '98.8')
+    """
+    return f"{100 * rate:.{0 if episodes < 200 else 1}f}"
+
+
+def rate_text(successes: int, episodes: int, interval_name: str = "") -> str:
+    """A success rate with its 95% Wilson interval.
+
+    >>> rate_text(49, 50).replace(chr(160), " ")
+    '98 %, 90–100 %'
+    """
+    low, high = wilson_interval(successes, episodes)
+    rate = percent(successes / episodes, episodes)
+    between = f"{percent(low, episodes)}–{percent(high, episodes)}"
+    return f"{rate}\u00a0%, {interval_name}{between}\u00a0%"
+
+
+def scores_of(run: Run) -> tuple[Score, ...]:
+    """The counted evaluations of each policy under each protocol, in the order they came."""
+    groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
+    for evaluation in run.evaluations:
+        policies = groups.setdefault(setting_of(evaluation), {})
+        policies.setdefault(evaluation.policy, []).append(evaluation)
+    return tuple(
+        Score(evaluations=tuple(found[-found[-1].counted :]), counted=found[-1].counted)
+        for policies in groups.values()
+        for _, found in sorted(policies.items(), key=lambda item: policy_order(item[0]))
+    )
+
+
+def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:
+    """What an evaluation was played under: protocol, environment, moment of judging success."""
+    return evaluation.protocol, evaluation.env_id, evaluation.success_timing
+
+
+def policy_order(policy: str) -> tuple[int, str]:
+    """Sorts the learned policy first, the behaviour second."""
+    known = ("learned", "behaviour")
+    return (known.index(policy) if policy in known else len(known), policy)
+
+
+def main_setting(run: Run) -> tuple[str, str, str] | None:
+    """The protocol and task a run is judged by: its result's, else the first it was played on."""
+    named = protocol_label(run.result.get("protocol"))
+    settings = [setting_of(e) for e in run.evaluations]
+    return next((s for s in settings if named and s[0] == named), settings[0] if settings else None)
+
+
+def main_scores(run: Run) -> dict[str, Score]:
+    """By policy, the scores of the protocol and task that a run is judged by."""
+    setting = main_setting(run)
+    return {s.last.policy: s for s in scores_of(run) if setting_of(s.last) == setting}
+
+
+# What a run is called, and what became of it
+
+
+def with_distinct_names(runs: list[Run]) -> list[tuple[str, Run]]:
+    """Pair runs with their names; those that share one are called by their paths."""
+    names = [run.name for run in runs]
+    return [
+        (run.name if names.count(run.name) == 1 else run.folder.path.as_posix(), run)
+        for run in runs
+    ]
+
+
+def fact(run: Run, *names: str) -> Any:
+    """A fact of a run: from its result, else its config, else its provenance."""
+    for table in (run.result, run.config, run.provenance):
+        value = lookup(table, *names)
+        if value is not None and not isinstance(value, dict | list):
+            return value
+    return None
+
+
+def method_of(run: Run) -> str:
+    """What the literature calls it; of an unfinished run objective and critic."""
+    method = run.result.get("method")
+    if isinstance(method, str) and method:
+        return method
+    parts = (lookup(run.config, "objective"), lookup(run.config, "critic.kind", "kind"))
+    return " ".join(p for p in parts if isinstance(p, str)) or "unknown method"
+
+
+def size_of(run: Run) -> str:
+    """The critic's size, a dash where there is none."""
+    return as_text(fact(run, "size"))
+
+
+def label_of(run: Run) -> str:
+    """Method and size."""
+    return f"{method_of(run)} {size_of(run)}" if size_of(run) != NONE else method_of(run)
+
+
+def dataset_of(run: Run) -> str:
+    """Name of the data trained on."""
+    named = run.result.get("dataset") or run.config.get("dataset.name")
+    named = named or run.provenance.get("dataset.name") or run.config.get("dataset.path")
+    return as_text(named)
+
+
+def parameters_of(run: Run) -> int | None:
+    """Of the critic."""
+    return count(fact(run, "parameters", "critic_parameters"))
+
+
+def state_of(run: Run) -> str:
+    """How far it came."""
+    done = f"{grouped(run.steps_done)} updates"
+    if run.finished:
+        return f"finished, {done}"
+    planned = count(fact(run, "steps", "updates"))
+    if not planned:
+        return f"unfinished, {done}"
+    return f"unfinished, {grouped(run.steps_done)} of {grouped(planned)} updates"
+
+
+def answer_of(run: Run) -> str:
+    """The run in one sentence: what it learned, beside the behaviour of its data."""
+    label = label_of(run) if run.finished else f"{label_of(run)} ({state_of(run)})"
+    scores = main_scores(run)
+    if not scores:
+        return f"{label}: no evaluation yet."
+    parts: list[str] = []
+    for policy, score in scores.items():
+        who = label if policy == "learned" else _policy_name(policy, run)
+        parts.append(f"{who}: {_outcome(score, first=not parts)}")
+    if "learned" not in scores:
+        parts.insert(0, f"{label}: the learned policy was not evaluated")
+    return "; ".join(parts) + "."
+
+
+def _policy_name(policy: str, run: Run) -> str:
+    if policy != "behaviour":
+        return policy
+    objective = lookup(run.result, "objective") or lookup(run.config, "objective")
+    kind = "flow" if objective == "flow" else "policy"
+    return f"behaviour {kind} of the same data"
+
+
+def _outcome(score: Score, first: bool) -> str:
+    if score.successes is None:
+        value = score.mean(lambda e: e.return_mean)
+        return f"mean return {figure(value)} over {score.episodes} episodes"
+    if not first:
+        rate = rate_text(score.successes, score.episodes)
+        return f"{score.successes}/{score.episodes} ({rate})"
+    rate = rate_text(score.successes, score.episodes, "95\u00a0% Wilson interval ")
+    number = len(score.evaluations)
+    where = "" if number == 1 else f" in the last {number} evaluations"
+    return f"{score.successes}/{score.episodes} successes{where} ({rate})"
+
+
+# What it logged
+
+
+def last_value(curve: Curve | None) -> float:
+    """A curve's last value; NaN where there is no curve."""
+    return math.nan if curve is None else curve.values[-1]
+
+
+def layers_of(run: Run) -> list[int]:
+    """Layers whose entropy was logged."""
+    return [n for n in range(MAX_LAYERS) if f"entropy/{n}/0" in run.curves]
+
+
+def tokens_of(run: Run) -> int | None:
+    """L of the critic, where it is known."""
+    recorded = count(fact(run, "tokens"))
+    last = last_value(run.curves.get("tokens"))
+    return recorded or (None if math.isnan(last) or last < 1 else round(last))
+
+
+def collapse_of(run: Run) -> tuple[tuple[int, ...], int]:
+    """Layers, from 1, whose attention has collapsed, and since which logged update one has.
+
+    Returns:
+        No layers where none has, or where entropies or tokens were not logged.
+    """
+    tokens, layers = tokens_of(run), layers_of(run)
+    if tokens is None or not layers:
+        return (), 0
+    found, since = [], []
+    for layer in layers:
+        pair = [run.curves.get(f"entropy/{layer}/{group}") for group in (0, 1)]
+        value, others = (curve.values if curve else () for curve in pair)
+        steps = pair[0].steps if pair[0] else ()
+        if len(value) != len(others):
+            continue  # a line of the log was damaged
+        below = layer_means(list(zip(value, others, strict=True)), tokens) < COLLAPSED
+        if below[-1]:
+            found.append(layer + 1)
+            since.append(steps[len(below) - int(np.argmin([*below[::-1], False]))])
+    return tuple(found), min(since, default=0)
+
+
+def alarm_of(run: Run) -> str:
+    """The alarm in a sentence, empty where there is none."""
+    layers, since = collapse_of(run)
+    if not layers:
+        return ""
+    entropy = [
+        [last_value(run.curves.get(f"entropy/{layer}/{group}")) for group in (0, 1)]
+        for layer in layers_of(run)
+    ]
+    where = f"since update {grouped(since)}"
+    return alarm_sentence(entropy, tokens_of(run) or 1, where)

@@ -1,0 +1,133 @@
+"""`tql-offline inspect`."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tql_offline.cli import app
+from tql_offline.cli.tables import TerminalReporter, print_table, say
+from tql_offline.cli.train import load_and_say
+from tql_offline.errors import InputError
+
+if TYPE_CHECKING:
+    from tql_offline.eval.inspections import Inspection
+
+MAX_DIGITS = 12
+
+
+@app.command("inspect")
+def inspect_(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    step: Annotated[
+        int | None, typer.Option(help="Step of the checkpoint. Default: the last.")
+    ] = None,
+    states: Annotated[
+        str,
+        typer.Option(
+            help="Transitions to look at, 0,500,999. Default: the first, middle and last of some "
+            "episodes."
+        ),
+    ] = "",
+    episodes: Annotated[int, typer.Option(help="How many episodes that is.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws them, and the policy's noise.")] = 0,
+    dims: Annotated[
+        str, typer.Option(help="Action dims that the Q landscape varies, 0,1. Default: the first.")
+    ] = "",
+    held: Annotated[
+        str, typer.Option(help="Whose action the other dims are held at: data or policy.")
+    ] = "data",
+    grid: Annotated[int, typer.Option(help="Points of the landscape per dim.")] = 25,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. Default: inspect in the run folder.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Show what a run's critic attends to, whether attention has collapsed, and Q over actions."""
+    from tql_offline.training.inspection import Choice, inspect_run
+
+    choice = Choice(
+        states=parse_indices(states, "--states"),
+        episodes=episodes,
+        seed=seed,
+        dims=parse_indices(dims, "--dims"),
+        held=held,
+        grid=grid,
+    )
+    with TerminalReporter() as reporter:
+        folder, found = inspect_run(
+            run,
+            step=step,
+            choice=choice,
+            out=out,
+            device=device,
+            load_dataset=load_and_say,
+            reporter=reporter,
+        )
+    show(found)
+    say(f"written: {folder}")
+
+
+def parse_indices(text: str, option: str) -> tuple[int, ...]:
+    """Numbers of `0,500,999`; of "" none.
+
+    Raises:
+        InputError: it is something else, or names one twice.
+
+    >>> parse_indices("3, 1", "--states")
+    (3, 1)
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(p.isascii() and p.isdecimal() and len(p) <= MAX_DIGITS for p in parts):
+        raise InputError(f"{option} {text!r} is not of the form 0,500,999; correct it")
+    indices = tuple(int(part) for part in parts)
+    if len(set(indices)) < len(indices):
+        raise InputError(f"{option} {text!r} names an index twice; correct it")
+    return indices
+
+
+def show(found: "Inspection") -> None:
+    """Print entropies beside their targets, the alarm, and Q at the inspected states."""
+    from tql_offline.eval.attention_health import alarm_sentence
+
+    if found.tokens:
+        print_table(
+            f"Attention at update {found.step:,}, mean over {found.sampled} transitions and all "
+            f"heads (ln {found.tokens} = {math.log(found.tokens):.2f})",
+            ("layer#", "queries", "entropy, nats#", "target, nats#", "difference#", "temperature#"),
+            entropy_rows(found),
+        )
+        where = f"at update {found.step:,}"
+        alarm = alarm_sentence(found.entropy.tolist(), found.tokens, where)
+        say(alarm or "No layer's attention has collapsed.")
+    else:
+        say("This critic is an MLP: it has no attention, so only its Q landscapes are shown.")
+    print_table(
+        "Q over the landscapes: mean of the ensemble, and its largest spread",
+        ("transition#", "episode#", "step#", "lowest#", "highest#", "spread#"),
+        (
+            (
+                *(f"{n:,}" for n in (state.transition, state.episode, state.episode_step)),
+                *(f"{value:.4g}" for value in (q.mean.min(), q.mean.max(), q.spread.max())),
+            )
+            for state in found.states
+            for q in [state.landscape]
+        ),
+    )
+
+
+def entropy_rows(found: "Inspection") -> list[tuple[str, ...]]:
+    """A row per layer and token group."""
+    return [
+        (
+            f"{layer + 1}",
+            ("[VALUE]", "all others")[group],
+            f"{found.entropy[layer, group]:.3f}",
+            f"{found.target[layer, group]:.3f}",
+            f"{found.entropy[layer, group] - found.target[layer, group]:+.3f}",
+            f"{found.temperature[layer, group]:.3g}",
+        )
+        for layer in range(len(found.entropy))
+        for group in (0, 1)
+    ]

@@ -1,0 +1,73 @@
+"""The arithmetic of one update, counted: a cost that no machine, thread or library changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from tql_offline.agents import Agent
+from tql_offline.batch import Batch
+from tql_offline.networks import kernels
+
+
+def flops_per_update(agent: Agent, batch_size: int) -> int:
+    """Operations of the matrix products of one update; a multiply-add is two.
+
+    Counted in a copy of the agent, so that nothing of it and no generator is touched, and in the
+    plain operations of every device. A product's size is affine in the batch, so two small batches
+    give any other. Of a delayed policy it is the mean over its period.
+
+    Args:
+        agent: before its first update.
+        batch_size: transitions per update.
+    """
+    copy = deepcopy(agent)
+    for optimizer in copy.optimizers.values():
+        optimizer.param_groups.clear()  # a step has no products, but would take memory
+    one, two = (_of_batch(copy, rows) for rows in (1, 2))
+    return one + (batch_size - 1) * (two - one)
+
+
+def _of_batch(agent: Agent, rows: int) -> int:
+    device = agent.normaliser.mean.device
+    states = torch.zeros(rows, len(agent.normaliser.mean), device=device)
+    actions, numbers = states.new_zeros(rows, agent.action_dim), states.new_zeros(rows)
+    batch = Batch(states, actions, numbers, states, numbers, numbers, actions, numbers)
+    generator, period = torch.Generator(device), getattr(agent, "policy_delay", 1)
+    with _plain_operations(), _Products() as products:
+        for step in range(1, period + 1):
+            agent.update(batch, generator, step)
+    flops: int = products.flops // period
+    return flops
+
+
+@contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Those of a GPU: a CPU's passes by hand compute a little again instead of keeping it."""
+    kernels.enabled, before = False, kernels.enabled
+    try:
+        yield
+    finally:
+        kernels.enabled = before
+
+
+class _Products(TorchDispatchMode):
+    """Adds up the operations of products by PyTorch's own formulas.
+
+    `FlopCounterMode` sums the same formulas up by module, at many times the time.
+    """
+
+    flops: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
