@@ -308,7 +308,9 @@ def _lines(path: Path) -> Iterator[bytes]:
             while line := file.readline(MAX_LINE_BYTES):
                 left -= len(line)
                 if left < 0:
-                    raise InputError(f"{path} is larger than {MAX_LINES_BYTES} bytes; it is not ours")
+                    raise InputError(
+                        f"{path} is larger than {MAX_LINES_BYTES} bytes; it is not ours"
+                    )
                 yield line
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error

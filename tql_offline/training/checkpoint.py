@@ -162,7 +162,8 @@ def load_training_state(
             window.restore(_load(checkpoint / "window.safetensors"), generator.device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{checkpoint} lacks part of the training state ({_last_line(error)}); continue from another one"
+            f"{checkpoint} lacks part of the training state ({_last_line(error)}); "
+            "continue from another one"
         ) from error
 
 

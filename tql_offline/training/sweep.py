@@ -114,8 +114,8 @@ def read_suite(path: Path) -> Suite:
     unknown = [key for key in document if key not in ("seeds", "collect", "settings", "axis")]
     if unknown:
         raise InputError(
-            f"unknown key {shown(unknown[0])} at the top of suite {path}; it may have seeds, collect, "
-            "settings and axis"
+            f"unknown key {shown(unknown[0])} at the top of suite {path}; it may have seeds, "
+            "collect, settings and axis"
         )
     axes = _table(document, "axis", path)
     return Suite(
@@ -163,8 +163,8 @@ def _labels(axes: Settings, axis: str, path: Path) -> dict[str, Settings]:
     for label in labels:
         if not _LABEL.fullmatch(label):
             raise InputError(
-                f"label {shown(label)} of axis {shown(axis)} of suite {path} is part of folder names; use "
-                "letters and digits, with '.', '_' and '-' between them"
+                f"label {shown(label)} of axis {shown(axis)} of suite {path} is part of folder "
+                "names; use letters and digits, with '.', '_' and '-' between them"
             )
     return {label: _table(labels, label, path) for label in labels}
 
@@ -276,8 +276,8 @@ def check_collected(suite: Suite) -> None:
         have = read_json(manifest).get("episodes") if manifest.is_file() else episodes
         if have != episodes:
             raise InputError(
-                f"{manifest} is of {shown(have)} episodes where suite {suite.path} collects {episodes}; "
-                "set TQL_OFFLINE_DATA to another folder"
+                f"{manifest} is of {shown(have)} episodes where suite {suite.path} collects "
+                f"{episodes}; set TQL_OFFLINE_DATA to another folder"
             )
 
 
