@@ -21,6 +21,7 @@ bytes alone; add it there.
 """
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import os
@@ -32,8 +33,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -130,11 +131,18 @@ def _origin() -> Any:
 
 def write_run(folder: Path) -> None:
     """A finished run with evaluations, trained for some updates on a file of a user's own."""
+    shutil.copytree(_trained(), folder, dirs_exist_ok=True)
+
+
+@cache
+def _trained() -> Path:
     from tql_offline.datasets.load import load
     from tql_offline.training.loop import SilentReporter
     from tql_offline.training.result import write_result
     from tql_offline.training.run import run
 
+    folder = Path(tempfile.mkdtemp(prefix="tql-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data = folder / "mine.npz"
     np.savez(data, **own_columns())
     done = run(_settings(data), load(str(data)), folder, "run", SilentReporter())
@@ -142,6 +150,7 @@ def write_run(folder: Path) -> None:
         for policy in ("learned", "behaviour"):
             append_jsonl(done.evaluations, evaluation_line(step, policy))
     write_result(done)
+    return folder
 
 
 def _settings(data: Path) -> Config:
@@ -304,14 +313,16 @@ def read_report(folder: Path, _file: Path) -> None:
     """A report over a run."""
     from tql_offline.eval.report import write_report
 
-    write_report([RunFolder(folder / "run")], folder / "report")
+    files = write_report([RunFolder(folder / "run")], folder / "report")
+    assert "<script>alert" not in files.html.read_text(encoding="utf-8")
 
 
 def read_merged(folder: Path, _file: Path) -> None:
     """The leaderboard of others' results."""
     from tql_offline.eval.report import write_report
 
-    write_report([], folder / "report", merged=find_results([folder / "results"]))
+    files = write_report([], folder / "report", merged=find_results([folder / "results"]))
+    assert "<script>alert" not in files.html.read_text(encoding="utf-8")
 
 
 TARGETS: dict[str, Target] = {
@@ -399,18 +410,20 @@ def _status(key: str) -> float:
 # Reading processes.
 
 
-def _serve(pipe: Connection, name: str, good: Path, seed: int) -> None:
-    """Judge the inputs whose numbers come, until None comes."""
+def _serve(pipe: Connection, good: Path, seed: int) -> None:
+    """Judge the inputs whose targets and numbers come, until None comes."""
     warnings.simplefilter("ignore")
-    target = TARGETS[name]
     with tempfile.TemporaryDirectory(prefix="tql-fuzz-") as home:
         os.environ |= {"TQL_OFFLINE_DATA": f"{home}/none", "OGBENCH_DATA": f"{home}/none"}
         os.chdir(home)
-        _warm_up(target, good, Path(home) / "good")
-        _limit_memory()
-        while (index := pipe.recv()) is not None:
-            folder = Path(home) / str(index)
-            shutil.copytree(good, folder)
+        warm: set[str] = set()
+        while (asked := pipe.recv()) is not None:
+            target, index = TARGETS[asked[0]], asked[1]
+            if target.name not in warm:
+                _warm_up(target, good / target.name, Path(home) / target.name)
+                warm.add(target.name)
+            folder = Path(home) / f"{target.name}-{index}"
+            shutil.copytree(good / target.name, folder)
             pipe.send(judge(target, folder, spoil(target, folder, seed, index), index))
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -421,33 +434,39 @@ def _warm_up(target: Target, good: Path, folder: Path) -> None:
     for file in sorted(folder.glob(target.spoil)):
         if file.is_file():
             target.read(folder, file)
+    _limit_memory()  # anew: a target's libraries take address space, too
 
 
 def _limit_memory() -> None:
     with suppress(OSError, ValueError):
         limit = int(_status("VmSize:") * 2**20) + ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-class _Reader:
-    """A reading process, started anew when it has ended."""
+class Reader:
+    """A reading process, started anew when it has ended; of every target it has good files.
 
-    def __init__(self, target: Target, good: Path, seed: int) -> None:
-        self.target, self.good, self.seed = target, good, seed
+    Args:
+        good: of each target a folder of its name.
+        seed: of the inputs.
+    """
+
+    def __init__(self, good: Path, seed: int) -> None:
+        self.good, self.seed = good, seed
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, self.target.name, self.good, self.seed)
+        arguments = (theirs, self.good, self.seed)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
-    def judge(self, index: int) -> Outcome:
+    def judge(self, target: Target, index: int) -> Outcome:
         """What became of an input; the process's end is a finding."""
-        self.pipe.send(index)
+        self.pipe.send((target.name, index))
         with suppress(EOFError, OSError):
             # Its start takes seconds, and a machine may be busy: far more than MAX_SECONDS of work.
             if self.pipe.poll(10 * MAX_SECONDS):
@@ -502,21 +521,29 @@ HEAD = (
 )
 
 
-def fuzz(target: Target, indices: Sequence[int], seed: int, out: Path) -> Summary:
-    """Judge some inputs of a target; findings are kept under `out`."""
-    summary = Summary(target.name)
-    with tempfile.TemporaryDirectory(prefix="tql-good-") as good:
-        target.write(Path(good))
-        reader = _Reader(target, Path(good), seed)
-        try:
+def fuzz(chosen: Iterable[tuple[Target, Iterable[int]]], seed: int, out: Path) -> Iterator[Summary]:
+    """Judge inputs of some targets, given by their numbers; findings are kept under `out`."""
+    with tempfile.TemporaryDirectory(prefix="tql-good-") as folder, _reading(folder, seed) as by:
+        for target, indices in chosen:
+            good = by.good / target.name
+            good.mkdir()
+            target.write(good)
+            summary = Summary(target.name)
             for index in indices:
-                outcome = reader.judge(index)
+                outcome = by.judge(target, index)
                 summary.add(outcome)
                 if outcome.finding:
-                    _keep(target, Path(good), seed, outcome, out)
-        finally:
-            reader.close()
-    return summary
+                    _keep(target, good, seed, outcome, out)
+            yield summary
+
+
+@contextmanager
+def _reading(good: str, seed: int) -> Iterator[Reader]:
+    reader = Reader(Path(good), seed)
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def _keep(target: Target, good: Path, seed: int, outcome: Outcome, out: Path) -> None:
@@ -546,12 +573,12 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="judge this one input of the target alone")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where findings go")
     options = parser.parse_args()
-    chosen = [TARGETS[name] for name in options.target or TARGETS]
+    chosen = shares(options.inputs, [TARGETS[name] for name in options.target or TARGETS])
+    if options.only is not None:
+        chosen = ((target, range(options.only, options.only + 1)) for target, _ in chosen)
     print(HEAD, flush=True)
     found: list[Outcome] = []
-    for target, indices in shares(options.inputs, chosen):
-        picked = indices if options.only is None else [options.only]
-        summary = fuzz(target, picked, options.seed, options.out)
+    for summary in fuzz(chosen, options.seed, options.out):
         print(summary, flush=True)
         found += summary.findings
     for outcome in found[:20]:

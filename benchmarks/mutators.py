@@ -4,6 +4,7 @@ A mutator takes a file's bytes, a generator, and the bytes of another file of th
 gives bytes. Those of a format keep what a reader checks first: checksums, lengths, syntax.
 """
 
+import copy
 import io
 import json
 import random
@@ -84,7 +85,9 @@ def splice(data: bytes, rng: random.Random, other: bytes) -> bytes:
     return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other) + 1) :]
 
 
-BYTES: tuple[Mutator, ...] = (flip, integer, insert, delete, truncate, overwrite, splice)
+_MOVING = (insert, delete, truncate, splice)
+BYTES: tuple[Mutator, ...] = (*(flip, integer, overwrite) * 3, *_MOVING)
+"""Mostly those that leave the rest in its place: where bytes have moved, readers stop early."""
 
 
 # Documents.
@@ -121,11 +124,12 @@ def _edit(document: Any, rng: random.Random, other: Any) -> None:
     if how == 0:
         del holder[key]
     elif how == 1:
-        holder[key], source[name] = source[name], holder[key]
+        # Copies: nothing comes to lie in itself.
+        holder[key], source[name] = copy.deepcopy(source[name]), copy.deepcopy(holder[key])
     elif how == 2 and isinstance(holder, dict):
         holder[rng.choice((*TEXTS, str(name)))] = holder.pop(key)
     elif how == 3 and isinstance(other, dict) and other:
-        holder[key] = other[rng.choice(list(other))]
+        holder[key] = copy.deepcopy(other[rng.choice(list(other))])
     else:
         holder[key] = _odd(rng)
 
@@ -141,7 +145,7 @@ def json_values(data: bytes, rng: random.Random, other: bytes) -> bytes:
 def _json_text(document: Any) -> bytes:
     try:
         return json.dumps(document).encode("utf-8", "surrogatepass")
-    except (ValueError, RecursionError):  # it was put into itself, or has more digits than print
+    except (ValueError, RecursionError):  # more digits than are printed, or too deep
         return b'{"a": ' + b"9" * 5000 + b"}"
 
 
@@ -163,7 +167,7 @@ def toml_values(data: bytes, rng: random.Random, other: bytes) -> bytes:
         _edit(document, rng, second)
     try:
         return tomli_w.dumps(document).encode("utf-8", "surrogatepass")
-    except (TypeError, ValueError, RecursionError):  # null, or put into itself
+    except (TypeError, ValueError, RecursionError):  # null, or too deep
         return toml_text(data, rng, other)
 
 
@@ -212,7 +216,7 @@ def _members(data: bytes) -> list[tuple[str, bytes]]:
 
 def _archive(members: list[tuple[str, bytes]], rng: random.Random) -> bytes:
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED))
-    method = rng.choice((method, method, method, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    method = rng.choice((*(method,) * 18, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a name that is there twice

@@ -149,7 +149,7 @@ def _collect(episodes: Settings, path: Path) -> dict[str, int]:
     for name, number in episodes.items():
         with _naming(f"suite {path}, [collect]"):
             parse_name(name)
-            if not _is_whole(number) or number < 1:
+            if not _is_whole(number) or not 0 < number < 2**32:
                 raise InputError(f"{name} is {shown(number)}; give a whole number of episodes")
     return episodes
 
