@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Result = TypeVar("Result")
+Task = TypeVar("Task")
 Number = TypeVar("Number", bound=np.generic)
 
 BLOCK_BYTES = 2**20
@@ -55,8 +56,8 @@ def row_blocks(
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def in_threads(function: Callable[[slice], Result], tasks: Sequence[slice]) -> Iterator[Result]:
-    """What a function gives of each slice, in order; several are under way at once.
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    """What a function gives of each task, in order; several are under way at once.
 
     Whatever it gives is kept until it is asked for, so it must be small.
     """

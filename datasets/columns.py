@@ -10,8 +10,10 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import h5py
 import numpy as np
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, first_bad, in_threads, row_blocks
 from tql_offline.datasets.episodes import Array
-from tql_offline.errors import InputError
+from tql_offline.documents import require_plain
+from tql_offline.errors import InputError, shown
 
 Floats = NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
@@ -29,9 +32,21 @@ MAX_BYTES = 256 * 2**30
 """More than the columns of any file may unpack to."""
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
 _NUMBER_KINDS = "biuf"
-_FREE_BYTES = 2**30
+_FREE_BYTES = 2**28
 _PACKING = 1100
 """Deflate, the packing of npz and HDF5, makes nothing more than 1032 times smaller."""
+_PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MAX_DIMS = 32
+_MAX_HEADER = 10_000
+"""Bytes of an npy header, as NumPy has it."""
+_MAX_CHUNK_BYTES = 2**26
+"""Of one chunk of an HDF5 file, unless its whole column is larger."""
+_INDEX_BYTES = 16
+"""A chunk takes at least as much in the file: its place there and its length."""
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+_CHUNKS_PER_TASK = 32
+_MAX_REASON = 200
+"""Characters quoted of a library's error, which may repeat a foreign name at length."""
 _FOREIGN_COLUMNS = ("timeouts", "next_observations")
 _HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
@@ -63,7 +78,7 @@ def read_columns(
         InputError: the file is missing, damaged, of another format or layout, too large, or holds
             anything but plain arrays.
     """
-    if not path.is_file():
+    if not _is_there(path):
         raise InputError(f"data file {path} does not exist; check the path")
     wanted = _Wanted(only, floats)
     if path.suffix == ".npz":
@@ -73,6 +88,14 @@ def read_columns(
         with _damage_named(path, "HDF5 file", mend):
             return _read_hdf5(path, wanted)
     raise InputError(f"{path} is neither .npz nor HDF5 ({', '.join(HDF5_SUFFIXES)}); convert it")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        require_plain(path)
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
 
 
 class Columns(dict[str, Array]):
@@ -95,11 +118,25 @@ class Columns(dict[str, Array]):
             self.finite.add(name)
 
 
-class _Wanted(NamedTuple):
+@dataclass
+class _Wanted:
     """What is to become of a file's columns: the arguments of `read_columns`."""
 
     only: Collection[str] | None
     floats: Collection[str]
+    held: int = 0
+
+    def room(self, count: int, dtype: np.dtype[Any]) -> Array:
+        """Memory for so many numbers of a column that is kept.
+
+        Raises:
+            MemoryError: with the columns before it, it is more than the machine has. To try would
+                not fail: the system ends the process once the memory is filled.
+        """
+        self.held += count * dtype.itemsize
+        if self.held > _machine_bytes():
+            raise MemoryError
+        return empty_vector(count, dtype)
 
     def keeps(self, name: str) -> bool:
         return self.only is None or name in self.only
@@ -108,6 +145,14 @@ class _Wanted(NamedTuple):
         """What a column of a stored type is kept as."""
         convert = name in self.floats and stored.kind in _NUMBER_KINDS
         return np.dtype(np.float32) if convert else stored
+
+
+def _machine_bytes() -> int:
+    """The machine's memory, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return MAX_BYTES
 
 
 @contextmanager
@@ -131,13 +176,33 @@ def _damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
 
 def _read_npz(path: Path, wanted: _Wanted) -> Columns:
     with zipfile.ZipFile(path) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        _check_names(path, list(members))
+        members = _npz_members(path, archive.infolist())
         _check_size(path, sum(member.file_size for member in members.values()))
         columns = Columns()
         for name, member in members.items():
             columns.add(name, *_npz_column(archive, member, name, wanted))
         return columns
+
+
+def _npz_members(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Members by the names of their columns.
+
+    Raises:
+        InputError: there are too many, or two of one name.
+        ValueError: one is packed or named as NumPy does not.
+    """
+    names = [member.filename.removesuffix(".npy") for member in members]
+    _check_names(path, names)
+    for name, member in zip(names, members, strict=True):
+        if names.count(name) > 1:
+            # Whichever is read, another program reads the other.
+            raise InputError(f"{path} holds {shown(name)} twice; write it again with one of each")
+        if member.compress_type not in _PLAIN_METHODS:
+            raise ValueError(f"{shown(name)} is packed by a method that npz files do not use")
+        outside = name.startswith("/") or "\\" in name or ".." in name.split("/")
+        if outside or not name.isprintable():
+            raise ValueError(f"{shown(name)} is no name of a column")
+    return dict(zip(names, members, strict=True))
 
 
 def _npz_column(
@@ -159,7 +224,7 @@ def _npz_column(
             _read_through(file)
             return np.empty(0, stored), False
         dtype = wanted.dtype(name, stored)
-        flat = empty_vector(math.prod(shape), dtype)  # one number after another as in the file
+        flat = wanted.room(math.prod(shape), dtype)  # one number after another as in the file
         column = flat.reshape(shape, order="F" if fortran_order else "C")
         if dtype == stored and _is_plain(member):
             return column, _fill_stored(archive, member, file.tell(), flat)
@@ -291,32 +356,104 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version not in read:
         raise ValueError(f"npy format version {version} is unknown")
-    shape, fortran_order, dtype = read[version](file)
+    try:
+        shape, fortran_order, dtype = read[version](file, max_header_size=_MAX_HEADER)
+    except (MemoryError, RecursionError) as error:  # of the parser: it is nested too deep
+        raise ValueError("its header cannot be parsed") from error
+    if len(shape) > _MAX_DIMS or any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError("its header claims a shape that no array has")
     return shape, fortran_order, dtype
 
 
 def _read_hdf5(path: Path, wanted: _Wanted) -> Columns:
     with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
-        names = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-        _check_names(path, names)
+        names = _hdf5_names(path, file)
         items = {name: _hdf5_item(path, file, name) for name in names}
-        _check_size(path, sum(item.nbytes for item in items.values()))
+        _check_size(path, sum(map(_claimed, items.values())))
+        for name, item in items.items():
+            _check_layout(path, item, name)
         columns = Columns()
         for name in names:  # a dataset that nobody has any more has no chunk cache
             columns.add(name, *_hdf5_column(items.pop(name), name, wanted))
         return columns
 
 
+def _hdf5_names(path: Path, file: h5py.File) -> list[str]:
+    """Names of what lies at the top of a file itself, not behind a link."""
+    # One more than are taken: a file may name millions.
+    names = [str(name) for name in islice(file, MAX_COLUMNS + 1)]
+    for name in names:
+        if "/" in name or not name.isprintable():  # would be taken for a way through other groups
+            raise ValueError(f"{shown(name)} is no name of a column")
+    links = (h5py.SoftLink, h5py.ExternalLink)
+    names = [name for name in names if not isinstance(file.get(name, getlink=True), links)]
+    _check_names(path, names)
+    return names
+
+
+def _claimed(item: h5py.Dataset) -> int:
+    # Not `nbytes`, whose product overflows.
+    return math.prod(item.shape) * item.dtype.itemsize
+
+
+def _check_layout(path: Path, item: h5py.Dataset, name: str) -> None:
+    """See that a dataset's chunks take no more memory or time than its rows are worth.
+
+    Raises:
+        InputError: its chunks are too large or too many, or packed by a filter that is not ours.
+    """
+    if not item.chunks:
+        return
+    foreign = [number for number, _ in _filters(item) if number not in _FILTERS]
+    if foreign:
+        # HDF5 would look for it as a library to load; and of others than these it believes the
+        # lengths that the file gives.
+        raise InputError(
+            f"{path} holds {shown(name)} packed by filter {foreign[0]}; write it again with "
+            "compression='gzip', or run `h5repack -f GZIP=4`"
+        )
+    size = math.prod(item.chunks) * item.dtype.itemsize
+    count = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+    if size > max(_MAX_CHUNK_BYTES, _claimed(item)):
+        raise InputError(
+            f"{path} holds {shown(name)} in chunks of {size} bytes; write it again in smaller ones"
+        )
+    if count * _INDEX_BYTES > max(_FREE_BYTES // 2**8, path.stat().st_size):
+        raise InputError(
+            f"{path} claims {count} chunks of {shown(name)}, more than its bytes can hold; "
+            "write it again in larger ones"
+        )
+
+
+def _filters(item: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
+    """Number and settings of each filter that packed a dataset's chunks, in that order."""
+    made = item.id.get_create_plist()
+    found = (made.get_filter(index) for index in range(made.get_nfilters()))
+    return [(number, settings) for number, _flags, settings, _name in found]
+
+
 def _hdf5_column(item: h5py.Dataset, name: str, wanted: _Wanted) -> tuple[Array, bool]:
-    """One array, and whether it was seen to be finite."""
+    """One array, and whether it was seen to be finite.
+
+    Raises:
+        ValueError: it is packed, and of a type that NumPy's numbers are not.
+    """
+    as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
     if not wanted.keeps(name):
-        for rows in _hdf5_blocks(item):
-            item[rows]
+        if item.chunks:
+            _read_chunks(item, None)
+        else:
+            for rows in _hdf5_blocks(item):
+                item[rows]
         return np.empty(0, item.dtype), False
     dtype = wanted.dtype(name, item.dtype)
     shape = item.shape + dtype.shape  # a number's own shape, where HDF5 holds arrays of arrays
-    column = empty_vector(math.prod(shape), dtype.base).reshape(shape)
-    offset = _plain_offset(item) if column.dtype == item.dtype else None
+    column = wanted.room(math.prod(shape), dtype.base).reshape(shape)
+    if item.chunks and (as_stored or _filters(item)):
+        if not as_stored:
+            raise ValueError(f"{name!r} is packed and of a type of its own")
+        return column, _read_chunks(item, column)
+    offset = _plain_offset(item) if as_stored and column.dtype == item.dtype else None
     if offset is None:
         return column, _unpack(item, column)
     blocks = _read_in_threads(item.file.id.get_vfd_handle(), offset, column.reshape(-1))
@@ -324,6 +461,103 @@ def _hdf5_column(item: h5py.Dataset, name: str, wanted: _Wanted) -> tuple[Array,
     for _block, is_finite in blocks:
         all_finite &= is_finite
     return column, all_finite
+
+
+def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
+    """Unpack a dataset's chunks, into a column if it is given.
+
+    Not by HDF5's own reading: it makes room for whatever a chunk unpacks to, and of a chunk that
+    unpacks to too little it takes the memory behind it for numbers.
+
+    Returns:
+        Whether all numbers are known to be finite.
+
+    Raises:
+        ValueError: a chunk does not unpack to what a chunk is, or lies outside the dataset.
+    """
+    chunks: list[Any] = []
+    item.id.chunk_iter(chunks.append)
+    count = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+    is_finite = True
+    if column is not None and len(chunks) < count:
+        column[...] = item.fillvalue
+        is_finite = _is_finite(np.asarray(item.fillvalue, column.dtype))
+    tasks = [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
+    reader = _ChunkReader(item)
+    for part in in_threads(lambda task: [reader.read(chunk, column) for chunk in task], tasks):
+        is_finite &= all(part)
+    return is_finite
+
+
+class _ChunkReader:
+    """Reads one dataset's chunks, each into its place."""
+
+    def __init__(self, item: h5py.Dataset) -> None:
+        self.item, self.shape, self.chunk = item, item.shape, item.chunks
+        self.dtype, self.filters = item.dtype, _filters(item)
+        self.size = math.prod(self.chunk) * self.dtype.itemsize
+
+    def read(self, chunk: Any, column: Array | None) -> bool:
+        """Read a chunk (`h5py.h5d.StoreInfo`); whether its numbers are known to be finite."""
+        begins = list(zip(chunk.chunk_offset, self.shape, self.chunk, strict=True))
+        if chunk.size > 2 * self.size + 2**10 or any(b % c or b >= n for b, n, c in begins):
+            raise ValueError("a chunk is too large or out of place")
+        skipped, packed = self.item.id.read_direct_chunk(chunk.chunk_offset)
+        data = self.unpacked(packed, skipped)
+        if len(data) != self.size:
+            raise ValueError(f"a chunk unpacks to {len(data)} bytes instead of {self.size}")
+        if column is None:
+            return False
+        part = column[tuple(slice(b, b + c) for b, _, c in begins)]
+        whole = np.frombuffer(data, self.dtype.base).reshape(*self.chunk, *self.dtype.shape)
+        with np.errstate(over="ignore"):  # becomes infinite
+            part[...] = whole[tuple(slice(min(c, n - b)) for b, n, c in begins)]
+        return _is_finite(part)
+
+    def unpacked(self, data: bytes, skipped: int) -> bytes:
+        """Undo the filters, last first, but for those that the chunk's mask says were skipped."""
+        for index, (number, settings) in reversed(list(enumerate(self.filters))):
+            if skipped >> index & 1:
+                continue
+            if number == h5py.h5z.FILTER_DEFLATE:
+                data = _inflated(data, self.size + 4)  # with a checksum
+            elif number == h5py.h5z.FILTER_SHUFFLE:
+                data = _unshuffled(data, settings[0])
+            else:
+                data = _checked(data)
+        return data
+
+
+def _inflated(data: bytes, most: int) -> bytes:
+    stream = zlib.decompressobj()
+    inflated = stream.decompress(data, most)
+    if not stream.eof:
+        raise ValueError("a chunk is cut off, or unpacks to more than a chunk is")
+    return inflated
+
+
+def _unshuffled(data: bytes, width: int) -> bytes:
+    """Bytes of numbers from all first bytes, all second bytes, ..."""
+    if not 1 < width <= len(data):
+        return data
+    whole = len(data) // width * width
+    planes = np.frombuffer(data, np.uint8, whole).reshape(width, -1)
+    return planes.T.tobytes() + data[whole:]
+
+
+def _checked(data: bytes) -> bytes:
+    """Bytes without the Fletcher-32 behind them, which is compared.
+
+    Of 16-bit words w_1 ... w_n: Σ w_i and Σ (n + 1 - i) w_i, both modulo 65535.
+    """
+    data, checksum = data[:-4], data[-4:]
+    words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.int64)
+    weights = np.arange(len(words), 0, -1) % 65535
+    sums = int(words.sum()) % 65535, int((words * weights % 65535).sum()) % 65535
+    stored = int.from_bytes(checksum, "little")
+    if (stored % 2**16 % 65535, stored // 2**16 % 65535) != sums:
+        raise ValueError("a chunk's checksum is wrong")
+    return data
 
 
 def _unpack(item: h5py.Dataset, column: Array) -> bool:
@@ -350,33 +584,32 @@ def _hdf5_blocks(item: h5py.Dataset) -> Sequence[Any]:
 
 
 def _plain_offset(item: h5py.Dataset) -> int | None:
-    """Where a dataset lies in the file number by number, if it does.
+    """Where a dataset of numbers like NumPy's lies in the file one by one, if it does.
 
     HDF5's own reading holds a lock over all threads.
     """
-    as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
-    whole = item.id.get_storage_size() == item.nbytes
+    whole = item.id.get_storage_size() == _claimed(item)
     offset: int | None = item.id.get_offset()  # None of chunks and of rows never written
-    return offset if _HAS_PREADV and as_stored and whole else None
+    return offset if _HAS_PREADV and whole else None
 
 
 def _hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     item = file[name]
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise InputError(
-            f"{path} holds {name!r}, which is not a plain array of its own; "
+            f"{path} holds {shown(name)}, which is not a plain array of its own; "
             "store each column as one dataset at the top of the file"
         )
     if item.shape is None or item.dtype.hasobject:
         raise InputError(
-            f"{path} holds {name!r}, which is not an array of numbers; leave that column out"
+            f"{path} holds {shown(name)}, which is not an array of numbers; leave that column out"
         )
     return item
 
 
 def _check_names(path: Path, names: list[str]) -> None:
     if len(names) > MAX_COLUMNS:
-        raise InputError(f"{path} holds {len(names)} columns, more than {MAX_COLUMNS}; split it")
+        raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
     for foreign in _FOREIGN_COLUMNS:
         if foreign in names:
             raise InputError(
@@ -400,7 +633,8 @@ def _check_size(path: Path, claimed: int) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
 
 
 def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Floats:

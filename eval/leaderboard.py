@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -351,7 +352,11 @@ def _column_order(run: Measured) -> tuple[Any, ...]:
 
 def natural(name: str) -> tuple[Any, ...]:
     """Sorts `task10` behind `task9`."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+    # Compared by length first, digits need not become numbers, which have no end in foreign names.
+    parts = re.split(r"([0-9]+)", name)
+    words, digits = parts[::2], [part.lstrip("0") for part in parts[1::2]]
+    numbers = [(len(part), part) for part in digits]
+    return tuple(zip_longest(words, numbers, fillvalue=(0, ""))), name
 
 
 # Averages and ranks.

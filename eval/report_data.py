@@ -4,25 +4,37 @@ A run may be unfinished, still running, or damaged. Whatever cannot be read is l
 `Run.warnings`; nothing here raises for the contents of a run folder.
 """
 
-import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tql_offline.errors import InputError
+from tql_offline.documents import (
+    MAX_CONFIG_BYTES,
+    MAX_DOCUMENT_BYTES,
+    MAX_LINE_BYTES,
+    parse_json,
+    parse_toml,
+    read_bounded,
+)
+from tql_offline.errors import InputError, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import Protocol, protocols
-from tql_offline.runs import MAX_DOCUMENT_BYTES, RESULT_SCHEMA, RunFolder, read_json
-
-MAX_LINE_BYTES = 4 * 2**20
-"""A longer line of a JSON-lines file is not ours; reading it could exhaust memory."""
+from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json
 
 MAX_DEPTH = 16
-"""Tables nested deeper are not ours; following them could exhaust the stack."""
+"""Tables nested deeper are cut off."""
+
+MAX_KEYS, MAX_KEY = 2000, 200
+"""Keys of a flattened table, and characters of one: joined, short ones become long ones."""
+
+MAX_NUMBERS = 5 * 10**6
+"""Numbers kept of a run's curves, and entries of its evaluations' episodes."""
+
+MAX_CURVES = 500
+MAX_WARNINGS = 1000
 
 LAYERED = ("entropy", "entropy_target", "temperature")
 """Metrics that are one pair per layer: the [VALUE] query's number and the other queries'."""
@@ -128,7 +140,8 @@ class _Reading:
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(text)
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -184,19 +197,22 @@ def read_result(path: Path) -> Run:
 
 
 def flatten(table: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots; below `MAX_DEPTH` they are cut off.
+    """Nested tables as one, keys joined by dots; cut off below `MAX_DEPTH` and after `MAX_KEYS`.
 
     >>> flatten({"critic": {"kind": "transformer", "size": "xl"}, "seed": 0})
     {'critic.kind': 'transformer', 'critic.size': 'xl', 'seed': 0}
     """
     flat: dict[str, Any] = {}
     for key, value in table.items():
+        name = f"{prefix}{key}"[:MAX_KEY]
+        if len(flat) >= MAX_KEYS:
+            break
         if not isinstance(value, dict) or not value:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = value
         elif depth == MAX_DEPTH:
-            flat[f"{prefix}{key}"] = "…"
+            flat[name] = "…"
         else:
-            flat.update(flatten(value, f"{prefix}{key}.", depth + 1))
+            flat.update(flatten(value, f"{name}.", depth + 1))
     return flat
 
 
@@ -219,30 +235,47 @@ def lookup(flat: dict[str, Any], *names: str) -> Any:
 
 def _read_config(path: Path, reading: _Reading) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            reading.warn(f"{path.name} is larger than {MAX_DOCUMENT_BYTES} bytes and was left out")
-            return {}
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reading.warn(f"{path.name} cannot be read ({error.strerror}); its settings are left out")
-    except (ValueError, RecursionError) as error:
+        _refuse_link(path)
+        return parse_toml(read_bounded(path, MAX_CONFIG_BYTES))
+    except InputError as error:
+        reading.warn(f"{path.name} cannot be used ({error}); its settings are left out")
+    except ValueError as error:
         reading.warn(f"{path.name} is not valid TOML ({error}); its settings are left out")
     return {}
 
 
+def _refuse_link(path: Path) -> None:
+    """Refuse a link: in a run of someone else's it may show any file of the reader's.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.is_symlink():
+        raise InputError(f"{path} is a link; put the file itself there")
+
+
 def _read_document(path: Path, reading: _Reading) -> dict[str, Any] | None:
     try:
+        _refuse_link(path)
         return read_json(path)
     except InputError:
-        state = "is not a valid JSON object" if path.is_file() else "is missing"
-        if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
-            state = f"is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB"
-        reading.warn(f"{path.name} {state} and was left out")
+        reading.warn(f"{path.name} {_state(path)} and was left out")
         return None
 
 
+def _state(path: Path) -> str:
+    """Why a document could not be read, as the middle of a sentence."""
+    if path.is_symlink():
+        return "is a link"
+    if not path.exists():
+        return "is missing"
+    if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+        return f"is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB"
+    return "is not a valid JSON object"
+
+
 def _read_result(path: Path, reading: _Reading) -> dict[str, Any]:
-    result = _read_document(path, reading) if path.is_file() else None
+    result = _read_document(path, reading) if path.exists() or path.is_symlink() else None
     if result is None:
         return {}
     if result.get("schema") != RESULT_SCHEMA:
@@ -266,7 +299,10 @@ def _read_inspection(folder: Path, reading: _Reading) -> Inspection | None:
 
 def _read_lines(path: Path, reading: _Reading) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the readable objects of a JSON-lines file with their line numbers."""
-    if not path.is_file():
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        reading.warn(f"{path.name} is not a plain file and was left out")
+        return
+    if not path.exists():
         return
     try:
         with path.open("rb") as file:
@@ -293,8 +329,8 @@ def _parse_lines(
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
+        document = parse_json(line)
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None
 
@@ -324,7 +360,12 @@ def _need_count(line: dict[str, Any], key: str) -> int:
 def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
     """Evaluations in order of step; of two with one key, the later line holds."""
     found: dict[tuple[int, str, str, str, str], Evaluation] = {}
+    left = MAX_NUMBERS
     for line_number, line in _read_lines(path, reading):
+        left -= len(line.get("episodes") or ()) if isinstance(line.get("episodes"), list) else 1
+        if left < 0:
+            reading.warn(f"{path.name} is too long; line {line_number} and the rest were left out")
+            break
         try:
             evaluation = _evaluation(line)
         except InputError as error:
@@ -392,7 +433,9 @@ def _text(value: Any, name: str) -> str:
 def _episode(raw: dict[str, Any]) -> Episode:
     success = raw.get("success")
     if success is not None and success not in (0, 1):
-        raise InputError(f"has an episode whose success is {success!r}, neither true nor false")
+        raise InputError(
+            f"has an episode whose success is {shown(success)}, neither true nor false"
+        )
     return Episode(
         seed=count(raw.get("seed")),
         total=number(raw.get("return")),
@@ -487,13 +530,14 @@ def _compare_with_result(
     evaluations: tuple[Evaluation, ...], result: dict[str, Any], reading: _Reading
 ) -> None:
     """Warn where `result.json` claims another success rate than the episodes show."""
+    played: dict[tuple[int, str], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        played.setdefault((evaluation.step, evaluation.policy), []).append(evaluation)
     rows = result.get("evaluations")
     for row in rows if isinstance(rows, list) else []:
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or count(row.get("step")) is None:
             continue
-        same = [
-            e for e in evaluations if (e.step, e.policy) == (row.get("step"), row.get("policy"))
-        ]
+        same = played.get((row["step"], str(row.get("policy"))), [])
         if len(same) == 1 and not _rate_agrees(same[0], row.get("success_rate")):
             reading.warn(
                 f"result.json gives {row['policy']} at step {row['step']} a success rate of "
@@ -505,21 +549,29 @@ def _compare_with_result(
 def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
     """Every logged number by name; a resumed run's repeated step holds its later line."""
     points: dict[str, dict[int, float]] = {}
+    left = MAX_NUMBERS
     for line_number, line in _read_lines(path, reading):
         step = count(line.get("step"))
         if step is None:
             reading.warn(f"{path.name} line {line_number} has no count 'step' and was left out")
             continue
         for name, value in _numbers(line):
-            points.setdefault(name, {})[step] = value
+            if name in points or len(points) < MAX_CURVES:
+                points.setdefault(name, {})[step] = value
+        left -= len(line)
+        if left < 0:
+            reading.warn(f"{path.name} is too long; what follows line {line_number} was left out")
+            break
     return {name: _curve(points[name]) for name in sorted(points)}
 
 
 def _read_seconds(path: Path, reading: _Reading) -> float:
     """Seconds in updates; of a step that was repeated after a stop, the later line."""
-    spent = {
-        line.get("step"): number(line.get("seconds")) for _, line in _read_lines(path, reading)
-    }
+    spent: dict[int | None, float] = {}
+    for _, line in _read_lines(path, reading):
+        spent[count(line.get("step"))] = number(line.get("seconds"))
+        if len(spent) > MAX_NUMBERS:
+            return math.nan
     return math.fsum(spent.values()) if spent else math.nan
 
 
@@ -528,7 +580,7 @@ def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
         if key in LAYERED and isinstance(value, list):
             yield from _layer_numbers(key, value)
         elif key != "step" and (value is None or isinstance(value, int | float)):
-            yield key, number(value)
+            yield key[:MAX_KEY], number(value)
 
 
 def _layer_numbers(key: str, layers: list[Any]) -> Iterator[tuple[str, float]]:

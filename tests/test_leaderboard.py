@@ -301,7 +301,7 @@ def broken(folder):
     odd = write_result(folder / "odd-result.json")
     odd.write_text(odd.read_text().replace('"score": 20.0', '"score": "<b>"'))
     return {name: words for name, (_, words) in texts.items()} | {
-        "huge-result.json": "larger than 64"
+        "huge-result.json": "larger than 8 MiB"
     }
 
 

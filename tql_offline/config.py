@@ -9,13 +9,15 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tql_offline.errors import InputError
+from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
+from tql_offline.errors import InputError, shown
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
 """Collected on the spot where it is missing, so that `train` needs no network."""
@@ -29,9 +31,18 @@ OBJECTIVES = {
 }
 """Objective → its agent in tql_offline/agents: a new method is one line here."""
 
-MAX_CONFIG_BYTES = 2**20
+# A config of someone else's may ask for a network that no memory holds, or for work without end.
+MAX_WEIGHTS = 2**30
+"""Of one policy network, by its layer widths: 4 GiB."""
 
-Positive = Annotated[int, Field(gt=0)]
+MAX_COUNT = 10**9
+MAX_TEXT = 4096
+"""Characters of a path or a name."""
+
+Positive = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Few = Annotated[int, Field(gt=0, le=64)]
+Many = Annotated[int, Field(gt=0, le=2**14)]
+Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -45,9 +56,9 @@ class Table(BaseModel):
 class DataConfig(Table):
     """What to train on."""
 
-    name: str = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
-    path: str = Field("", description="file to take for that name; empty: the installed one")
-    env_id: str = Field("", description="environment to score an own file's policies in")
+    name: Text = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
+    path: Text = Field("", description="file to take for that name; empty: the installed one")
+    env_id: Text = Field("", description="environment to score an own file's policies in")
     normalise: bool = Field(False, description="observations to zero mean and unit deviation")
 
 
@@ -58,8 +69,8 @@ class CriticConfig(Table):
     size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
-    depth: Positive = Field(2, description="blocks")
-    ensemble: Positive = Field(2, description="heads on the [VALUE] output")
+    depth: Few = Field(2, description="blocks")
+    ensemble: Few = Field(2, description="heads on the [VALUE] output")
     reduction: Literal["mean", "min"] = Field(
         "mean", description="of the ensemble in flow's target; other objectives take the minimum"
     )
@@ -82,8 +93,18 @@ class FlowConfig(Table):
     """The flow objective (FQL)."""
 
     alpha: PositiveFloat = Field(300.0, description="weight of staying near the behaviour flow")
-    flow_steps: Positive = Field(10, description="Euler steps of the behaviour flow")
-    hidden: tuple[Positive, ...] = Field((512, 512, 512, 512), description="policy layer widths")
+    flow_steps: Many = Field(10, description="Euler steps of the behaviour flow")
+    hidden: tuple[Many, ...] = Field(
+        (512, 512, 512, 512), max_length=32, description="policy layer widths"
+    )
+
+    @field_validator("hidden")
+    @classmethod
+    def _fits_memory(cls, hidden: tuple[int, ...]) -> tuple[int, ...]:
+        weights = sum(wide * wider for wide, wider in pairwise(hidden))
+        if weights > MAX_WEIGHTS:
+            raise ValueError(f"makes {weights:,} weights, more than {MAX_WEIGHTS:,}")
+        return hidden
 
 
 class ImplicitConfig(Table):
@@ -92,14 +113,14 @@ class ImplicitConfig(Table):
     expectile: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="of V over actions")
     extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is made")
     inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights")
-    samples: Positive = Field(32, description="flow samples of best-of-n")
+    samples: Many = Field(32, description="flow samples of best-of-n")
 
 
 class ConservativeConfig(Table):
     """The conservative objective (CQL); its policy has the layer widths of `flow.hidden`."""
 
     alpha: PositiveFloat = Field(5.0, description="weight of the conservative gap, or its start")
-    samples: Positive = Field(10, description="n: 3n critic evaluations per transition")
+    samples: Many = Field(10, description="n: 3n critic evaluations per transition")
     target_gap: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="gap that a learned weight holds; 0: constant"
     )
@@ -107,6 +128,7 @@ class ConservativeConfig(Table):
     rows_at_once: int = Field(
         0,
         ge=0,
+        le=MAX_COUNT,
         description="bounds memory: sampled actions per critic pass, recomputed backward; 0: all",
     )
 
@@ -137,9 +159,14 @@ class OptimizerConfig(Table):
 
     critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
     policy_lr: PositiveFloat = Field(5e-4, description="both policy networks")
-    weight_decay: float = Field(0.01, ge=0, description="on matrices of blocks and heads only")
+    weight_decay: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="on matrices of blocks and heads only"
+    )
     warmup: int = Field(
-        10_000, ge=0, description="updates of linear warm-up from 1%, at most a tenth of the run"
+        10_000,
+        ge=0,
+        le=MAX_COUNT,
+        description="updates of linear warm-up from 1%, at most a tenth of the run",
     )
 
 
@@ -161,11 +188,11 @@ class ExecutionConfig(Table):
 class EvaluationConfig(Table):
     """How policies are scored."""
 
-    protocol: str = Field("ogbench-singletask", description="see `tql-offline eval --help`")
+    protocol: Text = Field("ogbench-singletask", description="see `tql-offline eval --help`")
     success_timing: Literal["", "pre", "post"] = Field(
         "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
     )
-    processes: int = Field(0, ge=0, description="environment processes; 0: one per core")
+    processes: int = Field(0, ge=0, le=4096, description="environment processes; 0: one per core")
     overlap: Literal["auto", "on", "off"] = Field(
         "auto", description="score while training goes on; auto: on a GPU"
     )
@@ -177,7 +204,7 @@ class Config(Table):
     objective: str = Field("flow", description=f"one of {', '.join(OBJECTIVES)}")
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
-    batch_size: Positive = Field(256, description="transitions per update")
+    batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")
     discount: Fraction = Field(0.99, description="γ")
     n_step: Positive = Field(1, description="rewards before the bootstrap")
     polyak: Fraction = Field(0.005, description="step of the target critic towards the critic")
@@ -187,7 +214,7 @@ class Config(Table):
     tracker: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="where metrics go besides metrics.jsonl"
     )
-    preset: str = Field("", description="preset these settings started from")
+    preset: Text = Field("", description="preset these settings started from")
     dataset: DataConfig = DataConfig()
     critic: CriticConfig = CriticConfig()
     entropy: EntropyConfig = EntropyConfig()
@@ -269,11 +296,11 @@ def resolve(
     from_file = read_toml(file) if file else {}
     if (preset or flags.get("preset")) and from_file.get("preset"):
         raise InputError(
-            f"config file {file} already builds on preset {from_file['preset']!r}; "
+            f"config file {file} already builds on preset {shown(from_file['preset'])}; "
             "leave --preset out, or take the 'preset' line out of the file"
         )
     given = merge(from_file, flags)
-    family, method = _split_preset(str(preset or given.get("preset", "")), _dataset_name(given))
+    family, method = _split_preset(preset or given.get("preset", ""), _dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
     overrides = merge(_preset_overrides(family, method, given), {"preset": name})
     sources = [flags_are, *([f"config file {file}"] if file else [])]
@@ -282,10 +309,11 @@ def resolve(
     return validate(merge(overrides, given), source=" or ".join(sources))
 
 
-def _split_preset(preset: str, dataset: str) -> tuple[str, str]:
+def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:
     """The family and the method of a preset; a family that it does not name is the dataset's."""
     family, method = "", ""
-    for name in preset.split("+") if preset else []:
+    names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
+    for name in names if preset else []:
         if name in presets()["family"] and not family:
             family = name
         elif name in presets()["method"] and not method:
@@ -293,7 +321,7 @@ def _split_preset(preset: str, dataset: str) -> tuple[str, str]:
         else:
             families, methods = (", ".join(presets()[kind]) for kind in ("family", "method"))
             raise InputError(
-                f"preset {preset!r} is not a family ({families}), a method ({methods}) "
+                f"preset {shown(preset)} is not a family ({families}), a method ({methods}) "
                 "or family+method; choose from these"
             )
     return family or family_of(dataset), method
@@ -303,7 +331,8 @@ def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dic
     """What presets set, given the size asked for and what the file and the flags override."""
     preset = dict(presets()["family"].get(family, {}))
     by_size = preset.pop("at", {})
-    preset = merge(preset, by_size.get(_table(given, "critic").get("size"), {}))
+    size = _table(given, "critic").get("size")
+    preset = merge(preset, by_size.get(size, {}) if isinstance(size, str) else {})
     preset = merge(preset, presets()["method"].get(method, {}))
     entropy = _table(given, "entropy")
     if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
@@ -317,7 +346,8 @@ def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _dataset_name(document: Mapping[str, Any]) -> str:
-    return str(_table(document, "dataset").get("name") or DEFAULT_DATASET)
+    name = _table(document, "dataset").get("name")
+    return name if isinstance(name, str) and name else DEFAULT_DATASET
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:
@@ -335,11 +365,11 @@ def validate(document: Mapping[str, Any], source: str) -> Config:
 def _sentence(error: Mapping[str, Any], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {key!r} in {source}; docs/config.md lists all settings"
+        return f"unknown setting {shown(key)} in {source}; docs/config.md lists all settings"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
     expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"setting {key!r} in {source} is {error['input']!r} but {expected}; correct it"
+    return f"setting {key!r} in {source} is {shown(error['input'])} but {expected}; correct it"
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,13 +392,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, too large, or not TOML (with line and column).
     """
+    data = read_bounded(path, MAX_CONFIG_BYTES)
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(f"config file {path} is larger than 1 MiB; it is no config of ours")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config file {path} cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(data)
+    except ValueError as error:
         raise InputError(f"config file {path} is not valid TOML ({error}); correct it") from error
 
 

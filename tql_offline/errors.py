@@ -1,5 +1,10 @@
 """The one error a user is meant to read."""
 
+import reprlib
+from typing import Any
+
+_SHOWN = 120
+
 
 class InputError(Exception):
     """Bad input: a file, flag, config, checkpoint or result that cannot be used.
@@ -7,3 +12,19 @@ class InputError(Exception):
     The message is one sentence that names what is wrong, where, and the mend. The command line
     prints it without a traceback and exits with code 2 (`--debug` shows the traceback).
     """
+
+
+def shown(value: Any) -> str:
+    """A foreign value as an error quotes it: on one line, short, whatever it is.
+
+    >>> len(shown("a" * 1000))
+    120
+    """
+    quoted = reprlib.Repr()
+    quoted.maxstring = quoted.maxother = quoted.maxlong = _SHOWN
+    quoted.maxlist = quoted.maxdict = quoted.maxtuple = 8
+    try:
+        text = quoted.repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."

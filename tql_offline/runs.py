@@ -17,18 +17,25 @@ Nothing in it is ever unpickled. Files are written aside and renamed, so a reade
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tql_offline.documents import (
+    MAX_DOCUMENT_BYTES,
+    MAX_LINE_BYTES,
+    parse_json,
+    read_bounded,
+    require_plain,
+)
 from tql_offline.errors import InputError
 
 RESULT_SCHEMA = "tql-offline/result/1"
-MAX_DOCUMENT_BYTES = 64 * 2**20
-"""A larger JSON document is not ours; reading it could exhaust memory."""
+MAX_LINES_BYTES = 2**30
+"""A larger JSON-lines file is not ours: a run of a million lines has less than half of it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,22 @@ class RunFolder:
         names = (p.name for p in self.checkpoints.iterdir() if (p / "state.json").is_file())
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
+    def refuse_links(self) -> None:
+        """See that the run's files are its own: through a link a command would write elsewhere.
+
+        Raises:
+            InputError: one of them is a symbolic link, a pipe or a device.
+        """
+        steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        for path in (*self.path.iterdir(), *steps):
+            if not path.is_dir():
+                require_plain(path)
+            if path.is_symlink():
+                raise InputError(
+                    f"{path} is a link, through which other files would be written; put the file "
+                    "itself there, or link the whole run folder"
+                )
+
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:
     """Run folders at or below the given paths, sorted by path.
@@ -95,7 +118,7 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a run folder or a folder of runs")
-        below = (p for p in path.rglob("*") if p.is_dir() and not p.name.startswith("."))
+        below = (p for p in _below(path) if p.is_dir() and not p.name.startswith("."))
         candidates = [path, *below] if path.is_dir() else []
         found.update(p for p in candidates if RunFolder(p).config.is_file())
     if not found:
@@ -116,11 +139,27 @@ def find_results(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a result.json or a folder of such files")
-        here = [path] if path.is_file() else [p for p in path.rglob("*result.json") if p.is_file()]
+        here = [path] if path.is_file() else [*filter(_is_result, _below(path))]
         if not here:
             raise InputError(f"no file named like result.json lies in {path}")
         found.update(here)
     return sorted(found)
+
+
+def _is_result(path: Path) -> bool:
+    # A link in a folder of someone else's may name any file of the reader's.
+    return path.name.endswith("result.json") and path.is_file() and not path.is_symlink()
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Everything below a folder, in no order; no link is entered, nor what may not be read."""
+    waiting = [path]
+    while waiting:
+        with suppress(OSError):
+            for entry in waiting.pop().iterdir():
+                yield entry
+                if entry.is_dir() and not entry.is_symlink():
+                    waiting.append(entry)
 
 
 @contextmanager
@@ -179,8 +218,14 @@ def append_jsonl(path: Path, document: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), os.fdopen(_open_to_append(path), "a", encoding="utf-8") as file:
         file.write(json.dumps(document) + "\n")
+
+
+def _open_to_append(path: Path) -> int:
+    # A link would have another file grow; Windows needs a privilege to make one.
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | no_link, 0o666)
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
@@ -191,14 +236,14 @@ def rewind_jsonl(path: Path, step: int) -> None:
     """
     if not path.is_file():
         return
-    *lines, cut = path.read_bytes().split(b"\n")
+    *lines, cut = read_bounded(path, MAX_LINES_BYTES).split(b"\n")
     del cut  # empty, or what a kill left of a line
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
-            if int(json.loads(line)["step"]) <= step:
+            if int(parse_json(line)["step"]) <= step:
                 kept.append(line.decode("utf-8") + "\n")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} line {number} has no step; remove it") from error
     write_atomic(path, "".join(kept))
 
@@ -230,13 +275,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, too large, no JSON, or not an object.
     """
+    data = read_bounded(path, MAX_DOCUMENT_BYTES)
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES} bytes; it is not ours")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data)
+    except ValueError as error:
         raise InputError(
             f"{path} is not valid JSON; restore it from the run that wrote it"
         ) from error
@@ -253,8 +295,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     for number, line in enumerate(_lines(path), start=1):
         try:
-            document = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            document = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{path} line {number} is not valid JSON; remove it") from error
         if not isinstance(document, dict):
             raise InputError(f"{path} line {number} is not a JSON object; remove it")
@@ -262,12 +304,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    left = MAX_LINES_BYTES
     try:
-        if not path.is_file():
+        require_plain(path)
+        if not path.exists():
             return
         with path.open("rb") as file:
             # A longer line comes in pieces, which are no JSON.
-            while line := file.readline(MAX_DOCUMENT_BYTES):
+            while line := file.readline(MAX_LINE_BYTES):
+                left -= len(line)
+                if left < 0:
+                    raise InputError(
+                        f"{path} is larger than {MAX_LINES_BYTES} bytes; it is not ours"
+                    )
                 yield line
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         if sentence is None or "--debug" in arguments:
             raise
         if sentence:
-            typer.echo(f"tql-offline: {sentence}", err=True)
+            typer.echo(f"tql-offline: {_printable(sentence)}", err=True)
         raise SystemExit(2) from None
     if code == CTRL_C:
         _stop("")
@@ -80,6 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _stop(note: str) -> NoReturn:
     typer.echo(f"tql-offline: stopped by Ctrl-C{note and f'; {note}'}", err=True)
     raise SystemExit(CTRL_C) from None
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters, which may be a file's, reach no terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _sentence(error: Exception) -> str | None:

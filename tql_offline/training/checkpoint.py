@@ -10,21 +10,35 @@ checkpoints/<step>/
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tql_offline.agents import Agent
-from tql_offline.errors import InputError
+from tql_offline.documents import require_plain
+from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json, write_json, writing
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
+
+MAX_HEADER_BYTES = 2**23
+"""Of a file of tensors; each takes some hundred."""
+
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What AdamW keeps of a parameter."""
+
+MAX_REASON = 200
+"""Characters quoted of a library's error, which may repeat a foreign name at length."""
+
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
 BOUNDS = {"step": (0, 10**9), "observation_dim": (1, 10_000), "action_dim": (1, 10_000)}
 """Numbers of `state.json` beyond these are not ours; networks for them could exhaust memory."""
@@ -96,7 +110,7 @@ def read_state(checkpoint: Path) -> State:
     document = read_json(path)
     if document.get("schema") != SCHEMA:
         raise InputError(
-            f"{path} has schema {document.get('schema')!r} where {SCHEMA!r} is needed; "
+            f"{path} has schema {shown(document.get('schema'))} where {SCHEMA!r} is needed; "
             "use the version of tql-offline that wrote it"
         )
     numbers = {key: _bounded(document.get(key), key, path) for key in BOUNDS}
@@ -116,12 +130,16 @@ def load_networks(checkpoint: Path, agent: Agent) -> None:
     for name, network in agent.networks.items():
         path = checkpoint / f"{name}.safetensors"
         try:
-            network.load_state_dict(_load(path), strict=True)
+            _check_header(path, network.state_dict())  # before a byte of its tensors is read
+            tensors = _load(path)
+            network.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             raise InputError(
                 f"{path} does not fit the run's config.toml ({_last_line(error)}); "
                 "restore both from the same run"
             ) from error
+        if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+            raise InputError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
 
 
 def load_training_state(
@@ -135,17 +153,17 @@ def load_training_state(
     Raises:
         InputError: a file is missing, damaged, or does not fit the agent.
     """
-    path = checkpoint / "optimizers.safetensors"
-    tensors = _load(path)
+    tensors = _load(checkpoint / "optimizers.safetensors")
     try:
         for name, optimizer in agent.optimizers.items():
             _restore_optimizer(optimizer, name, tensors)
         generator.set_state(_load(checkpoint / "random.safetensors")["generator"])
         if window is not None:
             window.restore(_load(checkpoint / "window.safetensors"), generator.device)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{checkpoint} lacks part of the training state ({error}); continue from another one"
+            f"{checkpoint} lacks part of the training state ({_last_line(error)}); "
+            "continue from another one"
         ) from error
 
 
@@ -160,7 +178,8 @@ def _bounded(value: Any, key: str, path: Path) -> int:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).splitlines()[-1].strip()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:MAX_REASON]
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -185,11 +204,29 @@ def _restore_optimizer(
         if owner == name:
             index, _, moment = rest.partition(".")
             state.setdefault(int(index), {})[moment] = tensor
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    if sorted(state) not in ([], list(range(count))):
-        raise ValueError(f"moments of {count} parameters are needed for optimizer {name}")
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    if sorted(state) not in ([], list(range(len(parameters)))):
+        raise ValueError(f"moments of {len(parameters)} parameters are needed for optimizer {name}")
+    for index, moments in state.items():
+        _check_moments(moments, parameters[index], f"{name}.{index}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_moments(moments: dict[str, Tensor], parameter: Tensor, name: str) -> None:
+    """See that an optimizer can go on with what is stored of one parameter.
+
+    Raises:
+        ValueError: it cannot, and would not notice before its next step.
+    """
+    if set(moments) != MOMENTS:
+        raise ValueError(f"{name} has {', '.join(sorted(moments))} of {', '.join(sorted(MOMENTS))}")
+    for key, tensor in moments.items():
+        shape = () if key == "step" else tuple(parameter.shape)
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise ValueError(f"{name}.{key} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name}.{key} is not finite")
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
@@ -200,11 +237,47 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(_last_line(error)) from error
 
 
+def _check_header(path: Path, like: Mapping[str, Tensor]) -> None:
+    """See that a file's tensors are those that it is to replace, without reading them.
+
+    Raises:
+        RuntimeError: one is missing, foreign, or of another type or shape.
+    """
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        have = {name: (p.get_dtype(), tuple(p.get_shape())) for name, p in pieces.items()}
+    want = {name: (_DTYPES[like.dtype], tuple(like.shape)) for name, like in like.items()}
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise RuntimeError(f"{shown(name)} is {have.get(name)} instead of {want.get(name)}")
+
+
 def _load(path: Path) -> dict[str, Tensor]:
-    try:
+    with _damage_named(path):
         tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file of tensors is read into one sentence."""
+    try:
+        require_plain(path)
+        _check_header_length(path)
+        yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; restore the checkpoint or use another one") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); use another checkpoint") from error
-    return tensors
+    # What the library raises on hostile bytes is in no document.
+    except Exception as error:
+        raise InputError(
+            f"{path} is damaged ({_last_line(error)}); use another checkpoint"
+        ) from error
+
+
+def _check_header_length(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes")

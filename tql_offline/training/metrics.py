@@ -49,9 +49,13 @@ class MetricsWindow:
 
         Raises:
             KeyError: a sum has no count.
+            ValueError: a sum or a count is none.
         """
         sums = {k.removeprefix("sum."): v for k, v in tensors.items() if k.startswith("sum.")}
-        self._counts = {name: int(tensors[f"count.{name}"]) for name in sums}
+        self._counts = {name: _count(tensors[f"count.{name}"], name) for name in sums}
+        for name, value in sums.items():
+            if value.ndim > 2 or not torch.isfinite(value).all():
+                raise ValueError(f"the sum of {name} is not finite or not a metric's")
         self._sums = {name: value.to(device) for name, value in sums.items()}
 
     def means(self) -> dict[str, Any]:
@@ -66,6 +70,12 @@ class MetricsWindow:
         means = self.means()
         self._sums, self._counts = {}, {}
         return means
+
+
+def _count(tensor: Tensor, name: str) -> int:
+    if tensor.dtype != torch.int64 or tensor.shape != () or tensor < 1:
+        raise ValueError(f"the count of {name} is none")
+    return int(tensor)
 
 
 def _round(value: Any) -> Any:

@@ -18,11 +18,12 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     """A run folder and its settings.
 
     Raises:
-        InputError: it is no run folder, or its config.toml is damaged.
+        InputError: it is no run folder, its config.toml is damaged, or a file of it is a link.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
+    folder.refuse_links()
     return folder, validate(read_toml(folder.config), source=str(folder.config))
 
 

@@ -12,7 +12,7 @@ from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.load import Dataset
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.runs import RunFolder, claimed, rewind_jsonl, write_atomic, write_json
@@ -28,6 +28,8 @@ from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.trackers import check_tracker, make_tracker
 
 MAX_RUN_NAMES = 10_000
+MAX_NAME_BYTES = 240
+"""Of a run's name: file systems allow 255 with what is appended."""
 
 
 def check(config: Config, runs: Path, name: str) -> None:
@@ -39,10 +41,17 @@ def check(config: Config, runs: Path, name: str) -> None:
     check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
     protocols.get(config.evaluation.protocol)
-    if name and (Path(name).name != name or name.startswith(".")):
-        raise InputError(f"run name {name!r} must be one plain folder name; choose another --name")
+    if name and not _is_folder_name(name):
+        raise InputError(
+            f"run name {shown(name)} must be one plain folder name; choose another --name"
+        )
     if name and (runs / name).exists():
         raise InputError(f"run folder {runs / name} exists already; choose another --name")
+
+
+def _is_folder_name(name: str) -> bool:
+    plain = Path(name).name == name and not name.startswith(".") and name.isprintable()
+    return plain and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:

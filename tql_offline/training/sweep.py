@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from tql_offline.config import DEFAULT_DATASET, Config, merge, read_toml, resolve
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder, find_file, parse_name
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, read_json, writing
 from tql_offline.training.result import open_run
 from tql_offline.training.run import check
@@ -114,8 +114,8 @@ def read_suite(path: Path) -> Suite:
     unknown = [key for key in document if key not in ("seeds", "collect", "settings", "axis")]
     if unknown:
         raise InputError(
-            f"unknown key {unknown[0]!r} at the top of suite {path}; it may have seeds, collect, "
-            "settings and axis"
+            f"unknown key {shown(unknown[0])} at the top of suite {path}; it may have seeds, "
+            "collect, settings and axis"
         )
     axes = _table(document, "axis", path)
     return Suite(
@@ -130,7 +130,7 @@ def read_suite(path: Path) -> Suite:
 def _table(document: Mapping[str, Any], key: str, path: Path) -> Settings:
     table = document.get(key, {})
     if not isinstance(table, dict):
-        raise InputError(f"{key!r} in suite {path} is {table!r}; make it a table")
+        raise InputError(f"{shown(key)} in suite {path} is {shown(table)}; make it a table")
     return table
 
 
@@ -139,7 +139,7 @@ def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
     fit = all(_is_whole(seed) and 0 <= seed < 2**32 for seed in numbers)
     if not numbers or not fit or len(set(numbers)) < len(numbers):
         raise InputError(
-            f"seeds of suite {path} are {seeds!r}; list different whole numbers from 0 to "
+            f"seeds of suite {path} are {shown(seeds)}; list different whole numbers from 0 to "
             f"{2**32 - 1}"
         )
     return tuple(numbers)
@@ -149,8 +149,8 @@ def _collect(episodes: Settings, path: Path) -> dict[str, int]:
     for name, number in episodes.items():
         with _naming(f"suite {path}, [collect]"):
             parse_name(name)
-            if not _is_whole(number) or number < 1:
-                raise InputError(f"{name} is {number!r}; give a whole number of episodes")
+            if not _is_whole(number) or not 0 < number < 2**32:
+                raise InputError(f"{name} is {shown(number)}; give a whole number of episodes")
     return episodes
 
 
@@ -158,13 +158,13 @@ def _labels(axes: Settings, axis: str, path: Path) -> dict[str, Settings]:
     labels = _table(axes, axis, path)
     if not labels:
         raise InputError(
-            f"axis {axis!r} of suite {path} has no labels; add a table [axis.{axis}.LABEL]"
+            f"axis {shown(axis)} of suite {path} has no labels; add a table [axis.NAME.LABEL]"
         )
     for label in labels:
         if not _LABEL.fullmatch(label):
             raise InputError(
-                f"label {label!r} of axis {axis!r} of suite {path} is part of folder names; use "
-                "letters and digits, with '.', '_' and '-' between them"
+                f"label {shown(label)} of axis {shown(axis)} of suite {path} is part of folder "
+                "names; use letters and digits, with '.', '_' and '-' between them"
             )
     return {label: _table(labels, label, path) for label in labels}
 
@@ -276,8 +276,8 @@ def check_collected(suite: Suite) -> None:
         have = read_json(manifest).get("episodes") if manifest.is_file() else episodes
         if have != episodes:
             raise InputError(
-                f"{manifest} is of {have} episodes where suite {suite.path} collects {episodes}; "
-                "set TQL_OFFLINE_DATA to another folder"
+                f"{manifest} is of {shown(have)} episodes where suite {suite.path} collects "
+                f"{episodes}; set TQL_OFFLINE_DATA to another folder"
             )
 
 
@@ -480,6 +480,16 @@ def last_evaluation(folder: RunFolder) -> dict[str, Any] | None:
     Raises:
         InputError: the result cannot be read.
     """
-    evaluations = read_json(folder.result)["evaluations"]
-    learned = [line for line in evaluations if line["policy"] == "learned"]
+    evaluations = read_json(folder.result).get("evaluations")
+    lines = evaluations if isinstance(evaluations, list) else [None]
+    if not all(_is_summary(line) for line in lines):
+        raise InputError(
+            f"{folder.result} has no usable 'evaluations'; move run {folder.path} away, or run "
+            f"`tql-offline eval {folder.path}`"
+        )
+    learned = [line for line in lines if line["policy"] == "learned"]
     return max(learned, key=lambda line: int(line["step"]), default=None)
+
+
+def _is_summary(line: Any) -> bool:
+    return isinstance(line, dict) and "policy" in line and _is_whole(line.get("step"))

@@ -1,0 +1,108 @@
+"""Small documents of strangers: JSON and TOML within bounds of size, depth and time.
+
+A file may be a pipe that never ends, a link to a device, a table nested until the interpreter's
+stack is full, or a key of so many parts that the parser takes hours. Whatever passes here can be
+printed, compared and walked through.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tql_offline.errors import InputError
+
+MAX_DOCUMENT_BYTES = 8 * 2**20
+"""A larger document is not ours; JSON takes up to thirty times its length in memory."""
+
+MAX_LINE_BYTES = 4 * 2**20
+"""A longer line of a JSON-lines file is not ours."""
+
+MAX_CONFIG_BYTES = 2**18
+
+MAX_DEPTH = 32
+"""A document nested deeper is not ours: `repr` and `json` follow it until the stack is full."""
+
+MAX_DOTS = 256
+"""In one line of TOML: `tomllib` takes a time that grows with the square of a key's parts."""
+
+
+def require_plain(path: Path) -> None:
+    """See that what is at a path, if anything is, can be read to an end.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder, a pipe or a device; put a plain file there")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a plain file of bounded size.
+
+    Raises:
+        InputError: it is missing, a folder, a pipe or a device, cannot be read, or is larger.
+    """
+    try:
+        require_plain(path)
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); check the path") from error
+    if len(data) > most:
+        raise InputError(f"{path} is larger than {most} bytes; it is not ours")
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, or nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        _check_depth(document)
+    return document
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """What a TOML text holds.
+
+    Raises:
+        ValueError: it is no TOML in UTF-8, or nested deeper than `MAX_DEPTH`.
+    """
+    text = data.decode("utf-8")
+    _check_lines(text)
+    try:
+        document = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
+    _check_depth(document)
+    return document
+
+
+def _check_lines(text: str) -> None:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.count(".") > MAX_DOTS:
+            raise ValueError(f"line {number} has more than {MAX_DOTS} dots")
+
+
+def _check_depth(document: Any) -> None:
+    level = [document]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _children(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
