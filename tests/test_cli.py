@@ -170,3 +170,103 @@ def test_the_readmes_example_runs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "runs" / "my-run" / "result.json").is_file()
+
+
+def command(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code, capsys.readouterr()
+
+
+def test_datasets_are_listed_by_suite_with_what_is_broken_or_here(tmp_path, capsys):
+    code, output = command(["datasets", "list", "--suite", "d4rl"], capsys)
+    assert code == 0
+    assert "antmaze-umaze-diverse-v0 " in output.out  # names are whole: they can be copied
+    row = next(line for line in output.out.splitlines() if "hopper-medium-expert-v0" in line)
+    assert "65.0 MB" in row
+    assert "broken" in row
+    assert "cube-" not in output.out
+    code, output = command(["datasets", "list", "--installed"], capsys)
+    assert (code, output.out) == (0, "no such dataset on this machine\n")
+    (tmp_path / "d4rl").mkdir()
+    (tmp_path / "d4rl" / "hopper_medium-v2.hdf5").write_bytes(b"")
+    (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data").mkdir(parents=True)
+    code, output = command(["datasets", "list", "--installed"], capsys)
+    names = re.findall(r"\S+-v\d", output.out)
+    assert names == ["hopper-medium-v2", "D4RL/pen/human-v2"]
+    code, output = command(["datasets", "list", "--suite", "atari"], capsys)
+    assert code == 2
+    assert "no suite 'atari'" in output.err
+
+
+def test_info_of_a_dataset_that_is_not_here_says_what_is_known(capsys):
+    code, output = command(["datasets", "info", "antmaze-umaze-v0"], capsys)
+    text = " ".join(re.sub("[│┃]", " ", output.out).split())
+    assert code == 0
+    assert "232,533,093 bytes" in text
+    assert "out of step with the ends of its trajectories" in text
+    assert "run `tql-offline download antmaze-umaze-v0`" in text
+    code, output = command(["datasets", "info", "maze2d-umaze-v1"], capsys)
+    assert "unknown length, sha256 unknown" in " ".join(re.sub("[│┃]", " ", output.out).split())
+
+
+def test_info_of_a_file_shows_how_its_numbers_lie(tmp_path, capsys):
+    path = own_file(tmp_path / "own.npz", 3, 2)
+    code, output = command(["datasets", "info", path], capsys)
+    text = " ".join(re.sub("[│┃]", " ", output.out).split())
+    assert code == 0
+    assert "episode length 30 throughout" in text
+    assert "reward 1 to 1, mean 1, 1 values" in text
+    assert "rewards that are 0 0 %" in text
+    assert "episodes with such a one 0 of 1" in text
+
+
+def test_download_takes_names_and_suites_and_tells_every_file(tmp_path, capsys):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    for name in ("scene-play-v0", "puzzle-3x3-play-v0"):
+        for split in ("", "-val"):
+            own_file(shelf / f"{name}{split}.npz", 3, 2)
+    arguments = ["download", "--suite", "ogbench-paper-25", "--mirror", str(shelf)]
+    code, output = command([*arguments, "--offline"], capsys)
+    assert code == 2
+    assert "offline: only files and mirrors of this machine are used" in output.out
+    # What came is told, though six files did not.
+    assert len(re.findall(r"v0(?:-val)?\.npz: [\d,]+ bytes, sha256", output.out)) == 4
+    assert output.err.startswith("tql-offline: 6 of 10 files did not come: ")
+    assert output.err.count("\n") == 1
+    code, output = command(["download", "scene-play-singletask-task2-v0", "--offline"], capsys)
+    assert code == 0
+    assert output.out.count("already there") == 2
+
+
+def test_check_tells_what_could_be_had_and_fetches_nothing(tmp_path, capsys):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    own_file(shelf / "scene-play-v0.npz", 3, 2)
+    arguments = ["download", "scene-play-v0", "--check", "--mirror", str(shelf)]
+    code, output = command(arguments, capsys)
+    assert code == 2
+    assert "1 of 2 files are neither here nor at any mirror: scene-play-v0-val.npz" in output.err
+    assert "available" in output.out
+    own_file(shelf / "scene-play-v0-val.npz", 3, 2)
+    code, output = command(arguments, capsys)
+    assert code == 0
+    assert "all 2 files are here or can be downloaded" in output.out
+    assert not (tmp_path / "ogbench").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to download is named"),
+        (["--suite", "none"], "no suite 'none' is known"),
+        (["antmaze-umaze-v0"], "is broken: its timeouts"),
+        (["D4RL/pen/human-v2", "--offline"], "only local files may be used"),
+    ],
+)
+def test_download_refuses_in_one_sentence(arguments, words, capsys):
+    code, output = command(["download", *arguments], capsys)
+    assert code == 2
+    assert words in output.err
+    assert output.err.count("\n") == 1
