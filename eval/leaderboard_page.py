@@ -370,7 +370,7 @@ def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> 
         note="Of all runs on all tasks, the fraction that score more than τ: a line above another "
         "everywhere is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
         f"stratified bootstrap over runs.{rest}",
-        keys=tuple(Key(label=n, colour=i, style="solid") for i, n in enumerate(shown, start=1)),
+        keys=tuple(Key(label=n, colour=i, style="point") for i, n in enumerate(shown, start=1)),
         plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),
     )
 
@@ -394,4 +394,6 @@ def _profile_line(
 ) -> Line:
     profile, low, high = estimate_profile(table, thresholds, generator)
     interval = None if np.isnan(low).all() else (low.tolist(), high.tolist())
-    return Line(label=label, x=thresholds, y=profile.tolist(), interval=interval, colour=colour)
+    return Line(
+        label=label, x=thresholds, y=profile.tolist(), interval=interval, colour=colour, points=True
+    )

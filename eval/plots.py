@@ -20,6 +20,9 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLoc
 MAX_POINTS = 400
 """Points drawn per line; of a longer curve, evenly spaced ones."""
 
+DENSE = 40
+"""Of a line of more points some are marked, each colour's at other places."""
+
 MAX_COLOUR = 6
 """Line colours 1..6 of the page's palette (`--c1` ...), told apart by marker too."""
 
@@ -255,6 +258,7 @@ def _draw_line(axes: Axes, line: Line, band: float) -> None:
         linewidth=1.2 if line.style in ("dashed", "dotted") else 1.8,
         marker=marker,
         markersize=6,
+        markevery=None if len(x) <= DENSE else (3 * line.colour, len(x) // 8),
         markeredgecolor=PAPER,
         clip_on=False,
     )

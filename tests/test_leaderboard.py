@@ -270,14 +270,14 @@ def test_profiles_of_returns_reach_over_all_runs(tmp_path):
     setting = found[0].setting._replace(protocol="quick-return v1")
     runs = [
         replace(found[0], setting=setting, method=m, seed=s, score=-100.0 * s - offset)
-        for m, offset in (("A", 0), ("B", 50))
+        for m, offset in (("A", 10), ("B", 50))
         for s in range(3)
     ]
     (board,), _ = make_boards(runs)
     (group,) = board_section(board, "b").plots
     drawn = group.plots[0].svg
-    assert "A tiny: from 1 at -250 to 0 at 0." in drawn
-    assert "B tiny: from 0.6667 at -250 to 0 at 0." in drawn  # one of three is at -250, not above
+    assert "A tiny: from 1 at -250 to 0 at -10." in drawn
+    assert "B tiny: from 0.6667 at -250 to 0 at -10." in drawn  # one of three is at -250, not above
 
 
 # Files.

@@ -17,15 +17,17 @@ from tql_offline.networks import kernels
 def flops_per_update(agent: Agent, batch_size: int) -> int:
     """Operations of the matrix products of one update; a multiply-add is two.
 
-    Counted in a copy of the agent, so that nothing of it and no generator is touched, and in the
-    plain operations of every device. A product's size is affine in the batch, so two small batches
-    give any other. Of a delayed policy it is the mean over its period.
+    Counted in a copy of the agent on the CPU, in plain operations, whatever the run's device, so
+    that nothing of it and no generator is touched. A product's size is affine in the batch, so two
+    small batches give any other. Of a delayed policy it is the mean over its period.
 
     Args:
         agent: before its first update.
         batch_size: transitions per update.
     """
     copy = deepcopy(agent)
+    for network in copy.networks.values():
+        network.to("cpu")  # a GPU's products are padded
     for optimizer in copy.optimizers.values():
         optimizer.param_groups.clear()  # a step has no products, but would take memory
     one, two = (_of_batch(copy, rows) for rows in (1, 2))
@@ -33,11 +35,10 @@ def flops_per_update(agent: Agent, batch_size: int) -> int:
 
 
 def _of_batch(agent: Agent, rows: int) -> int:
-    device = agent.normaliser.mean.device
-    states = torch.zeros(rows, len(agent.normaliser.mean), device=device)
+    states = torch.zeros(rows, len(agent.normaliser.mean))
     actions, numbers = states.new_zeros(rows, agent.action_dim), states.new_zeros(rows)
     batch = Batch(states, actions, numbers, states, numbers, numbers, actions, numbers)
-    generator, period = torch.Generator(device), getattr(agent, "policy_delay", 1)
+    generator, period = torch.Generator(), getattr(agent, "policy_delay", 1)
     with _plain_operations(), _Products() as products:
         for step in range(1, period + 1):
             agent.update(batch, generator, step)
@@ -47,7 +48,7 @@ def _of_batch(agent: Agent, rows: int) -> int:
 
 @contextmanager
 def _plain_operations() -> Iterator[None]:
-    """Those of a GPU: a CPU's passes by hand compute a little again instead of keeping it."""
+    """Without a CPU's own: its passes by hand compute a little again instead of keeping it."""
     kernels.enabled, before = False, kernels.enabled
     try:
         yield
