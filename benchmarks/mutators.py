@@ -48,7 +48,7 @@ def flip(data: bytes, rng: random.Random, _other: bytes) -> bytes:
 def integer(data: bytes, rng: random.Random, _other: bytes) -> bytes:
     """An integer on a limit, of one to eight bytes, either end first."""
     width = rng.choice((1, 2, 4, 8))
-    value = (rng.choice(INTEGERS) + rng.choice((0, 0, 1, -1))) % 2 ** (8 * width)
+    value = rng.choice(INTEGERS) + rng.choice((0, 0, 1, -1)) & (1 << 8 * width) - 1
     place = rng.randrange(len(data) + 1)
     return (
         data[:place] + value.to_bytes(width, rng.choice(("little", "big"))) + data[place + width :]
@@ -98,7 +98,7 @@ def _odd(rng: random.Random) -> Any:
     deep: Any = 1
     for _ in range(rng.choice((3, 20, 40, 300))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}
-    odd = (None, True, False, [], {}, [[]], [1] * 1000, {"a": 1}, deep)
+    odd: tuple[Any, ...] = (None, True, False, [], {}, [[]], [1] * 1000, {"a": 1}, deep)
     return rng.choice((rng.choice(NUMBERS), rng.choice(TEXTS), rng.choice(odd), float("nan")))
 
 
@@ -233,9 +233,32 @@ def npz_headers(data: bytes, rng: random.Random, _other: bytes) -> bytes:
     name, content = members[place]
     length = int.from_bytes(content[8:10], "little")
     head, numbers = content[10 : 10 + length].decode("latin-1"), content[10 + length :]
-    shapes = ("(0,)", "()", "(7,)", "(7, 1)", "(-1,)", "(2**40,)", "(True, 7)", "(1,) * 9", "7")
+    shapes: tuple[str, ...] = (
+        "(0,)",
+        "()",
+        "(7,)",
+        "(7, 1)",
+        "(-1,)",
+        "(2**40,)",
+        "(True, 7)",
+        "(1,) * 9",
+        "7",
+    )
     shapes += (f"({2**62}, 0)", f"({2**40}, {2**40})", "(1," * 1500 + ")" * 1500, "1," * 100)
-    types = ("|O", "<f2", ">f8", "<i8", "<U7", "|V0", "|S0", "<M8[ns]", "|b1", "<c16", "f,O", "x")
+    types: tuple[str, ...] = (
+        "|O",
+        "<f2",
+        ">f8",
+        "<i8",
+        "<U7",
+        "|V0",
+        "|S0",
+        "<M8[ns]",
+        "|b1",
+        "<c16",
+        "f,O",
+        "x",
+    )
     types += ("[('a','<f4')]", "<f16", "|V99999999999")
     head = rng.choice(
         (

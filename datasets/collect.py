@@ -300,8 +300,12 @@ def _finished(places: _Places, order: _Order) -> Collected | None:
         )
     sizes = {path.name: path.stat().st_size for path in (train, val) if path.exists()}
     sha256 = manifest.get("sha256")
-    named = isinstance(sha256, dict) and all(isinstance(each, str) for each in sha256.values())
-    if manifest.get("bytes") != sizes or not named or set(sha256) != set(sizes):
+    if (
+        manifest.get("bytes") != sizes
+        or not isinstance(sha256, dict)
+        or set(sha256) != set(sizes)
+        or not all(isinstance(digest, str) for digest in sha256.values())
+    ):
         raise InputError(
             f"{train} and {val.name} are not the files that {places.manifest.name} describes; "
             "collect with --force to replace them"

@@ -393,7 +393,7 @@ def _hdf5_names(path: Path, file: h5py.File) -> list[str]:
 
 def _claimed(item: h5py.Dataset) -> int:
     # Not `nbytes`, whose product overflows.
-    return math.prod(item.shape) * item.dtype.itemsize
+    return math.prod(map(int, item.shape)) * int(item.dtype.itemsize)
 
 
 def _check_layout(path: Path, item: h5py.Dataset, name: str) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -630,6 +632,27 @@ def test_a_name_that_leads_through_a_link_is_refused(tmp_path):
     refused(load, str(path), match="no name of a column")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_no_library_is_loaded_for_a_filter_that_a_file_names(tmp_path):
+    path = hdf5(tmp_path / "a.hdf5", rewards=foreign_filter)
+    (tmp_path / "filter.c").write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) void f(void) { puts("LOADED"); }\n'
+    )
+    build = ["cc", "-shared", "-fPIC", "-o", "libfilter.so", "filter.c"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    code = "from tql_offline.datasets.load import load; load('a.hdf5')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "HDF5_PLUGIN_PATH": ".", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert path.name in done.stderr
+    assert "packed by filter 32001" in done.stderr
+    assert "LOADED" not in done.stdout
+
+
 def test_very_many_columns_and_attributes_are_no_work(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w", libver="latest") as file:
         for i in range(2000):
@@ -638,7 +661,7 @@ def test_very_many_columns_and_attributes_are_no_work(tmp_path):
     refused(load, str(tmp_path / "a.hdf5"), match="more than 64 columns")
 
 
-PACKED = [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}]
+PACKED: list[dict] = [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}]
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,8 @@ def _restore_optimizer(
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     if sorted(state) not in ([], list(range(len(parameters)))):
         raise ValueError(f"moments of {len(parameters)} parameters are needed for optimizer {name}")
-    for index, moments in state.items():
-        _check_moments(moments, parameters[index], f"{name}.{index}")
+    for place, moments in state.items():
+        _check_moments(moments, parameters[place], f"{name}.{place}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

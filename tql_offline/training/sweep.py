@@ -481,7 +481,7 @@ def last_evaluation(folder: RunFolder) -> dict[str, Any] | None:
         InputError: the result cannot be read.
     """
     evaluations = read_json(folder.result).get("evaluations")
-    lines = evaluations if isinstance(evaluations, list) else [None]
+    lines: list[Any] = evaluations if isinstance(evaluations, list) else [None]
     if not all(_is_summary(line) for line in lines):
         raise InputError(
             f"{folder.result} has no usable 'evaluations'; move run {folder.path} away, or run "
