@@ -227,8 +227,9 @@ def read_named(folder: Path, file: Path) -> None:
     """A dataset of a name, with its rewards; a manifest by `collect`; a part of a download."""
     from tql_offline.datasets.catalogue import PublishedFile
     from tql_offline.datasets.collect import _read_part, collect
-    from tql_offline.datasets.download import _parse_origin, verify
+    from tql_offline.datasets.download import _parse_origin
     from tql_offline.datasets.load import load
+    from tql_offline.datasets.verify import verify
     from tql_offline.runs import read_json
 
     if file.parent.name == "parts":
