@@ -190,6 +190,13 @@ def test_documents_as_deep_as_ours_pass():
     assert len(parse_json(b"[" + b"{}," * 1000 + b"{}]")) == 1001
 
 
+def test_an_integer_that_python_cannot_print_is_no_toml():
+    """10^4300 needs 14,285 bits; `tomllib` takes it in hexadecimal."""
+    with pytest.raises(ValueError, match="more than 64 bits"):
+        parse_toml(b"a = [{b = 0x" + b"f" * 4000 + b"}]")
+    assert parse_toml(b"a = 0x7fffffffffffffff") == {"a": 2**63 - 1}
+
+
 def test_a_key_of_very_many_parts_takes_no_time(tmp_path):
     path = tmp_path / "config.toml"
     path.write_bytes(b"a." * 100_000 + b"a = 1")

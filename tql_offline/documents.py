@@ -23,6 +23,8 @@ MAX_CONFIG_BYTES = 2**18
 MAX_DEPTH = 32
 """A document nested deeper is not ours: `repr` and `json` follow it until the stack is full."""
 
+MAX_BITS = 64
+
 MAX_DOTS = 256
 """In one line of TOML: `tomllib` takes a time that grows with the square of a key's parts."""
 
@@ -75,7 +77,8 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     """What a TOML text holds.
 
     Raises:
-        ValueError: it is no TOML in UTF-8, or nested deeper than `MAX_DEPTH`.
+        ValueError: it is no TOML in UTF-8, nested deeper than `MAX_DEPTH`, or has an integer of more
+            bits than TOML's 64: `tomllib` takes any in hexadecimal, which Python then cannot print.
     """
     text = data.decode("utf-8")
     _check_lines(text)
@@ -84,6 +87,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
     _check_depth(document)
+    _check_integers(document)
     return document
 
 
@@ -100,6 +104,13 @@ def _check_depth(document: Any) -> None:
         if not level:
             return
     raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def _check_integers(value: Any) -> None:
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError(f"has an integer of more than {MAX_BITS} bits")
+    for child in _children(value):
+        _check_integers(child)
 
 
 def _children(value: Any) -> Any:
