@@ -341,17 +341,22 @@ def test_folders_as_deep_as_the_system_allows_are_walked(tmp_path):
         for _ in range(1500):
             Path("d").mkdir()
             os.chdir("d")
+        os.chdir(home)
+        refused(find_runs, [tmp_path], match="no run folder")
+        refused(find_results, [tmp_path], match="no file named like")
     finally:
         os.chdir(home)
-    refused(find_runs, [tmp_path], match="no run folder")
-    refused(find_results, [tmp_path], match="no file named like")
-    while (tmp_path / "d").exists():  # too deep for shutil
-        deep = tmp_path / "d"
-        os.rename(deep, tmp_path / "x")  # noqa: PTH104
-        inner = tmp_path / "x" / "d"
-        if inner.exists():
-            os.rename(inner, deep)  # noqa: PTH104
-        (tmp_path / "x").rmdir()
+        remove_deep(tmp_path / "d")
+
+
+def remove_deep(folder):
+    """One level at a time: it is too deep for shutil, and for pytest's own cleaning."""
+    aside = folder.with_name("x")
+    while folder.exists():
+        folder.rename(aside)
+        if (aside / folder.name).exists():
+            (aside / folder.name).rename(folder)
+        aside.rmdir()
 
 
 @pytest.mark.parametrize("step", ["1e999", "NaN", "[1]", '{"a": 1}', "null", '"x"'])

@@ -77,8 +77,9 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     """What a TOML text holds.
 
     Raises:
-        ValueError: it is no TOML in UTF-8, nested deeper than `MAX_DEPTH`, or has an integer of more
-            bits than TOML's 64: `tomllib` takes any in hexadecimal, which Python then cannot print.
+        ValueError: it is no TOML in UTF-8, nested deeper than `MAX_DEPTH`, or has an integer of
+            more than TOML's 64 bits: `tomllib` takes any in hexadecimal, and Python cannot print
+            some of them.
     """
     text = data.decode("utf-8")
     _check_lines(text)
