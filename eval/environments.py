@@ -19,17 +19,21 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
+from tql_offline.eval.protocol import goal_of_seed
 
 _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
 PROBE_STEPS = 2000
+GOALS_PREFIX = "goals:"
+"""Before the id of a goal-conditioned environment, to have each of its goals in turn."""
 
 
 def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any, Any]:
     """Make an environment.
 
     Args:
-        env_id: an OGBench id, another id registered with Gymnasium, or `module:id`.
+        env_id: an OGBench id, another id registered with Gymnasium, or `module:id`; with `goals:`
+            before it, of an environment of OGBench's whose goals are to be reached in turn.
         success_timing: whether OGBench judges success, reward and end on the state before ("pre")
             or after ("post") the action; None leaves the environment's own. Since ogbench 1.2.0
             that is "pre" for singletask environments; FQL's published numbers are from ogbench
@@ -40,6 +44,8 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
     """
     if success_timing not in _SUCCESS_TIMINGS:
         raise InputError(f"success timing {success_timing!r} is unknown; use 'pre' or 'post'")
+    if env_id.startswith(GOALS_PREFIX):
+        return GoalConditioned(make(env_id[len(GOALS_PREFIX) :], success_timing=success_timing))
     options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
     try:
         with quiet():
@@ -59,6 +65,47 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         ) from error
 
 
+class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """OGBench's environment with several goals: the seed of an episode says which it has.
+
+    Observations are the environment's and the goal's, side by side: `(2·n_s,)`.
+
+    Attributes:
+        goals: number of goals.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        name = env.spec.id if env.spec else str(env)
+        self.goals = int(getattr(env.unwrapped, "num_tasks", 0))
+        if not self.goals or getattr(env.unwrapped, "_reward_task_id", None) is not None:
+            raise InputError(
+                f"environment {name!r} has no goals to choose of; give a goal-conditioned one, "
+                "such as goals:cube-double-v0"
+            )
+        with quiet():
+            dim = vector_dim(name, "observation", env.observation_space)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2 * dim,), np.float64)
+        self._goal = np.zeros(dim)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; its goal is `goal_of_seed`, and without a seed the first."""
+        goal = {"task_id": goal_of_seed(seed or 0, self.goals)}
+        observation, info = self.env.reset(seed=seed, options=(options or {}) | goal)
+        self._goal = np.asarray(info["goal"])
+        return self._beside_goal(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one action."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._beside_goal(observation), reward, terminated, truncated, info
+
+    def _beside_goal(self, observation: Any) -> NDArray[Any]:
+        return np.concatenate([np.asarray(observation), self._goal])
+
+
 def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
     """What a record must say about an environment for its scores to be comparable.
 
@@ -68,8 +115,9 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
 
     Returns:
         `env_id`, `max_episode_steps` (None if unlimited), `success_timing` (the one in force, None
-        if the environment knows none), `observation_dim`, `action_dim`, and under `versions` those
-        of ogbench, mujoco and gymnasium.
+        if the environment knows none), `goals` (0 unless they are reached in turn),
+        `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco and
+        gymnasium.
 
     Raises:
         InputError: it cannot be made, or its observations or actions are no vectors.
@@ -83,6 +131,7 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
             "env_id": env_id,
             "max_episode_steps": None if env.spec is None else env.spec.max_episode_steps,
             "success_timing": getattr(env.unwrapped, "_success_timing", success_timing),
+            "goals": env.goals if isinstance(env, GoalConditioned) else 0,
             "observation_dim": observation_dim,
             "action_dim": action_dim,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

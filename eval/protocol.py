@@ -10,6 +10,8 @@ import numpy as np
 
 from tql_offline.errors import InputError
 
+_SCORES = ("success", "return", "normalised")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -25,9 +27,12 @@ class Protocol:
         training_steps: updates of a full run under this protocol.
         seeds: runs per task that a full result needs.
         bold: tables print scores of at least this fraction of the row's best in bold.
-        score: success rate in percent, or mean undiscounted return.
+        score: success rate in percent, mean undiscounted return, or that return on the scale of
+            reference scores.
         slots: environments stepped together, the policy's batch; part of the protocol because a
             policy's arithmetic may change in its last bits with the size of its batch.
+        goals: of a goal-conditioned environment, `episodes` each; 0 for an environment of one task.
+        references: table of `references.toml` whose scores a normalised score lies between.
     """
 
     name: str
@@ -39,8 +44,10 @@ class Protocol:
     training_steps: int
     seeds: int
     bold: float
-    score: Literal["success", "return"]
+    score: Literal["success", "return", "normalised"]
     slots: int
+    goals: int = 0
+    references: str = ""
 
     def __post_init__(self) -> None:
         """Check the fields' ranges."""
@@ -52,10 +59,15 @@ class Protocol:
                 f"protocol {self.name!r} must set either evaluate_every or evaluations, "
                 "and the other to 0"
             )
-        if self.counted not in ("last", "last-3") or self.score not in ("success", "return"):
+        if self.counted not in ("last", "last-3") or self.score not in _SCORES:
             raise InputError(
-                f"protocol {self.name!r}: counted must be 'last' or 'last-3' and score 'success' "
-                f"or 'return', not {self.counted!r} and {self.score!r}"
+                f"protocol {self.name!r}: counted must be 'last' or 'last-3' and score one of "
+                f"{', '.join(_SCORES)}, not {self.counted!r} and {self.score!r}"
+            )
+        if bool(self.references) != (self.score == "normalised") or self.goals < 0:
+            raise InputError(
+                f"protocol {self.name!r}: references go with a normalised score alone, and goals "
+                f"are no fewer than 0, not {self.references!r} and {self.goals}"
             )
         if not 0 < self.bold <= 1:
             raise InputError(f"protocol {self.name!r}: bold must lie in (0, 1], not {self.bold}")
@@ -115,14 +127,15 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     """Distinct seeds of an evaluation's episodes.
 
     They don't depend on the run: under one base seed every policy of a task starts from the same
-    initial states and is given the same noise, so that policies are compared pairwise.
+    initial states and is given the same noise, so that policies are compared pairwise. Of a
+    protocol with goals, the goals come in turn: an episode's goal is `goal_of_seed`.
 
     Args:
-        protocol: the protocol; only its number of episodes matters.
+        protocol: the protocol; only its numbers of episodes and goals matter.
         base_seed: draws another set of episodes.
 
     Returns:
-        `episodes` integers in [0, 2^32).
+        `episodes · max(goals, 1)` integers in [0, 2^32).
 
     Raises:
         InputError: the base seed is negative.
@@ -130,6 +143,16 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     if base_seed < 0:
         raise InputError(f"the base seed of the episodes is {base_seed}; set one of at least 0")
     sequence = np.random.SeedSequence(base_seed)
-    # Twice as many as needed: among 32-bit numbers an equal pair is rare but not impossible.
-    drawn = sequence.generate_state(2 * protocol.episodes).tolist()
-    return list(dict.fromkeys(drawn))[: protocol.episodes]
+    goals = max(protocol.goals, 1)
+    # More than needed: among 32-bit numbers an equal pair is rare but not impossible, and so is a
+    # remainder that comes half as often as the others.
+    drawn = dict.fromkeys(sequence.generate_state(2 * protocol.episodes * goals).tolist())
+    by_goal = [[seed for seed in drawn if seed % goals == goal] for goal in range(goals)]
+    if min(map(len, by_goal)) < protocol.episodes:
+        raise InputError(f"base seed {base_seed} draws too few episodes of a goal; set another")
+    return [seeds[k] for k in range(protocol.episodes) for seeds in by_goal]
+
+
+def goal_of_seed(seed: int, goals: int) -> int:
+    """The goal of the episode of a seed, counted from 1 as OGBench's `task_id`."""
+    return seed % goals + 1

@@ -73,6 +73,8 @@ MAX_LISTED_WARNINGS = 20
 _FORMULAS = {
     "success": "success = info['success'] at the last step; score = 100 × success rate",
     "return": "score = mean undiscounted return",
+    "normalised": "score = scale × (mean return - min) / (max - min), by the references that "
+    "every evaluation records",
 }
 _TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post')"}
 

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
-from tql_offline.eval.protocol import Protocol, episode_seeds
+from tql_offline.eval.environments import GOALS_PREFIX
+from tql_offline.eval.protocol import Protocol, episode_seeds, goal_of_seed
+from tql_offline.eval.references import Reference
 from tql_offline.eval.scores import evaluation_score
 from tql_offline.eval.stepping import SlotArrays
 from tql_offline.eval.workers import EnvironmentPool, Outcome
@@ -274,6 +276,7 @@ def evaluate(
     policy_name: str,
     noise_dim: int,
     base_seed: int = 0,
+    reference: Reference | None = None,
     progress: Callable[[int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
@@ -287,6 +290,7 @@ def evaluate(
         policy_name: "learned" or "behaviour".
         noise_dim: numbers of noise the policy takes per step, 0 for none.
         base_seed: draws another set of episodes; see `protocol.episode_seeds`.
+        reference: scores of the dataset that a normalised score lies between.
         progress: called with the number of finished episodes.
         cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
             a `threading.Event`.
@@ -295,10 +299,16 @@ def evaluate(
         One line of `evaluations.jsonl`.
 
     Raises:
-        InputError: the pool has another number of slots than the protocol, the policy's name is
-            unknown, its actions are not usable, or the environment reports no success where that is
-            the score.
+        InputError: the pool has another number of slots or goals than the protocol, the policy's
+            name is unknown, its actions are not usable, or the environment reports no success, or
+            the dataset has no reference, where the score needs it.
     """
+    if pool.description["goals"] != protocol.goals:
+        raise InputError(
+            f"protocol {protocol.name!r} has {protocol.goals} goals where the environment "
+            f"{pool.description['env_id']!r} is made for {pool.description['goals']}; a "
+            f"goal-conditioned one is named {GOALS_PREFIX}NAME, as {GOALS_PREFIX}cube-double-v0"
+        )
     if pool.slots != protocol.slots:
         raise InputError(
             f"protocol {protocol.name!r} steps {protocol.slots} environments together, the pool "
@@ -330,17 +340,34 @@ def evaluate(
         },
         "env_id": pool.description["env_id"],
         "success_timing": pool.description["success_timing"],
+        "max_episode_steps": pool.description["max_episode_steps"],
+        "versions": pool.description["versions"],
         "episodes": [_as_document(episode) for episode in episodes],
-        **_summary(protocol, episodes),
+        **_summary(protocol, episodes, reference),
     }
 
 
-def _summary(protocol: Protocol, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Success rate, mean return and score of an evaluation."""
+def _summary(
+    protocol: Protocol, episodes: Sequence[Episode], reference: Reference | None
+) -> dict[str, Any]:
+    """Success rate, mean return and score of an evaluation, and what they are made with."""
     success_rate = float(np.mean([e.success for e in episodes]))
     return_mean = float(np.mean([e.return_ for e in episodes]))
-    score = evaluation_score(protocol, success_rate=success_rate, return_mean=return_mean)
-    return {"success_rate": success_rate, "return_mean": return_mean, "score": score}
+    score = evaluation_score(
+        protocol, success_rate=success_rate, return_mean=return_mean, reference=reference
+    )
+    numbers = {"success_rate": success_rate, "return_mean": return_mean, "score": score}
+    goals = {"goal_success_rates": _by_goal(episodes, protocol.goals)} if protocol.goals else {}
+    scale = {"reference": reference.describe()} if reference is not None else {}
+    return numbers | goals | scale
+
+
+def _by_goal(episodes: Sequence[Episode], goals: int) -> list[float]:
+    """Success rate of each goal."""
+    of_goal: list[list[bool]] = [[] for _ in range(goals)]
+    for episode in episodes:
+        of_goal[goal_of_seed(episode.seed, goals) - 1].append(episode.success)
+    return [float(np.mean(successes)) for successes in of_goal]
 
 
 def _as_document(episode: Episode) -> dict[str, Any]:

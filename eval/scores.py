@@ -7,19 +7,39 @@ import numpy as np
 
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
+from tql_offline.eval.references import Reference
 
 _COUNTED = {"last": 1, "last-3": 3}
 
 
-def evaluation_score(protocol: Protocol, *, success_rate: float, return_mean: float) -> float:
-    """The score of one evaluation: success in percent, or the mean return.
+def evaluation_score(
+    protocol: Protocol,
+    *,
+    success_rate: float,
+    return_mean: float,
+    reference: Reference | None = None,
+) -> float:
+    """The score of one evaluation: success in percent, the mean return, or that return normalised.
 
     Args:
         protocol: says which.
-        success_rate: fraction of successful episodes in [0, 1].
+        success_rate: fraction of successful episodes in [0, 1]; of a protocol with goals, the mean
+            over goals, which have equally many episodes.
         return_mean: mean undiscounted return of the episodes.
+        reference: of the dataset, where the score is normalised.
+
+    Raises:
+        InputError: the score is normalised and there is no reference.
     """
-    return 100.0 * success_rate if protocol.score == "success" else return_mean
+    if protocol.score == "success":
+        return 100.0 * success_rate
+    if protocol.score == "return":
+        return return_mean
+    if reference is None:
+        raise InputError(
+            f"protocol {protocol.name!r} normalises returns; give the reference scores of the data"
+        )
+    return reference.normalised(return_mean)
 
 
 def counted_evaluations(

@@ -1,10 +1,24 @@
 import dataclasses
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tql_offline.cli import main
 from tql_offline.errors import InputError
-from tql_offline.eval.protocol import episode_seeds, evaluation_steps, get, protocols
-from tql_offline.eval.scores import bold, counted_evaluations, run_score
+from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
+from tql_offline.eval.protocol import (
+    episode_seeds,
+    evaluation_steps,
+    get,
+    goal_of_seed,
+    protocols,
+)
+from tql_offline.eval.references import Reference, reference_for
+from tql_offline.eval.rollout import evaluate
+from tql_offline.eval.scores import bold, counted_evaluations, evaluation_score, run_score
+from tql_offline.eval.workers import EnvironmentPool
 
 OGBENCH = get("ogbench-singletask")
 QUICK = get("quick")
@@ -24,7 +38,37 @@ def test_ogbench_singletask_is_the_published_protocol():
         "bold": 0.95,
         "score": "success",
         "slots": 25,
+        "goals": 0,
+        "references": "",
     }
+
+
+def test_released_protocols_keep_their_fields():
+    """Episodes, cadence, what counts, updates, seeds, score, goals, references: as published."""
+    assert {p.name: fields(p) for p in protocols() if p.version == 1} == {
+        "ogbench-singletask": (50, 100_000, "last-3", 1_000_000, 8, "success", 0, ""),
+        "ogbench-goal": (50, 100_000, "last-3", 1_000_000, 8, "success", 5, ""),
+        "d4rl": (10, 100_000, "last", 1_000_000, 4, "normalised", 0, "d4rl"),
+        "d4rl-antmaze": (100, 100_000, "last", 1_000_000, 4, "normalised", 0, "d4rl"),
+        "minari": (10, 100_000, "last", 1_000_000, 4, "normalised", 0, "minari"),
+        "quick": (50, 0, "last", 20_000, 1, "success", 0, ""),
+        "quick-return": (50, 0, "last", 20_000, 1, "return", 0, ""),
+    }
+
+
+def fields(p):
+    updates = (p.evaluate_every, p.counted, p.training_steps)
+    return (p.episodes, *updates, p.seeds, p.score, p.goals, p.references)
+
+
+def test_the_documents_table_is_that_of_the_protocols():
+    document = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for p in protocols():
+        every = f"{p.evaluate_every:,} updates" if p.evaluate_every else f"{p.evaluations} a run"
+        episodes = f"{p.goals} × {p.episodes}" if p.goals else p.episodes
+        counted = {"last": "last", "last-3": "mean of last three"}[p.counted]
+        row = f"| `{p.name}` | {p.version} | {episodes} | {every} | {counted} | "
+        assert f"{row}{p.training_steps:,} | {p.seeds} | {p.score} |" in document
 
 
 def test_names_and_versions_are_unique_keys():
@@ -69,7 +113,16 @@ def test_episode_seeds_are_distinct_and_repeat():
 
 @pytest.mark.parametrize(
     "change",
-    [{"episodes": 0}, {"evaluations": 0}, {"counted": "best"}, {"bold": 95}, {"score": "reward"}],
+    [
+        {"episodes": 0},
+        {"evaluations": 0},
+        {"counted": "best"},
+        {"bold": 95},
+        {"score": "reward"},
+        {"score": "normalised"},
+        {"references": "d4rl"},
+        {"goals": -1},
+    ],
 )
 def test_impossible_protocols_are_refused(change):
     with pytest.raises(InputError, match="protocol 'quick'"):
@@ -102,3 +155,113 @@ def test_a_runs_score_counts_the_evaluations_its_protocol_counts():
 )
 def test_bold_is_near_the_best(scores, expected):
     assert bold(scores, 0.95) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "returned", "score"),
+    [
+        ("hopper-medium-v2", 3234.3, 100.0),
+        ("hopper-medium-v2", -20.272305, 0.0),
+        # 100 · (1607.0138475 + 20.272305) / (3234.3 + 20.272305): halfway between the two.
+        ("hopper-medium-expert-v0", 1607.0138475, 50.0),
+        ("antmaze-large-play-v2", 0.25, 25.0),
+        ("ant-medium-v2", -325.6, 0.0),
+        ("kitchen-mixed-v0", 3.0, 75.0),
+        ("maze2d-umaze-v1", 161.86, 100.0),
+        ("pen-human-v1", 4567.118253174032, 150.0),
+    ],
+)
+def test_d4rls_scores_lie_between_its_references(dataset, returned, score):
+    reference = reference_for(get("d4rl"), dataset)
+    given = {"success_rate": 0.5, "return_mean": returned, "reference": reference}
+    assert evaluation_score(get("d4rl"), **given) == pytest.approx(score, abs=1e-9)
+
+
+def test_other_scores_take_no_reference():
+    assert reference_for(QUICK, "hopper-medium-v2") is None
+    assert evaluation_score(QUICK, success_rate=0.5, return_mean=7.0) == 50.0
+    assert evaluation_score(get("quick-return"), success_rate=0.5, return_mean=7.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    "dataset", ["cube-double-play-v0", "maze2d-umaze-dense-v1", "maze2d-umaze-v0", "hoppers-v2"]
+)
+def test_data_without_references_are_not_normalised(dataset):
+    with pytest.raises(InputError, match=r"no reference scores of dataset .* 'quick-return'"):
+        reference_for(get("d4rl"), dataset)
+    with pytest.raises(InputError, match="give the reference scores"):
+        evaluation_score(get("d4rl"), success_rate=0.0, return_mean=1.0)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (float("-inf"), 0.0), (0.0, np.nan)])
+def test_references_that_are_not_apart_are_refused(bounds):
+    with pytest.raises(InputError, match="between which nothing lies"):
+        Reference(min=bounds[0], max=bounds[1], scale=1.0, source="metadata")
+
+
+# Goals.
+
+GOAL = dataclasses.replace(get("ogbench-goal"), episodes=2, slots=5)
+MAZE = f"{GOALS_PREFIX}pointmaze-medium-v0"
+
+
+def test_every_goal_has_equally_many_episodes():
+    seeds = episode_seeds(get("ogbench-goal"))
+    assert len(set(seeds)) == 250
+    goals = [goal_of_seed(seed, 5) for seed in seeds]
+    assert goals == [1, 2, 3, 4, 5] * 50
+    assert seeds != episode_seeds(get("ogbench-goal"), base_seed=1)
+
+
+def test_an_episodes_goal_is_ogbenchs_task_of_its_seed():
+    """Start and goal are within the maze's noise of 1 of the task's cells."""
+    env = make(MAZE)
+    seeded = SeededEnvironment(env)
+    for seed in range(10, 15):
+        observation = seeded.reset(seed)
+        maze = env.unwrapped
+        task = maze.task_infos[goal_of_seed(seed, 5) - 1]
+        assert maze.cur_task_id == goal_of_seed(seed, 5)
+        assert np.abs(observation[:2] - maze.ij_to_xy(task["init_ij"])).max() <= 1
+        assert np.abs(observation[2:] - maze.ij_to_xy(task["goal_ij"])).max() <= 1
+        stepped = seeded.step(np.zeros(2, np.float32))[0]
+        assert (stepped[2:] == observation[2:]).all()
+    seeded.close()
+
+
+def toward_the_goal(observations, _noise):
+    """Straight at the goal: it gets there where no wall is in between."""
+    return np.clip(observations[:, 2:] - observations[:, :2], -1, 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_goals_are_scored_each_and_by_their_mean(processes):
+    with EnvironmentPool(MAZE, slots=5, processes=processes) as pool:
+        line = evaluate(toward_the_goal, pool, GOAL, step=1, policy_name="learned", noise_dim=0)
+    of_goal = {goal: [] for goal in range(1, 6)}
+    for episode in line["episodes"]:
+        of_goal[goal_of_seed(episode["seed"], 5)].append(episode["success"])
+    assert line["goal_success_rates"] == [np.mean(of_goal[goal]) for goal in range(1, 6)]
+    assert line["score"] == pytest.approx(100 * np.mean(line["goal_success_rates"]))
+    assert line["env_id"] == MAZE
+    assert json.loads(json.dumps(line)) == line
+
+
+def test_protocol_and_environment_must_have_the_same_goals():
+    with (
+        EnvironmentPool("pointmaze-medium-v0", slots=5, processes=1) as pool,
+        pytest.raises(InputError, match=r"5 goals .* made for 0; .* named goals:NAME"),
+    ):
+        evaluate(toward_the_goal, pool, GOAL, step=1, policy_name="learned", noise_dim=0)
+    with pytest.raises(InputError, match="no goals to choose of"):
+        make(f"{GOALS_PREFIX}pointmaze-medium-singletask-task1-v0")
+
+
+@pytest.mark.parametrize("protocol", ["ogbench-goal", "d4rl"])
+def test_a_run_is_not_scored_by_what_its_policies_or_data_lack(protocol, capsys, tmp_path):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--protocol", protocol, "--steps", "1", "--runs", str(tmp_path / "runs")])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert ("given a goal" if protocol == "ogbench-goal" else "no reference scores") in said
+    assert not (tmp_path / "runs").exists()

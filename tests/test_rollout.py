@@ -125,6 +125,7 @@ def test_a_description_says_what_scores_depend_on():
         "env_id": "cube-single-singletask-v0",
         "max_episode_steps": 200,
         "success_timing": "pre",
+        "goals": 0,
         "observation_dim": 28,
         "action_dim": 5,
         "versions": {

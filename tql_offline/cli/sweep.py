@@ -123,8 +123,10 @@ def _score(end: "Ended") -> str:
     last = last_evaluation(end.folder)
     if last is None:
         return "not scored"
-    if protocols.get(end.run.config.evaluation.protocol).score == "return":
-        return f"return {last['return_mean']:.1f}"
+    kind = protocols.get(end.run.config.evaluation.protocol).score
+    if kind != "success":
+        normalised = f"score {last['score']:.4g}, " if kind == "normalised" else ""
+        return f"{normalised}return {last['return_mean']:.1f}"
     wins = round(last["success_rate"] * last["episodes"])
     return f"success {percent_with_interval(wins, last['episodes'])}"
 

@@ -16,6 +16,7 @@ from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.protocol import Protocol
+from tql_offline.eval.references import Reference, reference_for
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.runs import RunFolder, append_jsonl
@@ -47,26 +48,47 @@ def evaluator(
         yield None
         return
     protocol = protocols.get(config.evaluation.protocol)
+    reference = scale_of_scores(protocol, config.dataset.name)
     with EnvironmentPool(
         env_id,
         slots=protocol.slots,
         processes=config.evaluation.processes or usable_cores(),
         success_timing=config.evaluation.success_timing or None,
     ) as pool:
-        this = Evaluator(pool, protocol, device, overlaps)
+        this = Evaluator(pool, protocol, device, overlaps, reference)
         try:
             yield this
         finally:
             this.close()
 
 
+def scale_of_scores(protocol: Protocol, dataset: str) -> Reference | None:
+    """The reference scores of a run's data, where its protocol normalises by some.
+
+    Raises:
+        InputError: there are none, or the protocol is not one for the policies of a run.
+    """
+    if protocol.goals:
+        raise InputError(
+            f"protocol {protocol.name!r} scores policies that are given a goal, which those of a "
+            "run are not; use it from Python (docs/evaluation.md), or choose ogbench-singletask"
+        )
+    return reference_for(protocol, dataset)
+
+
 class Evaluator:
     """Scores policies over one pool of environment processes, one after the other."""
 
     def __init__(
-        self, pool: EnvironmentPool, protocol: Protocol, device: torch.device, overlaps: bool
+        self,
+        pool: EnvironmentPool,
+        protocol: Protocol,
+        device: torch.device,
+        overlaps: bool,
+        reference: Reference | None = None,
     ) -> None:
         self.pool, self.protocol, self.device = pool, protocol, device
+        self.reference = reference
         self.thread = ThreadPoolExecutor(1, "evaluation") if overlaps else None
         self._cancelled = Event()
 
@@ -89,6 +111,7 @@ class Evaluator:
                 step=step,
                 policy_name=policy,
                 noise_dim=agent.noise_dim(policy),
+                reference=self.reference,
                 progress=partial(reporter.advanced, title=title),
                 cancelled=self._cancelled.is_set,
             )

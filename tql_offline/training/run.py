@@ -20,7 +20,13 @@ from tql_offline.training import checkpoint
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.compile import Execution, Updates, check_execution, prepare
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
+from tql_offline.training.evaluation import (
+    Evaluator,
+    RunScores,
+    check_fit,
+    evaluator,
+    scale_of_scores,
+)
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance
@@ -329,6 +335,7 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
                 "give the environment the data came from"
             )
     protocol = protocols.get(config.evaluation.protocol)
+    scale_of_scores(protocol, config.dataset.name)
     low, high = action_bounds(dataset.env_id)
     if (low, high) != (-1.0, 1.0):
         raise InputError(

@@ -1,0 +1,112 @@
+"""Reference scores: between what a normalised return of 0 and of 1 lies."""
+
+import tomllib
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from tql_offline.errors import InputError
+from tql_offline.eval.protocol import Protocol
+
+SCALES = {"d4rl": 100.0, "minari": 1.0}
+"""What each benchmark multiplies its normalised scores by."""
+
+_CAVEATS = {
+    "D4RL/pen": ", measured with 100 steps where the environment now allows 200 (Minari issue 303)"
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Undiscounted returns that a score is normalised by.
+
+    Attributes:
+        min: of a random policy: score 0.
+        max: of an expert: score `scale`.
+        scale: 100 or 1, as the benchmark prints its scores.
+        source: where the two are from.
+    """
+
+    min: float
+    max: float
+    scale: float
+    source: str
+
+    def __post_init__(self) -> None:
+        """Check that the two are apart."""
+        if not self.min < self.max < float("inf") or self.min == float("-inf"):
+            raise InputError(
+                f"the reference scores of {self.source} are {self.min} and {self.max}, between "
+                "which nothing lies; score the plain return by protocol 'quick-return'"
+            )
+
+    def normalised(self, return_: float) -> float:
+        """`scale · (R - min) / (max - min)` (D4RL, arXiv 2004.07219, section 4)."""
+        return self.scale * (return_ - self.min) / (self.max - self.min)
+
+    def describe(self) -> dict[str, Any]:
+        """What an evaluation records."""
+        return asdict(self)
+
+
+def reference_for(protocol: Protocol, dataset: str) -> Reference | None:
+    """The reference scores by which a protocol scores runs on a dataset.
+
+    Args:
+        protocol: the protocol.
+        dataset: name of the dataset.
+
+    Returns:
+        None where the protocol does not normalise.
+
+    Raises:
+        InputError: it does, and no reference scores of this dataset are known.
+    """
+    if not protocol.references:
+        return None
+    known = _minari(dataset) if protocol.references == "minari" else _listed(protocol, dataset)
+    if known is None:
+        raise InputError(
+            f"protocol {protocol.name!r} normalises returns, and no reference scores of dataset "
+            f"{dataset!r} are known; score the plain return by protocol 'quick-return'"
+        )
+    return known
+
+
+def _listed(protocol: Protocol, dataset: str) -> Reference | None:
+    table = _tables()[protocol.references]
+    fits = [entry for entry in table if _is_of(dataset, entry)]
+    if not fits:
+        return None
+    entry = max(fits, key=lambda entry: len(entry["name"]))
+    return Reference(
+        min=entry["min"],
+        max=entry["max"],
+        scale=SCALES[protocol.references],
+        source=f"d4rl/infos.py, {entry['name']}",
+    )
+
+
+def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
+    """Whether a name is of a family; dense rewards have references of their own."""
+    ends = dataset.endswith(f"-{entry.get('version', '')}") or "version" not in entry
+    return dataset.startswith(f"{entry['name']}-") and ends and "-dense-" not in dataset
+
+
+def _minari(dataset: str) -> Reference | None:
+    """From the metadata of a dataset that is on this machine."""
+    from tql_offline.datasets.minari import read_metadata  # Minari is an extra: on use
+
+    metadata = read_metadata(dataset)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    source = f"metadata of Minari dataset {dataset}{_CAVEATS.get(dataset.rpartition('/')[0], '')}"
+    return Reference(min=float(low), max=float(high), scale=SCALES["minari"], source=source)
+
+
+@cache
+def _tables() -> dict[str, list[dict[str, Any]]]:
+    text = resources.files(__package__).joinpath("references.toml").read_text("utf-8")
+    return tomllib.loads(text)
