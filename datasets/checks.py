@@ -258,7 +258,7 @@ def check_spaces(view: View, env_id: str) -> list[Finding]:
         Finding(
             "warning",
             "spaces",
-            f"the data have {have} {what} dims from episode 0, row 0 on where {env_id} has {want}; "
+            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on where {env_id} has {want}; "
             "name the environment the data came from",
         )
         for what, have, want in (

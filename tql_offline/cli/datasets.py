@@ -1,7 +1,6 @@
 """`tql-offline datasets list | info | check | convert`."""
 
 from pathlib import Path
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer

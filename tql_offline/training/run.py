@@ -222,6 +222,7 @@ class _Made:
 
 def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
     """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
+    _refuse_images(dataset)
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
@@ -256,6 +257,16 @@ def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
         "seeds_at_once": list(seeds),
         "data_findings": list(made.findings),
     }
+
+
+def _refuse_images(dataset: Dataset) -> None:
+    shape = dataset.episodes.observations.shape[1:]
+    if len(shape) != 1:
+        raise InputError(
+            f"{dataset.path} holds images of {'x'.join(map(str, shape))}, for which there is no "
+            "encoder here; train on data whose observations are numbers, such as OGBench's "
+            "without 'visual-'"
+        )
 
 
 def _findings(dataset: Dataset) -> tuple[str, ...]:
