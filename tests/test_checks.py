@@ -1,4 +1,4 @@
-"""Faults of data: each that users met is planted, named with its episode and row, and nothing else."""
+"""Faults of data: each that users met is planted and named with its episode and row.
 
 import numpy as np
 import pytest
@@ -255,7 +255,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("spoil", "code", "says"),
     [
-        (lambda c: None, 0, "0 warnings, 0 notes"),
+        (lambda _: None, 0, "0 warnings, 0 notes"),
         (lambda c: c["rewards"].fill(-1), 0, "note: the reward"),
         (lambda c: c["rewards"].fill(0), 1, "warning: the reward"),
     ],

@@ -99,7 +99,7 @@ def test_the_digest_names_the_slices_that_were_taken(folder):
         (PARTS[1] | {"rewards": PARTS[1]["rewards"].astype(np.float16)}, None),
         ({k: v for k, v in PARTS[1].items() if k != "rewards"}, "the same columns"),
         (PARTS[1] | {"terminals": np.zeros(6, bool)}, "ends inside an episode"),
-        (PARTS[1] | {"actions": np.full((6, 2), np.nan)}, "not finite at row 10"),
+        (PARTS[1] | {"actions": np.full((6, 2), np.nan)}, "not finite at row 7"),
         (PARTS[1] | {"actions": PARTS[1]["actions"][:5]}, "different lengths"),
     ],
 )

@@ -100,6 +100,26 @@ def check_data(
         raise typer.Exit(1)
 
 
+@datasets.command("convert")
+def convert_data(
+    source: Annotated[Path, typer.Argument(help=".npz, HDF5, or a Minari folder.")],
+    target: Annotated[Path, typer.Argument(help=".npz, .hdf5, or a folder for Minari.")],
+    to: Annotated[str, typer.Option(help="npz, hdf5 or minari. Default: by the target.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="npz and HDF5 by deflate: smaller, slower to load.")
+    ] = False,
+    without_infos: Annotated[
+        bool, typer.Option("--without-infos", help="Leave a Minari dataset's infos out.")
+    ] = False,
+) -> None:
+    """Write data again in another format, without loss; digests go into TARGET.json."""
+    from tql_offline.datasets.convert import convert
+
+    manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)
+    say(f"{target}: {len(manifest['columns'])} columns, sha256 {manifest['target']['sha256']}")
+
+
 def _findings(data: str, env: str) -> "list[Finding]":
     from tql_offline.datasets.checks import check, check_spaces, view_of, view_of_columns
     from tql_offline.datasets.columns import HDF5_SUFFIXES, read_columns
@@ -108,6 +128,12 @@ def _findings(data: str, env: str) -> "list[Finding]":
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         kept = ("observations", "actions", "terminals", "rewards", "masks")
         view = view_of_columns(read_columns(Path(data), only=kept), data)
+        found = check(view, jumps=not teleports)
+        return check_spaces(view, env) + found if env else found
+    if (Path(data) / "data" / "metadata.json").is_file():
+        from tql_offline.datasets.convert import read_minari
+
+        view = view_of_columns(read_minari(Path(data), infos=False), data)
         found = check(view, jumps=not teleports)
         return check_spaces(view, env) + found if env else found
     from tql_offline.datasets.load import load
