@@ -258,8 +258,8 @@ def check_spaces(view: View, env_id: str) -> list[Finding]:
         Finding(
             "warning",
             "spaces",
-            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on where {env_id} has {want}; "
-            "name the environment the data came from",
+            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on where "
+            f"{env_id} has {want}; name the environment the data came from",
         )
         for what, have, want in (
             ("observation", view.observations.shape[1:], described["observation_dim"]),
@@ -424,7 +424,8 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
             "warning",
             "masks",
             f"{100 * ended.mean():.3g} % of all transitions have mask 0 (first "
-            f"{view.place(int(np.argmax(ended)))}), so that almost nothing bootstraps; write 0 only where the task itself ended",
+            f"{view.place(int(np.argmax(ended)))}), so that almost nothing bootstraps; write "
+            "0 only where the task itself ended",
         )
         return
     lasts = np.cumsum(view.lengths) - 1
@@ -436,7 +437,8 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
             "warning",
             "masks",
             f"{episodes} episodes go on after the task ended (first "
-            f"{view.place(int(np.argmax(inside)))}, mask 0); end an episode where its task ends, or write mask 1 there",
+            f"{view.place(int(np.argmax(inside)))}, mask 0); end an episode where its task "
+            "ends, or write mask 1 there",
         )
     if view.timeouts is not None:
         yield from _timeouts(view, ended)
@@ -613,7 +615,8 @@ def _duplicates(view: View, *, whole_episodes: bool = True) -> Iterator[Finding]
         Finding(
             "note",
             "duplicate",
-            f"episode {episode} has the same {which}observations as episode {earlier}; leave one out if it is there by mistake",
+            f"episode {episode} has the same {which}observations as episode {earlier}; leave one "
+            "out if it is there by mistake",
         )
         for episode, earlier in bad
     )

@@ -126,8 +126,8 @@ class _Wanted:
     floats: Collection[str]
     held: int = 0
 
-    def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:
-        """Memory for so many numbers of a column that is kept, called `name`.
+    def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002
+        """Memory for so many numbers of a column that is kept; `name` is for what overrides it.
 
         Raises:
             MemoryError: with the columns before it, it is more than the machine has. To try would

@@ -320,15 +320,15 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
     path = data / _MAIN
     if not reader._is_there(path):
         raise InputError(f"{path} does not exist; check the path")
-    with reader._damage_named(path, "Minari file", "get the dataset again"):
-        with h5py.File(path, "r") as file:
-            groups = _episode_groups(path, file)
-            items = [_items(path, group, infos) for group in groups]
-            _check_items(path, items)
-            order = metadata.get(_COLUMNS)
-            if order is None:
-                return _joined(path, map(_foreign_episode, items))
-            return _own(path, items, groups, order)
+    named = reader._damage_named(path, "Minari file", "get the dataset again")
+    with named, h5py.File(path, "r") as file:
+        groups = _episode_groups(path, file)
+        items = [_items(path, group, infos) for group in groups]
+        _check_items(path, items)
+        order = metadata.get(_COLUMNS)
+        if order is None:
+            return _joined(path, map(_foreign_episode, items))
+        return _own(path, items, groups, order)
 
 
 def _space_type(text: Any) -> Any:

@@ -211,8 +211,8 @@ def _check_memory(
     if needed > free:
         fitting = int(len(paths) * free / needed)
         raise InputError(
-            f"{len(paths)} slices of {paths[0].parent} need {needed / 2**30:.1f} GiB of memory where "
-            f"{free / 2**30:.1f} GiB are free; take fewer with --slices {max(fitting, 1)}"
+            f"{len(paths)} slices of {paths[0].parent} need {needed / 2**30:.1f} GiB of memory "
+            f"where {free / 2**30:.1f} GiB are free; take fewer with --slices {max(fitting, 1)}"
         )
 
 

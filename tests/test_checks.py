@@ -1,4 +1,4 @@
-"""Faults of data: each that users met is planted and named with its episode and row.
+"""Faults of data: each that users met is planted and named with its episode and row."""
 
 import numpy as np
 import pytest

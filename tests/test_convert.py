@@ -115,7 +115,17 @@ def foreign(folder, observations, infos):
         for number in range(2)
     ]
     minari.create_dataset_from_buffers(
-        "made/mine-v0", episodes, observation_space=observations, action_space=Box(-1, 1, (1,))
+        "made/mine-v0",
+        episodes,
+        observation_space=observations,
+        action_space=Box(-1, 1, (1,)),
+        code_permalink="none",
+        author="nobody",
+        author_email="nobody",
+        algorithm_name="none",
+        description="made for a test",
+        requirements=[],
+        eval_env=None,
     )
     return folder / "minari" / "made" / "mine-v0"
 
