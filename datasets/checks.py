@@ -21,10 +21,10 @@ from tql_offline.errors import InputError
 
 SHOWN = 5
 """Findings of one kind that are given one by one; the others are counted."""
-QUICK_ROWS = 2**15
+QUICK_ROWS = 2**14
 """Rows whose numbers `quick_check` looks at, in `_QUICK_BLOCKS` runs spread over the data."""
 _QUICK_BLOCKS = 32
-_SAMPLE = 2**14
+_SAMPLE = 2**12
 """Steps from which the typical step of each dim is taken."""
 _SMOOTH = 0.2
 """A dim is smooth if its usual step is less than this part of its own spread."""

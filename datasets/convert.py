@@ -380,13 +380,13 @@ def _item(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:
         raise InputError(
             f"{path} has no {shown(name)} of its own in {shown(group.name)}; get the dataset again"
         )
-    item = reader._hdf5_item(path, cast(h5py.File, group), name)
-    if item.dtype.kind not in "biuf":
+    made = group[name]
+    if isinstance(made, h5py.Dataset) and made.dtype.kind not in "biuf":
         raise InputError(
             f"{path} holds {shown(name)} in {shown(group.name)}, which is not an array of numbers; "
             "leave infos out with --without-infos, or store pictures without JPEG"
         )
-    return item
+    return reader._hdf5_item(path, cast(h5py.File, group), name)
 
 
 def _check_items(path: Path, items: list[dict[str, h5py.Dataset]]) -> None:
