@@ -332,7 +332,10 @@ def _last_rows(view: View) -> Iterator[Finding]:
         if len(bad) and bool((view.masks != 0).all()):
             yield from _limited(found, len(bad), "the same is true")
     if view.last_rewards is not None and view.rewards is not None:
-        alone = np.ptp(view.rewards) == 0 and not np.isin(view.last_rewards, view.rewards[:1]).all()
+        alone = (
+            view.rewards.min() == view.rewards.max()
+            and not np.isin(view.last_rewards, view.rewards[:1]).all()
+        )
         if alone:
             episode = int(np.flatnonzero(view.last_rewards != view.rewards[0])[0])
             yield Finding(

@@ -254,7 +254,7 @@ def _space(column: Array) -> Any:
 
     low, high = (-np.inf, np.inf)
     if column.dtype.kind in "iu":
-        low, high = np.iinfo(column.dtype).min, np.iinfo(column.dtype).max
+        low, high = np.iinfo(cast(Any, column.dtype)).min, np.iinfo(cast(Any, column.dtype)).max
     elif column.dtype.kind == "b":
         low, high = 0, 1
     dtype = cast(Any, np.int8 if column.dtype.kind == "b" else column.dtype)

@@ -152,6 +152,12 @@ def test_rewards_all_zero_warn_and_all_equal_are_noted():
     assert "never solved" in finding.sentence
 
 
+def test_marks_and_rewards_may_be_booleans():
+    columns = good()
+    columns["masks"], columns["rewards"] = (columns[name] != 0 for name in ("masks", "rewards"))
+    assert not kinds(columns)
+
+
 def test_masks_inside_inverted_unsaid_and_no_masks():
     columns = good()
     columns["masks"][5] = 0
