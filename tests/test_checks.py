@@ -1,10 +1,13 @@
 """Faults of data: each that users met is planted and named with its episode and row."""
 
+import json
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
+from tql_offline.config import resolve
 from tql_offline.datasets.checks import (
     SHOWN,
     check,
@@ -16,6 +19,8 @@ from tql_offline.datasets.checks import (
 )
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
+from tql_offline.training import run as training
+from tql_offline.training.loop import SilentReporter
 
 LENGTHS = (60, 40, 50, 70)
 ENDS = np.cumsum(np.array(LENGTHS) + 1) - 1
@@ -252,6 +257,35 @@ def test_quick_check_finds_what_check_finds_in_small_data(tmp_path):
     found = quick_check(episodes)
     assert [f.kind for f in found] == ["jump", "rewards"]
     assert found == check(view_of(episodes))
+
+
+class Listener(SilentReporter):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.sentences = []
+
+    def noted(self, sentence):
+        self.sentences.append(sentence)
+
+
+def test_a_run_says_and_records_what_a_quick_look_finds(tmp_path):
+    columns = good()
+    columns["rewards"][:] = 0
+    np.savez(tmp_path / "mine.npz", **columns)
+    settings = {
+        "critic": {"size": "tiny"},
+        "flow": {"hidden": [8, 8]},
+        "dataset": {"name": str(tmp_path / "mine.npz")},
+        **{"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 2},
+    }
+    listener = Listener()
+    data = load(settings["dataset"]["name"])
+    folder = training.run(resolve(settings), data, tmp_path / "runs", "", listener)
+    recorded = json.loads(folder.provenance.read_text())["data_findings"]
+    assert len(recorded) == 1
+    assert recorded[0].startswith("warning: the reward of all 220 transitions")
+    assert recorded[0] in listener.sentences
 
 
 def run(*arguments):
