@@ -244,6 +244,38 @@ def read_named(folder: Path, file: Path) -> None:
         load(TASK, file)
 
 
+def write_convertible(folder: Path) -> None:
+    """The same episodes in every format that can be converted, and as slices."""
+    from tql_offline.datasets.convert import convert
+
+    np.savez(folder / "mine.npz", **own_columns())
+    convert(folder / "mine.npz", folder / "mine.hdf5")
+    convert(folder / "mine.npz", folder / "minari")
+    for manifest in folder.glob("*.json"):  # which nobody reads
+        manifest.unlink()
+    (folder / "slices").mkdir()
+    for number in range(2):
+        np.savez(folder / "slices" / f"mine-{number:03}.npz", **own_columns())
+
+
+def read_convertible(folder: Path, file: Path) -> None:
+    """Data checked and converted, whatever numbers they hold."""
+    from tql_offline.datasets.checks import check, view_of_columns
+    from tql_offline.datasets.convert import convert, read_any
+    from tql_offline.datasets.load import load
+
+    source = file
+    if file.parent.name == "slices":
+        load(str(file.parent))
+    if file.parent.name == "data":
+        source = folder / "minari"
+    for finding in check(view_of_columns(read_any(source), "mine")):
+        assert "\n" not in finding.sentence
+        assert len(finding.sentence) < MAX_SENTENCE
+    for target in ("there.npz", "there.hdf5", "there"):
+        convert(source, folder / target, force=True)
+
+
 @cache
 def _agent() -> Any:
     import torch
@@ -332,6 +364,7 @@ TARGETS: dict[str, Target] = {
         Target(name="dataset-npz", write=write_npz, spoil="*.npz", read=read_own, share=2),
         Target(name="dataset-hdf5", write=write_hdf5, spoil="*.hdf5", read=read_own, share=2),
         Target(name="dataset-named", write=write_collected, spoil="**/*.[jn]*", read=read_named),
+        Target(name="convert", write=write_convertible, spoil="**/*.[nhj]*", read=read_convertible),
         Target(
             name="checkpoint", write=write_run, spoil="run/checkpoints/8/*", read=read_checkpoint
         ),

@@ -284,8 +284,11 @@ def hdf5_items(data: bytes, rng: random.Random, _other: bytes) -> bytes:
     """Datasets, links and attributes of an HDF5 file."""
     out = io.BytesIO(data)
     with h5py.File(out, "r+") as file:
-        name = rng.choice(list(file))
-        with suppress(OSError, RuntimeError, TypeError, ValueError):  # the library writes no such
+        names: list[str] = []
+        file.visit(names.append)  # what lies in groups, too
+        name = rng.choice(names)
+        # The library writes no such, or it is a group.
+        with suppress(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError):
             rng.choice(_HDF5_EDITS)(file, name, rng)
     return out.getvalue()
 

@@ -180,7 +180,8 @@ class Buffer:
     """A dataset's columns on one device; the next observation is a row of the same matrix.
 
     Attributes:
-        observations: `(N + E, n_s)` every episode's observations, its last one included.
+        observations: `(N + E, n_s)` every episode's observations, its last one included; pictures
+            `(N + E, height, width, channels)` stay uint8, and only a batch's become float32.
         actions: `(N, n_a)`.
         returns: `(N,)` n-step returns.
         discounts: `(N,)` γ^m·mask.
@@ -216,15 +217,21 @@ class Buffer:
         # transition found there starts in another row.
         later = (index + (end_rows - start_rows)).clamp(max=self.num_transitions - 1)
         return Batch(
-            observations=self.observations[start_rows].float(),
+            observations=_floats(self.observations[start_rows]),
             actions=self.actions[index],
             rewards=self.returns[index],
-            next_observations=self.observations[end_rows].float(),
+            next_observations=_floats(self.observations[end_rows]),
             discounts=self.discounts[index],
             returns_to_go=self.returns_to_go[index],
             next_actions=self.actions[later],
             next_action_mask=(self.start_rows[later] == end_rows).float(),
         )
+
+
+def _floats(observations: Tensor) -> Tensor:
+    """Float32; bytes of pictures, 0 to 255, become 0 to 1."""
+    numbers = observations.float()
+    return numbers.div_(255) if observations.dtype == torch.uint8 else numbers
 
 
 def make_buffer(

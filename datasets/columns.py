@@ -7,7 +7,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,8 +126,8 @@ class _Wanted:
     floats: Collection[str]
     held: int = 0
 
-    def room(self, count: int, dtype: np.dtype[Any]) -> Array:
-        """Memory for so many numbers of a column that is kept.
+    def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002
+        """Memory for so many numbers of a column that is kept; `name` is for what overrides it.
 
         Raises:
             MemoryError: with the columns before it, it is more than the machine has. To try would
@@ -142,8 +142,8 @@ class _Wanted:
         return self.only is None or name in self.only
 
     def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """What a column of a stored type is kept as."""
-        convert = name in self.floats and stored.kind in _NUMBER_KINDS
+        """What a column of a stored type is kept as; bytes, which may be pictures, stay bytes."""
+        convert = name in self.floats and stored.kind in _NUMBER_KINDS and stored != np.uint8
         return np.dtype(np.float32) if convert else stored
 
 
@@ -224,7 +224,7 @@ def _npz_column(
             _read_through(file)
             return np.empty(0, stored), False
         dtype = wanted.dtype(name, stored)
-        flat = wanted.room(math.prod(shape), dtype)  # one number after another as in the file
+        flat = wanted.room(name, math.prod(shape), dtype)  # one number after another as in the file
         column = flat.reshape(shape, order="F" if fortran_order else "C")
         if dtype == stored and _is_plain(member):
             return column, _fill_stored(archive, member, file.tell(), flat)
@@ -448,7 +448,7 @@ def _hdf5_column(item: h5py.Dataset, name: str, wanted: _Wanted) -> tuple[Array,
         return np.empty(0, item.dtype), False
     dtype = wanted.dtype(name, item.dtype)
     shape = item.shape + dtype.shape  # a number's own shape, where HDF5 holds arrays of arrays
-    column = wanted.room(math.prod(shape), dtype.base).reshape(shape)
+    column = wanted.room(name, math.prod(shape), dtype.base).reshape(shape)
     if item.chunks and (as_stored or _filters(item)):
         if not as_stored:
             raise ValueError(f"{name!r} is packed and of a type of its own")
@@ -753,11 +753,16 @@ def file_sha256(path: Path) -> str:
 
 def sha256_in_background(path: Path) -> "Future[str]":
     """`file_sha256` of a file, begun now: it takes longer than reading an unpacked file does."""
+    return in_background(lambda: file_sha256(path))
+
+
+def in_background(function: Callable[[], str]) -> "Future[str]":
+    """What a function gives, begun now."""
     digest: Future[str] = Future()
 
     def compute() -> None:
         try:
-            digest.set_result(file_sha256(path))
+            digest.set_result(function())
         except BaseException as error:  # whoever asks for the result gets it
             digest.set_exception(error)
 

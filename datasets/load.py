@@ -12,8 +12,9 @@ relabelled `masks`' matter. A user's own npz or HDF5 file has the same columns p
 where the task can end, `masks`.
 """
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.columns import (
     HDF5_SUFFIXES,
     Floats,
+    in_background,
     read_columns,
     require_marks,
     require_matrix,
@@ -39,6 +41,7 @@ from tql_offline.datasets.names import (
     find_file,
     parse_name,
 )
+from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
 from tql_offline.errors import InputError
 from tql_offline.runs import read_json
 
@@ -93,25 +96,29 @@ class Dataset:
         }
 
 
-def load(dataset: str, path: Path | None = None, env_id: str | None = None) -> Dataset:
-    """Load a dataset by name, or a user's own file.
+def load(
+    dataset: str, path: Path | None = None, env_id: str | None = None, slices: int = 0
+) -> Dataset:
+    """Load a dataset by name, or a user's own file or folder of slices.
 
     Args:
-        dataset: an OGBench name (`cube-double-play-singletask-task1-v0`) or a path to a file.
-        path: the file to take for that name instead of the downloaded or collected one.
+        dataset: an OGBench name (`cube-double-play-singletask-task1-v0`) or a path to a file or
+            to a folder of npz slices.
+        path: the file or folder to take for that name instead of the downloaded or collected one.
         env_id: the environment to score policies in, for a user's own file.
+        slices: of a folder take the first so many; 0 takes all.
 
     Raises:
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
-    if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES):
+    if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES) or _is_folder(Path(dataset)):
         if path is not None:
             raise InputError(
                 f"two data files are given, {dataset} and {path}; leave one out, or give a "
                 "dataset's name with the path of its file"
             )
-        return _load_own(Path(dataset), env_id)
+        return _load_own(Path(dataset), env_id, slices)
     name = parse_name(dataset)
     if env_id is not None:
         raise InputError(
@@ -120,7 +127,29 @@ def load(dataset: str, path: Path | None = None, env_id: str | None = None) -> D
         )
     if name.task is None:
         raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
-    return _load_ogbench(name, path)
+    return _load_ogbench(name, path, slices)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long
+        return False
+
+
+def _read(
+    path: Path, slices: int, mend: str | None, only: Sequence[str], floats: Sequence[str]
+) -> tuple[Mapping[str, Array], "Future[str]"]:
+    """The columns of a file or of a folder's slices, and the digest, which is under way."""
+    mends = () if mend is None else (mend,)
+    if _is_folder(path):
+        paths = slice_paths(path, slices)
+        columns = read_slices(paths, *mends, only=only, floats=floats)
+        return columns, in_background(lambda: slices_sha256(paths))
+    if slices:
+        raise InputError(f"{path} is one file, of which --slices takes no part; leave it out")
+    columns = read_columns(path, *mends, only=only, floats=floats)
+    return columns, sha256_in_background(path)
 
 
 def _first_task(name: DatasetName) -> str:
@@ -135,8 +164,8 @@ def _first_task(name: DatasetName) -> str:
     return f"{head}-singletask-task1-{version}"
 
 
-def _load_own(path: Path, env_id: str | None) -> Dataset:
-    columns = read_columns(path, only=(*_OWN_FLOATS, "terminals"), floats=_OWN_FLOATS)
+def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
+    columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks = np.ones_like(rewards)
@@ -157,7 +186,7 @@ def _load_own(path: Path, env_id: str | None) -> Dataset:
         episodes=episodes,
         name=path.stem,
         path=path,
-        digest=sha256_in_background(path),
+        digest=digest,
         source="own file",
         env_id=env_id,
     )
@@ -186,18 +215,18 @@ def _row(transition: int, lengths: NDArray[np.int64]) -> int:
     return transition + int(np.searchsorted(np.cumsum(lengths), transition, side="right"))
 
 
-def _load_ogbench(name: DatasetName, given: Path | None) -> Dataset:
+def _load_ogbench(name: DatasetName, given: Path | None, slices: int) -> Dataset:
     path = given or find_file(name)
     kept = (*_CORE_FLOATS, "terminals", *_STATE_COLUMNS)
-    columns = read_columns(path, _mend(name), only=kept, floats=_CORE_FLOATS)
-    digest = sha256_in_background(path)
+    columns, digest = _read(path, slices, _mend(name), kept, _CORE_FLOATS)
     observations, actions, lengths = _core_columns(columns, path)
     states = {
         column: drop_last_rows(require_states(columns, column, len(observations), path), lengths)
         for column in _STATE_COLUMNS
         if column in columns
     }
-    rewards, masks = relabel(name, observations.shape[1], actions.shape[1], states, path)
+    observation_dim = None if is_images(observations) else observations.shape[1]
+    rewards, masks = relabel(name, observation_dim, actions.shape[1], states, path)
     episodes = Episodes(
         observations=observations,
         actions=_clip(drop_last_rows(actions, lengths)),
@@ -240,10 +269,14 @@ def _mend(name: DatasetName) -> str:
 
 
 def _core_columns(
-    columns: dict[str, Array], path: Path
-) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    columns: Mapping[str, Array], path: Path
+) -> tuple[Array, Floats, NDArray[np.int64]]:
     """Observations, actions and episode lengths of a file in OGBench's layout."""
-    observations = require_matrix(columns, "observations", None, path)
+    observations: Array
+    if "observations" in columns and is_images(columns["observations"]):
+        observations = columns["observations"]
+    else:
+        observations = require_matrix(columns, "observations", None, path)
     actions = require_matrix(columns, "actions", len(observations), path)
     terminals = require_marks(columns, "terminals", len(observations), path)
     try:
@@ -253,13 +286,24 @@ def _core_columns(
     return observations, actions, lengths
 
 
+def is_images(observations: Array) -> bool:
+    """Whether observations are pictures `(rows, height, width, channels)`, a byte a number."""
+    is_bytes = observations.dtype == np.uint8 and observations.ndim == 4
+    return is_bytes and 0 not in observations.shape
+
+
 def relabel(
-    name: DatasetName, observation_dim: int, action_dim: int, states: dict[str, Array], path: Path
+    name: DatasetName,
+    observation_dim: int | None,
+    action_dim: int,
+    states: dict[str, Array],
+    path: Path,
 ) -> tuple[Floats, Floats]:
     """Rewards and masks of a singletask dataset, by `ogbench.relabel_utils`.
 
     Locomotion: reward = success - 1. Manipulation: (sub-goals met) - (sub-goals). The mask is 0
-    where the task is solved.
+    where the task is solved. Both come from the simulator's states, so that of a dataset of
+    pictures (`observation_dim` None) the environment without them gives the same.
 
     Raises:
         InputError: the file's shapes are not the environment's, or its state columns are missing or
@@ -269,6 +313,13 @@ def relabel(
 
     from tql_offline.eval.environments import make, quiet, vector_dim
 
+    if observation_dim is None:
+        if not name.env_id.startswith("visual-"):
+            raise InputError(
+                f"{path} has pictures where {name.env_id} has numbers; it is not {name.file}, so "
+                "give the right file or name"
+            )
+        name = replace(name, env_id=name.env_id.removeprefix("visual-"))
     environment = make(name.env_id, success_timing=None)
     try:
         with quiet():
@@ -276,6 +327,8 @@ def relabel(
         for what, have, space in zip(
             ("observation", "action"), (observation_dim, action_dim), spaces, strict=True
         ):
+            if have is None:
+                continue
             want = vector_dim(name.env_id, what, space)
             if have != want:
                 raise InputError(

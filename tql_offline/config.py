@@ -59,6 +59,7 @@ class DataConfig(Table):
     name: Text = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
     path: Text = Field("", description="file to take for that name; empty: the installed one")
     env_id: Text = Field("", description="environment to score an own file's policies in")
+    slices: int = Field(0, ge=0, le=10_000, description="first slices of a folder to take; 0: all")
     normalise: bool = Field(False, description="observations to zero mean and unit deviation")
 
 

@@ -1,5 +1,6 @@
-"""`tql-offline datasets list | info`."""
+"""`tql-offline datasets list | info | check | convert`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from tql_offline.datasets.names import (
 from tql_offline.errors import InputError
 
 if TYPE_CHECKING:
+    from tql_offline.datasets.checks import Finding
     from tql_offline.datasets.load import Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="What data there are.")
@@ -75,6 +77,69 @@ def show_info(
 
     data = load(name)
     print_table(data.name, ("loaded", ""), _loaded_facts(data))
+
+
+@datasets.command("check")
+def check_data(
+    data: Annotated[str, typer.Argument(help="A file, or a dataset's name with a task.")],
+    env: Annotated[
+        str, typer.Option(help="Environment id whose dims a file of your own must have.")
+    ] = "",
+) -> None:
+    """Look for faults in data: exit code 0 if there is no warning, 1 if there is, 2 if unreadable.
+
+    Each finding is one sentence with its episode and row (counted from 0). Notes, about what may be
+    meant as it is, do not change the exit code.
+    """
+    found = _findings(data, env)
+    for finding in found:
+        say(str(finding))
+    warnings = sum(finding.level == "warning" for finding in found)
+    say(f"{warnings} warnings, {len(found) - warnings} notes")
+    if warnings:
+        raise typer.Exit(1)
+
+
+@datasets.command("convert")
+def convert_data(
+    source: Annotated[Path, typer.Argument(help=".npz, HDF5, or a Minari folder.")],
+    target: Annotated[Path, typer.Argument(help=".npz, .hdf5, or a folder for Minari.")],
+    to: Annotated[str, typer.Option(help="npz, hdf5 or minari. Default: by the target.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="npz and HDF5 by deflate: smaller, slower to load.")
+    ] = False,
+    without_infos: Annotated[
+        bool, typer.Option("--without-infos", help="Leave a Minari dataset's infos out.")
+    ] = False,
+) -> None:
+    """Write data again in another format, without loss; digests go into TARGET.json."""
+    from tql_offline.datasets.convert import convert
+
+    manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)
+    say(f"{target}: {len(manifest['columns'])} columns, sha256 {manifest['target']['sha256']}")
+
+
+def _findings(data: str, env: str) -> "list[Finding]":
+    from tql_offline.datasets.checks import check, check_spaces, view_of, view_of_columns
+    from tql_offline.datasets.columns import HDF5_SUFFIXES, read_columns
+
+    teleports = "teleport" in Path(data).name
+    if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
+        kept = ("observations", "actions", "terminals", "rewards", "masks")
+        view = view_of_columns(read_columns(Path(data), only=kept), data)
+        found = check(view, jumps=not teleports)
+        return check_spaces(view, env) + found if env else found
+    if (Path(data) / "data" / "metadata.json").is_file():
+        from tql_offline.datasets.convert import read_minari
+
+        view = view_of_columns(read_minari(Path(data), infos=False), data)
+        found = check(view, jumps=not teleports)
+        return check_spaces(view, env) + found if env else found
+    from tql_offline.datasets.load import load
+
+    loaded = load(data, env_id=env or None)  # which compares dims
+    return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
 
 
 def _published(name: str) -> Entry | None:

@@ -38,6 +38,9 @@ def train(
     path: Annotated[
         str | None, typer.Option(help="File to take for that name instead of the installed one.")
     ] = None,
+    slices: Annotated[
+        int | None, typer.Option(help="Of a folder of npz slices take the first so many.")
+    ] = None,
     env: Annotated[
         str | None, typer.Option(help="Environment id to score an own file's policies in.")
     ] = None,
@@ -106,7 +109,7 @@ def train(
         "seed": seed,
         "device": device,
         "tracker": tracker,
-        "dataset": {"name": dataset, "path": path, "env_id": env},
+        "dataset": {"name": dataset, "path": path, "slices": slices, "env_id": env},
         "critic": {"kind": critic, "size": size},
         "entropy": {"mode": entropy},
         "flow": {"alpha": alpha},
@@ -208,7 +211,7 @@ def _load(config: Config) -> "Dataset":
         with progress_bar("collecting", (EPISODES + EPISODES // 10) * 1000) as progress:
             return load_embedded(progress.add)
     path = Path(wanted.path) if wanted.path else None
-    return load(wanted.name, path, wanted.env_id or None)
+    return load(wanted.name, path, wanted.env_id or None, wanted.slices)
 
 
 def assign(flags: dict[str, Any], assignment: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -150,12 +151,14 @@ def run_seeds(
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     made = [_make(configs[0], dataset)]
+    made[0].findings = _findings(dataset)
     made += [_make(each, dataset, made[0].buffer) for each in configs[1:]]
     with ExitStack() as stack:
         for one, its_name in zip(made, names, strict=True):
             folder = new_run_folder(runs, one.config, its_name)
             stack.enter_context(claimed(folder))
             write_atomic(folder.config, one.config.to_toml())
+            one.findings = made[0].findings
             write_json(folder.provenance, _provenance(one, seeds))
             one.folder = folder
         _train(made, reporter)
@@ -212,12 +215,14 @@ class _Made:
     window: MetricsWindow
     updates: Updates
     execution: Execution
+    findings: tuple[str, ...] = ()
     folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
     step: int = 0
 
 
 def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
     """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
+    _refuse_images(dataset)
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
@@ -250,7 +255,25 @@ def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
         "flops_per_update": flops_per_update(made.agent, made.config.batch_size),
         "execution": asdict(made.execution),
         "seeds_at_once": list(seeds),
+        "data_findings": list(made.findings),
     }
+
+
+def _refuse_images(dataset: Dataset) -> None:
+    shape = dataset.episodes.observations.shape[1:]
+    if len(shape) != 1:
+        raise InputError(
+            f"{dataset.path} holds images of {'x'.join(map(str, shape))}, for which there is no "
+            "encoder here; train on data whose observations are numbers, such as OGBench's "
+            "without 'visual-'"
+        )
+
+
+def _findings(dataset: Dataset) -> tuple[str, ...]:
+    """What a quick look at the data finds; OGBench's episodes go on after the task's end."""
+    is_own = dataset.source == "own file"
+    jumps = "teleport" not in dataset.name
+    return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
 
 
 def _dims(dataset: Dataset) -> tuple[int, int]:
@@ -263,6 +286,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
+    for sentence in first.findings:
+        reporter.noted(sentence)
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")

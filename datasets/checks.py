@@ -1,0 +1,654 @@
+"""What is wrong with data, or looks wrong: each finding is one sentence with its episode and row.
+
+A finding is a warning where the data cannot be meant as they are (a last observation is lost, a
+jump where an end is missing, a number that is none), and a note where they may be (a reward that is
+the same everywhere, an action dim that is never used). Every check works on a `View`, which any
+reader can give, a block at a time. `quick_check` looks at a part of the rows only, so that it can
+run before every training.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.datasets.blocks import row_blocks
+from tql_offline.datasets.episodes import Array, Episodes
+from tql_offline.errors import InputError
+
+SHOWN = 5
+"""Findings of one kind that are given one by one; the others are counted."""
+QUICK_ROWS = 2**14
+"""Rows whose numbers `quick_check` looks at, in `_QUICK_BLOCKS` runs spread over the data."""
+_QUICK_BLOCKS = 32
+_SAMPLE = 2**12
+"""Steps from which the typical step of each dim is taken."""
+_SMOOTH = 0.2
+"""A dim is smooth if its usual step is less than this part of its own spread."""
+_JUMP = 10.0
+"""How many usual steps of a smooth dim, and at least half its spread, are a jump."""
+_SATURATED = 0.5
+"""Share of transitions at the bound from which an action dim is called saturated."""
+_REPEATED = 0.01
+"""Share of transitions that repeat the one before from which it is said."""
+_BOUND = 1 - 2e-5
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Data as the checks see them: E episodes with N transitions, whatever layout they came in.
+
+    Attributes:
+        observations: `(R, ...)` numbers, episode after episode, R the sum of `observation_counts`.
+        actions: `(N, n_a)` numbers.
+        lengths: `(E,)` transitions of each episode.
+        observation_counts: `(E,)`: one more than `lengths` where no last observation is lost.
+        rewards: `(N,)`, or None where the data have none.
+        masks: `(N,)` 0 where the task ended, or None where the data do not say.
+        timeouts: `(N,)` nonzero where an episode was cut off, where the layout says it apart.
+        last_rewards: `(E,)` what stands for a reward in each episode's last row, which is not used.
+        last_masks: `(E,)` likewise.
+    """
+
+    observations: Array
+    actions: Array
+    lengths: NDArray[np.int64]
+    observation_counts: NDArray[np.int64]
+    rewards: Array | None = None
+    masks: Array | None = None
+    timeouts: Array | None = None
+    last_rewards: Array | None = None
+    last_masks: Array | None = None
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First transition of each episode, `(E,)`."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def observation_starts(self) -> NDArray[np.int64]:
+        """First observation row of each episode, `(E,)`."""
+        return np.cumsum(self.observation_counts) - self.observation_counts
+
+    def place(self, transition: int) -> str:
+        """`episode 3, row 17`: where a transition lies; rows are those of the observations."""
+        episode = int(np.searchsorted(np.cumsum(self.lengths), transition, side="right"))
+        row = self.observation_starts[episode] + transition - self.starts[episode]
+        return f"episode {episode}, row {row}"
+
+    def place_of_row(self, row: int) -> str:
+        """`episode 3, row 17` of an observation row."""
+        episode = int(np.searchsorted(np.cumsum(self.observation_counts), row, side="right"))
+        return f"episode {episode}, row {row}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or looks wrong.
+
+    Attributes:
+        level: `warning` or `note`.
+        kind: of finding, in one word.
+        sentence: what, where, and the mend.
+    """
+
+    level: Literal["warning", "note"]
+    kind: str
+    sentence: str
+
+    def __str__(self) -> str:
+        """`warning: ...`."""
+        return f"{self.level}: {self.sentence}"
+
+
+def view_of(episodes: Episodes) -> View:
+    """The view of data that were loaded."""
+    return View(
+        observations=episodes.observations,
+        actions=episodes.actions,
+        lengths=episodes.lengths,
+        observation_counts=episodes.lengths + 1,
+        rewards=episodes.rewards,
+        masks=episodes.masks,
+    )
+
+
+def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
+    """The view of a file's columns in OGBench's layout, whatever numbers they hold.
+
+    Args:
+        columns: by name.
+        name: of the file, for errors.
+
+    Raises:
+        InputError: a column that is needed is missing, holds no numbers, or has other rows than
+            the observations; or no row ends an episode.
+    """
+    rows = len(_numbers(columns, "observations", None, name))
+    terminals = _numbers(columns, "terminals", rows, name).reshape(rows, -1)[:, 0]
+    is_last = np.asarray(terminals != 0)
+    if rows:
+        is_last[-1] = True  # what comes after the last mark is an episode, too
+    counts = np.diff(np.flatnonzero(is_last), prepend=-1)
+    if rows == 0 or counts.min() < 2:
+        row = int(np.cumsum(counts)[counts.argmin()] - 1) if rows else 0
+        raise InputError(
+            f"{name} has an episode without a transition, which ends at row {row}; leave it out"
+        )
+    own: dict[str, Array] = {}
+    for column in ("rewards", "masks"):
+        if column in columns:
+            values = _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
+            own |= {column: values[~is_last], f"last_{column}": values[is_last]}
+    return View(
+        observations=columns["observations"],
+        actions=_numbers(columns, "actions", rows, name).reshape(rows, -1)[~is_last],
+        lengths=counts - 1,
+        observation_counts=counts,
+        **own,
+    )
+
+
+def _numbers(columns: Mapping[str, Array], column: str, rows: int | None, name: str) -> Array:
+    if column not in columns:
+        raise InputError(f"{name} has no column {column!r}; name the columns as docs/data.md does")
+    values = columns[column]
+    if values.dtype.kind not in "biuf" or values.ndim == 0 or 0 in values.shape:
+        raise InputError(f"column {column!r} of {name} holds no rows of numbers; write it again")
+    if rows is not None and len(values) != rows:
+        raise InputError(
+            f"column {column!r} of {name} has {len(values)} rows where 'observations' has {rows}; "
+            "write every column with one row per step"
+        )
+    return values
+
+
+def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
+    """The view of columns in D4RL's layout: one row per transition, `terminals` and `timeouts`.
+
+    Each row's next observation is the next row's observation; the last one of an episode is in
+    `next_observations` or lost.
+
+    Raises:
+        InputError: as `view_of_columns`.
+    """
+    observations = _numbers(columns, "observations", None, name)
+    rows = len(observations)
+    marks = {
+        column: _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
+        for column in ("terminals", "timeouts", "rewards")
+        if column in columns
+    }
+    ends = np.zeros(rows, bool)
+    for column in ("terminals", "timeouts"):
+        ends |= np.asarray(marks.get(column, np.zeros(rows)) != 0)
+    ends[-1] = True
+    lengths = np.diff(np.flatnonzero(ends), prepend=-1)
+    extra = 0
+    if "next_observations" in columns:
+        after = _numbers(columns, "next_observations", rows, name)
+        observations = np.insert(observations, np.flatnonzero(ends) + 1, after[ends], axis=0)
+        extra = 1
+    return View(
+        observations=observations,
+        actions=_numbers(columns, "actions", rows, name).reshape(rows, -1),
+        lengths=lengths,
+        observation_counts=lengths + extra,
+        rewards=marks.get("rewards"),
+        masks=1 - (marks["terminals"] != 0).astype(np.float32) if "terminals" in marks else None,
+        timeouts=marks.get("timeouts"),
+    )
+
+
+def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
+    """All findings, warnings first.
+
+    Args:
+        view: the data.
+        jumps: whether a jump is a fault; not where the environment itself teleports.
+        goes_on: whether episodes are meant to go on after the task's end, as OGBench's do.
+    """
+    found = [
+        *_lost_observations(view),
+        *_bad_numbers(view),
+        *_marks(view, goes_on),
+        *_last_rows(view),
+        *(_jumps(view) if jumps else ()),
+        *_rewards(view),
+        *_actions(view),
+        *_duplicates(view),
+        *_repeats(view),
+    ]
+    return sorted(found, key=lambda finding: finding.level == "note")
+
+
+def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
+    """Findings from a part of loaded data: the cost does not grow with the rows' width and number.
+
+    Rewards, masks and episodes are looked at whole; steps, actions and repeats in `QUICK_ROWS`
+    rows. Numbers that are not finite are refused when data are loaded.
+    """
+    whole = view_of(episodes)
+    part = _part(whole)
+    found = [
+        *_marks(whole, goes_on),
+        *_last_rows(whole),
+        *(_jumps(whole, _runs(len(whole.observations))) if jumps else ()),
+        *_rewards(whole),
+        *_actions(part),
+        *_duplicates(whole, whole_episodes=False),
+    ]
+    return sorted(found, key=lambda finding: finding.level == "note")
+
+
+def check_spaces(view: View, env_id: str) -> list[Finding]:
+    """Dims of observations and actions against those of the environment.
+
+    Raises:
+        InputError: there is no such environment, or its spaces have no dims.
+    """
+    from tql_offline.eval.environments import describe  # imports MuJoCo: only on use
+
+    described = describe(env_id, None)
+    return [
+        Finding(
+            "warning",
+            "spaces",
+            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on where "
+            f"{env_id} has {want}; name the environment the data came from",
+        )
+        for what, have, want in (
+            ("observation", view.observations.shape[1:], described["observation_dim"]),
+            ("action", view.actions.shape[1:], described["action_dim"]),
+        )
+        if have != (want,)
+    ]
+
+
+def _runs(rows: int) -> list[slice]:
+    """Runs of rows spread over the data: all of them, if there are few."""
+    if rows <= QUICK_ROWS:
+        return [slice(0, rows)]
+    length = QUICK_ROWS // _QUICK_BLOCKS
+    return [
+        slice(start, start + length)
+        for start in np.linspace(0, rows - length, _QUICK_BLOCKS, dtype=np.int64).tolist()
+    ]
+
+
+def _part(view: View) -> View:
+    actions = np.concatenate([view.actions[run] for run in _runs(len(view.actions))])
+    return replace(view, actions=actions)
+
+
+def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Finding]:
+    """The first findings of a kind, and how many more there are."""
+    for number, finding in enumerate(found):
+        if number == SHOWN:
+            more = count - SHOWN
+            yield Finding(finding.level, finding.kind, f"{what} of {more:,} more, not listed here")
+            return
+        yield finding
+
+
+def _lost_observations(view: View) -> Iterator[Finding]:
+    """Episodes that have not one observation more than actions."""
+    bad = np.flatnonzero(view.observation_counts != view.lengths + 1).tolist()
+    found = (
+        Finding(
+            "warning",
+            "last-row",
+            f"episode {episode} has {view.observation_counts[episode]} observations for "
+            f"{view.lengths[episode]} actions where one more is needed, so its last one is lost; "
+            "write the observation that followed its last action",
+        )
+        for episode in bad
+    )
+    yield from _limited(found, len(bad), "the same is true")
+
+
+def _last_rows(view: View) -> Iterator[Finding]:
+    """Last rows that hold a transition, or no observation of their own."""
+    if view.last_masks is not None and view.masks is not None:
+        ends = np.cumsum(view.lengths) - 1
+        bad = np.flatnonzero((view.last_masks == 0) & (view.masks[ends] != 0)).tolist()
+        found = (
+            Finding(
+                "warning",
+                "last-row",
+                f"episode {episode} has mask 0 in its last row, "
+                f"{view.observation_starts[episode] + view.lengths[episode]}, and 1 before it, but "
+                "the last row holds the last observation only, so the task's end is lost; give "
+                "every episode a last row of its own",
+            )
+            for episode in bad
+        )
+        # OGBench's own last rows have masks that mean nothing; where all of the task's ends lie
+        # there, they do.
+        if len(bad) and bool((view.masks != 0).all()):
+            yield from _limited(found, len(bad), "the same is true")
+    if view.last_rewards is not None and view.rewards is not None:
+        alone = (
+            view.rewards.min() == view.rewards.max()
+            and not np.isin(view.last_rewards, view.rewards[:1]).all()
+        )
+        if alone:
+            episode = int(np.flatnonzero(view.last_rewards != view.rewards[0])[0])
+            yield Finding(
+                "warning",
+                "last-row",
+                f"every reward other than {float(view.rewards[0]):g} stands in an episode's last "
+                f"row (first in episode {episode}), which is not used; give every episode a last "
+                "row of its own for the observation after the last action",
+            )
+    yield from _copied_last_rows(view)
+
+
+def _copied_last_rows(view: View) -> Iterator[Finding]:
+    whole = np.flatnonzero((view.observation_counts == view.lengths + 1) & (view.lengths > 1))
+    if len(whole) < 2:
+        return
+    last = view.observation_starts[whole] + view.lengths[whole]
+    flat = view.observations.reshape(len(view.observations), -1)
+    if not flat[last].any() and flat[last - 1].any(axis=1).all():
+        yield Finding(
+            "warning",
+            "last-row",
+            f"the last observation of every episode is 0 (first at row {last[0]}), so the true "
+            "ones are lost; write the observation that followed each last action",
+        )
+        return
+    # Beside a step that is ordinary: what always stands still repeats everywhere.
+    if (flat[last] == flat[last - 1]).all() and not (flat[last - 1] == flat[last - 2]).all():
+        yield Finding(
+            "warning",
+            "last-row",
+            f"the last observation of every episode repeats the one before it (first at row "
+            f"{last[0]}), so the true ones are lost; write the observation that followed each last "
+            "action",
+        )
+
+
+def _bad_numbers(view: View) -> Iterator[Finding]:
+    """Numbers that are not finite: the first of each column and episode."""
+    columns = {"observations": view.observations, "actions": view.actions}
+    columns |= {"rewards": view.rewards} if view.rewards is not None else {}
+    columns |= {"masks": view.masks} if view.masks is not None else {}
+    for name, column in columns.items():
+        bad = _rows_where(column, lambda block: ~np.isfinite(block))
+        counts = view.observation_counts if name == "observations" else view.lengths
+        bounds = np.cumsum(counts)
+        episodes, first = np.unique(np.searchsorted(bounds, bad, side="right"), return_index=True)
+        found = (
+            Finding(
+                "warning",
+                "not-finite",
+                f"column {name!r} is not finite in "
+                f"{view.place_of_row(row) if name == 'observations' else view.place(row)}; remove "
+                "that episode",
+            )
+            for row in bad[first].tolist()
+        )
+        yield from _limited(found, len(episodes), f"the same is true of {name!r}")
+
+
+def _rows_where(column: Array, is_bad: Callable[[Array], NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Rows of which some number is bad."""
+    if column.dtype.kind != "f":
+        return np.zeros(0, np.int64)
+    found = [np.zeros(0, np.int64)]
+    for rows in row_blocks(len(column), column[:1].nbytes):
+        bad = is_bad(column[rows])
+        found.append(rows.start + np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)))
+    return np.concatenate(found)
+
+
+def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
+    """Ends of the task against ends of episodes."""
+    masks = view.masks
+    if masks is None:
+        return
+    bad = np.flatnonzero((masks != 0) & (masks != 1))
+    if len(bad):
+        yield Finding(
+            "warning",
+            "masks",
+            f"column 'masks' has {float(masks[bad[0]]):g} in {view.place(int(bad[0]))}; write 0 "
+            "where the task itself ended and 1 elsewhere",
+        )
+        return
+    ended = np.asarray(masks == 0)
+    if ended.mean() > 0.5 and not goes_on:
+        yield Finding(
+            "warning",
+            "masks",
+            f"{100 * ended.mean():.3g} % of all transitions have mask 0 (first "
+            f"{view.place(int(np.argmax(ended)))}), so that almost nothing bootstraps; write "
+            "0 only where the task itself ended",
+        )
+        return
+    lasts = np.cumsum(view.lengths) - 1
+    inside = ended.copy()
+    inside[lasts] = False
+    if inside.any() and not goes_on:
+        episodes = np.logical_or.reduceat(inside, view.starts).sum()
+        yield Finding(
+            "warning",
+            "masks",
+            f"{episodes} episodes go on after the task ended (first "
+            f"{view.place(int(np.argmax(inside)))}, mask 0); end an episode where its task "
+            "ends, or write mask 1 there",
+        )
+    if view.timeouts is not None:
+        yield from _timeouts(view, ended)
+    if not ended.any() and len(np.unique(view.lengths)) > 1 and not goes_on:
+        yield Finding(
+            "note",
+            "masks",
+            f"no mask is 0 although episodes have {view.lengths.min()} to {view.lengths.max()} "
+            f"transitions (shortest: episode {int(view.lengths.argmin())}); if some end because "
+            "the task does, write mask 0 there",
+        )
+
+
+def _timeouts(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
+    assert view.timeouts is not None
+    both = np.flatnonzero(ended & (view.timeouts != 0))
+    if len(both):
+        yield Finding(
+            "note",
+            "timeouts",
+            f"{len(both)} transitions are both a terminal and a timeout (first "
+            f"{view.place(int(both[0]))}); they are taken for terminals",
+        )
+    if not ended.any() and not np.any(view.timeouts):
+        yield Finding(
+            "warning",
+            "timeouts",
+            f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (episode 0 is "
+            "all of them); mark the episodes' ends",
+        )
+
+
+def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
+    """Steps inside an episode that are far from what steps are."""
+    flat = view.observations.reshape(len(view.observations), -1)
+    if view.observations.ndim != 2 or len(flat) < 32:
+        return  # pictures change as they like
+    ends = np.cumsum(view.observation_counts) - 1
+    is_end = np.zeros(len(flat), bool)
+    is_end[ends] = True
+    usual, spread, smooth = _typical(flat, is_end)
+    if not len(smooth):
+        return
+    limit = np.maximum(_JUMP * usual, 0.5 * spread)
+    bad: list[tuple[int, int, float]] = []
+    for run in runs or [slice(0, len(flat))]:
+        for rows in row_blocks(run.stop - run.start - 1, 3 * flat[:1].nbytes):
+            here = slice(run.start + rows.start, run.start + rows.stop + 1)
+            steps = _steps(flat[here], smooth)
+            far = (steps > limit) & ~is_end[here][:-1, None]
+            for row in np.flatnonzero(far.any(axis=1)).tolist():
+                ratio = np.where(far[row], steps[row] / usual, 0)
+                bad.append((here.start + row, int(smooth[ratio.argmax()]), float(ratio.max())))
+    found = (
+        Finding(
+            "warning",
+            "jump",
+            f"{view.place_of_row(row)}: dim {dim} of the next observation is {ratio:.0f} usual "
+            "steps away, so the end of an episode is missing there, or its rows are out of order; "
+            "mark the end",
+        )
+        for row, dim, ratio in bad
+    )
+    yield from _limited(found, len(bad), "such a jump is also in the rows")
+
+
+def _steps(rows: Array, dims: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each dim moves from row to row; an angle that wraps around moves little."""
+    with np.errstate(all="ignore"):  # what is not finite has a finding of its own
+        steps = np.abs(np.diff(rows[:, dims].astype(np.float64), axis=0))
+    turn = 2 * np.pi
+    return np.where((steps > 0.95 * turn) & (steps <= turn), turn - steps, steps)
+
+
+def _typical(
+    flat: Array, is_end: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Usual step and spread of the dims that move smoothly, and which they are."""
+    rows = np.unique(np.linspace(0, len(flat) - 2, min(_SAMPLE, len(flat) - 1), dtype=np.int64))
+    rows = rows[~is_end[rows]]
+    every = np.arange(flat.shape[1])
+    now, after = flat[rows].astype(np.float64), flat[rows + 1].astype(np.float64)
+    good = np.isfinite(now).all(axis=1) & np.isfinite(after).all(axis=1)
+    if good.sum() < 16:
+        return np.zeros(0), np.zeros(0), every[:0]
+    now, after = now[good], after[good]
+    pairs = np.stack([now, after], axis=1).reshape(-1, flat.shape[1])
+    steps = _steps(pairs, every)[::2]
+    usual, spread = np.quantile(steps, 0.95, axis=0), now.std(axis=0)
+    moves = np.median(steps, axis=0) > 1e-9 * spread
+    smooth = np.flatnonzero(moves & (usual > 0) & (usual < _SMOOTH * spread))
+    return usual[smooth], spread[smooth], smooth
+
+
+def _rewards(view: View) -> Iterator[Finding]:
+    if view.rewards is None:
+        return
+    low, high = view.rewards.min(), view.rewards.max()
+    if low != high:
+        return
+    if low == 0:
+        yield Finding(
+            "warning",
+            "rewards",
+            f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is 0, "
+            "so there is nothing to learn; look whether the rows that are rewarded were lost",
+        )
+    else:
+        yield Finding(
+            "note",
+            "rewards",
+            f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is "
+            f"{float(low):g}, so the behaviour never solved the task; choose another task if that "
+            "is not meant",
+        )
+
+
+def _actions(view: View) -> Iterator[Finding]:
+    actions = view.actions
+    if actions.dtype.kind != "f" or not len(actions):
+        return
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    at_bound = np.mean(np.abs(actions) >= _BOUND, axis=0)
+    for dim in range(actions.shape[1]):
+        if not np.isfinite([low[dim], high[dim]]).all():
+            continue  # has a finding of its own
+        if max(-low[dim], high[dim]) > 1 + _TOLERANCE:
+            worst = int(np.argmax(np.abs(actions[:, dim])))
+            yield Finding(
+                "warning",
+                "actions",
+                f"dim {dim} of the actions is {actions[worst, dim]:g} in {view.place(worst)}, "
+                "outside [-1, 1]; scale the actions into it",
+            )
+        elif low[dim] == high[dim]:
+            yield Finding(
+                "note",
+                "actions",
+                f"dim {dim} of the actions is {low[dim]:g} in every transition from episode 0, row "
+                "0 on; leave it out if the environment lets you",
+            )
+        elif at_bound[dim] > _SATURATED:
+            first = int(np.argmax(np.abs(actions[:, dim]) >= _BOUND))
+            yield Finding(
+                "note",
+                "actions",
+                f"dim {dim} of the actions is at its bound in {100 * at_bound[dim]:.3g} % of the "
+                f"transitions (first {view.place(first)}); look whether they were clipped",
+            )
+    if low.min() >= 0 and high.max() <= 1 and (low < high).all() and len(actions) > 100:
+        yield Finding(
+            "note",
+            "actions",
+            "no action from episode 0, row 0 on is below 0 in any dim; scale them into [-1, 1] if "
+            "they were given in [0, 1]",
+        )
+
+
+def _duplicates(view: View, *, whole_episodes: bool = True) -> Iterator[Finding]:
+    """Episodes that are there twice: the same observations, or some of them."""
+    seen: dict[tuple[int, bytes], int] = {}
+    bad = []
+    for episode, (start, count) in enumerate(
+        zip(view.observation_starts.tolist(), view.observation_counts.tolist(), strict=True)
+    ):
+        rows = slice(start, start + count) if whole_episodes else [start, start + count // 2]
+        data = np.ascontiguousarray(view.observations[rows])
+        key = count, hashlib.blake2b(data.data, digest_size=16).digest()
+        earlier = seen.setdefault(key, episode)
+        if earlier != episode:
+            bad.append((episode, earlier))
+    which = "" if whole_episodes else "length, first and middle "
+    found = (
+        Finding(
+            "note",
+            "duplicate",
+            f"episode {episode} has the same {which}observations as episode {earlier}; leave one "
+            "out if it is there by mistake",
+        )
+        for episode, earlier in bad
+    )
+    yield from _limited(found, len(bad), "the same is true")
+
+
+def _repeats(view: View) -> Iterator[Finding]:
+    """Transitions whose observation and action are those of the one before."""
+    lengths = view.lengths
+    if len(view.observations) < len(view.actions):
+        return
+    count, first = 0, -1
+    starts = np.zeros(len(view.actions), bool)
+    starts[view.starts] = True
+    shift = np.repeat(view.observation_starts - view.starts, lengths)
+    flat = view.observations.reshape(len(view.observations), -1)
+    for rows in row_blocks(len(view.actions) - 1, 3 * max(flat[:1].nbytes, 1)):
+        index = np.arange(rows.start + 1, rows.stop + 1)
+        index = index[~starts[index]]
+        here = index + shift[index]
+        same = (view.actions[index] == view.actions[index - 1]).all(axis=1)
+        same[same] = (flat[here[same]] == flat[here[same] - 1]).all(axis=1)
+        count += int(same.sum())
+        if first < 0 and same.any():
+            first = int(index[np.argmax(same)])
+    if count > _REPEATED * len(view.actions):
+        yield Finding(
+            "note",
+            "repeat",
+            f"{count:,} transitions repeat the observation and action of the one before (first "
+            f"{view.place(first)}); look whether rows were written twice",
+        )

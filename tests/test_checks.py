@@ -1,0 +1,314 @@
+"""Faults of data: each that users met is planted and named with its episode and row."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tql_offline.cli import app
+from tql_offline.config import resolve
+from tql_offline.datasets.checks import (
+    SHOWN,
+    check,
+    check_spaces,
+    quick_check,
+    view_of,
+    view_of_columns,
+    view_of_flat,
+)
+from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
+from tql_offline.training import run as training
+from tql_offline.training.loop import SilentReporter
+
+LENGTHS = (60, 40, 50, 70)
+ENDS = np.cumsum(np.array(LENGTHS) + 1) - 1
+"""Each episode's last row."""
+
+
+def good(seed=0):
+    """Episodes that walk through a plane from random places; the task ends with each."""
+    rng = np.random.default_rng(seed)
+    rows = sum(LENGTHS) + len(LENGTHS)
+    starts = [rng.uniform(-5, 5, (1, 2)) for _ in LENGTHS]
+    walks = [
+        np.cumsum(np.concatenate([start, rng.normal(0, 0.05, (length, 2))]), axis=0)
+        for start, length in zip(starts, LENGTHS, strict=True)
+    ]
+    terminals = np.zeros(rows, bool)
+    terminals[ENDS] = True
+    masks = np.ones(rows, np.float32)
+    masks[ENDS - 1] = 0
+    return {
+        "observations": np.concatenate(walks).astype(np.float32),
+        "actions": rng.uniform(-0.9, 0.9, (rows, 2)).astype(np.float32),
+        "terminals": terminals,
+        "rewards": (1 - masks).astype(np.float32),
+        "masks": masks,
+    }
+
+
+def kinds(columns, **options):
+    return [f.kind for f in check(view_of_columns(columns, "mine"), **options)]
+
+
+def only(columns):
+    (finding,) = check(view_of_columns(columns, "mine"))
+    assert "\n" not in finding.sentence
+    return finding
+
+
+def test_good_data_have_no_finding():
+    assert not kinds(good())
+
+
+def test_a_missing_end_is_a_jump_at_its_row():
+    columns = good()
+    columns["terminals"][ENDS[1]] = False
+    columns["masks"][ENDS[1] - 1] = 1
+    finding = only(columns)
+    assert (finding.level, finding.kind) == ("warning", "jump")
+    assert f"episode 1, row {ENDS[1]}:" in finding.sentence
+
+
+def test_the_jumps_of_teleports_are_not_looked_for():
+    columns = good()
+    columns["terminals"][ENDS[1]] = False
+    columns["masks"][ENDS[1] - 1] = 1
+    assert not kinds(columns, jumps=False)
+
+
+def test_an_angle_that_wraps_is_no_jump():
+    columns = good()
+    turning = np.arange(len(columns["terminals"])) * 0.1
+    angle = (turning + np.pi) % (2 * np.pi) - np.pi
+    columns["observations"] = np.column_stack([columns["observations"], angle])
+    assert not kinds(columns)
+
+
+def test_the_tasks_end_in_last_rows_is_lost():
+    columns = good()
+    columns["masks"][ENDS - 1], columns["masks"][ENDS] = 1, 0
+    columns["rewards"] = 1 - columns["masks"]
+    found = check(view_of_columns(columns, "mine"))
+    assert f"episode 0 has mask 0 in its last row, {ENDS[0]}," in found[0].sentence
+    assert "every reward other than 0 stands in an episode's last row" in found[4].sentence
+
+
+@pytest.mark.parametrize("what", ["repeats the one before", "is 0"])
+def test_made_up_last_observations(what):
+    columns = good()
+    before = columns["observations"][ENDS - 1]
+    columns["observations"][ENDS] = before if "repeats" in what else 0
+    found = [f for f in check(view_of_columns(columns, "mine")) if f.kind == "last-row"]
+    assert len(found) == 1
+    assert what in found[0].sentence
+    assert f"row {ENDS[0]}" in found[0].sentence
+
+
+def test_numbers_that_are_none():
+    columns = good()
+    columns["observations"][ENDS[1] + 3, 1] = np.nan
+    columns["rewards"][2] = np.inf
+    sentences = [f.sentence for f in check(view_of_columns(columns, "mine"))]
+    assert any(
+        f"'observations' is not finite in episode 2, row {ENDS[1] + 3};" in s for s in sentences
+    )
+    assert any("'rewards' is not finite in episode 0, row 2;" in s for s in sentences)
+
+
+def test_many_findings_of_a_kind_are_counted():
+    columns = good()
+    rows = np.arange(sum(LENGTHS) + len(LENGTHS))
+    columns["terminals"] = rows % 8 == 7
+    columns["terminals"][-1] = True
+    columns["masks"][:] = 1
+    columns["observations"][::8] = np.nan
+    found = [f for f in check(view_of_columns(columns, "mine")) if f.kind == "not-finite"]
+    assert len(found) == SHOWN + 1
+    assert f"of {len(rows) // 8 - SHOWN} more" in found[-1].sentence
+
+
+def test_actions_constant_saturated_unscaled():
+    columns = good()
+    columns["actions"][:, 0] = 0.5
+    assert "dim 0 of the actions is 0.5 in every transition" in only(columns).sentence
+    columns = good()
+    columns["actions"][:, 1] = np.sign(columns["actions"][:, 1])
+    finding = only(columns)
+    assert finding.level == "note"
+    assert "dim 1 of the actions is at its bound in 100 %" in finding.sentence
+    columns = good()
+    columns["actions"][7, 1] = -3
+    assert "dim 1 of the actions is -3 in episode 0, row 7, outside" in only(columns).sentence
+    columns = good()
+    columns["actions"] = np.abs(columns["actions"])
+    assert "[0, 1]" in only(columns).sentence
+
+
+def test_rewards_all_zero_warn_and_all_equal_are_noted():
+    columns = good()
+    columns["rewards"][:] = 0
+    assert only(columns).level == "warning"
+    columns["rewards"][:] = -1
+    finding = only(columns)
+    assert finding.level == "note"
+    assert "never solved" in finding.sentence
+
+
+def test_marks_and_rewards_may_be_booleans():
+    columns = good()
+    columns["masks"], columns["rewards"] = (columns[name] != 0 for name in ("masks", "rewards"))
+    assert not kinds(columns)
+
+
+def test_masks_inside_inverted_unsaid_and_no_masks():
+    columns = good()
+    columns["masks"][5] = 0
+    assert (
+        "1 episodes go on after the task ended (first episode 0, row 5," in only(columns).sentence
+    )
+    assert not kinds(columns, goes_on=True)
+    columns["masks"] = 1 - good()["masks"]
+    assert "almost nothing bootstraps" in only(columns).sentence
+    columns["masks"][:] = 1
+    assert "no mask is 0 although episodes have 40 to 70" in only(columns).sentence
+    columns["masks"][3] = 0.5
+    assert "has 0.5 in episode 0, row 3;" in only(columns).sentence
+
+
+def test_duplicate_episodes_and_rows():
+    columns = good()
+    twice = {
+        name: np.concatenate([column, column[: ENDS[0] + 1]]) for name, column in columns.items()
+    }
+    assert "episode 4 has the same observations as episode 0;" in only(twice).sentence
+    columns["observations"][10:20] = columns["observations"][10]
+    columns["actions"][10:20] = columns["actions"][10]
+    assert "9 transitions repeat" in only(columns).sentence
+    assert "(first episode 0, row 11)" in only(columns).sentence
+
+
+def flat():
+    """The same data in D4RL's layout."""
+    columns = good()
+    is_last = columns["terminals"]
+    terminals = np.zeros(len(is_last), bool)
+    terminals[ENDS - 1] = True
+    names = ("observations", "actions", "rewards")
+    rows = {name: columns[name][~is_last] for name in names}
+    after = columns["observations"][1:][~is_last[:-1]]
+    return rows | {
+        "terminals": terminals[~is_last],
+        "timeouts": np.zeros((~is_last).sum(), bool),
+        "next_observations": after,
+    }
+
+
+def test_d4rl_rows_with_their_last_observations_have_no_finding():
+    assert not check(view_of_flat(flat(), "mine"))
+
+
+def test_d4rl_rows_without_them_lost_one_an_episode():
+    columns = flat()
+    del columns["next_observations"]
+    found = check(view_of_flat(columns, "mine"))
+    assert [f.kind for f in found] == ["last-row"] * len(LENGTHS)
+    assert "episode 1 has 40 observations for 40 actions" in found[1].sentence
+
+
+def test_d4rl_marks_that_contradict_or_miss():
+    columns = flat()
+    columns["timeouts"] = columns["terminals"].copy()
+    (finding,) = check(view_of_flat(columns, "mine"))
+    assert finding.level == "note"
+    assert "4 transitions are both a terminal and a timeout" in finding.sentence
+    columns = flat()
+    columns["terminals"][:] = False
+    assert "neither 'terminals' nor 'timeouts'" in str(check(view_of_flat(columns, "mine")))
+
+
+def test_dims_against_the_environment():
+    view = view_of_columns(good(), "mine")
+    env = "pointmaze-medium-singletask-task1-v0"
+    assert check_spaces(view, env) == []
+    columns = good()
+    columns["actions"] = columns["actions"][:, :1]
+    (finding,) = check_spaces(view_of_columns(columns, "mine"), env)
+    assert "1 action dims" in finding.sentence
+
+
+@pytest.mark.parametrize("column", ["observations", "actions", "terminals"])
+def test_a_missing_column_is_one_sentence(column):
+    columns = good()
+    del columns[column]
+    with pytest.raises(InputError, match=f"'{column}'"):
+        view_of_columns(columns, "mine")
+
+
+def test_quick_check_finds_what_check_finds_in_small_data(tmp_path):
+    columns = good()
+    columns["terminals"][ENDS[1]] = False
+    columns["masks"][ENDS[1] - 1] = 1
+    columns["rewards"][:] = 0
+    np.savez(tmp_path / "mine.npz", **columns)
+    episodes = load(str(tmp_path / "mine.npz")).episodes
+    found = quick_check(episodes)
+    assert [f.kind for f in found] == ["jump", "rewards"]
+    assert found == check(view_of(episodes))
+
+
+class Listener(SilentReporter):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.sentences = []
+
+    def noted(self, sentence):
+        self.sentences.append(sentence)
+
+
+def test_a_run_says_and_records_what_a_quick_look_finds(tmp_path):
+    columns = good()
+    columns["rewards"][:] = 0
+    np.savez(tmp_path / "mine.npz", **columns)
+    settings = {
+        "critic": {"size": "tiny"},
+        "flow": {"hidden": [8, 8]},
+        "dataset": {"name": str(tmp_path / "mine.npz")},
+        **{"steps": 2, "batch_size": 4, "log_every": 1, "checkpoint_every": 2},
+    }
+    listener = Listener()
+    data = load(settings["dataset"]["name"])
+    folder = training.run(resolve(settings), data, tmp_path / "runs", "", listener)
+    recorded = json.loads(folder.provenance.read_text())["data_findings"]
+    assert len(recorded) == 1
+    assert recorded[0].startswith("warning: the reward of all 220 transitions")
+    assert recorded[0] in listener.sentences
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["datasets", "check", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "says"),
+    [
+        (lambda _: None, 0, "0 warnings, 0 notes"),
+        (lambda c: c["rewards"].fill(-1), 0, "note: the reward"),
+        (lambda c: c["rewards"].fill(0), 1, "warning: the reward"),
+    ],
+)
+def test_exit_codes(tmp_path, spoil, code, says):
+    columns = good()
+    spoil(columns)
+    np.savez(tmp_path / "mine.npz", **columns)
+    done = run(tmp_path / "mine.npz")
+    assert done.exit_code == code
+    assert says in done.output.replace("\n", " ")
+
+
+def test_an_unreadable_file_is_an_input_error(tmp_path):
+    (tmp_path / "mine.npz").write_bytes(b"no zip")
+    assert isinstance(run(tmp_path / "mine.npz").exception, (InputError, SystemExit))

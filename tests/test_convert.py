@@ -1,0 +1,259 @@
+"""Conversions keep every bit, and leave nothing behind when they cannot."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tql_offline.cli import app
+from tql_offline.datasets import convert as module
+from tql_offline.datasets.convert import convert, read_any
+from tql_offline.errors import InputError
+
+minari = pytest.importorskip("minari")
+
+
+def made(seed=0, lengths=(3, 2), dtype="f4", dim=2):
+    rng = np.random.default_rng(seed)
+    rows = sum(lengths) + len(lengths)
+    terminals = np.zeros(rows, bool)
+    terminals[np.cumsum(np.array(lengths) + 1) - 1] = True
+    bits = rng.integers(0, 256, (rows, dim * np.dtype(dtype).itemsize), np.uint8)
+    return {
+        "terminals": terminals,
+        "observations": bits.view(dtype),  # any bits, NaN's of all kinds included
+        "actions": rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+        "rewards": rng.normal(size=rows),
+        "masks": rng.integers(0, 2, rows).astype(np.float32),
+        "qpos": rng.normal(size=(rows, 4)),
+        "button_states": rng.integers(0, 2, (rows, 3)),
+    }
+
+
+def assert_same(have, want):
+    assert list(have) == list(want)
+    for name, column in want.items():
+        assert have[name].dtype == column.dtype, name
+        assert have[name].shape == column.shape, name
+        assert have[name].tobytes() == column.tobytes(), name
+
+
+TARGETS = ["there.npz", "there.hdf5", "there"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    dtype=st.sampled_from(["f4", "f8", "f2", "i8", "u1"]),
+    dim=st.integers(1, 3),
+    between=st.sampled_from(TARGETS),
+    packed=st.booleans(),
+    left_out=st.sets(st.sampled_from(["rewards", "masks", "qpos"])),
+)
+def test_there_and_back_is_the_same_bits(seed, lengths, dtype, dim, between, packed, left_out):
+    columns = made(seed, lengths, dtype, dim)
+    columns = {name: column for name, column in columns.items() if name not in left_out}
+    with tempfile.TemporaryDirectory() as folder:
+        source, there, back = (Path(folder) / name for name in ("a.npz", between, "b.npz"))
+        np.savez(source, **columns)
+        convert(source, there, packed=packed)
+        convert(there, back)
+        with np.load(back) as archive:
+            assert_same(dict(archive), columns)
+
+
+def test_minari_reads_what_was_written(tmp_path):
+    columns = made(lengths=(3, 2))
+    columns["masks"][:] = [1, 1, 0, 1, 1, 1, 1]
+    np.savez(tmp_path / "a.npz", **columns)
+    convert(tmp_path / "a.npz", tmp_path / "mine-v0")
+    dataset = minari.MinariDataset(tmp_path / "mine-v0" / "data")
+    assert dataset.total_episodes == 2
+    assert dataset.total_steps == 5
+    first, second = dataset.iterate_episodes()
+    np.testing.assert_array_equal(first.observations, columns["observations"][:4])
+    np.testing.assert_array_equal(second.actions, columns["actions"][4:6])
+    np.testing.assert_array_equal(second.rewards, columns["rewards"][4:6])
+    np.testing.assert_array_equal(first.infos["qpos"], columns["qpos"][:4])
+    assert first.terminations.tolist() == [False, False, True]
+    assert not first.truncations.any()
+    assert second.truncations.tolist() == [False, True]
+    assert not second.terminations.any()
+
+
+def test_pictures_go_to_minari_without_jpeg(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    columns = made() | {"observations": pictures}
+    np.savez(tmp_path / "a.npz", **columns)
+    convert(tmp_path / "a.npz", tmp_path / "mine")
+    assert_same(read_any(tmp_path / "mine"), columns)
+
+
+def foreign(folder, observations, infos):
+    from gymnasium.spaces import Box
+    from minari.data_collector import EpisodeBuffer
+
+    episodes = [
+        EpisodeBuffer(
+            observations=np.full((3, 2), number, np.float64),
+            actions=np.full((2, 1), number, np.float32),
+            rewards=[1.0, number],
+            terminations=[False, number == 0],
+            truncations=[False, number == 1],
+            infos=infos,
+        )
+        for number in range(2)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of who made it, and for which environment
+        minari.create_dataset_from_buffers(
+            "made/mine-v0",
+            episodes,
+            observation_space=observations,
+            action_space=Box(-1, 1, (1,)),
+        )
+    return folder / "minari" / "made" / "mine-v0"
+
+
+def test_a_minari_dataset_of_others(tmp_path):
+    from gymnasium.spaces import Box
+
+    infos = {"speed": np.arange(3), "state": {"x": np.ones((3, 2))}}
+    folder = foreign(tmp_path, Box(-9, 9, (2,), np.float64), infos)
+    convert(folder, tmp_path / "mine.npz")
+    columns = dict(np.load(tmp_path / "mine.npz"))
+    assert columns["observations"].tolist() == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 3
+    assert columns["actions"].tolist() == [[0.0]] * 3 + [[1.0], [1.0], [0.0]]
+    assert columns["rewards"].tolist() == [1, 0, 0, 1, 1, 0]
+    assert columns["masks"].tolist() == [1, 0, 1, 1, 1, 1]
+    assert columns["terminals"].tolist() == [False, False, True] * 2
+    assert columns["speed"].tolist() == [0, 1, 2] * 2
+    assert columns["state.x"].shape == (6, 2)
+
+
+def test_spaces_that_are_no_box_and_infos_of_no_number_are_refused(tmp_path):
+    from gymnasium.spaces import Box
+
+    folder = foreign(tmp_path, Box(-9, 9, (2,), np.float64), {"how": ["a", "b", "c"]})
+    with pytest.raises(InputError, match="--without-infos"):
+        convert(folder, tmp_path / "mine.npz")
+    convert(folder, tmp_path / "mine.npz", infos=False)
+    metadata = json.loads((folder / "data/metadata.json").read_text())
+    metadata["observation_space"] = json.dumps({"type": "Dict", "subspaces": {}})
+    (folder / "data/metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="observation_space of type 'Dict'"):
+        convert(folder, tmp_path / "other.npz")
+    metadata["data_format"] = "arrow"
+    (folder / "data/metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="stored as 'arrow'"):
+        convert(folder, tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_is_replaced_by_force_alone(tmp_path, target):
+    np.savez(tmp_path / "a.npz", **made(0))
+    np.savez(tmp_path / "b.npz", **made(1))
+    convert(tmp_path / "a.npz", tmp_path / target)
+    with pytest.raises(InputError, match="give --force"):
+        convert(tmp_path / "b.npz", tmp_path / target)
+    assert_same(read_any(tmp_path / target), made(0))
+    convert(tmp_path / "b.npz", tmp_path / target, force=True)
+    assert_same(read_any(tmp_path / target), made(1))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_loss_leaves_the_old_target(tmp_path, target, monkeypatch):
+    np.savez(tmp_path / "a.npz", **made(0))
+    np.savez(tmp_path / "b.npz", **made(1))
+    convert(tmp_path / "a.npz", tmp_path / target)
+    digests = iter(range(1000))
+    monkeypatch.setattr(module, "_digest", lambda _: str(next(digests)))
+    with pytest.raises(InputError, match="not kept whole"):
+        convert(tmp_path / "b.npz", tmp_path / target, force=True)
+    assert_same(read_any(tmp_path / target), made(0))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_manifest_names_source_and_target(tmp_path):
+    np.savez(tmp_path / "a.npz", **made())
+    convert(tmp_path / "a.npz", tmp_path / "b.hdf5")
+    manifest = json.loads((tmp_path / "b.hdf5.json").read_text())
+    for key, name in (("source", "a.npz"), ("target", "b.hdf5")):
+        assert manifest[key]["name"] == name
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert manifest[key]["sha256"] == digest
+    assert list(manifest["columns"]) == list(made())
+
+
+def test_what_a_format_has_no_place_for_is_refused(tmp_path):
+    np.savez(tmp_path / "words.npz", **made(), names=np.array(["a", "b"]))
+    with pytest.raises(InputError, match="'names'"):
+        convert(tmp_path / "words.npz", tmp_path / "b.hdf5")
+    np.savez(tmp_path / "short.npz", **made(), extra=np.arange(3))
+    with pytest.raises(InputError, match="'extra'"):
+        convert(tmp_path / "short.npz", tmp_path / "mine")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["short.npz", "words.npz"]
+
+
+def test_targets_that_contradict(tmp_path):
+    np.savez(tmp_path / "a.npz", **made())
+    with pytest.raises(InputError, match="names npz and --to hdf5"):
+        convert(tmp_path / "a.npz", tmp_path / "b.npz", "hdf5")
+    with pytest.raises(InputError, match="onto itself"):
+        convert(tmp_path / "a.npz", tmp_path / "a.npz", force=True)
+
+
+def link(file):
+    del file["episode_0"]["observations"]
+    file["episode_0"]["observations"] = h5py.ExternalLink("other.hdf5", "x")
+
+
+def shorten(file):
+    file["episode_1"]["observations"].resize(2, axis=0)
+
+
+def forget(file):
+    del file["episode_1"].attrs["last_actions"]
+
+
+def lose(file):
+    del file["episode_0"]
+
+
+@pytest.mark.parametrize("spoil", [link, shorten, forget, lose])
+def test_a_spoiled_minari_file_is_one_sentence(tmp_path, spoil):
+    np.savez(tmp_path / "a.npz", **made())
+    convert(tmp_path / "a.npz", tmp_path / "mine")
+    with h5py.File(tmp_path / "mine/data/main_data.hdf5", "a") as file:
+        spoil(file)
+    with pytest.raises(InputError) as caught:
+        read_any(tmp_path / "mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command(tmp_path):
+    np.savez(tmp_path / "a.npz", **made())
+    arguments = [
+        "datasets",
+        "convert",
+        str(tmp_path / "a.npz"),
+        str(tmp_path / "b"),
+        "--to",
+        "minari",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    shutil.rmtree(tmp_path / "b/data")
+    assert json.loads((tmp_path / "b.json").read_text())["source"]["name"] == "a.npz"
