@@ -118,8 +118,8 @@ def _usage(facts: Mapping[str, Any]) -> str:
     noise = facts["policies"]["learned"]
     if noise:
         lines.append(
-            f"The policy is stochastic: it takes {noise} standard normal numbers per action, from "
-            "a generator of its own (`tql_offline.load(FOLDER, seed=0)`) or from you "
+            f"The policy is stochastic: noise of {noise} standard normal numbers makes each action "
+            "another, from a generator of its own (`tql_offline.load(FOLDER, seed=0)`) or from you "
             "(`policy(observation, noise)`)."
         )
     else:

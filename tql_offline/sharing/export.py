@@ -147,8 +147,8 @@ def _sentence(comparison: Comparison) -> str:
     text = f"Its actions are the original's to {TOLERANCE:g}, by {comparison.rows} observations"
     if comparison.ties:
         text += (
-            f"; {comparison.ties} of them lie where a rounding error turns the choice between two "
-            "samples, and were left out"
+            f"; {comparison.ties} of them were left out, at which rounding errors of the "
+            "observation alone move the original's own action further"
         )
     return f"{text}."
 

@@ -30,7 +30,7 @@ ROWS = 128
 """Actions computed for the comparison, all samples of best-of-n counted."""
 
 NUDGE, NUDGES = 1e-6, 16
-"""A rounding error's relative size, and how often it is tried whether one turns a choice."""
+"""A rounding error's relative size, and how often it is tried whether one moves an action."""
 
 MAX_BYTES = 2**31 - 2**20
 """A file of Protocol Buffers holds no more than 2 GiB."""
@@ -48,7 +48,8 @@ class Comparison:
     Attributes:
         rows: observations compared; 0 where onnxruntime is not installed.
         difference: the largest, of any dim of any action.
-        ties: rows left out, whose choice among samples a rounding error turns.
+        ties: rows left out, at which a rounding error moves the original's own action as far: it
+            turns the choice between two samples of best-of-n, for instance.
     """
 
     rows: int
@@ -114,9 +115,15 @@ def _traced(acting: Acting) -> bytes:
     dims += [("noise", dim)] if (dim := acting.noise_dims[POLICY]) else []
     batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        # Traced here: `torch.onnx.export` would fall back to a batch of constant size.
+        traced = torch.export.export(
             _Policy(acting).eval(),
             tuple(torch.zeros(2, dim) for _, dim in dims),
+            dynamic_shapes={name: {0: batch} for name, _ in dims},
+            strict=False,
+        )
+        program = torch.onnx.export(
+            traced,
             input_names=[name for name, _ in dims],
             output_names=["action"],
             dynamic_shapes={name: {0: batch} for name, _ in dims},
