@@ -332,7 +332,7 @@ def test_by_hand_an_episode_of_a_seed_gets_the_evaluations_noise(evaluated, tmp_
     out = export_run(evaluated.path, tmp_path / "model", onnx=False).folder
     policy, line = tql_offline.load(out), list(read_jsonl(evaluated.evaluations))[-1]
     episode = line["episodes"][0]
-    env = make(line["env_id"], None)
+    env = make(line["env_id"])
     observation, _ = env.reset(seed=episode["seed"])
     policy.reset(episode["seed"])
     total, length, done = 0.0, 0, False

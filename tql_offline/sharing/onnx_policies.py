@@ -212,7 +212,8 @@ def _samples(acting: Acting) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     noise_dim = acting.agent.noise_dim(POLICY)
     rows = max(4, ROWS * acting.agent.action_dim // noise_dim)
     standard = generator.standard_normal((rows, len(normaliser.mean)), dtype=np.float32)
-    observations = normaliser.mean.numpy() + normaliser.std.numpy() * standard
+    mean, std = (t.numpy().astype(np.float32) for t in (normaliser.mean, normaliser.std))
+    observations = mean + std * standard
     return observations, generator.standard_normal((rows, noise_dim), dtype=np.float32)
 
 
