@@ -610,7 +610,7 @@ def spoil_tensor(path, change):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda m: (m / "model.json").unlink(), "not a model folder .* run `tql-offline export"),
+        (lambda m: (m / "model.json").unlink(), "not a model folder .*; check the path"),
         (lambda m: (m / "model.json").write_text("[" * 100_000), "not valid JSON"),
         (lambda m: (m / "model.json").write_text("[]"), "holds no JSON object"),
         (lambda m: rewrite(m / "model.json", schema="x"), "has schema 'x'"),
@@ -718,6 +718,7 @@ def test_a_push_makes_a_repository_and_uploads_the_folder(trained, tmp_path, api
         "exist_ok": True,
     }
     assert sent["repo_id"] == "me/tql-maze"
+    assert sent["delete_patterns"] == ["policy.onnx"]
     assert sent["files"] == sorted(path.name for path in out.iterdir())
     assert "pushed: https://hub/me/tql-maze" in capsys.readouterr().out
 

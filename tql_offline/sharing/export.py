@@ -178,8 +178,7 @@ def _facts(
         "policies": dict(acting.noise_dims),
         "networks": list(acting.networks),
         "onnx": "",
-        # Of a file of the user's own, its path is nobody else's concern.
-        "dataset": _brief(Path(config.dataset.name).name or config.dataset.name),
+        "dataset": _brief(_dataset_name(config.dataset.name)),
         "dataset_sha256": _brief(provenance["dataset"]["sha256"]),
         "task": _brief(task) if task is not None else None,
         "evaluations": scores_of_step(run, state.step, tuple(acting.noise_dims)),
@@ -189,6 +188,16 @@ def _facts(
         "versions": {"tql_offline": _brief(provenance.get("tql_offline") or "not recorded")}
         | _versions(provenance.get("versions")),
     }
+
+
+def _dataset_name(name: str) -> str:
+    """A dataset's name; of a file of the user's own without its folders.
+
+    >>> _dataset_name("/home/ann/logs.hdf5"), _dataset_name("D4RL/pen/human-v2")
+    ('logs.hdf5', 'D4RL/pen/human-v2')
+    """
+    path = Path(name)
+    return path.name if path.suffix or path.is_absolute() else name
 
 
 def _command(words: Any) -> str:

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tql_offline.errors import InputError, shown
+from tql_offline.sharing.model import ModelFolder
 
 MAX_REASON = 300
 """Characters quoted of the Hub's answer."""
@@ -54,6 +55,8 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             repo_type="model",
             folder_path=folder,
             commit_message="Model exported by tql-offline",
+            # An earlier model's would stay where this one has none.
+            delete_patterns=[ModelFolder(folder).onnx.name],
         )
     # Its errors are those of whichever HTTP library its version stands on.
     except Exception as error:

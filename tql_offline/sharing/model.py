@@ -190,7 +190,7 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
         InputError: it is missing, damaged, or of another schema.
     """
     if not model.document.is_file():
-        is_run = RunFolder(model.path).config.is_file()
+        is_run = RunFolder(model.path).checkpoints.is_dir()
         mend = f"run `tql-offline export {model.path}`" if is_run else "check the path"
         raise InputError(f"{model.path} is not a model folder (it has no model.json); {mend}")
     facts = read_json(model.document)
