@@ -184,6 +184,26 @@ def evaluation_line(step: int, policy: str) -> dict[str, Any]:
     }
 
 
+def write_models(folder: Path) -> None:
+    """A model whose policy is a flow, with ONNX, and one that chooses by its critic."""
+    from tql_offline.sharing.export import export_run
+
+    export_run(_trained() / "run", folder / "flow")
+    export_run(_best_of_n(), folder / "best-of-n", onnx=False)
+
+
+@cache
+def _best_of_n() -> Path:
+    from tql_offline.datasets.load import load
+    from tql_offline.training.loop import SilentReporter
+    from tql_offline.training.run import run
+
+    data = _trained() / "mine.npz"
+    implicit = {"objective": "implicit", "implicit": {"extraction": "best-of-n", "samples": 2}}
+    config = Config.model_validate(_settings(data).model_dump() | implicit)
+    return run(config, load(str(data)), _trained(), "best-of-n", SilentReporter()).path
+
+
 def write_results(folder: Path) -> None:
     """Results of two runs, as others send them."""
     write_run(folder)
@@ -350,6 +370,25 @@ def read_report(folder: Path, _file: Path) -> None:
     assert "<script>alert" not in files.html.read_text(encoding="utf-8")
 
 
+def read_model(_folder: Path, file: Path) -> None:
+    """A model's policies, each acting once."""
+    import tql_offline
+
+    for name in ("learned", "behaviour"):
+        policy = tql_offline.load(file.parent, policy=name)
+        policy(np.zeros((2, policy.observation_dim)))
+
+
+def read_export(folder: Path, _file: Path) -> None:
+    """A run's export, and what it wrote."""
+    from tql_offline.sharing.export import export_run
+
+    done = export_run(folder / "run", folder / "model", force=True, onnx=False)
+    card = (done.folder / "README.md").read_text(encoding="utf-8")
+    assert all(c.isprintable() or c == "\n" for c in card)
+    read_model(folder, done.folder / "model.json")
+
+
 def read_merged(folder: Path, _file: Path) -> None:
     """The leaderboard of others' results."""
     from tql_offline.eval.report import write_report
@@ -372,6 +411,8 @@ TARGETS: dict[str, Target] = {
         Target(name="suite", write=write_suite, spoil="*.toml", read=read_suite),
         Target(name="run", write=write_run, spoil="run/*.*", read=read_run),
         Target(name="report", write=write_run, spoil="run/*.*", read=read_report, share=0.5),
+        Target(name="model", write=write_models, spoil="*/*", read=read_model),
+        Target(name="export", write=write_run, spoil="run/*.*", read=read_export),
         Target(name="merged", write=write_results, spoil="results/*", read=read_merged, share=0.5),
     )
 }

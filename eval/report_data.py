@@ -367,7 +367,7 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
             reading.warn(f"{path.name} is too long; line {line_number} and the rest were left out")
             break
         try:
-            evaluation = _evaluation(line)
+            evaluation = parse_evaluation(line)
         except InputError as error:
             reading.warn(f"{path.name} line {line_number} {error} and was left out")
             continue
@@ -397,7 +397,7 @@ def evaluation_key(evaluation: Evaluation) -> tuple[int, str, str, str, str]:
     )
 
 
-def _evaluation(line: dict[str, Any]) -> Evaluation:
+def parse_evaluation(line: dict[str, Any]) -> Evaluation:
     """Check one line of `evaluations.jsonl`.
 
     Raises:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX
+from tql_offline.eval.noise import noise_generator
 from tql_offline.eval.protocol import Protocol, episode_seeds, goal_of_seed
 from tql_offline.eval.references import Reference
 from tql_offline.eval.scores import evaluation_score
@@ -35,9 +36,6 @@ Policy = Callable[[Array, Array], Array]
 """
 
 POLICIES = ("learned", "behaviour")
-_NOISE_STREAM = (2**32 - 1,)
-"""Spawn key of an episode's noise, apart from the environment's streams of the same seed."""
-
 _NOISE_STEPS = 64
 """Steps of an episode whose noise is drawn at once."""
 
@@ -100,8 +98,7 @@ class _Slots:
         """Start counting these episodes."""
         for k, seed in resets.items():
             self._playing[k], self._returns[k], self._lengths[k] = True, 0.0, 0
-            stream = np.random.SeedSequence(seed, spawn_key=_NOISE_STREAM)
-            self._generators[k] = np.random.default_rng(stream)
+            self._generators[k] = noise_generator(seed)
 
     def abandon(self, slots: Sequence[int]) -> None:
         """Forget the episodes that these slots are in."""

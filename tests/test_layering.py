@@ -13,6 +13,7 @@ FOLDERS = {
     "tql_offline.networks": ROOT / "tql_offline" / "networks",
     "tql_offline.agents": ROOT / "tql_offline" / "agents",
     "tql_offline.training": ROOT / "tql_offline" / "training",
+    "tql_offline.sharing": ROOT / "tql_offline" / "sharing",
 }
 FORBIDDEN = {
     "tql_offline.datasets": ("tql_offline.agents", "tql_offline.training", "tql_offline.cli"),
@@ -20,7 +21,8 @@ FORBIDDEN = {
     "tql_offline.objectives": ("tql_offline.",),
     "tql_offline.networks": ("tql_offline.agents", "tql_offline.training", "tql_offline.datasets"),
     "tql_offline.agents": ("tql_offline.training", "tql_offline.datasets", "tql_offline.eval"),
-    "tql_offline.training": ("tql_offline.cli",),
+    "tql_offline.training": ("tql_offline.cli", "tql_offline.sharing"),
+    "tql_offline.sharing": ("tql_offline.cli",),
 }
 
 

@@ -113,7 +113,8 @@ class ImplicitQ(ActorCritic):
         repeated = observations.repeat_interleave(samples, dim=0)
         actions = self._flow(repeated, noise.reshape(-1, self.action_dim))
         q = ensemble_value(self.critic(repeated, actions), "min").view(-1, samples)
-        best = q.argmax(dim=1) + samples * torch.arange(len(q), device=q.device)
+        # shape[0], not len(q), which `torch.export` takes for a constant.
+        best = q.argmax(dim=1) + samples * torch.arange(q.shape[0], device=q.device)
         return actions[best]
 
     def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:

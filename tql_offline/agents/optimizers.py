@@ -38,7 +38,8 @@ def make_adamw(groups: Iterable[dict[str, Any]]) -> torch.optim.AdamW:
     rates = [torch.zeros((), device=device) if on_gpu else 0.0 for _ in groups]
     groups = [{"lr": rate, **group} for rate, group in zip(rates, groups, strict=True)]
     betas, eps = (0.9, 0.999), 1e-8
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True, capturable=on_gpu)
+    fused = device.type != "meta"  # an agent made for its shapes alone
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused, capturable=on_gpu)
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:

@@ -194,7 +194,8 @@ class TransformerCritic(Critic):
         for index, block in enumerate(others):
             if index == 0:
                 # Its products are as small as the tables; its differences want every bit.
-                with torch.autocast(scalars.device.type, enabled=False):
+                device = "cpu" if scalars.is_meta else scalars.device.type  # meta has no autocast
+                with torch.autocast(device, enabled=False):
                     qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
                 x_BLD, entropy = block.after_projection(x_BLD, qkv, return_entropy)
             else:

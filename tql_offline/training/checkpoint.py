@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tql_offline.agents import Agent
 from tql_offline.documents import require_plain
@@ -73,7 +73,7 @@ def save(
         with writing(final):
             aside.mkdir(parents=True)
             for name, network in agent.networks.items():
-                _save_file(_detached(network.state_dict()), aside / f"{name}.safetensors")
+                save_network(network, aside / f"{name}.safetensors")
             _save_file(_optimizer_tensors(agent), aside / "optimizers.safetensors")
             _save_file({"generator": generator.get_state()}, aside / "random.safetensors")
             tensors = _detached(window.tensors()) if window else {}
@@ -113,7 +113,7 @@ def read_state(checkpoint: Path) -> State:
             f"{path} has schema {shown(document.get('schema'))} where {SCHEMA!r} is needed; "
             "use the version of tql-offline that wrote it"
         )
-    numbers = {key: _bounded(document.get(key), key, path) for key in BOUNDS}
+    numbers = read_numbers(document, path)
     return State(
         step=numbers["step"],
         observation_dim=numbers["observation_dim"],
@@ -128,18 +128,43 @@ def load_networks(checkpoint: Path, agent: Agent) -> None:
         InputError: a file is missing, damaged, or does not fit the agent.
     """
     for name, network in agent.networks.items():
-        path = checkpoint / f"{name}.safetensors"
-        try:
-            _check_header(path, network.state_dict())  # before a byte of its tensors is read
-            tensors = _load(path)
-            network.load_state_dict(tensors, strict=True)
-        except RuntimeError as error:
-            raise InputError(
-                f"{path} does not fit the run's config.toml ({_last_line(error)}); "
-                "restore both from the same run"
-            ) from error
-        if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-            raise InputError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
+        load_network(checkpoint / f"{name}.safetensors", network)
+
+
+def load_network(path: Path, network: nn.Module, device: torch.device | None = None) -> None:
+    """Fill a network from its file.
+
+    Args:
+        path: the file.
+        network: of the file's names and shapes.
+        device: where to make room for it first, once the file is known to fit; None where the
+            network has its memory.
+
+    Raises:
+        InputError: the file is missing, damaged, or does not fit the network.
+    """
+    try:
+        _check_header(path, network.state_dict())  # before a byte of its tensors is read
+        tensors = _load(path)
+        if device is not None:
+            network.to_empty(device=device)
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit the run's config.toml ({_last_line(error)}); "
+            "restore both from the same run"
+        ) from error
+    if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Write a network's file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _save_file(_detached(network.state_dict()), path)
 
 
 def load_training_state(
@@ -165,6 +190,15 @@ def load_training_state(
             f"{checkpoint} lacks part of the training state ({_last_line(error)}); "
             "continue from another one"
         ) from error
+
+
+def read_numbers(document: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """The numbers named in `BOUNDS` of a document, each within its bounds.
+
+    Raises:
+        InputError: one is missing or beyond them; the message names `path`.
+    """
+    return {key: _bounded(document.get(key), key, path) for key in BOUNDS}
 
 
 def _bounded(value: Any, key: str, path: Path) -> int:

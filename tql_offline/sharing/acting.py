@@ -1,0 +1,91 @@
+"""What of an agent its policies act with: some of its networks, and for some policies noise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tql_offline.agents import Agent, make_agent
+from tql_offline.config import Config
+from tql_offline.training.checkpoint import load_network
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """Policies of an agent, and what they act with.
+
+    Attributes:
+        agent: only the networks of `networks` have their weights.
+        noise_dims: of every policy, `learned` first: numbers of noise per action, 0 where the
+            policy is deterministic.
+        networks: those that some policy runs, by name, ascending.
+    """
+
+    agent: Agent
+    noise_dims: Mapping[str, int]
+    networks: Mapping[str, nn.Module]
+
+
+def load_acting(
+    config: Config, observation_dim: int, action_dim: int, folder: Path, device: torch.device
+) -> Acting:
+    """The policies of a config, with weights from a folder that has a file per network.
+
+    The other networks (critic's target, value, mostly the critic itself) never take memory.
+
+    Raises:
+        InputError: a file is missing, damaged, or does not fit the config.
+    """
+    runs, noisy = _probe(config, observation_dim, action_dim)
+    agent = _without_memory(config, observation_dim, action_dim)
+    networks = {name: agent.networks[name] for name in sorted(runs)}
+    for name, network in networks.items():
+        load_network(folder / f"{name}.safetensors", network, device)
+        network.eval().requires_grad_(False)
+    noise_dims = {name: agent.noise_dim(name) if name in noisy else 0 for name in agent.policies}
+    return Acting(agent=agent, noise_dims=noise_dims, networks=networks)
+
+
+def _without_memory(config: Config, observation_dim: int, action_dim: int) -> Agent:
+    """An agent of shapes alone."""
+    with META:
+        return make_agent(config, observation_dim, action_dim, META)
+
+
+def _probe(config: Config, observation_dim: int, action_dim: int) -> tuple[set[str], set[str]]:
+    """Names of the networks that some policy runs, and of the policies whose actions need noise.
+
+    Each policy acts once, on shapes alone. One step of a flow and one sample tell as much as many.
+    """
+    short = {
+        "flow": config.flow.model_copy(update={"flow_steps": 1}),
+        "implicit": config.implicit.model_copy(update={"samples": 1}),
+    }
+    agent = _without_memory(config.model_copy(update=short), observation_dim, action_dim)
+    runs: set[str] = set()
+    for name, network in agent.networks.items():
+        network.register_forward_pre_hook(_note(runs, name))
+    observations = torch.zeros(1, observation_dim, device=META)
+    noisy = {name for name in agent.policies if _uses_noise(agent, name, observations)}
+    return runs, noisy
+
+
+def _note(names: set[str], name: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Any) -> None:
+        names.add(name)
+
+    return hook
+
+
+def _uses_noise(agent: Agent, policy: str, observations: Tensor) -> bool:
+    noise = torch.zeros(1, agent.noise_dim(policy), device=META, requires_grad=True)
+    actions = agent.act(policy, observations, noise)
+    if not actions.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(actions.sum(), noise, allow_unused=True)
+    return gradient is not None

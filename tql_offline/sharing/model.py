@@ -1,0 +1,211 @@
+"""Acting from a model folder, which `tql-offline export` writes (docs/models.md).
+
+    model.json            what was trained, on what, and its scores
+    config.toml           the run's settings, of which the networks are made
+    *.safetensors         one file per network that acts: the normaliser, the policies and, where a
+                          policy chooses by it, the critic
+    policy.onnx           the learned policy for other programs
+    README.md             the model card
+
+A folder may be a stranger's: nothing in it is unpickled, and what its files claim is compared with
+what they hold before memory is taken for it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tql_offline.agents import numpy_policy
+from tql_offline.config import Config, read_toml, validate
+from tql_offline.errors import InputError, shown
+from tql_offline.eval.noise import noise_generator
+from tql_offline.runs import RunFolder, read_json
+from tql_offline.sharing.acting import Acting, load_acting
+from tql_offline.training.checkpoint import read_numbers
+from tql_offline.training.device import pick_device
+
+SCHEMA = "tql-offline/model/1"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Names of the files inside one model folder."""
+
+    path: Path
+
+    @property
+    def document(self) -> Path:
+        """`model.json`."""
+        return self.path / "model.json"
+
+    @property
+    def config(self) -> Path:
+        """`config.toml`."""
+        return self.path / "config.toml"
+
+    @property
+    def onnx(self) -> Path:
+        """`policy.onnx`."""
+        return self.path / "policy.onnx"
+
+    @property
+    def card(self) -> Path:
+        """`README.md`."""
+        return self.path / "README.md"
+
+
+class SharedPolicy:
+    """A policy that acts: `action = policy(observation)`, NumPy in and out.
+
+    Attributes:
+        name: `learned` or `behaviour`.
+        observation_dim: numbers of an observation, as the environment gives them: the policy
+            normalises them itself.
+        action_dim: numbers of an action, each in [-1, 1].
+        noise_dim: numbers of noise per action; 0 for a deterministic policy.
+        step: updates it was trained for.
+        facts: `model.json`, as whoever exported the model claims it.
+    """
+
+    def __init__(
+        self, acting: Acting, name: str, device: str, facts: dict[str, Any], seed: int
+    ) -> None:
+        agent = acting.agent
+        self.name, self.facts = name, facts
+        self.observation_dim, self.action_dim = len(agent.normaliser.mean), agent.action_dim
+        self.noise_dim = acting.noise_dims[name]
+        self.step: int = facts["step"]
+        self._act = numpy_policy(agent, name, pick_device(device))
+        self._unused = agent.noise_dim(name) - self.noise_dim
+        self.reset(seed)
+
+    def reset(self, seed: int = 0) -> None:
+        """Begin the noise anew, with that of the evaluated episode of this seed.
+
+        Raises:
+            InputError: the seed is negative.
+        """
+        if seed < 0:
+            raise InputError(f"the policy's seed is {seed}; use one of at least 0")
+        self._generator = noise_generator(seed)
+
+    def __call__(self, observation: ArrayLike, noise: ArrayLike | None = None) -> Array:
+        """Act.
+
+        Args:
+            observation: `(observation_dim,)` or `(batch, observation_dim)`.
+            noise: standard normal, `(noise_dim,)` or `(batch, noise_dim)`; without it the policy's
+                own generator draws it, row after row.
+
+        Returns:
+            `(action_dim,)` or `(batch, action_dim)` in [-1, 1]. The same observations and noise in
+            a batch of the same size give the same bits as in `tql-offline eval`.
+
+        Raises:
+            InputError: an argument has another shape or is not finite, or the action is not.
+        """
+        rows, is_single = self._rows("observation", observation, self.observation_dim)
+        if noise is None:
+            shape = (len(rows), self.noise_dim)
+            numbers = self._generator.standard_normal(shape, dtype=np.float32)
+        else:
+            numbers, _ = self._rows("noise", noise, self.noise_dim)
+            if len(numbers) != len(rows):
+                raise InputError(
+                    f"{len(rows)} observations are given with {len(numbers)} rows of noise; give "
+                    "one row each"
+                )
+        padding = np.zeros((len(rows), self._unused), dtype=np.float32)
+        actions = self._act(rows, np.concatenate([numbers, padding], axis=1))
+        if not np.isfinite(actions).all():
+            raise InputError(
+                "the policy's action is not finite (NaN or infinite): the observation lies far "
+                "from all that it was trained on; check its unit"
+            )
+        return actions[0] if is_single else actions
+
+    def _rows(self, name: str, value: ArrayLike, dim: int) -> tuple[Array, bool]:
+        """An argument as `(batch, dim)`, and whether it was a single row."""
+        try:
+            with np.errstate(over="ignore"):  # found below
+                array = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the {name} is no array of numbers ({error}); give one") from error
+        if array.ndim not in (1, 2) or array.shape[-1] != dim:
+            raise InputError(
+                f"the {name} has shape {array.shape} where the policy takes ({dim},) or "
+                f"(batch, {dim}); give it as the environment does"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"the {name} is not finite (NaN or infinite); give finite numbers")
+        # A copy: PyTorch takes no array that is read-only or runs backwards.
+        return np.array(np.atleast_2d(array), order="C"), array.ndim == 1
+
+
+def load(
+    folder: str | Path, *, policy: str = "learned", seed: int = 0, device: str = "cpu"
+) -> SharedPolicy:
+    """The policy of a model folder.
+
+    Args:
+        folder: written by `tql-offline export`, by you or by a stranger.
+        policy: `learned`, or `behaviour` where the model has one.
+        seed: of the noise, where the policy takes any; see `SharedPolicy.reset`.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: it is no such folder, a file of it is missing, damaged or does not fit the
+            others, or there is no such policy or device.
+
+    >>> load("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    tql_offline.errors.InputError: nowhere is not a model folder (it has no model.json); ...
+    """
+    model = ModelFolder(Path(folder))
+    facts = read_facts(model)
+    acting = load_acting(
+        read_config(model),
+        facts["observation_dim"],
+        facts["action_dim"],
+        model.path,
+        pick_device(device),
+    )
+    if policy not in acting.noise_dims:
+        raise InputError(
+            f"there is no policy {shown(policy)} in {folder}; choose of "
+            f"{', '.join(acting.noise_dims)}"
+        )
+    return SharedPolicy(acting, policy, device, facts, seed)
+
+
+def read_facts(model: ModelFolder) -> dict[str, Any]:
+    """A model's `model.json`; its `step`, `observation_dim` and `action_dim` are in bounds.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema.
+    """
+    if not model.document.is_file():
+        is_run = RunFolder(model.path).checkpoints.is_dir()
+        mend = f"run `tql-offline export {model.path}`" if is_run else "check the path"
+        raise InputError(f"{model.path} is not a model folder (it has no model.json); {mend}")
+    facts = read_json(model.document)
+    if facts.get("schema") != SCHEMA:
+        raise InputError(
+            f"{model.document} has schema {shown(facts.get('schema'))} where {SCHEMA!r} is needed; "
+            "use the version of tql-offline that wrote it"
+        )
+    return facts | read_numbers(facts, model.document)
+
+
+def read_config(model: ModelFolder) -> Config:
+    """The settings of the run that a model is of.
+
+    Raises:
+        InputError: the file is missing or damaged, or a setting is unknown or out of range.
+    """
+    return validate(read_toml(model.config), source=str(model.config))

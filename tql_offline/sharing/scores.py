@@ -1,0 +1,95 @@
+"""A checkpoint's scores with their intervals, by protocol, from the run's episodes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tql_offline.errors import InputError
+from tql_offline.eval.references import Reference
+from tql_offline.eval.report_data import (
+    Evaluation,
+    evaluation_key,
+    known_protocol,
+    parse_evaluation,
+)
+from tql_offline.eval.statistics import t_interval, wilson_interval
+from tql_offline.runs import RunFolder
+from tql_offline.training.result import read_evaluations
+
+MAX_TEXT = 200
+
+Interval = tuple[float, float]
+
+
+def scores_of_step(run: RunFolder, step: int, policies: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The evaluations of a checkpoint; of two by one protocol, the later.
+
+    Args:
+        run: the run.
+        step: of the checkpoint.
+        policies: whose evaluations to give, in this order.
+
+    Raises:
+        InputError: a line of the run's evaluations is damaged.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(read_evaluations(run), start=1):
+        if line["step"] == step and line["policy"] in policies:
+            try:
+                evaluation = parse_evaluation(line)
+                found[evaluation_key(evaluation)] = _score(evaluation, line.get("reference"))
+            except InputError as error:
+                raise InputError(
+                    f"{run.evaluations} line {number} cannot be used ({error}); remove the line"
+                ) from error
+    return sorted(found.values(), key=lambda score: policies.index(score["policy"]))
+
+
+def _score(evaluation: Evaluation, reference: Any) -> dict[str, Any]:
+    protocol = known_protocol(evaluation.protocol)
+    default = "return" if evaluation.successes is None else "success"
+    unit = protocol.score if protocol else default
+    success = _success_interval(evaluation)
+    returns = _interval(t_interval([episode.total for episode in evaluation.details]))
+    of_unit = {
+        "success": success and (100 * success[0], 100 * success[1]),
+        "return": returns,
+        "normalised": _normalised(returns, reference),
+    }
+    return {
+        "policy": evaluation.policy,
+        "protocol": evaluation.protocol[:MAX_TEXT],
+        "environment": evaluation.env_id[:MAX_TEXT],
+        "success_timing": evaluation.success_timing[:MAX_TEXT],
+        "episodes": evaluation.episodes,
+        "successes": evaluation.successes,
+        "success_interval": success,
+        "return_mean": evaluation.return_mean,
+        "return_interval": returns,
+        "unit": unit,
+        "score": evaluation.score,
+        "score_interval": of_unit[unit],
+    }
+
+
+def _success_interval(evaluation: Evaluation) -> Interval | None:
+    if evaluation.successes is None:
+        return None
+    return wilson_interval(evaluation.successes, evaluation.episodes)
+
+
+def _interval(bounds: Interval) -> Interval | None:
+    """None for a single episode, of which there is no interval."""
+    return None if math.isnan(bounds[0]) else bounds
+
+
+def _normalised(returns: Interval | None, reference: Any) -> Interval | None:
+    """An interval of returns on the scale that the evaluation recorded."""
+    if returns is None or not isinstance(reference, Mapping):
+        return None
+    numbers = [reference.get(key) for key in ("min", "max", "scale")]
+    if not all(isinstance(n, int | float) and abs(n) < 1e30 for n in numbers):
+        return None
+    low, high, scale = (float(number) for number in numbers if number is not None)
+    scores = Reference(min=low, max=high, scale=scale, source="this evaluation")
+    return scores.normalised(returns[0]), scores.normalised(returns[1])
