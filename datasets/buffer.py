@@ -1,7 +1,7 @@
 """The device-resident buffer: every column on the training device, indices drawn there."""
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
 
     A window stops at the episode's last transition (and bootstraps from the observation after it)
     and at a step whose mask is 0 (and does not bootstrap). Cost: at most n passes over N numbers, a
-    block at a time.
+    block at a time, and the windows that stop once more.
     """
     count = episodes.num_transitions
     goes_on = episodes.masks > 0
@@ -53,36 +53,59 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
         steps=empty_vector(count, episodes.row_dtype),
     )
     longest = min(n, int(episodes.lengths.max()))
-    powers = discount ** np.arange(longest + 1)
     for rows in row_blocks(count, _WORK_BYTES):
-        returns, steps, masks = _windows(episodes, goes_on, rows, longest, discount)
-        table.returns[rows] = returns
-        table.steps[rows] = steps
-        table.discounts[rows] = powers.take(steps) * masks
+        _fill_whole(table, episodes, rows, longest, discount)
+        for some in _stopped(goes_on, rows, longest):
+            _fill_stopped(table, episodes, goes_on, some, longest, discount)
     return table
 
 
-def _windows(
-    episodes: Episodes, goes_on: NDArray[np.bool_], rows: slice, n: int, discount: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]]:
-    """Returns, lengths and last masks of the windows that start at some consecutive transitions."""
+def _fill_whole(
+    table: NStepTable, episodes: Episodes, rows: slice, n: int, discount: float
+) -> None:
+    """Fill in consecutive transitions as if all windows had n steps."""
     returns = 0.0 + episodes.rewards[rows].astype(np.float64)  # -0.0 becomes 0.0, as in a sum
-    steps = np.ones(len(returns), dtype=np.int64)
-    masks = episodes.masks[rows].copy()
-    is_open = goes_on[rows].copy()
     for k in range(1, n):
-        # The windows' k-th steps lie side by side, too; none that is open reaches beyond the data.
-        ahead = slice(rows.start + k, rows.stop + k)
-        inside = slice(len(goes_on[ahead]))
-        still = is_open[inside]
-        if not still.any():
-            break
-        reward = discount**k * episodes.rewards[ahead]
-        np.add(returns[inside], reward, out=returns[inside], where=still)
-        steps[inside] += still
-        np.copyto(masks[inside], episodes.masks[ahead], where=still)
-        still &= goes_on[ahead]
-    return returns, steps, masks
+        # The windows' k-th steps lie side by side, too.
+        ahead = episodes.rewards[rows.start + k : rows.stop + k]
+        returns[: len(ahead)] += discount**k * ahead
+    masks = episodes.masks[rows.start + n - 1 : rows.stop + n - 1]
+    table.returns[rows] = returns
+    table.steps[rows] = n
+    table.discounts[rows.start : rows.start + len(masks)] = discount**n * masks.astype(np.float64)
+
+
+def _stopped(goes_on: NDArray[np.bool_], rows: slice, n: int) -> Iterator[NDArray[np.int64]]:
+    """Of consecutive transitions those whose windows of n steps stop before, a block at a time."""
+    whole = np.ones(rows.stop - rows.start, dtype=np.bool_)
+    for k in range(n - 1):
+        ahead = goes_on[rows.start + k : rows.stop + k]
+        whole[: len(ahead)] &= ahead
+    stopped = np.flatnonzero(~whole) + rows.start
+    for some in row_blocks(len(stopped), 4 * _WORK_BYTES):
+        yield stopped[some]
+
+
+def _fill_stopped(
+    table: NStepTable,
+    episodes: Episodes,
+    goes_on: NDArray[np.bool_],
+    at: NDArray[np.int64],
+    n: int,
+    discount: float,
+) -> None:
+    """Fill in given transitions, each window up to the step where it stops."""
+    returns = 0.0 + episodes.rewards[at].astype(np.float64)
+    steps = np.ones(len(at), dtype=np.int64)
+    open_ = np.flatnonzero(goes_on[at])
+    for k in range(1, n):
+        ahead = at[open_] + k  # none that is open reaches beyond the data
+        returns[open_] += discount**k * episodes.rewards[ahead]
+        steps[open_] += 1
+        open_ = open_[goes_on[ahead]]
+    table.returns[at] = returns
+    table.steps[at] = steps
+    table.discounts[at] = discount**steps * episodes.masks[at + steps - 1]
 
 
 def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
@@ -251,16 +274,15 @@ def make_buffer(
     Raises:
         InputError: the columns need more memory than the device has free.
     """
-    with ThreadPoolExecutor(1) as thread:
-        to_go = thread.submit(returns_to_go, episodes, discount)
-        table = n_step_table(episodes, n_step, discount)
-        start_rows = episodes.start_rows()
+    # One after the other: threads that call NumPy this often wait for one another.
+    table = n_step_table(episodes, n_step, discount)
+    start_rows = episodes.start_rows()
     columns = {
         "observations": episodes.observations,
         "actions": episodes.actions,
         "returns": table.returns,
         "discounts": table.discounts,
-        "returns_to_go": to_go.result(),
+        "returns_to_go": returns_to_go(episodes, discount),
         "start_rows": start_rows,
         "end_rows": np.add(start_rows, table.steps, out=table.steps),
     }

@@ -45,6 +45,8 @@ _INDEX_BYTES = 16
 """A chunk takes at least as much in the file: its place there and its length."""
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 _CHUNKS_PER_TASK = 32
+_SCATTER_BYTES = 2**17
+"""Of rows whose numbers come from several chunks: a part of what a core's own cache holds."""
 _MAX_REASON = 200
 """Characters quoted of a library's error, which may repeat a foreign name at length."""
 _FOREIGN_COLUMNS = ("timeouts", "next_observations")
@@ -482,11 +484,24 @@ def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
     if column is not None and len(chunks) < count:
         column[...] = item.fillvalue
         is_finite = _is_finite(np.asarray(item.fillvalue, column.dtype))
-    tasks = [chunks[i : i + _CHUNKS_PER_TASK] for i in range(0, len(chunks), _CHUNKS_PER_TASK)]
     reader = _ChunkReader(item)
-    for part in in_threads(lambda task: [reader.read(chunk, column) for chunk in task], tasks):
-        is_finite &= all(part)
+    # What threads share is unpacking; copies alone would only wait for one another.
+    at_once = in_threads if reader.filters else map
+    for part in at_once(lambda task: reader.read(task, column), _bands(chunks, reader.size)):
+        is_finite &= part
     return is_finite
+
+
+def _bands(chunks: list[Any], size: int) -> list[list[Any]]:
+    """Chunks by the rows they have, which HDF5 names one after another; few in each list."""
+    most = max(min(_CHUNKS_PER_TASK, TASK_BYTES // max(size, 1)), 1)
+    tasks: list[list[Any]] = []
+    for chunk in chunks:
+        together = tasks and tasks[-1][0].chunk_offset[:1] == chunk.chunk_offset[:1]
+        if not together or len(tasks[-1]) == most:
+            tasks.append([])
+        tasks[-1].append(chunk)
+    return tasks
 
 
 class _ChunkReader:
@@ -497,8 +512,25 @@ class _ChunkReader:
         self.dtype, self.filters = item.dtype, _filters(item)
         self.size = math.prod(self.chunk) * self.dtype.itemsize
 
-    def read(self, chunk: Any, column: Array | None) -> bool:
-        """Read a chunk (`h5py.h5d.StoreInfo`); whether its numbers are known to be finite."""
+    def read(self, chunks: list[Any], column: Array | None) -> bool:
+        """Read chunks (`h5py.h5d.StoreInfo`); whether their numbers are known to be finite.
+
+        Where a row's numbers lie in several chunks they go to its place together, some rows at a
+        time: else each number of a chunk would take a line of the cache for itself.
+        """
+        parts = [self._part(chunk, column) for chunk in chunks]
+        if column is None:
+            return False
+        rows = max(len(part) for part, _ in parts)
+        with np.errstate(over="ignore"):  # becomes infinite
+            for some in row_blocks(rows, column[:1].nbytes, block_bytes=_SCATTER_BYTES):
+                for part, numbers in parts:
+                    part[some] = numbers[some]
+        # A chunk lies together, its part of the column perhaps not.
+        return all(_is_finite(n if n.dtype == p.dtype else p) for p, n in parts)
+
+    def _part(self, chunk: Any, column: Array | None) -> tuple[Array, Array]:
+        """A chunk's place in a column, and its numbers."""
         begins = list(zip(chunk.chunk_offset, self.shape, self.chunk, strict=True))
         if chunk.size > 2 * self.size + 2**10 or any(b % c or b >= n for b, n, c in begins):
             raise ValueError("a chunk is too large or out of place")
@@ -506,13 +538,11 @@ class _ChunkReader:
         data = self.unpacked(packed, skipped)
         if len(data) != self.size:
             raise ValueError(f"a chunk unpacks to {len(data)} bytes instead of {self.size}")
-        if column is None:
-            return False
-        part = column[tuple(slice(b, b + c) for b, _, c in begins)]
         whole = np.frombuffer(data, self.dtype.base).reshape(*self.chunk, *self.dtype.shape)
-        with np.errstate(over="ignore"):  # becomes infinite
-            part[...] = whole[tuple(slice(min(c, n - b)) for b, n, c in begins)]
-        return _is_finite(part)
+        inside = whole[tuple(slice(min(c, n - b)) for b, n, c in begins)]
+        if column is None:
+            return inside, inside
+        return column[tuple(slice(b, b + c) for b, _, c in begins)], inside
 
     def unpacked(self, data: bytes, skipped: int) -> bytes:
         """Undo the filters, last first, but for those that the chunk's mask says were skipped."""

@@ -128,3 +128,19 @@ def test_table_of_a_long_window_stays_inside_the_episode():
     table = n_step_table(make_episodes([3, 3]), n=100, discount=1.0)
     assert table.steps.tolist() == [3, 2, 1, 3, 2, 1]
     assert table.returns.tolist() == [6, 5, 3, 15, 11, 6]
+
+
+def test_windows_over_several_blocks_are_the_definition():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 900, 300)
+    done = random.choice(int(lengths.sum()), 500, replace=False)
+    episodes = make_episodes(lengths.tolist(), done)
+    table, rows = n_step_table(episodes, n=5, discount=0.97), episodes.start_rows()
+    assert episodes.num_transitions > 2 * 2**16, "more than two blocks"
+    near_seams = [i + k for i in (0, 2**16, 2**17) for k in range(-6, 7)]
+    some = [*random.integers(0, episodes.num_transitions, 2000), *done, *near_seams]
+    for i in (i for i in some if 0 <= i < episodes.num_transitions):
+        want_return, want_discount, want_row = slow_n_step(episodes, i, 5, 0.97)
+        assert table.returns[i] == pytest.approx(want_return, rel=1e-6)
+        assert table.discounts[i] == pytest.approx(want_discount, rel=1e-6)
+        assert rows[i] + table.steps[i] == want_row

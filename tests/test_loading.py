@@ -376,6 +376,22 @@ def write_packed_fast(path, data):
                 np.lib.format.write_array(file, column)
 
 
+@pytest.mark.parametrize("chunks", [(5000, 1), (333, 2), (12_001, 3), (1000, 7), (40, 1)])
+@pytest.mark.parametrize("packing", [{}, {"compression": "gzip", "compression_opts": 1}])
+def test_chunks_of_some_of_a_rows_numbers_come_into_place(tmp_path, chunks, packing):
+    column = np.random.default_rng(0).standard_normal((12_001, 7))
+    column[11_999, 6] = 1e300
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("a", data=np.ones((12_001, 7), np.float32), chunks=chunks, **packing)
+        file.create_dataset("b", data=column, chunks=chunks, **packing)
+        file.create_dataset("c", data=column, chunks=chunks, **packing)
+    read = read_columns(tmp_path / "a.hdf5", floats=("b",))
+    with np.errstate(over="ignore"):
+        assert np.array_equal(read["b"], column.astype(np.float32))
+    assert np.array_equal(read["c"], column)
+    assert read.finite == {"a", "c"}
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_loading_takes_a_tenth_more_than_the_columns(tmp_path):
     """100 MB, of which a second copy of any part that counts would be seen."""
