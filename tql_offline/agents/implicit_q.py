@@ -40,6 +40,7 @@ class ImplicitQ(ActorCritic):
         super().__init__(config, observation_dim, action_dim, device)
         dims, hidden = (observation_dim, action_dim), config.flow.hidden
         self.value = make_value(config, observation_dim)
+        self._judged: tuple[Tensor, Tensor]  # Q and V of the batch at hand
         if config.implicit.extraction == "awr":
             self.gaussian = GaussianPolicy(*dims, hidden)
             policies: dict[str, nn.Module] = {"policy": self.gaussian}
@@ -63,6 +64,7 @@ class ImplicitQ(ActorCritic):
         # V loss.
         target_q = self._target_q(batch)
         value = self._state_value(batch.observations)
+        self._judged = target_q, value.detach()
         errors = expectile_error(value, target_q, self.config.implicit.expectile)
         assert errors.shape == batch.rewards.shape
         value_loss = errors.mean()
@@ -79,16 +81,16 @@ class ImplicitQ(ActorCritic):
         return loss, metrics | value_metrics | {"critic_loss": loss}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Advantage-weighted regression, or the behaviour flow's matching loss."""
+        """Advantage-weighted regression, or the behaviour flow's matching loss.
+
+        Q and V are those that `critic_loss` found for the same batch at the same weights.
+        """
         if self.config.implicit.extraction == "best-of-n":
             x_t = interpolate(noise.x_0, batch.actions, noise.t)
             velocity = self.behaviour(batch.observations, x_t, noise.t)
             loss = flow_matching_error(velocity, noise.x_0, batch.actions).mean()
             return loss, {"policy_loss": loss, "behaviour_loss": loss}
-        with torch.no_grad():
-            value = self._state_value(batch.observations)
-        beta = self.config.implicit.inverse_temperature
-        weight = advantage_weight(self._target_q(batch), value, beta)
+        weight = advantage_weight(*self._judged, self.config.implicit.inverse_temperature)
         log_prob = self.gaussian.log_prob(batch.observations, batch.actions)
         assert log_prob.shape == weight.shape
         loss = -(weight * log_prob).mean()
