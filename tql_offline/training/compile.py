@@ -171,6 +171,8 @@ def compile_losses(
         with warnings.catch_warnings():
             # That float32 is not TF32 was chosen.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            # PyTorch's compiler still calls what PyTorch has deprecated.
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             _try_losses(agent, buffer, batch_size)
     except Exception as error:  # whatever a compiler or its tool chain raises
         for name, loss in plain.items():
