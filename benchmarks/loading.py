@@ -40,6 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.training.provenance import device_name, git_commit, package_versions
 
@@ -153,12 +154,14 @@ class Times:
         plain: reading the arrays.
         load: from the file to episodes.
         buffer: from episodes to the device.
+        check: looking for faults in the episodes, beside the SHA-256, as before training.
         digest: what the SHA-256 takes on from there.
     """
 
     plain: float
     load: float
     buffer: float
+    check: float
     digest: float
 
 
@@ -171,8 +174,13 @@ def one_turn(path: Path, device: torch.device) -> Times:
     begun = time.perf_counter()
     dataset, buffer, loaded = put_on_device(path, device)
     ended = time.perf_counter()
+    quick_check(dataset.episodes)
+    checked = time.perf_counter()
     dataset.digest.result()
-    times = Times(read - started, loaded - begun, ended - loaded, time.perf_counter() - ended)
+    digested = time.perf_counter()
+    times = Times(
+        read - started, loaded - begun, ended - loaded, checked - ended, digested - checked
+    )
     del dataset, buffer
     return times
 
@@ -251,7 +259,7 @@ def summary(
     name: str, turns: list[Times], size: int, plain_peak: int, peak: int, columns: int
 ) -> dict[str, Any]:
     """Medians and ratios of one kind of file."""
-    plain, read, buffer, digest = (
+    plain, read, buffer, check, digest = (
         statistics.median(column) for column in zip(*map(astuple, turns), strict=True)
     )
     ours = statistics.median(times.load + times.buffer for times in turns)
@@ -263,6 +271,7 @@ def summary(
         "ours_s": ours,
         "load_s": read,
         "buffer_s": buffer,
+        "check_s": check,
         "digest_s": digest,
         "time_ratio": ours / plain,
         "plain_peak_bytes": plain_peak,
@@ -276,15 +285,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """All kinds of file as a Markdown table."""
     lines = [
         f"| file | MB | plain, ms | ours, ms (load + buffer) | ratio (≤ {TIME_TARGET}) "
-        f"| peak / columns (≤ {MEMORY_TARGET}) |",
-        "|---|---|---|---|---|---|",
+        f"| peak / columns (≤ {MEMORY_TARGET}) | quick check, ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        ms = {name: 1000 * r[f"{name}_s"] for name in ("plain", "ours", "load", "buffer")}
+        ms = {name: 1000 * r[f"{name}_s"] for name in ("plain", "ours", "load", "buffer", "check")}
         lines.append(
             f"| {r['file']} | {r['file_bytes'] / 1e6:.0f} | {ms['plain']:.0f} "
             f"| {ms['ours']:.0f} ({ms['load']:.0f} + {ms['buffer']:.0f}) | {r['time_ratio']:.2f} "
-            f"| {r['memory_ratio']:.2f} |"
+            f"| {r['memory_ratio']:.2f} | {ms['check']:.0f} |"
         )
     return "\n".join(lines)
 
