@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,8 @@ MAX_NUMBERS = 5 * 10**6
 
 MAX_CURVES = 500
 MAX_WARNINGS = 1000
+MAX_SENTENCE = 500
+"""Characters of what a run was warned of."""
 
 LAYERED = ("entropy", "entropy_target", "temperature")
 """Metrics that are one pair per layer: the [VALUE] query's number and the other queries'."""
@@ -159,6 +162,8 @@ def read_run(folder: RunFolder) -> Run:
     result = _read_result(folder.result, reading)
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
+    for _, line in islice(_read_lines(folder.warnings, reading), MAX_WARNINGS):
+        reading.warn(f"training: {str(line.get('sentence'))[:MAX_SENTENCE]}")
     return Run(
         folder=folder,
         name=folder.path.name or folder.path.resolve().name,

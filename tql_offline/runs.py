@@ -5,6 +5,7 @@
       provenance.json       versions, device, git commit, dataset name and sha256, success timing
       metrics.jsonl         one line per log step: losses, Q, entropies; no wall clock: it repeats
       timing.jsonl          one line per log step: seconds and updates/s
+      warnings.jsonl        one line per thing that went wrong (training/watch.py), if any did
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       checkpoints/<step>/   *.safetensors and state.json
       inspect/              attention maps, entropies and Q landscapes, where `inspect` was run
@@ -63,6 +64,11 @@ class RunFolder:
     def timing(self) -> Path:
         """`timing.jsonl`."""
         return self.path / "timing.jsonl"
+
+    @property
+    def warnings(self) -> Path:
+        """`warnings.jsonl`."""
+        return self.path / "warnings.jsonl"
 
     @property
     def evaluations(self) -> Path:

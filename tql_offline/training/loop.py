@@ -1,11 +1,12 @@
 """The training loop: update, and at their steps log, score and save; one run or several."""
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
 from tql_offline.training.metrics import MetricsWindow, check_finite, diverged
 from tql_offline.training.trackers import NoTracker, Tracker, flatten
+from tql_offline.training.watch import Warned, Watch, stopped
 
 
 class Reporter(Protocol):
@@ -88,8 +90,8 @@ class SeedReporter:
         self.reporter.evaluated({**line, "seed": self.seed})
 
     def noted(self, sentence: str) -> None:
-        """There is something to know."""
-        self.reporter.noted(sentence)
+        """There is something to know of this seed."""
+        self.reporter.noted(self._title(sentence))
 
     def _title(self, title: str) -> str:
         return f"seed {self.seed}: {title}"
@@ -111,6 +113,7 @@ class Training:
         reporter: where progress goes.
         finished: called when the run is at its end, scores included.
         tracker: where metrics go besides metrics.jsonl.
+        watch: judges every line of metrics.
         window: the metrics since the last log step.
         stream: of a GPU, where several runs' work may overlap; None takes the default one.
     """
@@ -125,6 +128,7 @@ class Training:
     evaluation_steps: frozenset[int]
     reporter: Reporter
     finished: Callable[[], None]
+    watch: Watch
     tracker: Tracker = field(default_factory=NoTracker)
     window: MetricsWindow = field(default_factory=MetricsWindow)
     stream: torch.cuda.Stream | None = None
@@ -317,10 +321,24 @@ def log(training: Training, step: int, updates_per_second: float, seconds: float
     line = {"step": step, **training.window.flush()}
     check_finite(line, step, _last_checkpoint(training.folder))
     append_jsonl(training.folder.metrics, line)
+    heed(training, training.watch.see(line))
     timing = {"step": step, "seconds": seconds, "updates_per_second": updates_per_second}
     append_jsonl(training.folder.timing, timing)
     training.reporter.logged(line, updates_per_second)
     training.tracker.log(flatten({**line, **timing}), step)
+
+
+def heed(training: Training, warnings: Sequence[Warned]) -> None:
+    """Write down and say what a rule found; or stop, where that is its action.
+
+    Raises:
+        InputError: names the rule, the step and the last good checkpoint.
+    """
+    for warned in warnings:
+        append_jsonl(training.folder.warnings, asdict(warned))
+        if getattr(training.config.watch, warned.rule) == "stop":
+            raise stopped(warned, _last_checkpoint(training.folder, warned.since))
+        training.reporter.noted(f"warning: {warned.sentence}")
 
 
 def save(training: Training, step: int) -> None:
@@ -343,6 +361,6 @@ def save(training: Training, step: int) -> None:
     checkpoint.save(folder, agent, training.generator, state, training.window)
 
 
-def _last_checkpoint(folder: RunFolder) -> str:
-    steps = folder.checkpoint_steps()
+def _last_checkpoint(folder: RunFolder, until: float = math.inf) -> str:
+    steps = [step for step in folder.checkpoint_steps() if step <= until]
     return str(folder.checkpoints / str(steps[-1])) if steps else ""

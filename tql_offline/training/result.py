@@ -159,6 +159,7 @@ def write_result(folder: RunFolder) -> None:
             "protocol": asdict(protocol),
             "updates": steps[-1],
             "evaluations": [_summary(line) for line in latest.values()],
+            "warnings": [str(line.get("sentence")) for line in read_jsonl(folder.warnings)],
             "provenance": provenance,
         },
     )

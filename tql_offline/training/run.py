@@ -16,7 +16,14 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
-from tql_offline.runs import RunFolder, claimed, rewind_jsonl, write_atomic, write_json
+from tql_offline.runs import (
+    RunFolder,
+    claimed,
+    read_jsonl,
+    rewind_jsonl,
+    write_atomic,
+    write_json,
+)
 from tql_offline.training import checkpoint
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.compile import Execution, Updates, check_execution, prepare
@@ -33,6 +40,7 @@ from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance
 from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.trackers import check_tracker, make_tracker
+from tql_offline.training.watch import make_watch
 
 MAX_RUN_NAMES = 10_000
 MAX_NAME_BYTES = 240
@@ -195,7 +203,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             saved = folder.checkpoints / str(made.step)
             checkpoint.load_networks(saved, made.agent)
             checkpoint.load_training_state(saved, made.agent, made.generator, made.window)
-        for file in (folder.metrics, folder.timing, folder.evaluations):
+        for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, made.step)
         _train([made], reporter)
     return folder
@@ -328,6 +336,8 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
     scores = RunScores(config, agent, folder, reporter, by)
     scores.catch_up((step for step in steps if step <= made.step), made.step)
     observation_dim, action_dim = _dims(made.dataset)
+    watch = make_watch(config, made.dataset.episodes, agent.num_tokens)
+    watch.catch_up(read_jsonl(folder.metrics))
     return Training(
         config=config,
         folder=folder,
@@ -341,6 +351,7 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
         evaluation_steps=frozenset(steps),
         reporter=reporter,
         finished=lambda: write_result(folder),
+        watch=watch,
         tracker=tracker,
         window=made.window,
     )

@@ -1,0 +1,120 @@
+"""Watching a run at its log steps: Q beyond what the data allow, and attention that has collapsed.
+
+Numbers that are none end a run in any case (metrics.py). These rules look at a line of
+`metrics.jsonl` and at nothing else, so that they cost no look at the device, and a run that goes on
+finds what it would have found.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.config import Config, WatchConfig
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.errors import InputError
+from tql_offline.eval.attention_health import alarm_sentence
+
+VALUES = ("q_mean", "target_mean", "value_mean")
+"""Metrics that are estimates of returns."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """What a rule found, at the line at which it had held for `patience` lines in a row.
+
+    Attributes:
+        rule: `exploding_q` or `collapsed_entropy`.
+        step: of that line.
+        since: step of the last line before the first bad one; 0 if there is none.
+        sentence: what holds.
+    """
+
+    rule: str
+    step: int
+    since: int
+    sentence: str
+
+
+class Watch:
+    """The rules of one run, fed with its lines of metrics in order.
+
+    Args:
+        settings: `[watch]` of its config.
+        bound: the largest return that the data allow, in absolute value.
+        tokens: L of the critic; 0 without attention.
+    """
+
+    def __init__(self, settings: WatchConfig, bound: float, tokens: int) -> None:
+        self.settings = settings
+        rules: dict[str, Callable[[dict[str, Any]], str]] = {
+            "exploding_q": lambda line: _exploded(line, settings.q_factor, bound),
+            "collapsed_entropy": lambda line: _collapsed(line, tokens),
+        }
+        self._rules = {n: rule for n, rule in rules.items() if getattr(settings, n) != "off"}
+        self._good = dict.fromkeys(self._rules, 0)  # step of the last line that was
+        self._bad = dict.fromkeys(self._rules, 0)  # lines in a row since
+
+    def see(self, line: dict[str, Any]) -> list[Warned]:
+        """What begins to hold with a line; what goes on to hold is not said again."""
+        found = []
+        for name, rule in self._rules.items():
+            sentence = rule(line)
+            if not sentence:
+                self._good[name], self._bad[name] = line["step"], 0
+                continue
+            self._bad[name] += 1
+            if self._bad[name] == self.settings.patience:
+                found.append(Warned(name, line["step"], self._good[name], sentence))
+        return found
+
+    def catch_up(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Take in the lines of a run that goes on, which were judged when they were written."""
+        for line in lines:
+            self.see(line)
+
+
+def make_watch(config: Config, episodes: Episodes, tokens: int) -> Watch:
+    """The rules of a run on its data."""
+    return Watch(config.watch, largest_return(episodes, config.discount), tokens)
+
+
+def largest_return(episodes: Episodes, discount: float) -> float:
+    """The largest discounted return, in absolute value, that rewards of the data can add up to.
+
+    `max |r| / (1 - γ)`; without discounting the sum over the longest episode, and at least 1, since
+    a critic need not be exact to less.
+    """
+    rewards: NDArray[np.float32] = episodes.rewards
+    largest = max(abs(float(rewards.min())), abs(float(rewards.max())))
+    steps = 1 / (1 - discount) if discount < 1 else float(episodes.lengths.max())
+    return max(largest * steps, 1.0)
+
+
+def stopped(warned: Warned, last_good: str) -> InputError:
+    """The error of a run that a rule stops; `last_good` is empty where there is no checkpoint."""
+    last = f"is {last_good}" if last_good else "does not exist"
+    return InputError(
+        f"{warned.sentence}, and watch.{warned.rule} is 'stop'; the last good checkpoint {last}, "
+        f"so change the settings, or set watch.{warned.rule} to 'warn' and resume"
+    )
+
+
+def _exploded(line: dict[str, Any], factor: float, bound: float) -> str:
+    values = {name: line[name] for name in VALUES if isinstance(line.get(name), float)}
+    name = max(values, key=lambda n: abs(values[n]), default="")
+    if not name or abs(values[name]) <= factor * bound:
+        return ""
+    return (
+        f"Q explodes at update {line['step']}: {name} is {values[name]:.4g} where no return of the "
+        f"data can be beyond ±{bound:.4g}"
+    )
+
+
+def _collapsed(line: dict[str, Any], tokens: int) -> str:
+    entropy = line.get("entropy")
+    if not tokens or not entropy:
+        return ""
+    return alarm_sentence(entropy, tokens, f"at update {line['step']}").rstrip(".")
