@@ -31,7 +31,6 @@ from tql_offline.training.result import (
     write_result,
 )
 
-
 _MAX_REASON = 500
 """Characters of what a run's record says of its data."""
 
