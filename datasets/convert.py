@@ -29,8 +29,7 @@ import numpy as np
 from tql_offline.datasets.checks import view_of_columns
 from tql_offline.datasets.columns import HDF5_SUFFIXES, file_sha256, read_columns
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.minari import data_folder
-from tql_offline.datasets.minari_hdf5 import COLUMNS, MAIN, OWN_ROWS, read_minari
+from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import write_json, writing
@@ -161,8 +160,7 @@ def _sha256(path: Path) -> str:
     """Of a file; of a Minari folder, of what `sha256sum` prints of its two files."""
     if path.is_file():
         return file_sha256(path)
-    data = data_folder(path)
-    return slices_sha256([data / MAIN, data / "metadata.json"])
+    return slices_sha256(files_of(path))
 
 
 def _write_npz(columns: Mapping[str, Array], path: Path, packed: bool) -> None:

@@ -7,8 +7,8 @@
     timeouts          : [ 0,   0,   0, |   0,   1, ]    cut off: mask 1, bootstraps
     next_observations : [s1,  s2,  s3, |  s1,  s2, ]    in some files
 
-An episode ends at either mark (both: the task ended), and at the file's last row. Where there are no
-`timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
+An episode ends at either mark (both: the task ended), and at the file's last row. Where there are
+no `timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
 
 The observation after an episode's last row is that row's in `next_observations`. Without them it is
 lost, and as in `qlearning_dataset` a transition that needs it to bootstrap is left out; one that

@@ -46,6 +46,15 @@ from tql_offline.datasets.episodes import (
     drop_last_rows,
     lengths_from_terminals,
 )
+from tql_offline.datasets.minari import (
+    PREFIX,
+    environment_id,
+    folder_of,
+    is_minari,
+    metadata_of,
+    read,
+)
+from tql_offline.datasets.minari_hdf5 import COLUMNS, files_of, read_minari
 from tql_offline.datasets.names import (
     DatasetName,
     collected_folder,
@@ -54,7 +63,7 @@ from tql_offline.datasets.names import (
     parse_name,
 )
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json
 
 if TYPE_CHECKING:
@@ -78,6 +87,7 @@ class Dataset:
         env_id: the Gymnasium environment its policies are scored in, or None.
         notes: sentences on what reading left out or changed, and what is wrong with these data.
         unscored: why there is no environment, where it is not that none was given.
+        action_bounds: least and greatest actions in the file, where they were scaled to [-1, 1].
     """
 
     episodes: Episodes
@@ -88,6 +98,7 @@ class Dataset:
     env_id: str | None
     notes: tuple[str, ...] = ()
     unscored: str = ""
+    action_bounds: tuple[list[float], list[float]] | None = None
 
     @property
     def sha256(self) -> str:
@@ -105,6 +116,7 @@ class Dataset:
             "episodes": self.episodes.num_episodes,
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unscored": self.unscored} if self.unscored else {}),
+            **({"action_bounds": self.action_bounds} if self.action_bounds else {}),
         }
 
 
@@ -119,8 +131,9 @@ def load(
     """Load a dataset by name, or a user's own file or folder of slices.
 
     Args:
-        dataset: a name of OGBench's (`cube-double-play-singletask-task1-v0`) or D4RL's
-            (`hopper-medium-v2`), or a path to a file or to a folder of npz slices.
+        dataset: a name of OGBench's (`cube-double-play-singletask-task1-v0`), D4RL's
+            (`hopper-medium-v2`) or Minari's (`mujoco/hopper/medium-v0`, or any other with `minari:`
+            before it), or a path to a file, to a folder of npz slices or to a folder of Minari's.
         path: the file or folder to take for that name instead of the downloaded or collected one.
         env_id: the environment to score policies in, for data that do not name OGBench's.
         slices: of a folder take the first so many; 0 takes all.
@@ -130,6 +143,8 @@ def load(
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
+    if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
+        return _load_minari(dataset, path, env_id, slices)
     if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES) or _is_folder(Path(dataset)):
         if path is not None:
             raise InputError(
@@ -141,6 +156,8 @@ def load(
     if entry is not None and entry.suite == "d4rl":
         require_sound(entry, allow_broken)
         return _load_d4rl(entry, path, env_id, slices)
+    if entry is not None and entry.suite == "minari":
+        return _load_minari(dataset, path, env_id, slices)
     name = parse_name(dataset)
     if env_id is not None:
         raise InputError(
@@ -251,10 +268,49 @@ def _load_flat(
     )
 
 
+def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
+    folder = given or folder_of(name)
+    if slices:
+        raise InputError(f"{folder} is not a folder of slices; leave --slices out")
+    if not is_minari(folder):
+        raise InputError(
+            f"Minari dataset {shown(name)} is not here: {folder} has no data/metadata.json; run "
+            f"`tql-offline download {shown(name.removeprefix(PREFIX)).strip(chr(39))}`"
+        )
+    if COLUMNS in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
+        digest = in_background(lambda: slices_sha256(files_of(folder)))
+        return _of_own_columns(read_minari(folder), folder, digest, env_id)
+    from tql_offline.eval.recover import recoverable  # imports Gymnasium: only on use
+
+    made = read(folder)
+    own, notes = environment_id(str(given or name)), list(made.notes)
+    unscored = ""
+    if env_id is None:
+        unscored, said = recoverable(own.removeprefix(PREFIX))
+        notes += said
+    return Dataset(
+        episodes=made.episodes,
+        name=made.name,
+        path=folder,
+        digest=in_background(lambda: slices_sha256(made.files)),
+        source="given file" if given else "downloaded",
+        env_id=env_id or (None if unscored else own),
+        notes=tuple(notes),
+        unscored=unscored,
+        action_bounds=made.action_bounds,
+    )
+
+
 def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
     if is_flat(path):
         return replace(_load_flat(path, slices), env_id=env_id)
     columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
+    return _of_own_columns(columns, path, digest, env_id)
+
+
+def _of_own_columns(
+    columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
+) -> Dataset:
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks = np.ones_like(rewards)

@@ -4,9 +4,9 @@
     FOLDER/data/main_data.hdf5       storage `hdf5`: minari_hdf5.py
     FOLDER/data/<episode>/*.arrow    storage `arrow`: minari_arrow.py
 
-An episode of T steps has T + 1 observations, so its last transition is kept. `terminations` stop the
-bootstrap (mask 0); `truncations` do not. Observations of Dict and Tuple spaces are laid side by side
-as `gymnasium.spaces.flatten` does: a Dict's in the order of its sorted keys.
+An episode of T steps has T + 1 observations, so its last transition is kept. `terminations` stop
+the bootstrap (mask 0); `truncations` do not. Observations of Dict and Tuple spaces are laid side by
+side as `gymnasium.spaces.flatten` does: a Dict's in the order of its sorted keys.
 """
 
 import math
@@ -365,8 +365,8 @@ def _flat(
     for column, leaf in zip(stored, leaves, strict=True):
         if column.shape[1:] != leaf.shape or column.dtype.kind not in "biuf":
             raise InputError(
-                f"episode {number} of {folder} has {shown(leaf.name)} of shape {column.shape} where "
-                f"its space has {leaf.shape}; if they are pictures packed as JPEG, have Minari "
+                f"episode {number} of {folder} has {shown(leaf.name)} of shape "
+                f"{column.shape} where its space has {leaf.shape}; if they are pictures packed as JPEG, have Minari "
                 "write them without jpeg_encoding"
             )
         if leaf.is_picture and column.dtype == np.uint8:

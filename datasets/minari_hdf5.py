@@ -68,6 +68,12 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
         return _own(path, items, groups, order)
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files that a dataset in this storage is in."""
+    data = data_folder(folder)
+    return [data / MAIN, data / "metadata.json"]
+
+
 def _space_type(text: Any) -> Any:
     try:
         return parse_json(text.encode())["type"]
@@ -98,7 +104,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> tuple[list[Path], list[R
         for number, one in enumerate(items):
             _check_counts(path, number, one)
         episodes = [_raw(one) for one in items]
-    return [path, data / "metadata.json"], episodes
+    return files_of(data), episodes
 
 
 _STEPS = ("actions", "rewards", "terminations")
