@@ -616,9 +616,9 @@ def _hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
 
 def is_flat(path: Path) -> bool:
     """Whether a file is of D4RL's layout, by the names of its columns; not if it has no names."""
-    if not _is_there(path):
-        return False
     try:
+        if not _is_there(path):
+            return False
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return any(f"{name}.npy" in archive.NameToInfo for name in _FLAT_COLUMNS)

@@ -123,6 +123,11 @@ def episodes_of(
     after = None
     if "next_observations" in columns:
         after = require_matrix(columns, "next_observations", count, path)
+        if after.shape != observations.shape:
+            raise InputError(
+                f"column 'next_observations' of {path} has {after.shape[1]} dims where "
+                f"'observations' has {observations.shape[1]}; get the file again"
+            )
     notes = [*_clip(actions, path, clips)]
     ends = terminals | _cuts(columns, terminals, max_episode_steps, path)
     ends[-1] = True

@@ -366,8 +366,8 @@ def _flat(
         if column.shape[1:] != leaf.shape or column.dtype.kind not in "biuf":
             raise InputError(
                 f"episode {number} of {folder} has {shown(leaf.name)} of shape "
-                f"{column.shape} where its space has {leaf.shape}; if they are pictures packed as JPEG, have Minari "
-                "write them without jpeg_encoding"
+                f"{column.shape} where its space has {leaf.shape}; if they are pictures packed as "
+                "JPEG, have Minari write them without jpeg_encoding"
             )
         if leaf.is_picture and column.dtype == np.uint8:
             return column

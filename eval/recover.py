@@ -155,7 +155,8 @@ def _settings(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
     if len(given) > _MAX_SETTINGS or any("/" in word or "\\" in word for word in words):
         raise InputError(
             f"the environment of Minari dataset {shown(name)} is set to files of "
-            "its own, which are not taken from a dataset; give --env with an environment that you have registered"
+            "its own, which are not taken from a dataset; give --env with an "
+            "environment that you have registered"
         )
     return given
 

@@ -106,7 +106,6 @@ BROKEN = {
     "too large for float32": lambda c: c | {"observations": np.full((7, 2), 1e300)},
     "fractional masks": lambda c: c | {"masks": np.full(len(c["rewards"]), 0.5)},
     "actions out of bounds": lambda c: c | {"actions": 2 * c["actions"]},
-    "next observations": lambda c: c | {"next_observations": c["observations"]},
 }
 
 

@@ -133,14 +133,14 @@ def _findings(data: str, env: str) -> "list[Finding]":
         view = view_of_columns(read_columns(Path(data), only=kept), data)
         found = check(view, jumps=not teleports)
         return check_spaces(view, env) + found if env else found
-    if (Path(data) / "data" / "metadata.json").is_file():
-        from tql_offline.datasets.convert import read_minari
+    from tql_offline.datasets.load import load
+    from tql_offline.datasets.minari import PREFIX, is_minari
 
-        view = view_of_columns(read_minari(Path(data), infos=False), data)
+    is_minaris = data.startswith(PREFIX) or (entry is not None and entry.suite == "minari")
+    if is_minaris or is_minari(Path(data)):
+        view = view_of(load(data).episodes)
         found = check(view, jumps=not teleports)
         return check_spaces(view, env) + found if env else found
-    from tql_offline.datasets.load import load
-
     loaded = load(data, env_id=env or None)  # which compares dims
     return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
 
