@@ -212,7 +212,6 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
     path = given or d4rl_file(entry)
     data = _load_flat(path, slices, limit=entry.max_episode_steps, clips=True)
     _require_dims(entry, data)
-    _require_dims(entry, data)
     own, said = environment_of(entry)
     return replace(
         data,
@@ -222,18 +221,6 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
         notes=(*entry.faults, *data.notes, *([] if env_id or own is None else [said])),
         unscored="" if env_id or own else said,
     )
-
-
-def _require_dims(entry: Entry, data: Dataset) -> None:
-    for what, column, want in (
-        ("observation", data.episodes.observations, entry.observation_dim),
-        ("action", data.episodes.actions, entry.action_dim),
-    ):
-        if want is not None and column.shape[1] != want:
-            raise InputError(
-                f"{data.path} has {column.shape[1]} {what} dims where {entry.name} has {want}; "
-                "give the right file or name"
-            )
 
 
 def _require_dims(entry: Entry, data: Dataset) -> None:

@@ -33,6 +33,7 @@ MAX_LEAVES = 64
 MAX_WIDTH = 2**20
 """Numbers of one observation."""
 _METADATA = "metadata.json"
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,10 +326,10 @@ def _made(
     ):
         _check_finite(column, name, counts, folder)
     notes, bounds = _scale(taken, actions, folder)
-    name = metadata.get("dataset_id")
-    is_name = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 200
+    own = metadata.get("dataset_id")
+    is_name = isinstance(own, str) and own.isprintable() and 0 < len(own) <= _MAX_NAME
     return MinariData(
-        name=cast(str, name) if is_name else folder.name,
+        name=str(own) if is_name else folder.name,
         episodes=Episodes(
             observations=rows,
             actions=taken,

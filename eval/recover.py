@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from packaging.requirements import InvalidRequirement, Requirement
 
-from tql_offline.datasets.minari import data_folder, folder_of, metadata_of, spaces_of
+from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
 
@@ -86,16 +86,20 @@ def recover(name: str) -> gymnasium.Env[Any, Any]:
                 f"({' '.join(str(error).split())[:200].rstrip('.')}); give --env"
             ) from error
     space = env.action_space
-    bounds = isinstance(space, spaces.Box) and space.shape == actions.shape
-    if not bounds or not (
-        np.allclose(space.low, actions.low) and np.allclose(space.high, actions.high)
-    ):
+    if not _has_bounds(space, actions):
         env.close()
         raise InputError(
             f"environment {registered.id} has actions in {space} where Minari dataset "
             f"{shown(name)} has others; install the version it was made with, or give --env"
         )
     return _in_rows(env)
+
+
+def _has_bounds(space: spaces.Space[Any], actions: Leaf) -> bool:
+    if not isinstance(space, spaces.Box) or space.shape != actions.shape:
+        return False
+    pairs = ((space.low, actions.low), (space.high, actions.high))
+    return all(want is not None and np.allclose(have, want) for have, want in pairs)
 
 
 def _evaluation_spec(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -182,8 +186,8 @@ def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
             f"environment {registered.id} is made as it is registered here, not by "
             f"{shown(spec.get('entry_point'))}, which the dataset names"
         )
-    wrappers = spec.get("additional_wrappers") or ()
-    if not all(_is_known(wrapper) for wrapper in wrappers):
+    wrappers = spec.get("additional_wrappers") or []
+    if not isinstance(wrappers, list) or not all(map(_is_known, wrappers)):
         said.append(
             f"environment {registered.id} is made without the wrappers that the dataset names, as "
             "some are not Gymnasium's own"
