@@ -5,7 +5,9 @@ are read whole and their buffers are checked against their lengths before anythi
 """
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tql_offline.errors import InputError, shown
 
 _MAX_EPISODES = 1_000_000
 _MAX_PARTS = 1000
+_MAGIC = b"ARROW1\0\0"
 _OLDEST = 15
 """Before it Arrow could unpickle what a file says."""
 
@@ -55,6 +58,7 @@ def raw_episodes(
 def _arrow() -> Any:
     try:
         arrow = import_module("pyarrow")  # an extra, and slow to import
+        import_module("pyarrow.ipc")
     except ImportError as error:
         raise InputError(
             "this dataset is in Arrow storage and the package pyarrow is not installed; "
@@ -116,15 +120,80 @@ def _episode(
 
 
 def _batches(arrow: Any, file: Path) -> list[Any]:
-    ipc = import_module("pyarrow.ipc")
     data = read_bounded(file, max(file.stat().st_size, 1))
-    with ipc.open_file(arrow.BufferReader(data)) as opened:
-        if opened.num_record_batches > len(data):
-            raise ValueError("it claims more batches than it can hold")
-        batches = [opened.get_batch(index) for index in range(opened.num_record_batches)]
+    if not data.startswith(_MAGIC) or not data.endswith(_MAGIC.rstrip(b"\0")):
+        raise ValueError("it is cut off, or no Arrow file")
+    # The stream that every Arrow file holds: what is counted here is what is read after.
+    stream = arrow.py_buffer(data)[len(_MAGIC) :]
+    claimed = sum(_claimed(message) for message in arrow.ipc.MessageReader.open_stream(stream))
+    reader._check_size(file, claimed)
+    batches = list(arrow.ipc.open_stream(stream))
     for batch in batches:
         batch.validate(full=True)
     return batches
+
+
+def _claimed(message: Any) -> int:
+    """Bytes that a message's buffers unpack to: packed ones begin with that number."""
+    if message.type == "schema":
+        return 0
+    if message.type != "record batch":
+        raise ValueError(f"it holds a {message.type}")
+    body, batch = message.body, _Table.root(message.metadata.to_pybytes()).table(2)
+    if batch.place(3) is None:
+        return int(body.size)
+    total = 0
+    for offset, length in batch.pairs(2):
+        if length:
+            unpacked = struct.unpack("<q", body[offset : offset + 8].to_pybytes())[0]
+            total += length if unpacked == -1 else unpacked
+            if unpacked < -1:
+                raise ValueError("a buffer claims a negative length")
+    return total
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of a FlatBuffers document, of which Arrow's messages are some.
+
+    Message: header is field 2. RecordBatch: buffers are field 2, compression is field 3
+    (format/Message.fbs of Arrow). Every number is read within the document or not at all.
+    """
+
+    data: bytes
+    start: int
+
+    @classmethod
+    def root(cls, data: bytes) -> "_Table":
+        return cls(data, struct.unpack_from("<I", data, 0)[0])
+
+    def place(self, field: int) -> int | None:
+        """Where a field lies, if it is there."""
+        fields = self.start - self._number("<i", self.start)
+        if fields < 0 or 4 + 2 * field >= self._number("<H", fields):
+            return None
+        offset = self._number("<H", fields + 4 + 2 * field)
+        return self.start + offset if offset else None
+
+    def table(self, field: int) -> "_Table":
+        """The table that a field points at."""
+        return _Table(self.data, self._pointed(field))
+
+    def pairs(self, field: int) -> Iterator[tuple[int, int]]:
+        """The structures of two 64-bit numbers that a field points at."""
+        start = self._pointed(field)
+        for index in range(self._number("<I", start)):
+            place = start + 4 + 16 * index
+            yield self._number("<q", place), self._number("<q", place + 8)
+
+    def _pointed(self, field: int) -> int:
+        place = self.place(field)
+        if place is None:
+            raise ValueError("a message lacks its header")
+        return place + self._number("<I", place)
+
+    def _number(self, kind: str, place: int) -> int:
+        return int(struct.unpack_from(kind, self.data, place)[0])
 
 
 def _field(batch: Any, keys: tuple[str | int, ...]) -> Any:

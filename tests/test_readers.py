@@ -528,6 +528,32 @@ def test_an_arrow_storage_that_is_wrong_is_one_sentence(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_an_arrow_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path):
+    """400 MB of one letter, which zstd packs into some KB."""
+    import pyarrow
+
+    folder = record("made/unit-v0", storage="arrow")
+    (file,) = (folder / "data" / "1").glob("*.arrow")
+    with pyarrow.ipc.open_file(file) as opened:
+        batch = opened.get_batch(0)
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+
+    def write(column):
+        with pyarrow.ipc.new_file(file, batch.schema.append(column), options=options) as out:
+            out.write_batch(batch.append_column(column, pyarrow.array(values)))
+
+    values = [1.5] * batch.num_rows
+    write(pyarrow.field("more", pyarrow.float64()))
+    assert load("minari:made/unit-v0").episodes.num_episodes == EPISODES
+    values = ["x" * 80_000_000] * batch.num_rows
+    write(pyarrow.field("more", pyarrow.string()))
+    assert file.stat().st_size < 200_000
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(InputError, match="claims 400"):
+        load("minari:made/unit-v0")
+    assert pyarrow.total_allocated_bytes() - before < 1_000_000
+
+
 @pytest.mark.parametrize(
     "name", ["minari:../../etc", "minari:", "minari:a//b", "mujoco/hopper/medium-v0"]
 )
