@@ -61,7 +61,8 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         with quiet():
             import ogbench  # noqa: F401  (registers its environments)
 
-            return gymnasium.make(env_id, disable_env_checker=True, **options)
+            env = gymnasium.make(env_id, disable_env_checker=True, **options)
+            return _flat(env)
     except (gymnasium.error.Error, ImportError) as error:
         raise InputError(
             f"environment {env_id!r} cannot be made ({_one_line(error)}); check its name, and that "
@@ -73,6 +74,15 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         raise InputError(
             f"environment {env_id!r} has no success timing; leave the setting out"
         ) from error
+
+
+def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Observations that are a Dict or a Tuple are laid in a row, as those of a Minari dataset."""
+    if not isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        return env
+    from tql_offline.eval.recover import flat_observations  # which imports the readers
+
+    return flat_observations(env)
 
 
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -10,6 +10,7 @@ limit and plain settings. Where it agrees with the registration, Minari's own
 import importlib.metadata
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, cast
 
@@ -31,6 +32,9 @@ _WRAPPERS = (
     "TimeAwareObservation",
 )
 """Gymnasium's wrappers that do nothing outside of the environment."""
+_PACKAGES = ("gymnasium_robotics", "minigrid")
+"""Packages of Minari's own datasets that register their environments when they are imported."""
+_MAX_NAME = 100
 _MAX_SETTINGS = 100
 _MAX_REQUIREMENTS = 20
 
@@ -133,11 +137,16 @@ def _registered(spec: Mapping[str, Any], name: str) -> Any:
 
     with quiet():
         import ogbench  # noqa: F401  (registers its environments)
+    package = _package(spec)
+    if spec["id"] not in gymnasium.registry and package in _PACKAGES:
+        with suppress(ImportError), quiet():
+            import_module(package)
     found = gymnasium.registry.get(spec["id"])
     if found is None:
+        whose = f" (it is of package {package})" if package else ""
         raise InputError(
             f"environment {shown(spec['id'])} of Minari dataset {shown(name)} is not registered "
-            f"here{_package(spec)}, so policies are not scored; install and import the package "
+            f"here{whose}, so policies are not scored; install and import the package "
             "that has it, or give --env"
         )
     _settings(spec, name)
@@ -145,9 +154,10 @@ def _registered(spec: Mapping[str, Any], name: str) -> Any:
 
 
 def _package(spec: Mapping[str, Any]) -> str:
+    """The package that a specification's function is in, or ""."""
     entry = spec.get("entry_point")
     package = entry.partition(":")[0].partition(".")[0] if isinstance(entry, str) else ""
-    return f" (it is of package {package})" if package.isidentifier() else ""
+    return package[:_MAX_NAME] if package.isidentifier() else ""
 
 
 def _settings(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -244,15 +254,21 @@ def _by_minari(name: str, metadata: Mapping[str, Any]) -> gymnasium.Env[Any, Any
         return None
 
 
+def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment whose observations are laid in a row, as a Minari dataset's are."""
+    space = _sorted(env.observation_space)
+    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_picture(space)):
+        return env
+    return gymnasium.wrappers.TransformObservation(
+        env,
+        lambda observation: spaces.flatten(space, observation),
+        spaces.flatten_space(space),
+    )
+
+
 def _in_rows(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """An environment of rows of numbers: observations laid flat, actions in [-1, 1]."""
-    made, space = env, _sorted(env.observation_space)
-    if not isinstance(space, spaces.Box) or (len(space.shape) != 1 and not _is_picture(space)):
-        made = gymnasium.wrappers.TransformObservation(
-            made,
-            lambda observation: spaces.flatten(space, observation),
-            spaces.flatten_space(space),
-        )
+    made = flat_observations(env)
     actions = cast(spaces.Box, env.action_space)
     is_unit = bool((actions.low == -1).all() and (actions.high == 1).all())
     if actions.is_bounded() and not is_unit:

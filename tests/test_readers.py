@@ -367,6 +367,14 @@ def test_the_environment_has_the_datas_dims(suite, tmp_path):
     assert described["max_episode_steps"] == (100 if "dict" in suite else None)
 
 
+def test_an_environment_that_is_named_has_the_datas_dims_too(tmp_path):
+    record("made/dict-v0", "CountingDict-v0", scale=2.0)
+    data = load("minari:made/dict-v0", env_id="reader_environments:CountingDict-v0")
+    assert data.env_id == "reader_environments:CountingDict-v0"
+    env = SeededEnvironment(make(data.env_id))
+    np.testing.assert_array_equal(env.reset(0), data.episodes.observations[0])
+
+
 def test_what_convert_wrote_is_what_was_converted(tmp_path):
     from tql_offline.datasets.convert import convert
 
