@@ -296,6 +296,90 @@ def read_convertible(folder: Path, file: Path) -> None:
         convert(source, folder / target, force=True)
 
 
+def write_d4rl(folder: Path) -> None:
+    """A file of D4RL's layout with the last observations, and one without."""
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "observations": np.arange(12, dtype=np.float32).reshape(6, 2),
+        "actions": rng.uniform(-1, 1, (6, 1)).astype(np.float32),
+        "rewards": np.arange(6, dtype=np.float32),
+        "terminals": np.array([0, 0, 1, 0, 0, 0], dtype=bool),
+        "timeouts": np.array([0, 0, 0, 0, 1, 0], dtype=bool),
+    }
+    for name, more in (("with", {"next_observations": columns["observations"] + 2}), ("not", {})):
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            for column, data in (columns | more).items():
+                file.create_dataset(column, data=data, chunks=True, compression="gzip")
+            file["infos/qpos"] = np.zeros((6, 1))
+            file["metadata/algorithm"] = "SAC"
+
+
+def read_d4rl(_folder: Path, file: Path) -> None:
+    """A file loaded and checked."""
+    from tql_offline.datasets.checks import check, view_of_flat
+    from tql_offline.datasets.columns import is_flat, read_columns
+    from tql_offline.datasets.d4rl import COLUMNS
+    from tql_offline.datasets.load import load
+
+    if is_flat(file):
+        view = view_of_flat(read_columns(file, only=COLUMNS, flat=True), str(file))
+        for finding in check(view):
+            assert "\n" not in finding.sentence
+    data = load(str(file))
+    data.digest.result()
+    assert not any("\n" in note for note in data.notes)
+
+
+def write_minari(storage: str) -> Callable[[Path], None]:
+    """A writer of two episodes of nested observations, by Minari itself, in a storage."""
+
+    def write(folder: Path) -> None:
+        import gymnasium
+        from gymnasium.spaces import Box, Dict, Discrete, Tuple
+        from minari.data_collector import EpisodeBuffer
+        from minari.dataset.minari_storage import MinariStorage
+
+        numbers = Box(-np.inf, np.inf, (2,), np.float64)
+        observations = Dict({"b": numbers, "a": Tuple((Discrete(3), numbers))})
+        (folder / "mine").mkdir()
+        made = MinariStorage.new(
+            folder / "mine" / "data",
+            observations,
+            Box(-2, 2, (1,), np.float32),
+            data_format=storage,
+        )
+        spec = gymnasium.spec("Pendulum-v1").to_json()
+        made.update_metadata({"dataset_id": "mine-v0", "env_spec": spec, "eval_env_spec": spec})
+        rows = np.zeros((4, 2))
+        made.update_episodes(
+            EpisodeBuffer(
+                observations={"b": rows, "a": (np.array([0, 1, 2, 0]), rows)},
+                actions=np.full((3, 1), 1.5, np.float32),
+                rewards=[0.0, 1.0, 2.0],
+                terminations=[False, False, ends],
+                truncations=[False, False, not ends],
+            )
+            for ends in (False, True)
+        )
+
+    return write
+
+
+def read_minari(folder: Path, _file: Path) -> None:
+    """A dataset loaded and checked, and its environment made."""
+    from tql_offline.datasets.checks import check, view_of
+    from tql_offline.datasets.load import load
+    from tql_offline.eval.environments import make
+
+    data = load(str(folder / "mine"))
+    data.digest.result()
+    for finding in check(view_of(data.episodes)):
+        assert "\n" not in finding.sentence
+    assert not any("\n" in note for note in (*data.notes, data.unscored))
+    if data.env_id is not None:
+        make(data.env_id).close()
+
+
 @cache
 def _agent() -> Any:
     import torch
@@ -404,6 +488,21 @@ TARGETS: dict[str, Target] = {
         Target(name="dataset-hdf5", write=write_hdf5, spoil="*.hdf5", read=read_own, share=2),
         Target(name="dataset-named", write=write_collected, spoil="**/*.[jn]*", read=read_named),
         Target(name="convert", write=write_convertible, spoil="**/*.[nhj]*", read=read_convertible),
+        Target(name="d4rl", write=write_d4rl, spoil="*.hdf5", read=read_d4rl),
+        Target(
+            name="minari-hdf5",
+            write=write_minari("hdf5"),
+            spoil="**/*.[hj]*",
+            read=read_minari,
+            share=0.5,
+        ),
+        Target(
+            name="minari-arrow",
+            write=write_minari("arrow"),
+            spoil="**/*.[aj]*",
+            read=read_minari,
+            share=0.5,
+        ),
         Target(
             name="checkpoint", write=write_run, spoil="run/checkpoints/8/*", read=read_checkpoint
         ),

@@ -399,12 +399,89 @@ def safetensors_numbers(data: bytes, rng: random.Random, _other: bytes) -> bytes
     return bytes(changed)
 
 
+# Arrow.
+
+
+def arrow_columns(data: bytes, rng: random.Random, _other: bytes) -> bytes:
+    """Columns of an Arrow file: their types, names, lengths, numbers and packing."""
+    import pyarrow as arrow  # an extra
+
+    with arrow.ipc.open_file(arrow.BufferReader(data)) as file:
+        table = file.read_all()
+    for _ in range(rng.choice((1, 1, 2))):
+        place = rng.randrange(table.num_columns) if table.num_columns else -1
+        # A type that does not take the numbers.
+        with suppress(arrow.ArrowException, ValueError):
+            if place >= 0:
+                table = rng.choice(_ARROW_EDITS)(table, place, rng)
+    out = io.BytesIO()
+    packing = rng.choice((None, None, "lz4", "zstd"))
+    options = arrow.ipc.IpcWriteOptions(compression=packing)
+    with arrow.ipc.new_file(out, table.schema, options=options) as file:
+        file.write_table(table, max_chunksize=rng.choice((None, 1, 3)))
+    return out.getvalue()
+
+
+def _without(table: Any, place: int, _rng: random.Random) -> Any:
+    return table.remove_column(place)
+
+
+def _renamed(table: Any, place: int, rng: random.Random) -> Any:
+    names = list(table.column_names)
+    names[place] = rng.choice((*names, "x" * 5000, "a\nb", ""))
+    return table.rename_columns(names)
+
+
+def _retyped(table: Any, place: int, rng: random.Random) -> Any:
+    import pyarrow as arrow
+
+    count = table.num_rows
+    nothing = [None] * count
+    made = rng.choice(
+        (
+            arrow.nulls(count),
+            arrow.array([1.5, *nothing][:count], arrow.float64()),
+            arrow.array([[1.0]] * count, arrow.list_(arrow.float64())),
+            arrow.array([[float("nan")] * 2] * count, arrow.list_(arrow.float64(), 2)),
+            arrow.array([[]] * count, arrow.list_(arrow.float64(), 0)),
+            arrow.array(["a"] * count).dictionary_encode(),
+            arrow.array([True] * count),
+            arrow.array([2**63] * count, arrow.uint64()),
+            arrow.array([{"a": 1}] * count),
+        )
+    )
+    return table.set_column(place, table.column_names[place], made)
+
+
+def _resized(table: Any, _place: int, rng: random.Random) -> Any:
+    import pyarrow as arrow
+
+    start = rng.randrange(table.num_rows + 1)
+    return rng.choice((table.slice(start), table.slice(0, start), arrow.concat_tables([table] * 3)))
+
+
+_ARROW_EDITS = (_without, _renamed, _retyped, _retyped, _resized)
+
+
+def json_in_json(data: bytes, rng: random.Random, other: bytes) -> bytes:
+    """Values of a document that is a text in a JSON document, as Minari's spaces are."""
+    document = json.loads(data)
+    inner = [k for k, v in document.items() if isinstance(v, str) and v.startswith("{")]
+    if not inner:
+        return json_values(data, rng, other)
+    key = rng.choice(inner)
+    text = document[key].encode()
+    document[key] = json_values(text, rng, text).decode("utf-8", "replace")
+    return _json_text(document)
+
+
 FORMATS: dict[str, tuple[Mutator, ...]] = {
-    ".json": (json_values,),
+    ".json": (json_values, json_in_json),
     ".jsonl": (json_lines,),
     ".toml": (toml_values, toml_text),
     ".npz": (npz_members, npz_headers),
     ".hdf5": (hdf5_items,),
+    ".arrow": (arrow_columns,),
     ".safetensors": (safetensors_header, safetensors_header, safetensors_numbers),
 }
 """Mutators by the suffix of what they understand."""

@@ -49,7 +49,7 @@ _SCATTER_BYTES = 2**17
 """Of rows whose numbers come from several chunks: a part of what a core's own cache holds."""
 _MAX_REASON = 200
 """Characters quoted of a library's error, which may repeat a foreign name at length."""
-_FOREIGN_COLUMNS = ("timeouts", "next_observations")
+_FLAT_COLUMNS = ("timeouts", "next_observations")
 _HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
 
@@ -59,6 +59,7 @@ def read_columns(
     *,
     only: Collection[str] | None = None,
     floats: Collection[str] = (),
+    flat: bool = False,
 ) -> "Columns":
     """Read the columns of an `.npz` or HDF5 file, each straight into the memory it stays in.
 
@@ -72,6 +73,7 @@ def read_columns(
             no rows: their names are those of the file. None keeps all.
         floats: columns that become float32 while they are read, where they are numbers. One too
             large for float32 becomes infinite.
+        flat: the file is in D4RL's layout: groups at the top are left alone.
 
     Returns:
         Arrays that share no memory with one another, in the file's order.
@@ -82,7 +84,7 @@ def read_columns(
     """
     if not _is_there(path):
         raise InputError(f"data file {path} does not exist; check the path")
-    wanted = _Wanted(only, floats)
+    wanted = _Wanted(only, floats, flat)
     if path.suffix == ".npz":
         with _damage_named(path, "npz file", mend):
             return _read_npz(path, wanted)
@@ -126,6 +128,7 @@ class _Wanted:
 
     only: Collection[str] | None
     floats: Collection[str]
+    flat: bool = False
     held: int = 0
 
     def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002
@@ -178,7 +181,7 @@ def _damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
 
 def _read_npz(path: Path, wanted: _Wanted) -> Columns:
     with zipfile.ZipFile(path) as archive:
-        members = _npz_members(path, archive.infolist())
+        members = _npz_members(path, archive.infolist(), wanted.flat)
         _check_size(path, sum(member.file_size for member in members.values()))
         columns = Columns()
         for name, member in members.items():
@@ -186,7 +189,9 @@ def _read_npz(path: Path, wanted: _Wanted) -> Columns:
         return columns
 
 
-def _npz_members(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+def _npz_members(
+    path: Path, members: list[zipfile.ZipInfo], flat: bool = False
+) -> dict[str, zipfile.ZipInfo]:
     """Members by the names of their columns.
 
     Raises:
@@ -194,7 +199,7 @@ def _npz_members(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfil
         ValueError: one is packed or named as NumPy does not.
     """
     names = [member.filename.removesuffix(".npy") for member in members]
-    _check_names(path, names)
+    _check_names(path, names, flat)
     for name, member in zip(names, members, strict=True):
         if names.count(name) > 1:
             # Whichever is read, another program reads the other.
@@ -369,7 +374,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def _read_hdf5(path: Path, wanted: _Wanted) -> Columns:
     with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
-        names = _hdf5_names(path, file)
+        names = _hdf5_names(path, file, wanted.flat)
         items = {name: _hdf5_item(path, file, name) for name in names}
         _check_size(path, sum(map(_claimed, items.values())))
         for name, item in items.items():
@@ -380,7 +385,7 @@ def _read_hdf5(path: Path, wanted: _Wanted) -> Columns:
         return columns
 
 
-def _hdf5_names(path: Path, file: h5py.File) -> list[str]:
+def _hdf5_names(path: Path, file: h5py.File, flat: bool) -> list[str]:
     """Names of what lies at the top of a file itself, not behind a link."""
     # One more than are taken: a file may name millions.
     names = [str(name) for name in islice(file, MAX_COLUMNS + 1)]
@@ -389,7 +394,9 @@ def _hdf5_names(path: Path, file: h5py.File) -> list[str]:
             raise ValueError(f"{shown(name)} is no name of a column")
     links = (h5py.SoftLink, h5py.ExternalLink)
     names = [name for name in names if not isinstance(file.get(name, getlink=True), links)]
-    _check_names(path, names)
+    _check_names(path, names, flat)
+    if flat:
+        return [name for name in names if not isinstance(file[name], h5py.Group)]
     return names
 
 
@@ -637,10 +644,24 @@ def _hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     return item
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def is_flat(path: Path) -> bool:
+    """Whether a file is of D4RL's layout, by the names of its columns; not if it has no names."""
+    try:
+        if not _is_there(path):
+            return False
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return any(f"{name}.npy" in archive.NameToInfo for name in _FLAT_COLUMNS)
+        with h5py.File(path, "r") as file:
+            return any(name in file for name in _FLAT_COLUMNS)
+    except Exception:  # whatever it is, reading names it
+        return False
+
+
+def _check_names(path: Path, names: list[str], flat: bool) -> None:
     if len(names) > MAX_COLUMNS:
         raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
-    for foreign in _FOREIGN_COLUMNS:
+    for foreign in () if flat else _FLAT_COLUMNS:
         if foreign in names:
             raise InputError(
                 f"{path} has a column {foreign!r}, which is D4RL's layout; write it in the layout "

@@ -27,6 +27,13 @@ from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector
 from tql_offline.errors import InputError
 
 Array = NDArray[np.generic]
+
+ACTION_BOUND = 1 - 1e-5
+"""Data actions are clipped to ±(1 - 1e-5), as FQL's code does."""
+
+ACTION_TOLERANCE = 1e-3
+"""How far from [-1, 1] an action of a user's own file may lie and still be taken for rounding."""
+
 Column = TypeVar("Column", bound=np.generic)
 
 

@@ -9,7 +9,7 @@ unused (columns of two episodes of 3 and 2 transitions):
 
 `terminals` marks the end of an episode's rows, not of its task: whether to bootstrap is the
 relabelled `masks`' matter. A user's own npz or HDF5 file has the same columns plus `rewards` and,
-where the task can end, `masks`.
+where the task can end, `masks`. D4RL's layout is read by `d4rl`, Minari's folders by `minari`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad
+from tql_offline.datasets.catalogue import Entry, find, require_sound
 from tql_offline.datasets.columns import (
     HDF5_SUFFIXES,
     Floats,
     in_background,
+    is_flat,
     read_columns,
     require_marks,
     require_matrix,
@@ -33,7 +35,26 @@ from tql_offline.datasets.columns import (
     require_vector,
     sha256_in_background,
 )
-from tql_offline.datasets.episodes import Array, Episodes, drop_last_rows, lengths_from_terminals
+from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
+from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
+from tql_offline.datasets.d4rl import d4rl_file, environment_of, episodes_of
+from tql_offline.datasets.episodes import (
+    ACTION_BOUND,
+    ACTION_TOLERANCE,
+    Array,
+    Episodes,
+    drop_last_rows,
+    lengths_from_terminals,
+)
+from tql_offline.datasets.minari import (
+    PREFIX,
+    environment_id,
+    folder_of,
+    is_minari,
+    metadata_of,
+    read,
+)
+from tql_offline.datasets.minari_hdf5 import COLUMNS, files_of, read_minari
 from tql_offline.datasets.names import (
     DatasetName,
     collected_folder,
@@ -42,17 +63,11 @@ from tql_offline.datasets.names import (
     parse_name,
 )
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json
 
 if TYPE_CHECKING:
     import gymnasium
-
-ACTION_BOUND = 1 - 1e-5
-"""Data actions are clipped to ±(1 - 1e-5), as FQL's code does."""
-
-ACTION_TOLERANCE = 1e-3
-"""How far from [-1, 1] an action of a user's own file may lie and still be taken for rounding."""
 
 _CORE_FLOATS = ("observations", "actions")
 _OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
@@ -70,6 +85,9 @@ class Dataset:
         digest: the SHA-256 of the file in hex, which may still be under way.
         source: `collected`, `downloaded`, `given file` (taken for a name) or `own file`.
         env_id: the Gymnasium environment its policies are scored in, or None.
+        notes: sentences on what reading left out or changed, and what is wrong with these data.
+        unscored: why there is no environment, where it is not that none was given.
+        action_bounds: least and greatest actions in the file, where they were scaled to [-1, 1].
     """
 
     episodes: Episodes
@@ -78,6 +96,9 @@ class Dataset:
     digest: "Future[str]"
     source: str
     env_id: str | None
+    notes: tuple[str, ...] = ()
+    unscored: str = ""
+    action_bounds: tuple[list[float], list[float]] | None = None
 
     @property
     def sha256(self) -> str:
@@ -93,25 +114,37 @@ class Dataset:
             "source": self.source,
             "transitions": self.episodes.num_transitions,
             "episodes": self.episodes.num_episodes,
+            **({"notes": list(self.notes)} if self.notes else {}),
+            **({"unscored": self.unscored} if self.unscored else {}),
+            **({"action_bounds": self.action_bounds} if self.action_bounds else {}),
         }
 
 
 def load(
-    dataset: str, path: Path | None = None, env_id: str | None = None, slices: int = 0
+    dataset: str,
+    path: Path | None = None,
+    env_id: str | None = None,
+    slices: int = 0,
+    *,
+    allow_broken: bool = False,
 ) -> Dataset:
     """Load a dataset by name, or a user's own file or folder of slices.
 
     Args:
-        dataset: an OGBench name (`cube-double-play-singletask-task1-v0`) or a path to a file or
-            to a folder of npz slices.
+        dataset: a name of OGBench's (`cube-double-play-singletask-task1-v0`), D4RL's
+            (`hopper-medium-v2`) or Minari's (`mujoco/hopper/medium-v0`, or any other with `minari:`
+            before it), or a path to a file, to a folder of npz slices or to a folder of Minari's.
         path: the file or folder to take for that name instead of the downloaded or collected one.
-        env_id: the environment to score policies in, for a user's own file.
+        env_id: the environment to score policies in, for data that do not name OGBench's.
         slices: of a folder take the first so many; 0 takes all.
+        allow_broken: take a dataset that is known to be wrong, with a note that says how.
 
     Raises:
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
+    if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
+        return _load_minari(dataset, path, env_id, slices)
     if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES) or _is_folder(Path(dataset)):
         if path is not None:
             raise InputError(
@@ -119,6 +152,12 @@ def load(
                 "dataset's name with the path of its file"
             )
         return _load_own(Path(dataset), env_id, slices)
+    entry = _published(dataset)
+    if entry is not None and entry.suite == "d4rl":
+        require_sound(entry, allow_broken)
+        return _load_d4rl(entry, path, env_id, slices)
+    if entry is not None and entry.suite == "minari":
+        return _load_minari(dataset, path, env_id, slices)
     name = parse_name(dataset)
     if env_id is not None:
         raise InputError(
@@ -128,6 +167,13 @@ def load(
     if name.task is None:
         raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
     return _load_ogbench(name, path, slices)
+
+
+def _published(name: str) -> Entry | None:
+    try:
+        return find(name)
+    except InputError:  # of the form of OGBench's, whose reader has a better word for it
+        return None
 
 
 def _is_folder(path: Path) -> bool:
@@ -158,14 +204,100 @@ def _first_task(name: DatasetName) -> str:
     Raises:
         InputError: it is not; the message names the nearest ones.
     """
-    from tql_offline.datasets.catalogue import find  # reads the catalogue: only on use
-
     head, _, version = find(name.file).name.rpartition("-")
     return f"{head}-singletask-task1-{version}"
 
 
+def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int) -> Dataset:
+    path = given or d4rl_file(entry)
+    data = _load_flat(path, slices, limit=entry.max_episode_steps, clips=True)
+    _require_dims(entry, data)
+    own, said = environment_of(entry)
+    return replace(
+        data,
+        name=entry.name,
+        source="given file" if given else "downloaded",
+        env_id=env_id or own,
+        notes=(*entry.faults, *data.notes, *([] if env_id or own is None else [said])),
+        unscored="" if env_id or own else said,
+    )
+
+
+def _require_dims(entry: Entry, data: Dataset) -> None:
+    for what, column, want in (
+        ("observation", data.episodes.observations, entry.observation_dim),
+        ("action", data.episodes.actions, entry.action_dim),
+    ):
+        if want is not None and column.shape[1] != want:
+            raise InputError(
+                f"{data.path} has {column.shape[1]} {what} dims where {entry.name} has {want}; "
+                "give the right file or name"
+            )
+
+
+def _load_flat(
+    path: Path, slices: int, *, limit: int | None = None, clips: bool = False
+) -> Dataset:
+    """A file in D4RL's layout."""
+    if slices:
+        raise InputError(f"{path} is one file, of which --slices takes no part; leave it out")
+    columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
+    digest = sha256_in_background(path)
+    episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=clips)
+    return Dataset(
+        episodes=episodes,
+        name=path.stem,
+        path=path,
+        digest=digest,
+        source="own file",
+        env_id=None,
+        notes=tuple(notes),
+    )
+
+
+def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
+    folder = given or folder_of(name)
+    if slices:
+        raise InputError(f"{folder} is not a folder of slices; leave --slices out")
+    if not is_minari(folder):
+        raise InputError(
+            f"Minari dataset {shown(name)} is not here: {folder} has no data/metadata.json; run "
+            f"`tql-offline download {shown(name.removeprefix(PREFIX)).strip(chr(39))}`"
+        )
+    if COLUMNS in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
+        digest = in_background(lambda: slices_sha256(files_of(folder)))
+        return _of_own_columns(read_minari(folder), folder, digest, env_id)
+    from tql_offline.eval.recover import recoverable  # imports Gymnasium: only on use
+
+    made = read(folder)
+    own, notes = environment_id(str(given or name)), list(made.notes)
+    unscored = ""
+    if env_id is None:
+        unscored, said = recoverable(own.removeprefix(PREFIX))
+        notes += said
+    return Dataset(
+        episodes=made.episodes,
+        name=made.name,
+        path=folder,
+        digest=in_background(lambda: slices_sha256(made.files)),
+        source="given file" if given else "downloaded",
+        env_id=env_id or (None if unscored else own),
+        notes=tuple(notes),
+        unscored=unscored,
+        action_bounds=made.action_bounds,
+    )
+
+
 def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
+    if is_flat(path):
+        return replace(_load_flat(path, slices), env_id=env_id)
     columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
+    return _of_own_columns(columns, path, digest, env_id)
+
+
+def _of_own_columns(
+    columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
+) -> Dataset:
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks = np.ones_like(rewards)

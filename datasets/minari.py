@@ -1,21 +1,443 @@
-"""Minari's datasets on this machine: folders of its own layout."""
+"""Minari's datasets, read without Minari: folders of its own layout, to canonical episodes.
 
-from typing import Any
+    FOLDER/data/metadata.json        spaces, storage, the environment's specification
+    FOLDER/data/main_data.hdf5       storage `hdf5`: minari_hdf5.py
+    FOLDER/data/<episode>/*.arrow    storage `arrow`: minari_arrow.py
 
+An episode of T steps has T + 1 observations, so its last transition is kept. `terminations` stop
+the bootstrap (mask 0); `truncations` do not. Observations of Dict and Tuple spaces are laid side by
+side as `gymnasium.spaces.flatten` does: a Dict's in the order of its sorted keys.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.datasets.blocks import first_bad
+from tql_offline.datasets.columns import Floats
+from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
 from tql_offline.datasets.names import minari_folder
+from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json
+
+PREFIX = "minari:"
+"""May stand before a dataset's name; before it, or a folder, it is the id of its environment."""
+STORAGES = ("hdf5", "arrow")
+MAX_LEAVES = 64
+MAX_WIDTH = 2**20
+"""Numbers of one observation."""
+_METADATA = "metadata.json"
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A space without spaces in it.
+
+    Attributes:
+        keys: where it lies: keys of Dicts, and positions in Tuples.
+        kind: `Box`, `Discrete` or `MultiBinary`.
+        shape: of what is stored of a step.
+        low: `shape`, of a Box.
+        high: `shape`, of a Box.
+        first: of Discrete, the smallest value.
+        count: of Discrete, how many values there are.
+        is_bytes: whether it is a Box of uint8.
+    """
+
+    keys: tuple[str | int, ...]
+    kind: str
+    shape: tuple[int, ...]
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+    first: int = 0
+    count: int = 0
+    is_bytes: bool = False
+
+    @property
+    def width(self) -> int:
+        """Numbers of a step when it is flat; Discrete is one-hot."""
+        return self.count if self.kind == "Discrete" else math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """For the reader."""
+        return ".".join(("observations", *map(str, self.keys)))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it holds pictures `(height, width, channels)`, a byte a number."""
+        return self.is_bytes and len(self.shape) == 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawEpisode:
+    """An episode as it is stored, of T steps.
+
+    Attributes:
+        observations: of each leaf of the observation space `(T + 1, *shape)`.
+        actions: `(T, n_a)`.
+        rewards: `(T,)`.
+        terminations: `(T,)`.
+    """
+
+    observations: Sequence[Array]
+    actions: Array
+    rewards: Array
+    terminations: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinariData:
+    """What was read of a dataset.
+
+    Attributes:
+        name: its own, from the metadata.
+        episodes: the data.
+        files: those that were read.
+        notes: sentences on what was changed.
+        action_bounds: least and greatest actions as they are stored, where they were scaled.
+    """
+
+    name: str
+    episodes: Episodes
+    files: Sequence[Path]
+    notes: tuple[str, ...]
+    action_bounds: tuple[list[float], list[float]] | None
+
+
+def data_folder(folder: Path) -> Path:
+    """The folder of a dataset's files: `data` in it, or itself."""
+    return folder / "data" if (folder / "data").is_dir() else folder
+
+
+def is_minari(folder: Path) -> bool:
+    """Whether a folder is a dataset of Minari's."""
+    try:
+        return (data_folder(folder) / _METADATA).is_file()
+    except OSError:  # a name too long
+        return False
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a dataset.
+
+    Args:
+        name: such as `mujoco/hopper/medium-v0`, with or without `minari:`, or a path to a folder.
+
+    Raises:
+        InputError: the name leads out of Minari's folder.
+    """
+    name = name.removeprefix(PREFIX)
+    if name and is_minari(Path(name)):
+        return Path(name)
+    if not name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise InputError(f"{shown(name)} is not the name of a Minari dataset; see `minari list`")
+    return minari_folder() / name
+
+
+def environment_id(name: str) -> str:
+    """The id by which `eval.environments.make` makes a dataset's own environment."""
+    folder = folder_of(name)
+    inside = minari_folder()
+    where = folder.relative_to(inside) if folder.is_relative_to(inside) else folder.resolve()
+    return f"{PREFIX}{where}"
 
 
 def read_metadata(name: str) -> dict[str, Any]:
     """What Minari's metadata say of a dataset that is on this machine.
 
     Args:
-        name: such as `mujoco/hopper/medium-v0`.
+        name: as for `folder_of`.
 
     Raises:
         InputError: the name leads out of Minari's folder, or the metadata are missing or damaged.
     """
-    if not name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise InputError(f"{shown(name)} is not the name of a Minari dataset; see `minari list`")
-    return read_json(minari_folder() / name / "data" / "metadata.json")
+    return metadata_of(folder_of(name))
+
+
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """What the metadata in a folder say.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    return read_json(data_folder(folder) / _METADATA)
+
+
+def spaces_of(metadata: Mapping[str, Any], folder: Path) -> tuple[list[Leaf], Leaf]:
+    """The leaves of the observation space, in the order in which they are flattened; the actions'.
+
+    Raises:
+        InputError: a space is none that can be learnt from.
+    """
+    observations = read_space(metadata.get("observation_space"), "observations", folder)
+    actions = read_space(metadata.get("action_space"), "actions", folder)
+    if len(actions) != 1 or actions[0].keys or actions[0].kind != "Box":
+        what = actions[0].kind if len(actions) == 1 else "several"
+        raise InputError(
+            f"{folder} has actions that are {what}, not a Box of real numbers; choose a dataset of "
+            "continuous actions"
+        )
+    if len(actions[0].shape) != 1:
+        raise InputError(
+            f"{folder} has actions of shape {actions[0].shape} where one row of numbers is needed; "
+            "choose another dataset"
+        )
+    pictures = [leaf for leaf in observations if leaf.is_picture]
+    if pictures and len(observations) > 1:
+        raise InputError(
+            f"{folder} has pictures ({shown(pictures[0].name)}) among its observations, which "
+            "cannot be laid beside numbers; choose a dataset of states"
+        )
+    return observations, actions[0]
+
+
+def read_space(text: Any, what: str, folder: Path) -> list[Leaf]:
+    """The leaves of a space as Minari writes it, those of a Dict in the order of its sorted keys.
+
+    Raises:
+        InputError: it is damaged, or has a space that cannot be flattened.
+    """
+    try:
+        document = parse_json(text.encode())
+        leaves = list(_leaves(document, ()))
+        if not 0 < len(leaves) <= MAX_LEAVES or sum(leaf.width for leaf in leaves) > MAX_WIDTH:
+            raise ValueError("it has no numbers, or too many")
+    except _UnflattenableError as error:
+        raise InputError(
+            f"{folder} has {what} with a space of type {error}, which cannot be laid in a row of "
+            "numbers; choose another dataset"
+        ) from error
+    # Whatever a foreign document lacks.
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the metadata of {folder} do not describe the space of its {what}; get the dataset "
+            "again"
+        ) from error
+    return leaves
+
+
+class _UnflattenableError(Exception):
+    """A type of space that is none of ours."""
+
+
+def _leaves(space: Any, keys: tuple[str | int, ...]) -> Iterable[Leaf]:
+    kind = space["type"]
+    if kind == "Dict":
+        for key in sorted(space["subspaces"]):
+            if not key or "/" in key or key in (".", "..") or not key.isprintable():
+                raise ValueError("a key is no name")
+            yield from _leaves(space["subspaces"][key], (*keys, key))
+    elif kind == "Tuple":
+        for index, inner in enumerate(space["subspaces"]):
+            yield from _leaves(inner, (*keys, index))
+    elif kind == "Box":
+        yield _box(space, keys)
+    elif kind == "Discrete":
+        first, count = (_whole(space[key]) for key in ("start", "n"))
+        if not 0 < count <= MAX_WIDTH:
+            raise ValueError("it has no values, or too many")
+        yield Leaf(keys=keys, kind=kind, shape=(), first=first, count=count)
+    elif kind == "MultiBinary":
+        sizes = space["n"] if isinstance(space["n"], list) else [space["n"]]
+        shape = tuple(map(_whole, sizes))
+        if min(shape) < 1:
+            raise ValueError("it has no numbers")
+        yield Leaf(keys=keys, kind=kind, shape=shape)
+    else:
+        raise _UnflattenableError(shown(kind))
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or abs(number) >= 2**53:
+        raise TypeError("no whole number")
+    return number
+
+
+def _box(space: Mapping[str, Any], keys: tuple[str | int, ...]) -> Leaf:
+    shape = tuple(map(_whole, space["shape"]))
+    low, high = (np.asarray(space[key], np.float64) for key in ("low", "high"))
+    if low.shape != shape or high.shape != shape or not low.size or not (low <= high).all():
+        raise ValueError("its bounds are not of its shape")
+    dtype = space["dtype"]
+    return Leaf(keys=keys, kind="Box", shape=shape, low=low, high=high, is_bytes=dtype == "uint8")
+
+
+def read(folder: Path) -> MinariData:
+    """Read a dataset of Minari's from its folder.
+
+    Raises:
+        InputError: it is damaged, stored in another way, or of spaces that cannot be learnt from.
+    """
+    data, metadata = data_folder(folder), metadata_of(folder)
+    observations, actions = spaces_of(metadata, folder)
+    storage = metadata.get("data_format", "hdf5")  # older ones do not say it
+    if storage == "hdf5":
+        from tql_offline.datasets.minari_hdf5 import raw_episodes
+
+        files, raw = raw_episodes(data, observations)
+    elif storage == "arrow":
+        from tql_offline.datasets.minari_arrow import raw_episodes as arrow_episodes
+
+        files, raw = arrow_episodes(data, observations, actions.shape[0])
+    else:
+        raise InputError(
+            f"{folder} is stored as {shown(storage)} where one of {', '.join(STORAGES)} is needed; "
+            "have Minari write it again with another data_format"
+        )
+    promised = metadata.get("total_episodes")
+    if isinstance(promised, int) and promised != len(raw):
+        raise InputError(
+            f"{folder} has {len(raw)} episodes where its metadata say {promised}; get the dataset "
+            "again"
+        )
+    return _made(folder, metadata, observations, actions, files, raw)
+
+
+def _made(
+    folder: Path,
+    metadata: Mapping[str, Any],
+    observations: Sequence[Leaf],
+    actions: Leaf,
+    files: Sequence[Path],
+    raw: Sequence[RawEpisode],
+) -> MinariData:
+    for number, one in enumerate(raw):
+        _check_steps(one, number, len(actions.low if actions.low is not None else ()), folder)
+    lengths = np.array([len(one.actions) for one in raw], np.int64)
+    # One part after another is let go of: at most one column is held twice.
+    flat = [_flat(one.observations, observations, number, folder) for number, one in enumerate(raw)]
+    rows = np.concatenate(flat)
+    del flat
+    taken = _column([one.actions for one in raw])
+    rewards = _column([one.rewards for one in raw])
+    terminations = np.concatenate([one.terminations for one in raw])
+    for name, column, counts in (
+        ("observations", rows, lengths + 1),
+        ("actions", taken, lengths),
+        ("rewards", rewards, lengths),
+    ):
+        _check_finite(column, name, counts, folder)
+    notes, bounds = _scale(taken, actions, folder)
+    own = metadata.get("dataset_id")
+    is_name = isinstance(own, str) and own.isprintable() and 0 < len(own) <= _MAX_NAME
+    return MinariData(
+        name=str(own) if is_name else folder.name,
+        episodes=Episodes(
+            observations=rows,
+            actions=taken,
+            rewards=rewards,
+            masks=(terminations == 0).astype(np.float32),
+            lengths=lengths,
+        ),
+        files=files,
+        notes=tuple(notes),
+        action_bounds=bounds,
+    )
+
+
+def _check_steps(one: RawEpisode, number: int, action_dim: int, folder: Path) -> None:
+    steps = len(one.actions) if one.actions.ndim else 0
+    wanted = {
+        "actions": (one.actions, (steps, action_dim)),
+        "rewards": (one.rewards, (steps,)),
+        "terminations": (one.terminations, (steps,)),
+    }
+    for name, (column, shape) in wanted.items():
+        if not steps or column.shape != shape or column.dtype.kind not in "biuf":
+            raise InputError(
+                f"episode {number} of {folder} has {name} of shape {column.shape} where {shape} is "
+                "needed; leave that episode out"
+            )
+
+
+def _flat(
+    stored: Sequence[Array], leaves: Sequence[Leaf], number: int, folder: Path
+) -> NDArray[Any]:
+    """An episode's observations side by side, `(T + 1, n_s)`; pictures as they are."""
+    parts = []
+    for column, leaf in zip(stored, leaves, strict=True):
+        if column.shape[1:] != leaf.shape or column.dtype.kind not in "biuf":
+            raise InputError(
+                f"episode {number} of {folder} has {shown(leaf.name)} of shape "
+                f"{column.shape} where its space has {leaf.shape}; if they are pictures packed as "
+                "JPEG, have Minari write them without jpeg_encoding"
+            )
+        if leaf.is_picture and column.dtype == np.uint8:
+            return column
+        parts.append(_numbers(column, leaf, number, folder))
+    return np.concatenate(parts, axis=1)
+
+
+def _numbers(column: Array, leaf: Leaf, number: int, folder: Path) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, which is named
+        if leaf.kind != "Discrete":
+            return column.reshape(len(column), -1).astype(np.float32)
+        places = column.astype(np.int64) - leaf.first
+    if places.min() < 0 or places.max() >= leaf.count:
+        raise InputError(
+            f"episode {number} of {folder} has {shown(leaf.name)} that are none of the "
+            f"{leaf.count} values of its space; leave that episode out"
+        )
+    one_hot = np.zeros((len(column), leaf.count), np.float32)
+    one_hot[np.arange(len(column)), places] = 1
+    return one_hot
+
+
+def _column(parts: Sequence[Array]) -> Floats:
+    with np.errstate(over="ignore"):  # becomes infinite, which is named
+        return np.concatenate([part.astype(np.float32, copy=False) for part in parts])
+
+
+def _check_finite(column: Array, name: str, counts: NDArray[np.int64], folder: Path) -> None:
+    numbers = cast(Floats, column)
+    bad = None if column.dtype.kind != "f" else first_bad(numbers, lambda b: ~np.isfinite(b))
+    if bad is not None:
+        ends = np.cumsum(counts)
+        episode = int(np.searchsorted(ends, bad[0], side="right"))
+        raise InputError(
+            f"episode {episode} of {folder} has {name} that are not finite at row "
+            f"{bad[0] - int(ends[episode] - counts[episode])}; leave that episode out"
+        )
+
+
+def _scale(
+    actions: Floats, space: Leaf, folder: Path
+) -> tuple[list[str], tuple[list[float], list[float]] | None]:
+    """Bring actions from the bounds of their space to ±(1 - 1e-5), in place.
+
+    Returns:
+        What was done, and the bounds, if they are not -1 and 1.
+    """
+    low, high = cast(NDArray[np.float64], space.low), cast(NDArray[np.float64], space.high)
+    bounded = bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())
+    unit = bounded and bool((low == -1).all() and (high == 1).all())
+    if bounded and not unit:
+        with np.errstate(over="ignore"):
+            actions -= ((low + high) / 2).astype(np.float32)
+            actions /= ((high - low) / 2).astype(np.float32)
+    outside = np.abs(actions) > 1 + ACTION_TOLERANCE
+    count = int(outside.any(axis=1).sum())
+    if count and not bounded:
+        raise InputError(
+            f"{folder} has actions outside [-1, 1] and its action space has no bounds to scale "
+            "them by; write it again with actions in [-1, 1]"
+        )
+    np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
+    notes = []
+    if bounded and not unit:
+        notes.append(
+            f"actions are scaled from [{low.min():g}, {high.max():g}] to [-1, 1], dim by dim, and "
+            "so are the environment's"
+        )
+    if count:
+        notes.append(f"{count:,} actions outside the bounds of their space were clipped to them")
+    bounds = (low.tolist(), high.tolist()) if bounded and not unit else None
+    return notes, bounds

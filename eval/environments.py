@@ -26,6 +26,8 @@ _PACKAGES = ("ogbench", "mujoco", "gymnasium")
 PROBE_STEPS = 2000
 GOALS_PREFIX = "goals:"
 """Before the id of a goal-conditioned environment, to have each of its goals in turn."""
+MINARI_PREFIX = "minari:"
+"""Before the name of a Minari dataset, to have the environment it names for evaluation."""
 
 
 def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -33,7 +35,8 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
 
     Args:
         env_id: an OGBench id, another id registered with Gymnasium, or `module:id`; with `goals:`
-            before it, of an environment of OGBench's whose goals are to be reached in turn.
+            before it, of an environment of OGBench's whose goals are to be reached in turn; with
+            `minari:` before it, a Minari dataset, or its folder, whose environment is recovered.
         success_timing: whether OGBench judges success, reward and end on the state before ("pre")
             or after ("post") the action; None leaves the environment's own. Since ogbench 1.2.0
             that is "pre" for singletask environments; FQL's published numbers are from ogbench
@@ -46,12 +49,20 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         raise InputError(f"success timing {success_timing!r} is unknown; use 'pre' or 'post'")
     if env_id.startswith(GOALS_PREFIX):
         return GoalConditioned(make(env_id[len(GOALS_PREFIX) :], success_timing=success_timing))
+    if env_id.startswith(MINARI_PREFIX):
+        from tql_offline.eval.recover import recover
+
+        if success_timing is not None:
+            raise InputError(f"environment {env_id!r} has no success timing; leave the setting out")
+        with quiet():
+            return recover(env_id[len(MINARI_PREFIX) :])
     options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
     try:
         with quiet():
             import ogbench  # noqa: F401  (registers its environments)
 
-            return gymnasium.make(env_id, disable_env_checker=True, **options)
+            env = gymnasium.make(env_id, disable_env_checker=True, **options)
+            return _flat(env)
     except (gymnasium.error.Error, ImportError) as error:
         raise InputError(
             f"environment {env_id!r} cannot be made ({_one_line(error)}); check its name, and that "
@@ -63,6 +74,15 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
         raise InputError(
             f"environment {env_id!r} has no success timing; leave the setting out"
         ) from error
+
+
+def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Observations that are a Dict or a Tuple are laid in a row, as those of a Minari dataset."""
+    if not isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        return env
+    from tql_offline.eval.recover import flat_observations  # which imports the readers
+
+    return flat_observations(env)
 
 
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -284,10 +304,12 @@ def _own_randomness(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence OGBench's two warnings: at each space access, and at import without a display."""
+    """Silence OGBench's warnings (spaces, no display), and Gymnasium's of old environments."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
         warnings.filterwarnings("ignore", module="glfw")
+        # D4RL's environments are old ones, and chosen for it.
+        warnings.filterwarnings("ignore", message=".*is out of date")
         yield
 
 

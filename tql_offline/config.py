@@ -61,6 +61,12 @@ class DataConfig(Table):
     env_id: Text = Field("", description="environment to score an own file's policies in")
     slices: int = Field(0, ge=0, le=10_000, description="first slices of a folder to take; 0: all")
     normalise: bool = Field(False, description="observations to zero mean and unit deviation")
+    reward_shift: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="added to each reward in training; D4RL's ant mazes: -1",
+    )
+    allow_broken: bool = Field(False, description="train on data that are known to be wrong")
 
 
 class CriticConfig(Table):
@@ -279,16 +285,19 @@ def presets() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def family_of(dataset: str) -> str:
-    """The family whose name begins an OGBench dataset's; empty if none does, or for an own file.
+    """The family whose name begins a dataset's; empty if none does, or for an own file.
 
     >>> family_of("puzzle-4x4-play-singletask-task1-v0")
     'puzzle'
+    >>> family_of("D4RL/pen/human-v2")
+    'D4RL'
     >>> family_of("puzzle_logs.hdf5")
     ''
     """
     if Path(dataset).suffix:
         return ""
-    matches = [name for name in presets()["family"] if dataset.startswith(f"{name}-")]
+    name = dataset.removeprefix("minari:")
+    matches = [one for one in presets()["family"] if name.startswith((f"{one}-", f"{one}/"))]
     return max(matches, key=len, default="")
 
 

@@ -75,7 +75,7 @@ def show_info(
             return
     from tql_offline.datasets.load import load
 
-    data = load(name)
+    data = load(name, allow_broken=True)
     print_table(data.name, ("loaded", ""), _loaded_facts(data))
 
 
@@ -122,24 +122,41 @@ def convert_data(
 
 def _findings(data: str, env: str) -> "list[Finding]":
     from tql_offline.datasets.checks import check, check_spaces, view_of, view_of_columns
-    from tql_offline.datasets.columns import HDF5_SUFFIXES, read_columns
+    from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 
     teleports = "teleport" in Path(data).name
+    entry = _published(data)
+    if is_flat(Path(data)) or (entry is not None and entry.suite == "d4rl"):
+        return _flat_findings(data, entry, env)
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         kept = ("observations", "actions", "terminals", "rewards", "masks")
         view = view_of_columns(read_columns(Path(data), only=kept), data)
         found = check(view, jumps=not teleports)
         return check_spaces(view, env) + found if env else found
-    if (Path(data) / "data" / "metadata.json").is_file():
-        from tql_offline.datasets.convert import read_minari
+    from tql_offline.datasets.load import load
+    from tql_offline.datasets.minari import PREFIX, is_minari
 
-        view = view_of_columns(read_minari(Path(data), infos=False), data)
+    is_minaris = data.startswith(PREFIX) or (entry is not None and entry.suite == "minari")
+    if is_minaris or is_minari(Path(data)):
+        view = view_of(load(data).episodes)
         found = check(view, jumps=not teleports)
         return check_spaces(view, env) + found if env else found
-    from tql_offline.datasets.load import load
-
     loaded = load(data, env_id=env or None)  # which compares dims
     return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
+
+
+def _flat_findings(data: str, entry: "Entry | None", env: str) -> "list[Finding]":
+    """Of a file in D4RL's layout, or of one of D4RL's datasets."""
+    from tql_offline.datasets.checks import Finding, check, check_spaces, view_of_flat
+    from tql_offline.datasets.columns import read_columns
+    from tql_offline.datasets.d4rl import COLUMNS, d4rl_file
+
+    path = Path(data) if entry is None else d4rl_file(entry)
+    faults = () if entry is None else entry.faults
+    view = view_of_flat(read_columns(path, only=COLUMNS, flat=True), str(path))
+    found = [Finding("warning", "broken", f"{data}: {fault}") for fault in faults]
+    found += check_spaces(view, env) if env else []
+    return found + check(view)
 
 
 def _published(name: str) -> Entry | None:
@@ -186,6 +203,8 @@ def _loaded_facts(data: "Dataset") -> list[tuple[str, str]]:
         ("rewards that are 0", f"{100 * summary.zero_rewards:.4g} %"),
         ("transitions that end the task", f"{summary.ending_transitions:,}"),
         ("episodes with such a one", f"{summary.ending_episodes:,} of {episodes.num_episodes:,}"),
+        *(("note", note) for note in data.notes),
+        *(("not scored", why) for why in (data.unscored,) if why),
     ]
 
 

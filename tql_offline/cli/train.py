@@ -33,7 +33,8 @@ def train(
         ),
     ] = "",
     dataset: Annotated[
-        str | None, typer.Option(help=f"Name, or a .npz or HDF5 file. Default: {DEFAULT_DATASET}.")
+        str | None,
+        typer.Option(help=f"Name, .npz or HDF5 file, or folder. Default: {DEFAULT_DATASET}."),
     ] = None,
     path: Annotated[
         str | None, typer.Option(help="File to take for that name instead of the installed one.")
@@ -42,8 +43,11 @@ def train(
         int | None, typer.Option(help="Of a folder of npz slices take the first so many.")
     ] = None,
     env: Annotated[
-        str | None, typer.Option(help="Environment id to score an own file's policies in.")
+        str | None, typer.Option(help="Environment id to score policies in; not of OGBench's data.")
     ] = None,
+    allow_broken: Annotated[
+        bool, typer.Option("--allow-broken", help="Train on data that are known to be wrong.")
+    ] = False,
     objective: Annotated[
         str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}. Default: flow.")
     ] = None,
@@ -109,7 +113,13 @@ def train(
         "seed": seed,
         "device": device,
         "tracker": tracker,
-        "dataset": {"name": dataset, "path": path, "slices": slices, "env_id": env},
+        "dataset": {
+            "name": dataset,
+            "path": path,
+            "slices": slices,
+            "env_id": env,
+            "allow_broken": allow_broken or None,
+        },
         "critic": {"kind": critic, "size": size},
         "entropy": {"mode": entropy},
         "flow": {"alpha": alpha},
@@ -195,8 +205,11 @@ def load_and_say(config: Config) -> "Dataset":
         f"{data.name}: {data.episodes.num_transitions:,} transitions in "
         f"{data.episodes.num_episodes:,} episodes, {data.source}, {data.path}"
     )
+    for note in data.notes:
+        say(f"note: {note}")
     if data.env_id is None:
-        say("no environment is known for these data, so policies are not scored; give --env")
+        nothing = "no environment is known for these data, so policies are not scored; give --env"
+        say(data.unscored or nothing)
     return data
 
 
@@ -211,7 +224,13 @@ def _load(config: Config) -> "Dataset":
         with progress_bar("collecting", (EPISODES + EPISODES // 10) * 1000) as progress:
             return load_embedded(progress.add)
     path = Path(wanted.path) if wanted.path else None
-    return load(wanted.name, path, wanted.env_id or None, wanted.slices)
+    return load(
+        wanted.name,
+        path,
+        wanted.env_id or None,
+        wanted.slices,
+        allow_broken=wanted.allow_broken,
+    )
 
 
 def assign(flags: dict[str, Any], assignment: str) -> None:

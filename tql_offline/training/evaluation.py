@@ -31,6 +31,9 @@ from tql_offline.training.result import (
     write_result,
 )
 
+_MAX_REASON = 500
+"""Characters of what a run's record says of its data."""
+
 
 @contextmanager
 def evaluator(
@@ -262,9 +265,10 @@ def evaluate_run(
         InputError: no such checkpoint, policy or environment, or the run folder is damaged.
     """
     folder, config = open_run(path)
-    env_id = (read_provenance(folder).get("environment") or {}).get("env_id")
+    provenance = read_provenance(folder)
+    env_id = (provenance.get("environment") or {}).get("env_id")
     if env_id is None:
-        raise InputError(f"run {path} has no environment to score policies in; train it with --env")
+        raise InputError(f"run {path} has no environment to score policies in{_why(provenance)}")
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
     )
@@ -289,6 +293,15 @@ def evaluate_run(
     if is_complete(folder, config):
         write_result(folder)
     return folder
+
+
+def _why(provenance: dict[str, Any]) -> str:
+    """What is missing, in the words of whoever read the data."""
+    dataset = provenance.get("dataset")
+    unscored = dataset.get("unscored") if isinstance(dataset, dict) else None
+    if isinstance(unscored, str) and unscored.isprintable():
+        return f": {unscored[:_MAX_REASON]}"
+    return "; train it with --env"
 
 
 def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
+from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -238,7 +240,8 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
         agent.normaliser.fit(dataset.episodes.observations)
     if buffer is None:
         n_step, discount = config.n_step, config.discount
-        buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
+        episodes = _shifted(dataset.episodes, config.dataset.reward_shift)
+        buffer = make_buffer(episodes, n_step=n_step, discount=discount, device=device)
     generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
     updates, execution = prepare(config, agent, buffer, generator, window)
     return _Made(
@@ -253,6 +256,12 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
         updates=updates,
         execution=execution,
     )
+
+
+def _shifted(episodes: Episodes, shift: float) -> Episodes:
+    if not shift:
+        return episodes
+    return replace(episodes, rewards=episodes.rewards + np.float32(shift))
 
 
 def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:

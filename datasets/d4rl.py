@@ -1,0 +1,239 @@
+"""D4RL's HDF5 layout, by h5py alone: one row per transition.
+
+    row               :   0    1    2  |   3    4  |
+    observations      : [s0,  s1,  s2, |  s0,  s1, ]
+    actions, rewards  : [a0,  a1,  a2, |  a0,  a1, ]
+    terminals         : [ 0,   0,   1, |   0,   0, ]    the task ended: mask 0
+    timeouts          : [ 0,   0,   0, |   0,   1, ]    cut off: mask 1, bootstraps
+    next_observations : [s1,  s2,  s3, |  s1,  s2, ]    in some files
+
+An episode ends at either mark (both: the task ended), and at the file's last row. Where there are
+no `timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
+
+The observation after an episode's last row is that row's in `next_observations`. Without them it is
+lost, and as in `qlearning_dataset` a transition that needs it to bootstrap is left out; one that
+ended the task needs none and is kept, with its own observation in that place. Where
+`next_observations` and the next row's observation differ, an end is missing and the episode is cut.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.datasets.blocks import first_bad, row_blocks
+from tql_offline.datasets.catalogue import Entry
+from tql_offline.datasets.columns import Floats, require_marks, require_matrix, require_vector
+from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
+from tql_offline.datasets.names import d4rl_folder
+from tql_offline.errors import InputError
+
+COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+FLOATS = ("observations", "actions", "rewards", "next_observations")
+
+ENVIRONMENTS = {
+    "halfcheetah": "HalfCheetah-v4",
+    "hopper": "Hopper-v4",
+    "walker2d": "Walker2d-v4",
+}
+"""Gymnasium's environments of D4RL's observations, actions and rewards, by family.
+
+Version 4 is D4RL's version 2 with MuJoCo's own bindings; version 5 has other rewards and frictions
+(Farama-Foundation/Gymnasium#526, #572).
+"""
+
+_SAME = 1e-4
+"""Relative difference up to which two observations are one, written in other precisions."""
+
+
+def d4rl_file(entry: Entry) -> Path:
+    """The file of one of D4RL's datasets.
+
+    Raises:
+        InputError: it is not on this machine; the message names the command that brings it.
+    """
+    path = d4rl_folder() / entry.files[0].name
+    if not path.is_file():
+        raise InputError(
+            f"dataset {entry.name} is not here: {path} does not exist; run "
+            f"`tql-offline download {entry.name}`"
+        )
+    return path
+
+
+def environment_of(entry: Entry) -> tuple[str | None, str]:
+    """The environment that policies are scored in, or None; and a sentence on what differs."""
+    env_id = ENVIRONMENTS.get(entry.family)
+    if env_id is None:
+        return None, (
+            f"D4RL's environment of {entry.name} is not in Gymnasium, so policies are not scored; "
+            "give --env with an environment of the same observations and actions"
+        )
+    return env_id, (
+        f"policies are scored in {env_id}, where D4RL's published scores are of its own "
+        "environment on mujoco-py; compare them with care"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Which rows become transitions.
+
+    Attributes:
+        ends: `(N,)` the last row of each episode.
+        kept: `(N,)` rows whose transition is kept: all but ends whose next observation is needed
+            and lost.
+    """
+
+    ends: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+
+
+def episodes_of(
+    columns: Mapping[str, Array],
+    path: Path,
+    *,
+    max_episode_steps: int | None = None,
+    clips: bool = False,
+) -> tuple[Episodes, list[str]]:
+    """Episodes of columns in D4RL's layout.
+
+    Args:
+        columns: of the file.
+        path: the file, for messages.
+        max_episode_steps: where episodes end if the file has no `timeouts`.
+        clips: bring actions beyond [-1, 1] to it, as D4RL's environments do, and say so; else they
+            are an error.
+
+    Returns:
+        The episodes, and sentences on what was left out, cut or changed.
+
+    Raises:
+        InputError: a column is missing or unusable, or no transition is left.
+    """
+    observations = require_matrix(columns, "observations", None, path)
+    count = len(observations)
+    if not count:
+        raise InputError(f"{path} holds no rows; get the file again")
+    actions = require_matrix(columns, "actions", count, path)
+    rewards = require_vector(columns, "rewards", count, path)
+    terminals = require_marks(columns, "terminals", count, path)
+    after = None
+    if "next_observations" in columns:
+        after = require_matrix(columns, "next_observations", count, path)
+        if after.shape != observations.shape:
+            raise InputError(
+                f"column 'next_observations' of {path} has {after.shape[1]} dims where "
+                f"'observations' has {observations.shape[1]}; get the file again"
+            )
+    notes = [*_clip(actions, path, clips)]
+    ends = terminals | _cuts(columns, terminals, max_episode_steps, path)
+    ends[-1] = True
+    if after is not None:
+        notes += _mark_jumps(observations, after, ends, path)
+    rows = _Rows(ends=ends, kept=~ends | terminals | (after is not None))
+    return _episodes(rows, observations, after, actions, rewards, terminals, path), [
+        *notes,
+        *_lost(rows),
+    ]
+
+
+def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
+    """Clip in place; refuse actions that are not meant to be in [-1, 1]."""
+
+    def is_outside(block: Array) -> NDArray[np.bool_]:
+        return np.asarray(np.abs(block) > 1 + ACTION_TOLERANCE)
+
+    bad = first_bad(actions, is_outside)
+    if bad is not None and not clips:
+        raise InputError(
+            f"column 'actions' of {path} has {actions[bad]:g} at row {bad[0]}, dim {bad[1]}, "
+            "outside [-1, 1]; scale the actions into it"
+        )
+    outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
+    np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
+    if not outside:
+        return []
+    return [f"{outside:,} actions outside [-1, 1] were clipped to it, as the environment does"]
+
+
+def _cuts(
+    columns: Mapping[str, Array],
+    terminals: NDArray[np.bool_],
+    limit: int | None,
+    path: Path,
+) -> NDArray[np.bool_]:
+    """Rows at which episodes were cut off: by the file, or else by the step limit."""
+    if "timeouts" in columns:
+        return require_marks(columns, "timeouts", len(terminals), path)
+    if limit is None:
+        return np.zeros(len(terminals), bool)
+    index = np.arange(len(terminals))
+    starts = np.zeros(len(terminals), np.int64)
+    starts[1:][terminals[:-1]] = index[1:][terminals[:-1]]
+    steps = index - np.maximum.accumulate(starts)
+    return np.asarray(steps % limit == limit - 1)
+
+
+def _mark_jumps(
+    observations: Floats, after: Floats, ends: NDArray[np.bool_], path: Path
+) -> list[str]:
+    """Mark ends that are missing: the next observation is not the next row's."""
+    found, first = 0, -1
+    for rows in row_blocks(len(ends) - 1, observations[:1].nbytes):
+        now, then = after[rows], observations[rows.start + 1 : rows.stop + 1]
+        differ = np.abs(now - then) > _SAME * np.maximum(1, np.abs(then))
+        jumps = differ.any(axis=1) & ~ends[rows]
+        if first < 0 and jumps.any():
+            first = rows.start + int(np.argmax(jumps))
+        found += int(jumps.sum())
+        ends[rows] |= jumps
+    if not found:
+        return []
+    return [
+        f"at {found:,} rows of {path.name} (first {first}) the next observation is not the next "
+        "row's although no end is marked; the episodes are cut there and bootstrap"
+    ]
+
+
+def _lost(rows: _Rows) -> list[str]:
+    count = int((~rows.kept).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} transitions at cuts of episodes have no next observation and are left out, as "
+        "D4RL's qlearning_dataset does"
+    ]
+
+
+def _episodes(
+    rows: _Rows,
+    observations: Floats,
+    after: Floats | None,
+    actions: Floats,
+    rewards: Floats,
+    terminals: NDArray[np.bool_],
+    path: Path,
+) -> Episodes:
+    ends = np.flatnonzero(rows.ends)
+    spans = np.diff(ends, prepend=-1)
+    lengths = spans - ~rows.kept[ends]
+    if not lengths.any():
+        raise InputError(
+            f"{path} has no transition whose next observation is known; get the file again"
+        )
+    # An episode of one row whose next observation is lost has no transition at all.
+    used = np.repeat(lengths > 0, spans)
+    closing = ends[rows.kept[ends]]
+    last = observations[closing] if after is None else after[closing]
+    is_used = used if not used.all() else slice(None)
+    places = (np.cumsum(used))[closing]  # after this many used rows
+    return Episodes(
+        observations=np.insert(observations[is_used], places, last, axis=0),
+        actions=actions[rows.kept],
+        rewards=rewards[rows.kept],
+        masks=(~terminals[rows.kept]).astype(np.float32),
+        lengths=lengths[lengths > 0],
+    )

@@ -1,0 +1,289 @@
+"""The environment that a Minari dataset names for evaluation, recovered without trusting its file.
+
+A specification of Gymnasium names the function that makes the environment, and wrappers, as paths
+to import: from a stranger's file that is a program of the stranger's choice. So only an environment
+that is registered here is made, by what is registered; the specification gives its id, its step
+limit and plain settings. Where it agrees with the registration, Minari's own
+`recover_environment(eval_env=True)` makes it, and else Gymnasium.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from packaging.requirements import InvalidRequirement, Requirement
+
+from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
+from tql_offline.documents import parse_json
+from tql_offline.errors import InputError, shown
+
+_WRAPPERS = (
+    "ClipAction",
+    "FlattenObservation",
+    "RecordEpisodeStatistics",
+    "RescaleAction",
+    "RescaleObservation",
+    "TimeAwareObservation",
+)
+"""Gymnasium's wrappers that do nothing outside of the environment."""
+_PACKAGES = ("gymnasium_robotics", "minigrid")
+"""Packages of Minari's own datasets that register their environments when they are imported."""
+_MAX_NAME = 100
+_MAX_SETTINGS = 100
+_MAX_REQUIREMENTS = 20
+
+
+def recoverable(name: str) -> tuple[str, list[str]]:
+    """Whether the environment of a dataset can be made here.
+
+    Args:
+        name: of a dataset, or its folder.
+
+    Returns:
+        Why not, a sentence, or ""; and sentences on what is not as the dataset says.
+    """
+    try:
+        metadata = metadata_of(folder_of(name))
+        spec = _evaluation_spec(metadata, name)
+        registered = _registered(spec, name)
+    except InputError as error:
+        return str(error), []
+    return "", [*_left_out(spec, registered), *_unmet(metadata)]
+
+
+def recover(name: str) -> gymnasium.Env[Any, Any]:
+    """Make the environment that a dataset's policies are scored in.
+
+    Its observations are laid in a row and its actions scaled to [-1, 1], as the dataset's are.
+
+    Args:
+        name: of a dataset, or its folder.
+
+    Raises:
+        InputError: there is none, it is not registered, or it cannot be made; or its actions have
+            other bounds than the dataset's.
+    """
+    folder = folder_of(name)
+    metadata = metadata_of(folder)
+    _, actions = spaces_of(metadata, folder)
+    spec = _evaluation_spec(metadata, name)
+    registered = _registered(spec, name)
+    env = _by_minari(name, metadata) if not _left_out(spec, registered) else None
+    if env is None:
+        try:
+            env = gymnasium.make(
+                registered.id,
+                max_episode_steps=spec.get("max_episode_steps"),
+                disable_env_checker=True,
+                **_settings(spec, name),
+            )
+        # Its constructor is given a stranger's settings.
+        except Exception as error:
+            raise InputError(
+                f"environment {registered.id} of Minari dataset {shown(name)} cannot be made "
+                f"({' '.join(str(error).split())[:200].rstrip('.')}); give --env"
+            ) from error
+    space = env.action_space
+    if not _has_bounds(space, actions):
+        env.close()
+        raise InputError(
+            f"environment {registered.id} has actions in {space} where Minari dataset "
+            f"{shown(name)} has others; install the version it was made with, or give --env"
+        )
+    return _in_rows(env)
+
+
+def _has_bounds(space: spaces.Space[Any], actions: Leaf) -> bool:
+    if not isinstance(space, spaces.Box) or space.shape != actions.shape:
+        return False
+    pairs = ((space.low, actions.low), (space.high, actions.high))
+    return all(want is not None and np.allclose(have, want) for have, want in pairs)
+
+
+def _evaluation_spec(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    for key in ("eval_env_spec", "env_spec"):
+        if metadata.get(key) is not None:
+            return _spec(metadata[key], name)
+    raise InputError(
+        f"Minari dataset {shown(name)} names no environment, so policies are not scored; give --env"
+    )
+
+
+def _spec(text: Any, name: str) -> dict[str, Any]:
+    try:
+        spec = parse_json(text.encode())
+        steps = spec.get("max_episode_steps")
+        if not isinstance(spec["id"], str) or not isinstance(spec.get("kwargs") or {}, dict):
+            raise TypeError
+        if steps is not None and (type(steps) is not int or not 0 < steps < 2**31):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the environment's specification in Minari dataset {shown(name)} is damaged, so "
+            "policies are not scored; give --env"
+        ) from error
+    return cast(dict[str, Any], spec)
+
+
+def _registered(spec: Mapping[str, Any], name: str) -> Any:
+    """What is registered under the id of a specification."""
+    from tql_offline.eval.environments import quiet  # which imports this on use
+
+    with quiet():
+        import ogbench  # noqa: F401  (registers its environments)
+    package = _package(spec)
+    if spec["id"] not in gymnasium.registry and package in _PACKAGES:
+        with suppress(ImportError), quiet():
+            import_module(package)
+    found = gymnasium.registry.get(spec["id"])
+    if found is None:
+        whose = f" (it is of package {package})" if package else ""
+        raise InputError(
+            f"environment {shown(spec['id'])} of Minari dataset {shown(name)} is not registered "
+            f"here{whose}, so policies are not scored; install and import the package "
+            "that has it, or give --env"
+        )
+    _settings(spec, name)
+    return found
+
+
+def _package(spec: Mapping[str, Any]) -> str:
+    """The package that a specification's function is in, or ""."""
+    entry = spec.get("entry_point")
+    package = entry.partition(":")[0].partition(".")[0] if isinstance(entry, str) else ""
+    return package[:_MAX_NAME] if package.isidentifier() else ""
+
+
+def _settings(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a specification, which name no files; how to draw is none of them."""
+    given = {
+        key: value for key, value in (spec.get("kwargs") or {}).items() if key != "render_mode"
+    }
+    words = list(_words(given))
+    if len(given) > _MAX_SETTINGS or any("/" in word or "\\" in word for word in words):
+        raise InputError(
+            f"the environment of Minari dataset {shown(name)} is set to files of "
+            "its own, which are not taken from a dataset; give --env with an "
+            "environment that you have registered"
+        )
+    return given
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every string in a document."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _words(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _words(inner)
+
+
+def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
+    """What of a specification is not taken: its own function, and wrappers."""
+    said = []
+    if spec.get("entry_point") != registered.entry_point:
+        said.append(
+            f"environment {registered.id} is made as it is registered here, not by "
+            f"{shown(spec.get('entry_point'))}, which the dataset names"
+        )
+    wrappers = spec.get("additional_wrappers") or []
+    if not isinstance(wrappers, list) or not all(map(_is_known, wrappers)):
+        said.append(
+            f"environment {registered.id} is made without the wrappers that the dataset names, as "
+            "some are not Gymnasium's own"
+        )
+    if spec.get("vector_entry_point") != registered.vector_entry_point and not said:
+        said.append(f"environment {registered.id} is made as it is registered here")
+    return said
+
+
+def _is_known(wrapper: Any) -> bool:
+    entry = wrapper.get("entry_point") if isinstance(wrapper, dict) else None
+    module, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
+    return (module == "gymnasium.wrappers" or module.startswith("gymnasium.wrappers.")) and (
+        name in _WRAPPERS
+    )
+
+
+def _unmet(metadata: Mapping[str, Any]) -> list[str]:
+    """Packages that a dataset asks for in other versions than are installed."""
+    asked = metadata.get("requirements")
+    said = []
+    for text in asked[:_MAX_REQUIREMENTS] if isinstance(asked, list) else ():
+        try:
+            wanted = Requirement(text)
+            have = importlib.metadata.version(wanted.name)
+        except (InvalidRequirement, TypeError, ValueError, importlib.metadata.PackageNotFoundError):
+            continue
+        if not wanted.specifier.contains(have, prereleases=True):
+            said.append(
+                f"the dataset was made with {wanted.name}{wanted.specifier} where {have} is "
+                "installed: the environment may behave otherwise"
+            )
+    return said
+
+
+def _by_minari(name: str, metadata: Mapping[str, Any]) -> gymnasium.Env[Any, Any] | None:
+    """By Minari's own hand; None where it is not installed or cannot."""
+    try:
+        # It reads every specification, so that each must be sound.
+        for key in ("env_spec", "eval_env_spec"):
+            if metadata.get(key) is not None:
+                spec = _spec(metadata[key], name)
+                if _left_out(spec, _registered(spec, name)):
+                    return None
+        minari = import_module("minari")  # an extra, and slow to import
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of requirements, which are said once at loading
+            dataset = minari.MinariDataset(data_folder(folder_of(name)))
+            made = dataset.recover_environment(
+                eval_env=True, disable_env_checker=True, render_mode=None
+            )
+        return cast(gymnasium.Env[Any, Any], made)
+    except Exception:  # Gymnasium makes it, or says why it cannot
+        return None
+
+
+def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment whose observations are laid in a row, as a Minari dataset's are."""
+    space = _sorted(env.observation_space)
+    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_picture(space)):
+        return env
+    return gymnasium.wrappers.TransformObservation(
+        env,
+        lambda observation: spaces.flatten(space, observation),
+        spaces.flatten_space(space),
+    )
+
+
+def _in_rows(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment of rows of numbers: observations laid flat, actions in [-1, 1]."""
+    made = flat_observations(env)
+    actions = cast(spaces.Box, env.action_space)
+    is_unit = bool((actions.low == -1).all() and (actions.high == 1).all())
+    if actions.is_bounded() and not is_unit:
+        made = gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1))
+    return made
+
+
+def _sorted(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """A space whose Dicts have their keys in order."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _sorted(space[key]) for key in sorted(space.spaces)})
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([_sorted(inner) for inner in space.spaces])
+    return space
+
+
+def _is_picture(space: spaces.Box) -> bool:
+    return space.dtype == np.uint8 and len(space.shape) == 3

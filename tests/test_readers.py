@@ -1,0 +1,651 @@
+"""Every suite's reader gives the same alignment; environments are recovered, not trusted."""
+
+import json
+import shutil
+import warnings
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+import reader_environments  # (registers)
+from typer.testing import CliRunner
+
+from tql_offline.cli import app
+from tql_offline.datasets.buffer import n_step_table
+from tql_offline.datasets.catalogue import find
+from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
+from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
+
+minari = pytest.importorskip("minari")
+
+LENGTH = reader_environments.LENGTH
+EPISODES = 3
+"""Of which the second terminates and the others are cut off."""
+
+
+# One recording in every suite's layout. Observations are 100 times the episode plus the step.
+
+
+def counts():
+    """Observations of each episode, its last included."""
+    return [100.0 * episode + np.arange(LENGTH + 1) for episode in range(EPISODES)]
+
+
+def actions():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (EPISODES, LENGTH, 2)).astype(np.float32)
+
+
+def rewards():
+    return 10.0 * np.arange(1, LENGTH + 1) + actions()[:, :, 0]
+
+
+def own_columns():
+    """The layout of docs/data.md: a row more an episode."""
+    marks = np.zeros((EPISODES, LENGTH + 1))
+    marks[:, -1] = 1
+    masks = np.ones((EPISODES, LENGTH + 1))
+    masks[1, LENGTH - 1] = 0
+    pad = ((0, 0), (0, 1))
+    return {
+        "observations": np.concatenate(counts()).astype(np.float32)[:, None],
+        "actions": np.pad(actions(), (*pad, (0, 0))).reshape(-1, 2),
+        "rewards": np.pad(rewards(), pad).ravel(),
+        "masks": masks.ravel(),
+        "terminals": marks.ravel(),
+    }
+
+
+def flat_columns():
+    """D4RL's layout, without and with `next_observations`."""
+    terminals, timeouts = np.zeros((2, EPISODES, LENGTH), bool)
+    terminals[1, -1] = timeouts[0, -1] = timeouts[2, -1] = True
+    return {
+        "observations": np.concatenate([c[:-1] for c in counts()]).astype(np.float32)[:, None],
+        "actions": actions().reshape(-1, 2),
+        "rewards": rewards().ravel().astype(np.float32),
+        "terminals": terminals.ravel(),
+        "timeouts": timeouts.ravel(),
+    }
+
+
+def next_column():
+    return np.concatenate([c[1:] for c in counts()]).astype(np.float32)[:, None]
+
+
+def write_hdf5(path, columns):
+    with h5py.File(path, "w") as file:
+        for name, column in columns.items():
+            file.create_dataset(name, data=column)
+    return path
+
+
+def write_d4rl(path, columns):
+    """With the groups that D4RL's own files have."""
+    with h5py.File(write_hdf5(path, columns), "a") as file:
+        file["metadata/algorithm"] = "SAC"
+        file["infos/qpos"] = np.zeros((EPISODES * LENGTH, 1))
+    return path
+
+
+def record(name, env_id="CountingUnit-v0", storage="hdf5", scale=1.0, **more):
+    """Played in an environment and written by Minari itself, into its own folder."""
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    episodes = [play(env, episode * np.float32(scale)) for episode in actions()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an author that is not named
+        minari.create_dataset_from_buffers(
+            name, episodes, env=env, eval_env=env_id, data_format=storage, **more
+        )
+    return minari_folder() / name
+
+
+def play(env, actions):
+    from minari.data_collector import EpisodeBuffer
+
+    first, _ = env.reset()
+    observations, *columns = zip(*(env.step(action)[:4] for action in actions), strict=True)
+    rewards, terminations, truncations = map(list, columns)
+    return EpisodeBuffer(
+        observations=stacked([first, *observations]),
+        actions=actions,
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+    )
+
+
+def stacked(observations):
+    """Steps of a structure to a structure of steps, as Minari's own collector gives."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: stacked([one[key] for one in observations]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(stacked(list(parts)) for parts in zip(*observations, strict=True))
+    return np.stack(observations)
+
+
+def minari_folder():
+    from tql_offline.datasets.names import minari_folder
+
+    return minari_folder()
+
+
+def ogbench_npz(folder):
+    path = folder / "own.npz"
+    np.savez(path, **own_columns())
+    return path
+
+
+WRITERS = {
+    "npz": ogbench_npz,
+    "hdf5": lambda folder: write_hdf5(folder / "own.hdf5", own_columns()),
+    "d4rl": lambda folder: write_d4rl(
+        folder / "flat.hdf5", flat_columns() | {"next_observations": next_column()}
+    ),
+    "minari hdf5": lambda _: record("made/unit-v0"),
+    "minari arrow": lambda _: record("made/unit-v0", storage="arrow"),
+    "minari dict": lambda _: record("made/dict-v0", "CountingDict-v0", scale=2.0),
+    "minari dict arrow": lambda _: record("made/dict-v0", "CountingDict-v0", "arrow", scale=2.0),
+}
+
+
+def first_numbers(observations, nested):
+    """What counts, of an observation; of nested ones, z, which is flattened last."""
+    return observations[:, -1 if nested else 0]
+
+
+@pytest.mark.parametrize("suite", list(WRITERS))
+def test_a_transition_is_what_happened(suite, tmp_path):
+    data = load(str(WRITERS[suite](tmp_path)))
+    episodes, nested = data.episodes, "dict" in suite
+    assert episodes.lengths.tolist() == [LENGTH] * EPISODES  # the last transition is kept
+    starts = episodes.start_rows()
+    numbers = first_numbers(episodes.observations, nested)
+    inside = np.concatenate([c[:-1] for c in counts()])
+    np.testing.assert_array_equal(numbers[starts], inside)
+    np.testing.assert_array_equal(numbers[starts + 1], inside + 1)
+    np.testing.assert_allclose(episodes.actions, actions().reshape(-1, 2), atol=2e-5)
+    scale = 2 if nested else 1
+    want = 10.0 * np.tile(np.arange(1, LENGTH + 1), EPISODES) + scale * actions()[..., 0].ravel()
+    np.testing.assert_allclose(episodes.rewards, want, rtol=1e-5)
+    # Truncation bootstraps, termination does not.
+    ends = episodes.last_transitions()
+    assert episodes.masks[ends].tolist() == [1, 0, 1]
+    assert episodes.masks.sum() == EPISODES * LENGTH - 1
+
+
+@pytest.mark.parametrize("suite", list(WRITERS))
+def test_targets_of_two_steps_stay_in_their_episode(suite, tmp_path):
+    data = load(str(WRITERS[suite](tmp_path)))
+    table = n_step_table(data.episodes, 2, 0.5)
+    one = data.episodes.rewards.reshape(EPISODES, LENGTH)
+    want = one.copy()
+    want[:, :-1] += 0.5 * one[:, 1:]
+    np.testing.assert_allclose(table.returns.reshape(want.shape), want, rtol=1e-6)
+    discounts = table.discounts.reshape(want.shape)
+    np.testing.assert_allclose(discounts[0], [0.25, 0.25, 0.25, 0.5])
+    np.testing.assert_allclose(discounts[1], [0.25, 0.25, 0, 0])
+
+
+# D4RL.
+
+
+def test_without_next_observations_what_cannot_bootstrap_is_left_out(tmp_path):
+    data = load(str(write_d4rl(tmp_path / "flat.hdf5", flat_columns())))
+    episodes = data.episodes
+    assert episodes.lengths.tolist() == [LENGTH - 1, LENGTH, LENGTH - 1]
+    assert episodes.masks.tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1]
+    numbers, starts = episodes.observations[:, 0], episodes.start_rows()
+    np.testing.assert_array_equal((numbers[starts + 1] - numbers[starts])[episodes.masks == 1], 1)
+    np.testing.assert_array_equal(
+        episodes.actions.ravel(),
+        np.delete(flat_columns()["actions"], [LENGTH - 1, 3 * LENGTH - 1], axis=0).ravel(),
+    )
+    (note,) = data.notes
+    assert note.startswith("2 transitions at cuts")
+    assert "qlearning_dataset" in note
+    assert data.describe()["notes"] == [note]
+
+
+def reference_transitions(columns, limit=None):
+    """Rows that D4RL's qlearning_dataset keeps, after its code; and the file's last if it ends."""
+    kept, step = [], 0
+    count = len(columns["rewards"])
+    for row in range(count - 1):
+        final = columns["timeouts"][row] if "timeouts" in columns else step == limit - 1
+        if final and not columns["terminals"][row]:
+            step = 0
+            continue
+        step = 0 if columns["terminals"][row] or final else step + 1
+        kept.append(row)
+    return kept + [count - 1] * bool(columns["terminals"][-1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("has_timeouts", [True, False])
+def test_the_rows_are_those_of_qlearning_dataset(seed, has_timeouts, tmp_path):
+    from tql_offline.datasets.d4rl import episodes_of
+
+    rng = np.random.default_rng(seed)
+    rows = int(rng.integers(5, 40))
+    columns = {
+        "observations": np.arange(rows, dtype=np.float32)[:, None],
+        "actions": np.zeros((rows, 1), np.float32),
+        "rewards": np.arange(rows, dtype=np.float32),
+        "terminals": rng.random(rows) < 0.15,
+    }
+    if has_timeouts:
+        columns["timeouts"] = rng.random(rows) < 0.15
+    kept = reference_transitions(columns, limit=6)
+    episodes, _ = episodes_of(columns, tmp_path / "x", max_episode_steps=6)
+    assert episodes.rewards.tolist() == kept
+    starts = episodes.start_rows()
+    assert episodes.observations[starts, 0].tolist() == kept
+    assert episodes.masks.tolist() == [float(not columns["terminals"][row]) for row in kept]
+    after = episodes.observations[starts + 1, 0][episodes.masks == 1]
+    assert after.tolist() == [row + 1 for row in kept if not columns["terminals"][row]]
+
+
+def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
+    columns = flat_columns() | {"next_observations": next_column()}
+    columns["timeouts"] = np.zeros(EPISODES * LENGTH)
+    data = load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
+    assert data.episodes.lengths.tolist() == [LENGTH] * EPISODES
+    assert data.episodes.masks[data.episodes.last_transitions()].tolist() == [1, 0, 1]
+    assert f"at 1 rows of flat.hdf5 (first {LENGTH - 1})" in data.notes[0]
+
+
+def test_a_terminal_that_is_a_timeout_too_is_the_tasks_end(tmp_path):
+    columns = flat_columns()
+    columns["timeouts"][2 * LENGTH - 1] = True
+    data = load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
+    assert data.episodes.masks.tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1]
+
+
+def named_d4rl(private_home, name, dims, **changed):
+    """A small file under the name of one of D4RL's."""
+    entry = find(name)
+    columns = flat_columns()
+    columns["observations"] = np.repeat(columns["observations"], entry.observation_dim, axis=1)
+    columns["actions"] = np.repeat(columns["actions"][:, :1], dims or entry.action_dim, axis=1)
+    folder = private_home / "d4rl"
+    folder.mkdir(exist_ok=True)
+    return write_d4rl(folder / entry.files[0].name, columns | changed)
+
+
+def test_d4rls_names_are_found_where_d4rl_keeps_them(private_home):
+    with pytest.raises(InputError, match=r"d4rl/hopper_medium-v2.hdf5.*download hopper-medium-v2"):
+        load("hopper-medium-v2")
+    path = named_d4rl(private_home, "hopper-medium-v2", 0)
+    data = load("hopper-medium-v2")
+    assert (data.name, data.path, data.source) == ("hopper-medium-v2", path, "downloaded")
+    assert data.env_id == "Hopper-v4"
+    assert "mujoco-py" in data.notes[-1]
+    assert describe("Hopper-v4")["observation_dim"] == data.episodes.observations.shape[1]
+    assert load("hopper-medium-v2", env_id="Hopper-v5").env_id == "Hopper-v5"
+    with pytest.raises(InputError, match=r"11 observation dims where walker2d-medium-v2 has 17"):
+        load("walker2d-medium-v2", path)
+
+
+def test_a_broken_dataset_is_taken_only_when_it_is_asked_for(private_home):
+    named_d4rl(private_home, "antmaze-umaze-v0", 0)
+    with pytest.raises(InputError, match=r"D4RL#77.*use antmaze-umaze-v2.*--allow-broken"):
+        load("antmaze-umaze-v0")
+    data = load("antmaze-umaze-v0", allow_broken=True)
+    assert "D4RL#77" in data.notes[0]
+    assert data.env_id is None
+    assert "give --env" in data.unscored
+
+
+def test_actions_of_d4rls_own_are_clipped_and_of_others_refused(private_home, tmp_path):
+    actions = np.zeros((EPISODES * LENGTH, 3), np.float32)
+    actions[[2, 5], 1] = 1.5
+    path = named_d4rl(private_home, "hopper-medium-v2", 0, actions=actions)
+    data = load("hopper-medium-v2")
+    assert "2 actions outside [-1, 1] were clipped" in " ".join(data.notes)
+    assert data.episodes.actions.max() < 1
+    with pytest.raises(InputError, match=r"'actions'.*1\.5 at row 2, dim 1"):
+        load(str(path))
+
+
+HOSTILE_FLAT = {
+    "no terminals": lambda c: c.pop("terminals"),
+    "short": lambda c: c.update(timeouts=np.zeros(3)),
+    "nan": lambda c: c["observations"].__setitem__((3, 0), np.nan),
+    "next is other": lambda c: c.update(next_observations=np.zeros((EPISODES * LENGTH, 2))),
+    "all are cuts": lambda c: c.update(
+        timeouts=np.ones(EPISODES * LENGTH), terminals=0 * c["rewards"]
+    ),
+    "nothing": lambda c: c.update({name: column[:0] for name, column in c.items()}),
+}
+
+
+@pytest.mark.parametrize("fault", list(HOSTILE_FLAT))
+def test_a_flat_file_that_is_wrong_is_one_sentence(fault, tmp_path):
+    columns = flat_columns()
+    HOSTILE_FLAT[fault](columns)
+    with pytest.raises(InputError) as caught:
+        load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
+    assert "\n" not in str(caught.value)
+
+
+# Minari.
+
+
+def test_nested_observations_are_flattened_as_gymnasium_does(tmp_path):
+    record("made/dict-v0", "CountingDict-v0", scale=2.0)
+    data = load("minari:made/dict-v0")
+    env = gymnasium.make("CountingDict-v0", disable_env_checker=True)
+    observation, _ = env.reset()
+    want = gymnasium.spaces.flatten(env.observation_space, observation)
+    np.testing.assert_array_equal(data.episodes.observations[0], want)
+    np.testing.assert_array_equal(data.episodes.observations[1], [-1, 1.25, 1.5, 0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_actions_are_scaled_with_their_environment(storage, tmp_path):
+    record("made/scaled-v0", "Counting-v0", storage, scale=2.0)
+    data = load("minari:made/scaled-v0")
+    assert data.action_bounds == ([-2.0, -2.0], [2.0, 2.0])
+    assert "scaled from [-2, 2] to [-1, 1]" in data.notes[0]
+    assert action_bounds(data.env_id) == (-1, 1)
+    env = SeededEnvironment(make(data.env_id))
+    env.reset(0)
+    _, reward, *_ = env.step(np.array([0.5, 0], np.float32))
+    assert reward == 10 + 2 * 0.5
+
+
+@pytest.mark.parametrize("suite", ["minari hdf5", "minari dict arrow"])
+def test_the_environment_has_the_datas_dims(suite, tmp_path):
+    data = load(str(WRITERS[suite](tmp_path)))
+    described = describe(data.env_id)
+    assert described["observation_dim"] == data.episodes.observations.shape[1]
+    assert described["action_dim"] == data.episodes.actions.shape[1]
+    assert described["max_episode_steps"] == (100 if "dict" in suite else None)
+
+
+def test_an_environment_that_is_named_has_the_datas_dims_too(tmp_path):
+    record("made/dict-v0", "CountingDict-v0", scale=2.0)
+    data = load("minari:made/dict-v0", env_id="reader_environments:CountingDict-v0")
+    assert data.env_id == "reader_environments:CountingDict-v0"
+    env = SeededEnvironment(make(data.env_id))
+    np.testing.assert_array_equal(env.reset(0), data.episodes.observations[0])
+
+
+def test_what_convert_wrote_is_what_was_converted(tmp_path):
+    from tql_offline.datasets.convert import convert
+
+    source = ogbench_npz(tmp_path)
+    convert(source, tmp_path / "there")
+    want, have = load(str(source)), load(str(tmp_path / "there"))
+    assert have.source == "own file"
+    for column in ("observations", "actions", "rewards", "masks", "lengths"):
+        np.testing.assert_array_equal(
+            getattr(have.episodes, column), getattr(want.episodes, column)
+        )
+
+
+def edit(folder, **changed):
+    path = folder / "data" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def edit_spec(folder, **changed):
+    for key in ("env_spec", "eval_env_spec"):
+        spec = json.loads(json.loads((folder / "data" / "metadata.json").read_text())[key])
+        edit(folder, **{key: json.dumps(spec | changed)})
+
+
+def test_a_strangers_program_is_not_run(tmp_path, monkeypatch):
+    """Neither its environment nor its wrapper: the one registered under the id is made."""
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('the stranger has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = record("made/unit-v0")
+    wrapper = {"name": "Evil", "entry_point": "evil_module:Evil", "kwargs": {}}
+    for changed in ({"entry_point": "evil_module:make"}, {"additional_wrappers": [wrapper]}):
+        edit_spec(folder, **changed)
+        data = load("minari:made/unit-v0")
+        assert "is made" in data.notes[0]
+        env = make(data.env_id)
+        assert isinstance(env.unwrapped, reader_environments.Counting)
+    edit_spec(folder, id="evil_module:Evil-v0")
+    data = load("minari:made/unit-v0")
+    assert data.env_id is None
+    assert "not registered" in data.unscored
+    with pytest.raises(InputError, match="not registered"):
+        make("minari:made/unit-v0")
+
+
+UNRECOVERABLE = {
+    "no spec": ({"env_spec": None, "eval_env_spec": None}, "names no environment"),
+    "no JSON": ({"eval_env_spec": "{"}, "is damaged"),
+    "a list": ({"eval_env_spec": "[]"}, "is damaged"),
+    "deep": ({"eval_env_spec": "[" * 5000}, "is damaged"),
+    "a number": ({"eval_env_spec": 3}, "is damaged"),
+    "its own files": (
+        {"eval_env_spec": json.dumps({"id": "Hopper-v5", "kwargs": {"xml_file": "/tmp/x.xml"}})},
+        "files of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(UNRECOVERABLE))
+def test_an_environment_that_cannot_be_recovered_is_one_sentence(fault, tmp_path):
+    changed, words = UNRECOVERABLE[fault]
+    edit(record("made/unit-v0"), **changed)
+    data = load("minari:made/unit-v0")
+    assert data.env_id is None
+    assert words in data.unscored
+    assert "give --env" in data.unscored
+    with pytest.raises(InputError, match=words):
+        make("minari:made/unit-v0")
+
+
+def test_an_environment_of_other_actions_is_refused(tmp_path):
+    edit_spec(record("made/unit-v0"), id="Counting-v0", kwargs={})
+    with pytest.raises(InputError, match=r"Counting-v0 has actions in Box.*has others"):
+        make("minari:made/unit-v0")
+
+
+def test_requirements_that_are_not_met_are_said(tmp_path):
+    edit(record("made/unit-v0"), requirements=["numpy==1.0", "no-such-thing>=1", "]["])
+    (note,) = load("minari:made/unit-v0").notes
+    assert "numpy==1.0" in note
+
+
+def space(metadata, **changed):
+    return json.dumps(json.loads(metadata) | changed)
+
+
+HOSTILE_METADATA = {
+    "discrete": ({"action_space": '{"type": "Discrete", "n": 2, "start": 0}'}, "continuous"),
+    "text": ({"observation_space": '{"type": "Text"}'}, "'Text'"),
+    "no space": ({"observation_space": None}, "do not describe"),
+    "huge": ({"observation_space": '{"type": "Discrete", "n": 99999999999, "start": 0}'}, "space"),
+    "wide": (
+        {"action_space": '{"type": "Box", "shape": [3], "low": [0], "high": [1], "dtype": "f4"}'},
+        "do not describe",
+    ),
+    "storage": ({"data_format": "pickle"}, "'pickle'"),
+    "episodes": ({"total_episodes": 99}, "99"),
+}
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+@pytest.mark.parametrize("fault", list(HOSTILE_METADATA))
+def test_metadata_that_are_wrong_are_one_sentence(fault, storage, tmp_path):
+    changed, words = HOSTILE_METADATA[fault]
+    edit(record("made/unit-v0", storage=storage), **changed)
+    with pytest.raises(InputError, match=words) as caught:
+        load("minari:made/unit-v0")
+    assert "\n" not in str(caught.value)
+
+
+def shorten(file):
+    """Minari#199: an episode with as many observations as actions."""
+    data = file["episode_1/observations"][:LENGTH]
+    del file["episode_1/observations"]
+    file["episode_1/observations"] = data
+
+
+def link_outside(file):
+    del file["episode_0/rewards"]
+    file["episode_0/rewards"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+HOSTILE_HDF5 = {
+    "lost": (shorten, "episode 1 of"),
+    "linked": (link_outside, "'rewards'"),
+    "missing": (lambda file: file.pop("episode_1"), "'episode_1'"),
+    "nan": (
+        lambda file: file["episode_2/rewards"].write_direct(np.full(LENGTH, np.nan)),
+        "episode 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(HOSTILE_HDF5))
+def test_an_hdf5_storage_that_is_wrong_is_one_sentence(fault, tmp_path):
+    spoil, words = HOSTILE_HDF5[fault]
+    folder = record("made/unit-v0")
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        spoil(file)
+    with pytest.raises(InputError, match=words) as caught:
+        load("minari:made/unit-v0")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone", "missing", "others"])
+def test_an_arrow_storage_that_is_wrong_is_one_sentence(fault, tmp_path):
+    folder = record("made/unit-v0", storage="arrow")
+    (file,) = (folder / "data" / "1").glob("*.arrow")
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:-300])
+    elif fault == "gone":
+        shutil.rmtree(file.parent)
+    elif fault == "missing":
+        file.unlink()
+    else:
+        other = record("made/dict-v0", "CountingDict-v0", "arrow")
+        shutil.copy(next((other / "data" / "1").glob("*.arrow")), file)
+    with pytest.raises(InputError, match=r"data") as caught:
+        load("minari:made/unit-v0")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_arrow_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path):
+    """400 MB of one letter, which zstd packs into some KB."""
+    import pyarrow
+
+    folder = record("made/unit-v0", storage="arrow")
+    (file,) = (folder / "data" / "1").glob("*.arrow")
+    with pyarrow.ipc.open_file(file) as opened:
+        batch = opened.get_batch(0)
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+
+    def write(column):
+        with pyarrow.ipc.new_file(file, batch.schema.append(column), options=options) as out:
+            out.write_batch(batch.append_column(column, pyarrow.array(values)))
+
+    values = [1.5] * batch.num_rows
+    write(pyarrow.field("more", pyarrow.float64()))
+    assert load("minari:made/unit-v0").episodes.num_episodes == EPISODES
+    values = ["x" * 80_000_000] * batch.num_rows
+    write(pyarrow.field("more", pyarrow.string()))
+    assert file.stat().st_size < 200_000
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(InputError, match="claims 400"):
+        load("minari:made/unit-v0")
+    assert pyarrow.total_allocated_bytes() - before < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "name", ["minari:../../etc", "minari:", "minari:a//b", "mujoco/hopper/medium-v0"]
+)
+def test_a_dataset_that_is_not_here_is_one_sentence(name):
+    with pytest.raises(InputError, match=r"is not (the name|here)"):
+        load(name)
+
+
+# From a name to a score.
+
+TINY = ["--steps=4", "--batch-size=8", "--size=tiny", "--device=cpu", "--set=log_every=2"]
+TINY += ["--set=flow.hidden=[8]", "--set=flow.flow_steps=2", "--set=evaluation.processes=1"]
+
+
+def trained(tmp_path, *arguments):
+    done = CliRunner().invoke(
+        app, ["train", *arguments, *TINY, "--runs", str(tmp_path / "runs"), "--name", "run"]
+    )
+    assert done.exit_code == 0, done.output
+    return json.loads((tmp_path / "runs" / "run" / "result.json").read_text()), done.output
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_minari_from_a_name_to_a_score(storage, tmp_path, short_protocols):
+    record(
+        "made/dict-v0",
+        "CountingDict-v0",
+        storage,
+        scale=2.0,
+        ref_min_score=0.0,
+        ref_max_score=200.0,
+        num_episodes_average_score=1,
+    )
+    result, output = trained(tmp_path, "--dataset", "minari:made/dict-v0", "--protocol", "minari")
+    assert "scaled from [-2, 2]" in output
+    assert result["task"] == "minari:made/dict-v0"
+    last = result["evaluations"][-1]
+    # 10 + 20 + 30 + 40 and four times an action of at most 2, of 200.
+    assert abs(last["return_mean"] - 100) <= 8
+    assert last["score"] == pytest.approx(last["return_mean"] / 200)
+
+
+def test_d4rl_from_a_name_to_a_score(tmp_path, private_home, short_protocols):
+    named_d4rl(private_home, "hopper-medium-v2", 0)
+    result, output = trained(tmp_path, "--dataset", "hopper-medium-v2")
+    assert "qlearning_dataset" in output
+    assert (result["task"], result["protocol"]["name"]) == ("Hopper-v4", "d4rl")
+    last = result["evaluations"][-1]
+    want = 100 * (last["return_mean"] + 20.272305) / (3234.3 + 20.272305)
+    assert last["score"] == pytest.approx(want)
+
+
+def test_without_an_environment_eval_says_what_is_missing(tmp_path, private_home):
+    named_d4rl(private_home, "antmaze-umaze-v2", 0)
+    trained(tmp_path, "--dataset", "antmaze-umaze-v2")
+    config = (tmp_path / "runs" / "run" / "config.toml").read_text()
+    assert "reward_shift = -1.0" in config
+    done = CliRunner().invoke(app, ["eval", str(tmp_path / "runs" / "run")])
+    assert done.exit_code != 0
+    assert "antmaze-umaze-v2 is not in Gymnasium" in str(done.exception)
+
+
+def test_check_and_info_know_both_suites(tmp_path, private_home):
+    named_d4rl(private_home, "antmaze-umaze-v0", 0)
+    record("made/unit-v0", storage="arrow")
+    run = CliRunner().invoke
+    checked = run(app, ["datasets", "check", "antmaze-umaze-v0"])
+    assert checked.exit_code == 1
+    assert "D4RL#77" in checked.output
+    assert "its last one is lost" in checked.output
+    for arguments in (
+        ["check", "minari:made/unit-v0"],
+        ["check", str(minari_folder() / "made/unit-v0")],
+    ):
+        checked = run(app, ["datasets", *arguments])
+        assert checked.exit_code == 0, checked.output
+    shown = run(app, ["datasets", "info", "antmaze-umaze-v0"])
+    assert "qlearning_dataset" in " ".join(shown.output.split()), shown.output
+    assert run(app, ["datasets", "info", "minari:made/unit-v0"]).exit_code == 0
+
+
+def test_the_shift_is_of_training_alone(tmp_path, private_home):
+    from tql_offline.training.run import _shifted
+
+    episodes = load(str(ogbench_npz(tmp_path))).episodes
+    np.testing.assert_array_equal(_shifted(episodes, -1.0).rewards, episodes.rewards - 1)
+    assert _shifted(episodes, 0.0) is episodes
