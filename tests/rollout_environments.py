@@ -70,6 +70,14 @@ class HangOnce(Uneven):
         return super().step(action)
 
 
+class Slow(Uneven):
+    """Takes its time."""
+
+    def step(self, action):
+        time.sleep(0.05)
+        return super().step(action)
+
+
 class CrashAlways(Uneven):
     def step(self, action):  # noqa: ARG002
         os._exit(17)
@@ -96,7 +104,7 @@ def once() -> bool:
     return True
 
 
-for environment in (Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent):
+for environment in (Uneven, CrashOnce, HangOnce, Slow, CrashAlways, Raises, Silent):
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]
 gymnasium.register(
     "ShortMaze-v0",

@@ -2,13 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import Future
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from tql_offline.cli import main
@@ -167,52 +163,3 @@ def test_resume_takes_no_other_settings(tmp_path, capsys):
         main(["train", "--resume", str(tmp_path), "--size", "xl"])
     assert stop.value.code == 2
     assert "leave the other flags out" in capsys.readouterr().err
-
-
-def own_file(path):
-    rows, rng = 61, np.random.default_rng(0)
-    np.savez(
-        path,
-        observations=rng.standard_normal((rows, 3)),
-        actions=rng.uniform(-1, 1, (rows, 2)),
-        rewards=np.ones(rows),
-        terminals=np.arange(rows) % 30 == 0,
-    )
-    return str(path)
-
-
-@pytest.mark.slow
-def test_fifty_kills_lose_nothing(tmp_path):
-    """SIGKILL at 50 random moments of one run, the writing of checkpoints among them."""
-    data, rng = own_file(tmp_path / "own.npz"), np.random.default_rng(0)
-    small = ["--set", "flow.hidden=[16]", "--set", "checkpoint_every=3", "--set", "log_every=2"]
-    first = ["--dataset", data, "--size", "tiny", "--batch-size", "8", "--steps", "4000", *small]
-    command = [sys.executable, "-m", "tql_offline", "train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = [*command, *first, "--runs", str(tmp_path / "whole"), "--name", "r"]
-    subprocess.run(whole, check=True, env=environment, capture_output=True)
-    path, kills = tmp_path / "runs" / "r", 0
-    while not RunFolder(path).result.is_file():
-        going = RunFolder(path).config.is_file() and RunFolder(path).provenance.is_file()
-        arguments = ["--resume", str(path)] if going else [*first, "--runs", str(path.parent)]
-        process = subprocess.Popen(
-            [*command, *arguments, *([] if going else ["--name", "r"])],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        before = RunFolder(path).checkpoint_steps() if going else []
-        while process.poll() is None and RunFolder(path).checkpoint_steps() == before:
-            time.sleep(0.01)
-        if kills < 50:
-            time.sleep(rng.uniform(0, 0.5))
-            process.kill()
-            kills += 1
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    assert kills == 50
-    for name in (
-        "metrics.jsonl",
-        *(f"checkpoints/4000/{n}.safetensors" for n in ("critic", "random")),
-    ):
-        assert (path / name).read_bytes() == (tmp_path / "whole" / "r" / name).read_bytes()

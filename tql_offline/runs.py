@@ -17,6 +17,7 @@ Nothing in it is ever unpickled. Files are written aside and renamed, so a reade
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -201,6 +202,20 @@ def write_atomic(path: Path, text: str) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed had written aside in a folder: `.<name>.part`.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    with writing(folder):
+        for part in sorted(folder.glob(".*.part")):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

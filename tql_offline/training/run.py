@@ -22,6 +22,7 @@ from tql_offline.runs import (
     RunFolder,
     claimed,
     read_jsonl,
+    remove_parts,
     rewind_jsonl,
     write_atomic,
     write_json,
@@ -205,6 +206,8 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             saved = folder.checkpoints / str(made.step)
             checkpoint.load_networks(saved, made.agent)
             checkpoint.load_training_state(saved, made.agent, made.generator, made.window)
+        for place in (folder.path, folder.checkpoints):
+            remove_parts(place)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, made.step)
         _train([made], reporter)

@@ -1,0 +1,344 @@
+"""Runs that are killed, stopped or refused by the system at the worst moments lose nothing.
+
+Kills between two updates are in tests/test_resume.py; here are those inside a write, signals to a
+command of its own, and disks that take no more.
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tql_offline.config import resolve
+from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder
+from tql_offline.training import checkpoint, loop
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import resume, run
+
+TESTS = Path(__file__).parent
+STEPS = 12
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the package catches it."""
+
+
+def raising(error):
+    def function(*_arguments, **_options):
+        raise error
+
+    return function
+
+
+def at_the(count, function, act):
+    """A function that acts instead of (or before) its count-th call."""
+    calls = 0
+
+    def counting(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            act(*arguments)
+        return function(*arguments, **options)
+
+    return counting
+
+
+@pytest.fixture(scope="module")
+def unscored(data):
+    from dataclasses import replace
+
+    return replace(data, env_id=None)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return resolve(
+        {
+            "critic": {"size": "tiny"},
+            "flow": {"hidden": [8]},
+            "steps": STEPS,
+            "batch_size": 4,
+            "log_every": 2,
+            "checkpoint_every": 3,
+            "device": "cpu",
+            "evaluation": {"protocol": "quick-return"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(unscored, config, tmp_path_factory):
+    return run(config, unscored, tmp_path_factory.mktemp("whole"), "r", SilentReporter())
+
+
+def contents(folder, step=STEPS):
+    """Every byte that a run must repeat."""
+    files = [folder.metrics, *sorted((folder.checkpoints / str(step)).iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def parts(folder):
+    return sorted(path.name for path in folder.path.rglob(".*.part"))
+
+
+def half_a_line(path, document):
+    """What a kill in the middle of a write leaves."""
+    with path.open("a") as file:
+        file.write(str(document)[:20])
+    raise Killed
+
+
+INSTANTS = {
+    "the first network of a checkpoint": (checkpoint, "save_file", 1),
+    "the last file of a checkpoint": (checkpoint, "write_json", 2),
+    "a later checkpoint": (checkpoint, "save_file", 15),
+    "before a checkpoint is renamed": (Path, "rename", 2),
+    "before settings are renamed": (Path, "replace", 1),
+    "before provenance is renamed": (Path, "replace", 2),
+    "before state.json is renamed": (Path, "replace", 4),
+    "in a line of metrics": (loop, "append_jsonl", 5),
+    "before the result": (Path, "replace", 3 + STEPS // 3),
+}
+
+
+@pytest.mark.parametrize("instant", INSTANTS)
+@pytest.mark.parametrize("cleans_up", [True, False], ids=["unwound", "as SIGKILL"])
+def test_a_kill_inside_a_write_loses_nothing(
+    unscored, config, whole, tmp_path, monkeypatch, instant, cleans_up
+):
+    owner, name, count = INSTANTS[instant]
+    act = half_a_line if name == "append_jsonl" else raising(Killed())
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, at_the(count, getattr(owner, name), act))
+        if not cleans_up:  # SIGKILL runs no `finally`
+            patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            run(config, unscored, tmp_path, "r", SilentReporter())
+    folder = RunFolder(tmp_path / "r")
+    if not (folder.config.is_file() and folder.provenance.is_file()):
+        with pytest.raises(InputError, match=r"has no config\.toml|provenance\.json"):
+            resume(folder.path, lambda _: unscored, SilentReporter())
+        return
+    if not cleans_up and name != "append_jsonl":
+        assert parts(folder), "something lies half-written"
+    resume(folder.path, lambda _: unscored, SilentReporter())
+    assert contents(folder) == contents(whole)
+    assert folder.result.is_file()
+    assert parts(folder) == []
+
+
+REFUSALS = {
+    "a checkpoint": (checkpoint, "save_file", 9),
+    "the renaming of a checkpoint": (Path, "rename", 2),
+    "a line of metrics": (os, "open", 5),
+    "a sync": (os, "fsync", 5),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_ends_the_run_in_a_sentence(
+    unscored, config, whole, tmp_path, monkeypatch, refusal, number
+):
+    owner, name, count = REFUSALS[refusal]
+    error = OSError(number, os.strerror(number))
+    original = getattr(owner, name)
+    if name == "open":  # of the package's files alone
+        jsonl = at_the(count, original, raising(error))
+
+        def refused(path, *arguments, **options):
+            is_line = str(path).endswith(".jsonl")
+            return (jsonl if is_line else original)(path, *arguments, **options)
+    else:
+        refused = at_the(count, original, raising(error))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, refused)
+        with pytest.raises(InputError, match=os.strerror(number)) as end:
+            run(config, unscored, tmp_path, "r", SilentReporter())
+    assert "cannot be written to" in str(end.value)
+    assert "\n" not in str(end.value)
+    folder = RunFolder(tmp_path / "r")
+    assert parts(folder) == []
+    resume(folder.path, lambda _: unscored, SilentReporter())
+    assert contents(folder) == contents(whole)
+
+
+def test_a_read_only_folder_is_named_before_anything_is_done(unscored, config, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", raising(OSError(errno.EROFS, os.strerror(errno.EROFS))))
+        with pytest.raises(InputError, match=r"run folder .*Read-only file system.*--runs"):
+            run(config, unscored, tmp_path, "r", SilentReporter())
+    assert list(tmp_path.iterdir()) == []
+
+
+# Commands of their own.
+
+
+def own_file(path):
+    rows, rng = 60, np.random.default_rng(0)
+    np.savez(
+        path,
+        observations=rng.standard_normal((rows, 4)),
+        actions=rng.uniform(-1, 1, (rows, 2)),
+        rewards=np.ones(rows),
+        terminals=np.arange(rows) % 30 == 29,
+    )
+    return str(path)
+
+
+def command(*arguments, **settings):
+    """`tql-offline train` as a process of its own."""
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tql_offline", "train", *arguments, *sets],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def training(tmp_path, runs, steps, environment="rollout_environments:Uneven-v0", **settings):
+    """A small run whose policies are scored four times."""
+    data = tmp_path / "own.npz"
+    if not data.exists():
+        own_file(data)
+    arguments = ["--dataset", str(data), "--env", environment, "--protocol", "quick-return"]
+    arguments += ["--size", "tiny", "--batch-size", "8", "--steps", str(steps)]
+    settings = {"flow.hidden": "[8]", "evaluation.processes": 1, "log_every": 2} | settings
+    return command(*arguments, "--runs", str(runs), "--name", "r", **settings)
+
+
+def wait_until(condition, process, seconds=60, alive=True):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert not alive or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+PHASES = {
+    "training": lambda folder: len(list(read_whole_lines(folder.metrics))) > 3,
+    "scoring": lambda folder: bool(folder.checkpoint_steps()),
+}
+"""When a run whose only checkpoint is written as its first scoring begins is in a phase."""
+
+
+def read_whole_lines(path):
+    return (
+        [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
+        if (path.exists())
+        else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "number", "overlap"),
+    [
+        ("training", signal.SIGINT, "off"),
+        ("scoring", signal.SIGTERM, "on"),
+        pytest.param("training", signal.SIGTERM, "on", marks=pytest.mark.slow),
+        pytest.param("scoring", signal.SIGINT, "on", marks=pytest.mark.slow),
+        pytest.param("scoring", signal.SIGTERM, "off", marks=pytest.mark.slow),
+        pytest.param("scoring", signal.SIGINT, "off", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_ends_the_command_in_five_seconds(tmp_path, phase, number, overlap):
+    """Of an environment whose every step takes long, so that a score does, too."""
+    folder = RunFolder(tmp_path / "runs" / "r")
+    settings = {"checkpoint_every": 40 if phase == "scoring" else 10**6}
+    steps = 160 if phase == "scoring" else 10**6
+    process = training(
+        tmp_path,
+        folder.path.parent,
+        steps,
+        "rollout_environments:Slow-v0",
+        **{"evaluation.overlap": overlap},
+        **settings,
+    )
+    wait_until(lambda: PHASES[phase](folder), process)
+    time.sleep(0.5)
+    sent = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 130
+    last = folder.checkpoint_steps()[-1]
+    assert f"last checkpoint {folder.checkpoints / str(last)}" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_fifty_kills_lose_nothing(tmp_path, overlap, capsys):
+    """SIGKILL at 50 random moments of one run: at its start, in checkpoints, scores and between."""
+    rng, steps = np.random.default_rng(0), 1200
+    settings = {"checkpoint_every": 3, "evaluation.overlap": overlap}
+    process = training(tmp_path, tmp_path / "whole", steps, **settings)
+    assert process.wait() == 0, process.communicate()[1]
+    folder = RunFolder(tmp_path / "runs" / "r")
+    kills = dict.fromkeys(("at the start", "while scoring", "while training"), 0)
+    inside_a_write = 0
+    while not folder.result.is_file():
+        going = folder.config.is_file() and folder.provenance.is_file()
+        if not going and folder.path.exists():  # killed before it was a run
+            assert not folder.checkpoint_steps()
+            for path in sorted(folder.path.iterdir()):
+                path.unlink()
+            folder.path.rmdir()
+        if going:
+            process = command("--resume", str(folder.path))
+        else:
+            process = training(tmp_path, folder.path.parent, steps, **settings)
+        moment = next_moment(kills, folder)
+        if moment == "at the start":
+            time.sleep(rng.uniform(0, 6))
+        elif moment:
+            wait_for_a_checkpoint(folder, process)
+            time.sleep(rng.uniform(0, 0.3))
+            moment = "while scoring" if is_scoring(folder, steps) else moment
+        if moment and process.poll() is None:
+            process.kill()
+            kills[moment] += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        inside_a_write += bool(parts(folder))
+    with capsys.disabled():
+        sys.stdout.write(f"\nkills: {kills}; {inside_a_write} left something half-written\n")
+    assert sum(kills.values()) == 50
+    assert contents(folder, steps) == contents(RunFolder(tmp_path / "whole" / "r"), steps)
+    evaluations = (tmp_path / "whole" / "r" / "evaluations.jsonl").read_bytes()
+    assert folder.evaluations.read_bytes() == evaluations
+    assert parts(folder) == []
+
+
+def wait_for_a_checkpoint(folder, process):
+    before = folder.checkpoint_steps()
+    done = lambda: folder.checkpoint_steps() != before or process.poll() is not None  # noqa: E731
+    wait_until(done, process, alive=False)
+
+
+def next_moment(kills, folder):
+    """When the next process is to be killed; empty if no more is."""
+    if sum(kills.values()) == 50:
+        return ""
+    if kills["at the start"] < 10 and sum(kills.values()) % 4 == 0:
+        return "at the start"
+    return "while training"
+
+
+def is_scoring(folder, steps):
+    """Whether a score is begun and not written, as the files tell."""
+    done = len(read_whole_lines(folder.evaluations)) // 2
+    last = max(folder.checkpoint_steps(), default=0)
+    return last >= steps // 4 * (done + 1)
