@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 
 import gymnasium
@@ -346,6 +347,18 @@ def test_nested_observations_are_flattened_as_gymnasium_does(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_the_order_of_keys_in_a_file_does_not_matter(storage, tmp_path):
+    folder = record("made/dict-v0", "CountingDict-v0", storage, scale=2.0)
+    want = load("minari:made/dict-v0").episodes.observations
+    stored = json.loads((folder / "data" / "metadata.json").read_text())["observation_space"]
+    spaces = json.loads(stored)
+    turned = dict(reversed(list(spaces["subspaces"].items())))
+    assert list(turned) != sorted(turned)
+    edit(folder, observation_space=json.dumps(spaces | {"subspaces": turned}))
+    np.testing.assert_array_equal(load("minari:made/dict-v0").episodes.observations, want)
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
 def test_actions_are_scaled_with_their_environment(storage, tmp_path):
     record("made/scaled-v0", "Counting-v0", storage, scale=2.0)
     data = load("minari:made/scaled-v0")
@@ -373,6 +386,30 @@ def test_an_environment_that_is_named_has_the_datas_dims_too(tmp_path):
     assert data.env_id == "reader_environments:CountingDict-v0"
     env = SeededEnvironment(make(data.env_id))
     np.testing.assert_array_equal(env.reset(0), data.episodes.observations[0])
+
+
+def test_minari_makes_the_environment_and_without_it_gymnasium_does(tmp_path, monkeypatch):
+    record("made/unit-v0")
+    made = []
+
+    def recover(self, eval_env=False, **more):
+        made.append(eval_env)
+        return gymnasium.make(self.env_spec, **more)
+
+    monkeypatch.setattr(minari.MinariDataset, "recover_environment", recover)
+    assert isinstance(make("minari:made/unit-v0").unwrapped, reader_environments.Counting)
+    assert made == [True]
+    monkeypatch.setitem(sys.modules, "minari", None)
+    data = load("minari:made/unit-v0")
+    assert isinstance(make(data.env_id).unwrapped, reader_environments.Counting)
+    assert made == [True]
+
+
+def test_without_pyarrow_arrow_storage_is_one_sentence(tmp_path, monkeypatch):
+    record("made/unit-v0", storage="arrow")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pyarrow is not installed.*tql-offline\[minari\]"):
+        load("minari:made/unit-v0")
 
 
 def test_what_convert_wrote_is_what_was_converted(tmp_path):
