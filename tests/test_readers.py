@@ -18,6 +18,7 @@ from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
+from tql_offline.eval.rollout import rollout
 
 minari = pytest.importorskip("minari")
 
@@ -91,10 +92,10 @@ def write_d4rl(path, columns):
     return path
 
 
-def record(name, env_id="CountingUnit-v0", storage="hdf5", scale=1.0, **more):
+def record(name, env_id="CountingUnit-v0", storage="hdf5", scale=1.0, dims=2, **more):
     """Played in an environment and written by Minari itself, into its own folder."""
     env = gymnasium.make(env_id, disable_env_checker=True)
-    episodes = [play(env, episode * np.float32(scale)) for episode in actions()]
+    episodes = [play(env, episode[:, :dims] * np.float32(scale)) for episode in actions()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an author that is not named
         minari.create_dataset_from_buffers(
@@ -605,6 +606,24 @@ def test_an_arrow_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path):
 def test_a_dataset_that_is_not_here_is_one_sentence(name):
     with pytest.raises(InputError, match=r"is not (the name|here)"):
         load(name)
+
+
+def test_worker_processes_recover_the_environment_too():
+    """They know nothing but its id."""
+    record("made/pendulum-v0", "Pendulum-v1", scale=2.0, dims=1)
+    data = load("minari:made/pendulum-v0")
+
+    def rest(observations, _noise):
+        return np.zeros((len(observations), 1), np.float32)
+
+    scored = {
+        processes: rollout(
+            rest, data.env_id, seeds=[1, 2], noise_dim=0, slots=2, processes=processes
+        )
+        for processes in (1, 2)
+    }
+    assert [episode.length for episode in scored[2]] == [200, 200]
+    assert scored[1] == scored[2]
 
 
 # From a name to a score.
