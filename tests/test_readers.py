@@ -13,6 +13,7 @@ import reader_environments  # (registers)
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
+from tql_offline.config import resolve
 from tql_offline.datasets.buffer import n_step_table
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
@@ -697,6 +698,24 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     shown = run(app, ["datasets", "info", "antmaze-umaze-v0"])
     assert "qlearning_dataset" in " ".join(shown.output.split()), shown.output
     assert run(app, ["datasets", "info", "minari:made/unit-v0"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "shift"),
+    [
+        ("hopper-medium-v2", "d4rl", 0),
+        ("maze2d-umaze-v1", "d4rl", 0),
+        ("antmaze-umaze-diverse-v2", "d4rl-antmaze", -1),
+        ("antmaze-large-play-v2", "d4rl-antmaze", -1),
+        ("antmaze-large-navigate-singletask-task1-v0", "ogbench-singletask", 0),
+        ("D4RL/pen/human-v2", "minari", 0),
+        ("minari:D4RL/antmaze/umaze-v1", "minari", -1),
+        ("mujoco/hopper/medium-v0", "quick-return", 0),
+    ],
+)
+def test_a_suites_presets_are_its_protocol(name, protocol, shift):
+    config = resolve({"dataset": {"name": name}})
+    assert (config.evaluation.protocol, config.dataset.reward_shift) == (protocol, shift)
 
 
 def test_the_shift_is_of_training_alone(tmp_path, private_home):
