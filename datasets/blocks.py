@@ -61,6 +61,9 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Ite
 
     Whatever it gives is kept until it is asked for, so it must be small.
     """
+    if len(tasks) < 2:  # threads take longer to begin than a task does
+        yield from map(function, tasks)
+        return
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from threads.map(function, tasks)
 

@@ -260,9 +260,11 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
     if slices:
         raise InputError(f"{folder} is not a folder of slices; leave --slices out")
     if not is_minari(folder):
+        own = name.removeprefix(PREFIX)
+        command = "tql-offline" if _published(own) else "minari"
         raise InputError(
-            f"Minari dataset {shown(name)} is not here: {folder} has no data/metadata.json; run "
-            f"`tql-offline download {shown(name.removeprefix(PREFIX)).strip(chr(39))}`"
+            f"Minari dataset {shown(own)} is not here: {folder} has no data/metadata.json; run "
+            f"`{command} download {shown(own)[1:-1]}`"
         )
     if COLUMNS in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
         digest = in_background(lambda: slices_sha256(files_of(folder)))

@@ -280,67 +280,66 @@ def read(folder: Path) -> MinariData:
     observations, actions = spaces_of(metadata, folder)
     storage = metadata.get("data_format", "hdf5")  # older ones do not say it
     if storage == "hdf5":
-        from tql_offline.datasets.minari_hdf5 import raw_episodes
+        from tql_offline.datasets import minari_hdf5
 
-        files, raw = raw_episodes(data, observations)
+        files, raw = minari_hdf5.files_of(folder), minari_hdf5.raw_episodes(data, observations)
     elif storage == "arrow":
-        from tql_offline.datasets.minari_arrow import raw_episodes as arrow_episodes
+        from tql_offline.datasets import minari_arrow
 
-        files, raw = arrow_episodes(data, observations, actions.shape[0])
+        raw = minari_arrow.raw_episodes(data, observations, actions.shape[0])
+        files = minari_arrow.files_of(data)
     else:
         raise InputError(
             f"{folder} is stored as {shown(storage)} where one of {', '.join(STORAGES)} is needed; "
             "have Minari write it again with another data_format"
         )
-    promised = metadata.get("total_episodes")
-    if isinstance(promised, int) and promised != len(raw):
+    try:
+        episodes = _joined(raw, observations, actions, folder)
+    except MemoryError as error:
         raise InputError(
-            f"{folder} has {len(raw)} episodes where its metadata say {promised}; get the dataset "
+            f"the episodes of {folder} do not fit into memory; use a machine with more memory"
+        ) from error
+    promised, count = metadata.get("total_episodes"), episodes.num_episodes
+    if isinstance(promised, int) and promised != count:
+        raise InputError(
+            f"{folder} has {count} episodes where its metadata say {promised}; get the dataset "
             "again"
         )
-    return _made(folder, metadata, observations, actions, files, raw)
-
-
-def _made(
-    folder: Path,
-    metadata: Mapping[str, Any],
-    observations: Sequence[Leaf],
-    actions: Leaf,
-    files: Sequence[Path],
-    raw: Sequence[RawEpisode],
-) -> MinariData:
-    for number, one in enumerate(raw):
-        _check_steps(one, number, len(actions.low if actions.low is not None else ()), folder)
-    lengths = np.array([len(one.actions) for one in raw], np.int64)
-    # One part after another is let go of: at most one column is held twice.
-    flat = [_flat(one.observations, observations, number, folder) for number, one in enumerate(raw)]
-    rows = np.concatenate(flat)
-    del flat
-    taken = _column([one.actions for one in raw])
-    rewards = _column([one.rewards for one in raw])
-    terminations = np.concatenate([one.terminations for one in raw])
-    for name, column, counts in (
-        ("observations", rows, lengths + 1),
-        ("actions", taken, lengths),
-        ("rewards", rewards, lengths),
-    ):
-        _check_finite(column, name, counts, folder)
-    notes, bounds = _scale(taken, actions, folder)
+    notes, bounds = _scale(episodes.actions, actions, folder)
     own = metadata.get("dataset_id")
     is_name = isinstance(own, str) and own.isprintable() and 0 < len(own) <= _MAX_NAME
     return MinariData(
         name=str(own) if is_name else folder.name,
-        episodes=Episodes(
-            observations=rows,
-            actions=taken,
-            rewards=rewards,
-            masks=(terminations == 0).astype(np.float32),
-            lengths=lengths,
-        ),
+        episodes=episodes,
         files=files,
         notes=tuple(notes),
         action_bounds=bounds,
     )
+
+
+def _joined(
+    raw: Iterable[RawEpisode], leaves: Sequence[Leaf], actions: Leaf, folder: Path
+) -> Episodes:
+    """One episode after another, each made float32 before the next is read."""
+    parts: dict[str, list[Any]] = {
+        "observations": [],
+        "actions": [],
+        "rewards": [],
+        "masks": [],
+    }
+    for number, one in enumerate(raw):
+        _check_steps(one, number, actions.shape[0], folder)
+        parts["observations"].append(_flat(one.observations, leaves, number, folder))
+        with np.errstate(over="ignore"):  # becomes infinite, which is named
+            parts["actions"].append(one.actions.astype(np.float32))
+            parts["rewards"].append(one.rewards.astype(np.float32))
+        parts["masks"].append((one.terminations == 0).astype(np.float32))
+    lengths = np.array([len(part) for part in parts["actions"]], np.int64)
+    # A column's parts are let go of before the next column is joined.
+    columns = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    for name, counts in (("observations", lengths + 1), ("actions", lengths), ("rewards", lengths)):
+        _check_finite(columns[name], name, counts, folder)
+    return Episodes(**columns, lengths=lengths)
 
 
 def _check_steps(one: RawEpisode, number: int, action_dim: int, folder: Path) -> None:
@@ -389,11 +388,6 @@ def _numbers(column: Array, leaf: Leaf, number: int, folder: Path) -> Floats:
     one_hot = np.zeros((len(column), leaf.count), np.float32)
     one_hot[np.arange(len(column)), places] = 1
     return one_hot
-
-
-def _column(parts: Sequence[Array]) -> Floats:
-    with np.errstate(over="ignore"):  # becomes infinite, which is named
-        return np.concatenate([part.astype(np.float32, copy=False) for part in parts])
 
 
 def _check_finite(column: Array, name: str, counts: NDArray[np.int64], folder: Path) -> None:

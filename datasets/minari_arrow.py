@@ -27,10 +27,8 @@ _OLDEST = 15
 """Before it Arrow could unpickle what a file says."""
 
 
-def raw_episodes(
-    data: Path, leaves: Sequence[Leaf], action_dim: int
-) -> tuple[list[Path], list[RawEpisode]]:
-    """The episodes of a dataset, and the files they are in.
+def raw_episodes(data: Path, leaves: Sequence[Leaf], action_dim: int) -> Iterator[RawEpisode]:
+    """The episodes of a dataset, one after the other.
 
     Args:
         data: the dataset's `data` folder.
@@ -42,17 +40,21 @@ def raw_episodes(
     """
     arrow = _arrow()
     parts = [_parts(folder) for folder in _folders(data)]
-    files = [file for part in parts for file in part]
-    claimed = sum(file.stat().st_size for file in files)
+    claimed = sum(file.stat().st_size for part in parts for file in part)
     if 2 * claimed > reader._machine_bytes():
         raise InputError(
             f"the episodes of {data} do not fit into memory; use a machine with more memory"
         )
-    episodes = []
     for number, part in enumerate(parts):
         with reader._damage_named(part[0], "Minari file", "get the dataset again"):
-            episodes.append(_episode(arrow, part, leaves, action_dim, number))
-    return [*files, data / "metadata.json"], episodes
+            episode = _episode(arrow, part, leaves, action_dim, number)
+        yield episode
+
+
+def files_of(data: Path) -> list[Path]:
+    """The files that a dataset in this storage is in."""
+    files = [file for folder in _folders(data) for file in _parts(folder)]
+    return [*files, data / "metadata.json"]
 
 
 def _arrow() -> Any:

@@ -81,8 +81,8 @@ def _space_type(text: Any) -> Any:
         return None
 
 
-def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> tuple[list[Path], list[RawEpisode]]:
-    """The episodes of a dataset, and the files they are in.
+def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
+    """The episodes of a dataset, one after the other.
 
     Args:
         data: the dataset's `data` folder.
@@ -96,15 +96,18 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> tuple[list[Path], list[R
         raise InputError(f"{path} does not exist; check the path")
     named = reader._damage_named(path, "Minari file", "get the dataset again")
     with named, h5py.File(path, "r") as file:
-        items = [_raw_items(path, group, leaves) for group in _episode_groups(path, file)]
-        claimed = sum(reader._claimed(item) for one in items for item in one)
-        reader._check_size(path, claimed)
-        if 2 * claimed > reader._machine_bytes():
-            raise MemoryError
-        for number, one in enumerate(items):
-            _check_counts(path, number, one)
-        episodes = [_raw(one) for one in items]
-    return files_of(data), episodes
+        if not len(file):
+            raise InputError(f"{path} holds no episode; get the dataset again")
+        claimed = 0
+        for number in range(len(file)):
+            # An open dataset takes far more memory than its rows may: no more than an episode's.
+            items = _raw_items(path, _plain_group(path, file, f"episode_{number}"), leaves)
+            claimed += sum(map(reader._claimed, items))
+            reader._check_size(path, claimed)
+            if 2 * claimed > reader._machine_bytes():
+                raise MemoryError
+            _check_counts(path, number, items)
+            yield _raw(items)
 
 
 _STEPS = ("actions", "rewards", "terminations")

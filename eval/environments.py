@@ -136,8 +136,8 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
     Returns:
         `env_id`, `max_episode_steps` (None if unlimited), `success_timing` (the one in force, None
         if the environment knows none), `goals` (0 unless they are reached in turn),
-        `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco and
-        gymnasium.
+        `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco,
+        gymnasium and the package that the environment is in.
 
     Raises:
         InputError: it cannot be made, or its observations or actions are no vectors.
@@ -154,10 +154,20 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
             "goals": env.goals if isinstance(env, GoalConditioned) else 0,
             "observation_dim": observation_dim,
             "action_dim": action_dim,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+            | _own_version(env),
         }
     finally:
         env.close()
+
+
+def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """The version of the package that an environment is in, where it is a package."""
+    package = type(env.unwrapped).__module__.partition(".")[0]
+    try:
+        return {package: importlib.metadata.version(package)}
+    except importlib.metadata.PackageNotFoundError:  # a module of the user's own
+        return {}
 
 
 def action_bounds(env_id: str) -> tuple[float, float]:

@@ -74,7 +74,7 @@ def recover(name: str) -> gymnasium.Env[Any, Any]:
     _, actions = spaces_of(metadata, folder)
     spec = _evaluation_spec(metadata, name)
     registered = _registered(spec, name)
-    env = _by_minari(name, metadata) if not _left_out(spec, registered) else None
+    env = _by_minari(name, metadata)
     if env is None:
         try:
             env = gymnasium.make(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 
 import gymnasium
@@ -12,11 +13,13 @@ import reader_environments  # (registers)
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
+from tql_offline.config import resolve
 from tql_offline.datasets.buffer import n_step_table
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
+from tql_offline.eval.rollout import rollout
 
 minari = pytest.importorskip("minari")
 
@@ -90,10 +93,10 @@ def write_d4rl(path, columns):
     return path
 
 
-def record(name, env_id="CountingUnit-v0", storage="hdf5", scale=1.0, **more):
+def record(name, env_id="CountingUnit-v0", storage="hdf5", scale=1.0, dims=2, **more):
     """Played in an environment and written by Minari itself, into its own folder."""
     env = gymnasium.make(env_id, disable_env_checker=True)
-    episodes = [play(env, episode * np.float32(scale)) for episode in actions()]
+    episodes = [play(env, episode[:, :dims] * np.float32(scale)) for episode in actions()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an author that is not named
         minari.create_dataset_from_buffers(
@@ -346,6 +349,18 @@ def test_nested_observations_are_flattened_as_gymnasium_does(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_the_order_of_keys_in_a_file_does_not_matter(storage, tmp_path):
+    folder = record("made/dict-v0", "CountingDict-v0", storage, scale=2.0)
+    want = load("minari:made/dict-v0").episodes.observations
+    stored = json.loads((folder / "data" / "metadata.json").read_text())["observation_space"]
+    spaces = json.loads(stored)
+    turned = dict(reversed(list(spaces["subspaces"].items())))
+    assert list(turned) != sorted(turned)
+    edit(folder, observation_space=json.dumps(spaces | {"subspaces": turned}))
+    np.testing.assert_array_equal(load("minari:made/dict-v0").episodes.observations, want)
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
 def test_actions_are_scaled_with_their_environment(storage, tmp_path):
     record("made/scaled-v0", "Counting-v0", storage, scale=2.0)
     data = load("minari:made/scaled-v0")
@@ -373,6 +388,30 @@ def test_an_environment_that_is_named_has_the_datas_dims_too(tmp_path):
     assert data.env_id == "reader_environments:CountingDict-v0"
     env = SeededEnvironment(make(data.env_id))
     np.testing.assert_array_equal(env.reset(0), data.episodes.observations[0])
+
+
+def test_minari_makes_the_environment_and_without_it_gymnasium_does(tmp_path, monkeypatch):
+    record("made/unit-v0")
+    made = []
+
+    def recover(self, eval_env=False, **more):
+        made.append(eval_env)
+        return gymnasium.make(self.env_spec, **more)
+
+    monkeypatch.setattr(minari.MinariDataset, "recover_environment", recover)
+    assert isinstance(make("minari:made/unit-v0").unwrapped, reader_environments.Counting)
+    assert made == [True]
+    monkeypatch.setitem(sys.modules, "minari", None)
+    data = load("minari:made/unit-v0")
+    assert isinstance(make(data.env_id).unwrapped, reader_environments.Counting)
+    assert made == [True]
+
+
+def test_without_pyarrow_arrow_storage_is_one_sentence(tmp_path, monkeypatch):
+    record("made/unit-v0", storage="arrow")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pyarrow is not installed.*tql-offline\[minari\]"):
+        load("minari:made/unit-v0")
 
 
 def test_what_convert_wrote_is_what_was_converted(tmp_path):
@@ -570,6 +609,24 @@ def test_a_dataset_that_is_not_here_is_one_sentence(name):
         load(name)
 
 
+def test_worker_processes_recover_the_environment_too():
+    """They know nothing but its id."""
+    record("made/pendulum-v0", "Pendulum-v1", scale=2.0, dims=1)
+    data = load("minari:made/pendulum-v0")
+
+    def rest(observations, _noise):
+        return np.zeros((len(observations), 1), np.float32)
+
+    scored = {
+        processes: rollout(
+            rest, data.env_id, seeds=[1, 2], noise_dim=0, slots=2, processes=processes
+        )
+        for processes in (1, 2)
+    }
+    assert [episode.length for episode in scored[2]] == [200, 200]
+    assert scored[1] == scored[2]
+
+
 # From a name to a score.
 
 TINY = ["--steps=4", "--batch-size=8", "--size=tiny", "--device=cpu", "--set=log_every=2"]
@@ -641,6 +698,24 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     shown = run(app, ["datasets", "info", "antmaze-umaze-v0"])
     assert "qlearning_dataset" in " ".join(shown.output.split()), shown.output
     assert run(app, ["datasets", "info", "minari:made/unit-v0"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "shift"),
+    [
+        ("hopper-medium-v2", "d4rl", 0),
+        ("maze2d-umaze-v1", "d4rl", 0),
+        ("antmaze-umaze-diverse-v2", "d4rl-antmaze", -1),
+        ("antmaze-large-play-v2", "d4rl-antmaze", -1),
+        ("antmaze-large-navigate-singletask-task1-v0", "ogbench-singletask", 0),
+        ("D4RL/pen/human-v2", "minari", 0),
+        ("minari:D4RL/antmaze/umaze-v1", "minari", -1),
+        ("mujoco/hopper/medium-v0", "quick-return", 0),
+    ],
+)
+def test_a_suites_presets_are_its_protocol(name, protocol, shift):
+    config = resolve({"dataset": {"name": name}})
+    assert (config.evaluation.protocol, config.dataset.reward_shift) == (protocol, shift)
 
 
 def test_the_shift_is_of_training_alone(tmp_path, private_home):
