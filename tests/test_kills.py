@@ -6,6 +6,7 @@ command of its own, and disks that take no more.
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,10 +224,12 @@ def training(tmp_path, runs, steps, environment="rollout_environments:Uneven-v0"
     return command(*arguments, "--runs", str(runs), "--name", "r", **settings)
 
 
-def wait_until(condition, process, seconds=60, alive=True):
+def wait_until(condition, process, seconds=120, may_end=False):
     end = time.monotonic() + seconds
     while not condition():
-        assert not alive or process.poll() is None, process.communicate()[1]
+        if process.poll() is not None:
+            assert may_end, process.communicate()[1]
+            return
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
 
@@ -286,63 +289,70 @@ def test_a_signal_ends_the_command_in_five_seconds(tmp_path, phase, number, over
 @pytest.mark.parametrize("overlap", ["off", "on"])
 def test_fifty_kills_lose_nothing(tmp_path, overlap, capsys):
     """SIGKILL at 50 random moments of one run: at its start, in checkpoints, scores and between."""
-    rng, steps = np.random.default_rng(0), 1200
-    settings = {"checkpoint_every": 3, "evaluation.overlap": overlap}
-    process = training(tmp_path, tmp_path / "whole", steps, **settings)
-    assert process.wait() == 0, process.communicate()[1]
+    rng, settings = np.random.default_rng(0), {"checkpoint_every": 3, "evaluation.overlap": overlap}
+    process = training(tmp_path, tmp_path / "whole", KILLED_STEPS, **settings)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     folder = RunFolder(tmp_path / "runs" / "r")
     kills = dict.fromkeys(("at the start", "while scoring", "while training"), 0)
-    inside_a_write = 0
+    left_parts = 0
     while not folder.result.is_file():
-        going = folder.config.is_file() and folder.provenance.is_file()
-        if not going and folder.path.exists():  # killed before it was a run
-            assert not folder.checkpoint_steps()
-            for path in sorted(folder.path.iterdir()):
-                path.unlink()
-            folder.path.rmdir()
-        if going:
+        if folder.config.is_file() and folder.provenance.is_file():
             process = command("--resume", str(folder.path))
-        else:
-            process = training(tmp_path, folder.path.parent, steps, **settings)
+        else:  # killed before it was a run
+            shutil.rmtree(folder.path, ignore_errors=True)
+            process = training(tmp_path, folder.path.parent, KILLED_STEPS, **settings)
         moment = next_moment(kills, folder)
-        if moment == "at the start":
-            time.sleep(rng.uniform(0, 6))
-        elif moment:
-            wait_for_a_checkpoint(folder, process)
-            time.sleep(rng.uniform(0, 0.3))
-            moment = "while scoring" if is_scoring(folder, steps) else moment
+        wait_for(moment, folder, process, rng)
         if moment and process.poll() is None:
             process.kill()
             kills[moment] += 1
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-        inside_a_write += bool(parts(folder))
+        left_parts += bool(parts(folder))
     with capsys.disabled():
-        sys.stdout.write(f"\nkills: {kills}; {inside_a_write} left something half-written\n")
+        sys.stdout.write(f"\nkills: {kills}; {left_parts} left something half-written\n")
     assert sum(kills.values()) == 50
-    assert contents(folder, steps) == contents(RunFolder(tmp_path / "whole" / "r"), steps)
-    evaluations = (tmp_path / "whole" / "r" / "evaluations.jsonl").read_bytes()
-    assert folder.evaluations.read_bytes() == evaluations
+    whole = RunFolder(tmp_path / "whole" / "r")
+    assert contents(folder, KILLED_STEPS) == contents(whole, KILLED_STEPS)
+    assert folder.evaluations.read_bytes() == whole.evaluations.read_bytes()
     assert parts(folder) == []
 
 
-def wait_for_a_checkpoint(folder, process):
-    before = folder.checkpoint_steps()
-    done = lambda: folder.checkpoint_steps() != before or process.poll() is not None  # noqa: E731
-    wait_until(done, process, alive=False)
+KILLED_STEPS = 1200
 
 
 def next_moment(kills, folder):
     """When the next process is to be killed; empty if no more is."""
-    if sum(kills.values()) == 50:
+    total = sum(kills.values())
+    if total == 50:
         return ""
-    if kills["at the start"] < 10 and sum(kills.values()) % 4 == 0:
+    if kills["at the start"] < 10 and total % 5 == 0:
         return "at the start"
-    return "while training"
+    scores = scores_written(folder)
+    if kills["while scoring"] >= 3 * (scores + 1) or kills["while training"] < 7 * (scores + 1):
+        return "while training"
+    return "while scoring"
 
 
-def is_scoring(folder, steps):
+def wait_for(moment, folder, process, rng):
+    """Wait until a process is where it is to be killed, or at its end."""
+    before = folder.checkpoint_steps()
+    if moment == "at the start":
+        time.sleep(rng.uniform(0, 6))
+    elif moment == "while training":
+        wait_until(lambda: folder.checkpoint_steps() != before, process, may_end=True)
+        time.sleep(rng.uniform(0, 0.3))
+    elif moment == "while scoring":
+        wait_until(lambda: is_scoring(folder), process, may_end=True)
+        time.sleep(rng.uniform(0, 6))
+
+
+def scores_written(folder):
+    return len(read_whole_lines(folder.evaluations)) // 2  # of the learned policy and the behaviour
+
+
+def is_scoring(folder):
     """Whether a score is begun and not written, as the files tell."""
-    done = len(read_whole_lines(folder.evaluations)) // 2
     last = max(folder.checkpoint_steps(), default=0)
-    return last >= steps // 4 * (done + 1)
+    return last >= KILLED_STEPS // 4 * (scores_written(folder) + 1)
