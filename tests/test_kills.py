@@ -203,7 +203,8 @@ def own_file(path):
 def command(*arguments, **settings):
     """`tql-offline train` as a process of its own."""
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    places = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.Popen(
         [sys.executable, "-m", "tql_offline", "train", *arguments, *sets],
         env=environment,
