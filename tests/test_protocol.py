@@ -259,8 +259,12 @@ def test_protocol_and_environment_must_have_the_same_goals():
 
 @pytest.mark.parametrize("protocol", ["ogbench-goal", "d4rl"])
 def test_a_run_is_not_scored_by_what_its_policies_or_data_lack(protocol, capsys, tmp_path):
+    data = tmp_path / "own.npz"
+    rows = {"observations": np.zeros((4, 4)), "actions": np.zeros((4, 2)), "rewards": np.zeros(4)}
+    np.savez(data, **rows, terminals=[0, 0, 0, 1])
+    arguments = ["--dataset", str(data), "--env", "rollout_environments:Uneven-v0", "--steps", "1"]
     with pytest.raises(SystemExit) as left:
-        main(["train", "--protocol", protocol, "--steps", "1", "--runs", str(tmp_path / "runs")])
+        main(["train", "--protocol", protocol, *arguments, "--runs", str(tmp_path / "runs")])
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert ("given a goal" if protocol == "ogbench-goal" else "no reference scores") in said
