@@ -30,7 +30,8 @@ from tql_offline.agents import Agent, make_agent
 from tql_offline.agents.optimizers import set_learning_rate
 from tql_offline.config import Config, resolve
 from tql_offline.datasets.buffer import make_buffer
-from tql_offline.datasets.columns import file_sha256, read_columns
+from tql_offline.datasets.columns import read_columns
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.errors import InputError

@@ -5,16 +5,15 @@ python benchmarks/minari_loading.py --episodes 2000
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from tql_offline.datasets.load import load
 
@@ -29,7 +28,7 @@ def write(folder: Path, episodes: int, steps: int) -> None:
     with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
         for number in range(episodes):
             group = file.create_group(f"episode_{number}")
-            arrays = (
+            arrays: tuple[NDArray[Any], ...] = (
                 rng.normal(size=(steps + 1, 11)),
                 rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
                 rng.normal(size=steps),

@@ -40,7 +40,7 @@ from tql_offline.datasets.behaviours import (
     manipulation_behaviours,
     maze_behaviours,
 )
-from tql_offline.datasets.columns import file_sha256
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json, write_json

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad, row_blocks
 from tql_offline.datasets.catalogue import Entry
-from tql_offline.datasets.columns import Floats, require_marks, require_matrix, require_vector
 from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
 from tql_offline.datasets.names import d4rl_folder
+from tql_offline.datasets.reading import Floats
+from tql_offline.datasets.required import require_marks, require_matrix, require_vector
 from tql_offline.errors import InputError
 
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")

@@ -23,21 +23,11 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.catalogue import Entry, find, require_sound
-from tql_offline.datasets.columns import (
-    HDF5_SUFFIXES,
-    Floats,
-    in_background,
-    is_flat,
-    read_columns,
-    require_marks,
-    require_matrix,
-    require_states,
-    require_vector,
-    sha256_in_background,
-)
+from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
 from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
 from tql_offline.datasets.d4rl import d4rl_file, environment_of, episodes_of
+from tql_offline.datasets.digests import in_background, sha256_in_background
 from tql_offline.datasets.episodes import (
     ACTION_BOUND,
     ACTION_TOLERANCE,
@@ -61,6 +51,13 @@ from tql_offline.datasets.names import (
     commands_for,
     find_file,
     parse_name,
+)
+from tql_offline.datasets.reading import Floats
+from tql_offline.datasets.required import (
+    require_marks,
+    require_matrix,
+    require_states,
+    require_vector,
 )
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
 from tql_offline.errors import InputError, shown

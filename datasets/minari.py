@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad
-from tql_offline.datasets.columns import Floats
 from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
 from tql_offline.datasets.names import minari_folder
+from tql_offline.datasets.reading import Floats
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import read_json

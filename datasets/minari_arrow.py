@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.datasets import columns as reader
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari import Leaf, RawEpisode
+from tql_offline.datasets.reading import check_size, damage_named, is_there, machine_bytes
 from tql_offline.documents import read_bounded
 from tql_offline.errors import InputError, shown
 
@@ -41,12 +41,12 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf], action_dim: int) -> Iterato
     arrow = _arrow()
     parts = [_parts(folder) for folder in _folders(data)]
     claimed = sum(file.stat().st_size for part in parts for file in part)
-    if 2 * claimed > reader._machine_bytes():
+    if 2 * claimed > machine_bytes():
         raise InputError(
             f"the episodes of {data} do not fit into memory; use a machine with more memory"
         )
     for number, part in enumerate(parts):
-        with reader._damage_named(part[0], "Minari file", "get the dataset again"):
+        with damage_named(part[0], "Minari file", "get the dataset again"):
             episode = _episode(arrow, part, leaves, action_dim, number)
         yield episode
 
@@ -90,7 +90,7 @@ def _parts(folder: Path) -> list[Path]:
     if not 0 < len(found) <= _MAX_PARTS:
         raise InputError(f"{folder} has no Arrow file, or too many; get the dataset again")
     for file in found:
-        if not reader._is_there(file):
+        if not is_there(file):
             raise InputError(f"{file} is no plain file; get the dataset again")
     return found
 
@@ -128,7 +128,7 @@ def _batches(arrow: Any, file: Path) -> list[Any]:
     # The stream that every Arrow file holds: what is counted here is what is read after.
     stream = arrow.py_buffer(data)[len(_MAGIC) :]
     claimed = sum(_claimed(message) for message in arrow.ipc.MessageReader.open_stream(stream))
-    reader._check_size(file, claimed)
+    check_size(file, claimed)
     batches = list(arrow.ipc.open_stream(stream))
     for batch in batches:
         batch.validate(full=True)

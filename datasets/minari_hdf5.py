@@ -7,12 +7,20 @@ from typing import Any, cast
 import h5py
 import numpy as np
 
-from tql_offline.datasets import columns as reader
 from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.hdf5 import check_layout, claimed_bytes, hdf5_column, hdf5_item
 from tql_offline.datasets.minari import (
     Leaf,
     RawEpisode,
     data_folder,
+)
+from tql_offline.datasets.reading import (
+    MAX_COLUMNS,
+    Wanted,
+    check_size,
+    damage_named,
+    is_there,
+    machine_bytes,
 )
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
@@ -55,9 +63,9 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
                 "with Minari first"
             )
     path = data / MAIN
-    if not reader._is_there(path):
+    if not is_there(path):
         raise InputError(f"{path} does not exist; check the path")
-    named = reader._damage_named(path, "Minari file", "get the dataset again")
+    named = damage_named(path, "Minari file", "get the dataset again")
     with named, h5py.File(path, "r") as file:
         groups = _episode_groups(path, file)
         items = [_items(path, group, infos) for group in groups]
@@ -92,9 +100,9 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
         InputError: the file is missing or damaged, or an episode lacks its last observation.
     """
     path = data / MAIN
-    if not reader._is_there(path):
+    if not is_there(path):
         raise InputError(f"{path} does not exist; check the path")
-    named = reader._damage_named(path, "Minari file", "get the dataset again")
+    named = damage_named(path, "Minari file", "get the dataset again")
     with named, h5py.File(path, "r") as file:
         if not len(file):
             raise InputError(f"{path} holds no episode; get the dataset again")
@@ -102,9 +110,9 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
         for number in range(len(file)):
             # An open dataset takes far more memory than its rows may: no more than an episode's.
             items = _raw_items(path, _plain_group(path, file, f"episode_{number}"), leaves)
-            claimed += sum(map(reader._claimed, items))
-            reader._check_size(path, claimed)
-            if 2 * claimed > reader._machine_bytes():
+            claimed += sum(map(claimed_bytes, items))
+            check_size(path, claimed)
+            if 2 * claimed > machine_bytes():
                 raise MemoryError
             _check_counts(path, number, items)
             yield _raw(items)
@@ -129,7 +137,7 @@ def _check_counts(path: Path, number: int, items: Sequence[h5py.Dataset]) -> Non
     actions = items[-3]
     steps = actions.shape[0] if actions.shape else 0
     for place, item in enumerate(items):
-        reader._check_layout(path, item, str(item.name))
+        check_layout(path, item, str(item.name))
         is_step = place >= len(items) - len(_STEPS)
         rows = steps if is_step else steps + 1
         if not steps or not item.shape or item.shape[0] != rows:
@@ -171,7 +179,7 @@ def _items(path: Path, group: h5py.Group, infos: bool) -> dict[str, h5py.Dataset
         while waiting:
             prefix, inner = waiting.pop()
             for name in inner:
-                if len(found) > reader.MAX_COLUMNS:
+                if len(found) > MAX_COLUMNS:
                     raise InputError(f"{path} holds too many infos; leave them out")
                 called = f"infos/{name}" if prefix == "infos" else f"{prefix}.{name}"
                 link = inner.get(name, getlink=True)
@@ -195,11 +203,11 @@ def _item(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:
             f"{path} holds {shown(name)} in {shown(group.name)}, which is not an array of numbers; "
             "leave infos out with --without-infos, or store pictures without JPEG"
         )
-    return reader._hdf5_item(path, cast(h5py.File, group), name)
+    return hdf5_item(path, cast(h5py.File, group), name)
 
 
 def _check_items(path: Path, items: list[dict[str, h5py.Dataset]]) -> None:
-    reader._check_size(path, sum(reader._claimed(item) for one in items for item in one.values()))
+    check_size(path, sum(claimed_bytes(item) for one in items for item in one.values()))
     for number, one in enumerate(items):
         if one.keys() != items[0].keys():
             odd = sorted(one.keys() ^ items[0].keys())[0]
@@ -209,7 +217,7 @@ def _check_items(path: Path, items: list[dict[str, h5py.Dataset]]) -> None:
             )
         steps = one["actions"].shape[0] if one["actions"].shape else 0
         for name, item in one.items():
-            reader._check_layout(path, item, name)
+            check_layout(path, item, name)
             longer = name == "observations" or name.startswith("infos/")
             if not steps or not item.shape or item.shape[0] != steps + longer:
                 raise InputError(
@@ -219,7 +227,7 @@ def _check_items(path: Path, items: list[dict[str, h5py.Dataset]]) -> None:
 
 
 def _read(item: h5py.Dataset) -> Array:
-    return reader._hdf5_column(item, "", reader._Wanted(None, ()))[0]
+    return hdf5_column(item, "", Wanted(None, ()))[0]
 
 
 def _with_last(column: Array, last: Any) -> Array:

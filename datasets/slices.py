@@ -15,10 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.datasets import columns as reader
 from tql_offline.datasets.blocks import empty_vector
-from tql_offline.datasets.columns import Columns, file_sha256
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.npz import npy_header, npz_members, read_npz
+from tql_offline.datasets.reading import (
+    Columns,
+    Wanted,
+    check_size,
+    damage_named,
+    is_there,
+    machine_bytes,
+)
 from tql_offline.errors import InputError, shown
 
 MAX_SLICES = 10_000
@@ -114,7 +122,7 @@ def _read_into(
     """Read a slice to row `done` of the whole columns; returns how many rows it has."""
     wanted.begin(done, header)
     with _named(path, mend):
-        part = reader._read_npz(path, wanted)
+        part = read_npz(path, wanted)
     count = next(iter(header.values())).shape[0]
     for name, read in header.items():
         if part[name].shape != read.shape or part[name].dtype != whole[name].dtype:
@@ -129,7 +137,7 @@ def _read_into(
     return count
 
 
-class _Place(reader._Wanted):
+class _Place(Wanted):
     """Columns whose memory is a part of that of the whole."""
 
     def __init__(self, only: Collection[str], floats: Collection[str]) -> None:
@@ -158,13 +166,13 @@ def _headers(path: Path, wanted: _Place) -> dict[str, _Header]:
     """
     headers = {}
     with zipfile.ZipFile(path) as archive:
-        members = reader._npz_members(path, archive.infolist())
-        reader._check_size(path, sum(member.file_size for member in members.values()))
+        members = npz_members(path, archive.infolist())
+        check_size(path, sum(member.file_size for member in members.values()))
         for name, member in members.items():
             if not wanted.keeps(name):
                 continue
             with archive.open(member) as file:
-                shape, _fortran_order, dtype = reader._npy_header(file)
+                shape, _fortran_order, dtype = npy_header(file)
                 size = math.prod(shape) * dtype.itemsize
                 if dtype.hasobject or dtype.subdtype or file.tell() + size != member.file_size:
                     raise ValueError(f"{shown(name)} is not the plain array it claims to be")
@@ -178,9 +186,9 @@ def _headers(path: Path, wanted: _Place) -> dict[str, _Header]:
 
 @contextmanager
 def _named(path: Path, mend: str) -> Iterator[None]:
-    if not reader._is_there(path):
+    if not is_there(path):
         raise InputError(f"slice {path} is no file; {mend}")
-    with reader._damage_named(path, "npz file", mend):
+    with damage_named(path, "npz file", mend):
         yield
 
 
@@ -231,7 +239,7 @@ def available_bytes() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError, StopIteration):
-        return reader._machine_bytes()
+        return machine_bytes()
     return 1024 * free
 
 

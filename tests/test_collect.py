@@ -26,7 +26,7 @@ from tql_offline.datasets.behaviours import (
     vertex_cells,
 )
 from tql_offline.datasets.collect import collect, collectable, official_size
-from tql_offline.datasets.columns import file_sha256
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.errors import InputError
 
 MAZE = "pointmaze-medium-navigate-v0"

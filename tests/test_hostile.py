@@ -25,7 +25,7 @@ from benchmarks import fuzz
 from tql_offline.agents import make_agent
 from tql_offline.cli import main
 from tql_offline.config import Config, read_toml, resolve, validate
-from tql_offline.datasets import columns as columns_module
+from tql_offline.datasets import reading
 from tql_offline.datasets.collect import _read_part, collect
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.load import load
@@ -520,7 +520,7 @@ def test_members_over_one_another_are_refused(tmp_path):
 
 def test_columns_beyond_the_machine_are_refused_before_memory_is_filled(tmp_path, monkeypatch):
     path = npz(tmp_path / "a.npz", GOOD)
-    monkeypatch.setattr(columns_module, "_machine_bytes", lambda: 60)
+    monkeypatch.setattr(reading, "machine_bytes", lambda: 60)
     refused(load, str(path), match="do not fit into memory")
 
 

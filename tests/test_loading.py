@@ -18,7 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tql_offline.datasets import blocks, buffer, columns, episodes
+from tql_offline.datasets import blocks, buffer, episodes, reading
+from tql_offline.datasets import hdf5 as hdf5_reader
+from tql_offline.datasets import npz as npz_reader
 from tql_offline.datasets.buffer import make_buffer, returns_to_go
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.episodes import Episodes
@@ -84,11 +86,12 @@ def blocks_of(num_bytes):
             def small(rows, row_bytes, *, multiple=1, block_bytes=0):
                 return ROW_BLOCKS(rows, row_bytes, multiple=multiple, block_bytes=num_bytes)
 
-            for module in (blocks, buffer, columns):
+            for module in (blocks, buffer, hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "row_blocks", small)
             for module in (buffer, episodes):
                 patch.setattr(module, "BLOCK_BYTES", num_bytes)
-            patch.setattr(columns, "TASK_BYTES", num_bytes)
+            for module in (hdf5_reader, npz_reader, reading):
+                patch.setattr(module, "TASK_BYTES", num_bytes)
         yield
 
 

@@ -1,0 +1,318 @@
+"""Columns of HDF5 files, contiguous or in chunks, which are unpacked here and not by HDF5."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tql_offline.datasets.blocks import TASK_BYTES, in_threads, row_blocks
+from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.reading import (
+    FREE_BYTES,
+    HAS_PREADV,
+    MAX_COLUMNS,
+    Columns,
+    Wanted,
+    check_names,
+    check_size,
+    known_finite,
+    read_in_threads,
+)
+from tql_offline.errors import InputError, shown
+
+_MAX_CHUNK_BYTES = 2**26
+"""Of one chunk of an HDF5 file, unless its whole column is larger."""
+_INDEX_BYTES = 16
+"""A chunk takes at least as much in the file: its place there and its length."""
+_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+_CHUNKS_PER_TASK = 32
+_SCATTER_BYTES = 2**17
+"""Of rows whose numbers come from several chunks: a part of what a core's own cache holds."""
+
+
+def read_hdf5(path: Path, wanted: Wanted) -> Columns:
+    """The columns of a file, whose damage may raise anything; see `damage_named`.
+
+    Raises:
+        InputError: it holds what is no plain column, or claims more than it can hold.
+    """
+    with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
+        names = _names(path, file, wanted.flat)
+        items = {name: hdf5_item(path, file, name) for name in names}
+        check_size(path, sum(map(claimed_bytes, items.values())))
+        for name, item in items.items():
+            check_layout(path, item, name)
+        columns = Columns()
+        for name in names:  # a dataset that nobody has any more has no chunk cache
+            columns.add(name, *hdf5_column(items.pop(name), name, wanted))
+        return columns
+
+
+def _names(path: Path, file: h5py.File, flat: bool) -> list[str]:
+    """Names of what lies at the top of a file itself, not behind a link."""
+    # One more than are taken: a file may name millions.
+    names = [str(name) for name in islice(file, MAX_COLUMNS + 1)]
+    for name in names:
+        if "/" in name or not name.isprintable():  # would be taken for a way through other groups
+            raise ValueError(f"{shown(name)} is no name of a column")
+    links = (h5py.SoftLink, h5py.ExternalLink)
+    names = [name for name in names if not isinstance(file.get(name, getlink=True), links)]
+    check_names(path, names, flat)
+    if flat:
+        return [name for name in names if not isinstance(file[name], h5py.Group)]
+    return names
+
+
+def hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of numbers of the file's own.
+
+    Raises:
+        InputError: it is a group, virtual, stored outside, or of anything but numbers.
+    """
+    item = file[name]
+    if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+        raise InputError(
+            f"{path} holds {shown(name)}, which is not a plain array of its own; "
+            "store each column as one dataset at the top of the file"
+        )
+    if item.shape is None or item.dtype.hasobject:
+        raise InputError(
+            f"{path} holds {shown(name)}, which is not an array of numbers; leave that column out"
+        )
+    return item
+
+
+def claimed_bytes(item: h5py.Dataset) -> int:
+    """Bytes that a dataset unpacks to, by its shape and type."""
+    # Not `nbytes`, whose product overflows.
+    return math.prod(map(int, item.shape)) * int(item.dtype.itemsize)
+
+
+def check_layout(path: Path, item: h5py.Dataset, name: str) -> None:
+    """See that a dataset's chunks take no more memory or time than its rows are worth.
+
+    Raises:
+        InputError: its chunks are too large or too many, or packed by a filter that is not ours.
+    """
+    if not item.chunks:
+        return
+    foreign = [number for number, _ in _filters(item) if number not in _FILTERS]
+    if foreign:
+        # HDF5 would look for it as a library to load; and of others than these it believes the
+        # lengths that the file gives.
+        raise InputError(
+            f"{path} holds {shown(name)} packed by filter {foreign[0]}; write it again with "
+            "compression='gzip', or run `h5repack -f GZIP=4`"
+        )
+    size = math.prod(item.chunks) * item.dtype.itemsize
+    count = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+    if size > max(_MAX_CHUNK_BYTES, claimed_bytes(item)):
+        raise InputError(
+            f"{path} holds {shown(name)} in chunks of {size} bytes; write it again in smaller ones"
+        )
+    if count * _INDEX_BYTES > max(FREE_BYTES // 2**8, path.stat().st_size):
+        raise InputError(
+            f"{path} claims {count} chunks of {shown(name)}, more than its bytes can hold; "
+            "write it again in larger ones"
+        )
+
+
+def _filters(item: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
+    """Number and settings of each filter that packed a dataset's chunks, in that order."""
+    made = item.id.get_create_plist()
+    found = (made.get_filter(index) for index in range(made.get_nfilters()))
+    return [(number, settings) for number, _flags, settings, _name in found]
+
+
+def hdf5_column(item: h5py.Dataset, name: str, wanted: Wanted) -> tuple[Array, bool]:
+    """One array, and whether it was seen to be finite.
+
+    Raises:
+        ValueError: it is packed, and of a type that NumPy's numbers are not.
+    """
+    as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
+    if not wanted.keeps(name):
+        if item.chunks:
+            _read_chunks(item, None)
+        else:
+            for rows in _blocks(item):
+                item[rows]
+        return np.empty(0, item.dtype), False
+    dtype = wanted.dtype(name, item.dtype)
+    shape = item.shape + dtype.shape  # a number's own shape, where HDF5 holds arrays of arrays
+    column = wanted.room(name, math.prod(shape), dtype.base).reshape(shape)
+    if item.chunks and (as_stored or _filters(item)):
+        if not as_stored:
+            raise ValueError(f"{name!r} is packed and of a type of its own")
+        return column, _read_chunks(item, column)
+    offset = _plain_offset(item) if as_stored and column.dtype == item.dtype else None
+    if offset is None:
+        return column, _unpack(item, column)
+    blocks = read_in_threads(item.file.id.get_vfd_handle(), offset, column.reshape(-1))
+    all_finite = True
+    for _block, is_finite in blocks:
+        all_finite &= is_finite
+    return column, all_finite
+
+
+def _plain_offset(item: h5py.Dataset) -> int | None:
+    """Where a dataset of numbers like NumPy's lies in the file one by one, if it does.
+
+    HDF5's own reading holds a lock over all threads.
+    """
+    whole = item.id.get_storage_size() == claimed_bytes(item)
+    offset: int | None = item.id.get_offset()  # None of chunks and of rows never written
+    return offset if HAS_PREADV and whole else None
+
+
+def _unpack(item: h5py.Dataset, column: Array) -> bool:
+    """Fill a column by HDF5's own reading; whether all of it is known to be finite."""
+    straight = column.dtype == item.dtype and column.ndim > 0
+    all_finite = True
+    for rows in _blocks(item):
+        if straight:
+            item.read_direct(column, rows, rows)
+        else:
+            with np.errstate(over="ignore"):  # becomes infinite
+                column[rows] = item[rows]
+        all_finite &= known_finite(column[rows])
+    return all_finite
+
+
+def _blocks(item: h5py.Dataset) -> Sequence[Any]:
+    """Selections that cover a dataset, none of which unpacks a chunk that another does."""
+    if not item.shape:
+        return [()]
+    per_row = math.prod(item.shape[1:]) * item.dtype.itemsize
+    chunk = item.chunks[0] if item.chunks else 1
+    return row_blocks(len(item), per_row, multiple=chunk, block_bytes=TASK_BYTES)
+
+
+def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
+    """Unpack a dataset's chunks, into a column if it is given.
+
+    Not by HDF5's own reading: it makes room for whatever a chunk unpacks to, and of a chunk that
+    unpacks to too little it takes the memory behind it for numbers.
+
+    Returns:
+        Whether all numbers are known to be finite.
+
+    Raises:
+        ValueError: a chunk does not unpack to what a chunk is, or lies outside the dataset.
+    """
+    chunks: list[Any] = []
+    item.id.chunk_iter(chunks.append)
+    count = math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks, strict=True))
+    is_finite = True
+    if column is not None and len(chunks) < count:
+        column[...] = item.fillvalue
+        is_finite = known_finite(np.asarray(item.fillvalue, column.dtype))
+    reader = _ChunkReader(item)
+    # What threads share is unpacking; copies alone would only wait for one another.
+    at_once = in_threads if reader.filters else map
+    for part in at_once(lambda task: reader.read(task, column), _bands(chunks, reader.size)):
+        is_finite &= part
+    return is_finite
+
+
+def _bands(chunks: list[Any], size: int) -> list[list[Any]]:
+    """Chunks by the rows they have, which HDF5 names one after another; few in each list."""
+    most = max(min(_CHUNKS_PER_TASK, TASK_BYTES // max(size, 1)), 1)
+    tasks: list[list[Any]] = []
+    for chunk in chunks:
+        together = tasks and tasks[-1][0].chunk_offset[:1] == chunk.chunk_offset[:1]
+        if not together or len(tasks[-1]) == most:
+            tasks.append([])
+        tasks[-1].append(chunk)
+    return tasks
+
+
+class _ChunkReader:
+    """Reads one dataset's chunks, each into its place."""
+
+    def __init__(self, item: h5py.Dataset) -> None:
+        self.item, self.shape, self.chunk = item, item.shape, item.chunks
+        self.dtype, self.filters = item.dtype, _filters(item)
+        self.size = math.prod(self.chunk) * self.dtype.itemsize
+
+    def read(self, chunks: list[Any], column: Array | None) -> bool:
+        """Read chunks (`h5py.h5d.StoreInfo`); whether their numbers are known to be finite.
+
+        Where a row's numbers lie in several chunks they go to its place together, some rows at a
+        time: else each number of a chunk would take a line of the cache for itself.
+        """
+        parts = [self._part(chunk, column) for chunk in chunks]
+        if column is None:
+            return False
+        rows = max(len(part) for part, _ in parts)
+        with np.errstate(over="ignore"):  # becomes infinite
+            for some in row_blocks(rows, column[:1].nbytes, block_bytes=_SCATTER_BYTES):
+                for part, numbers in parts:
+                    part[some] = numbers[some]
+        # A chunk lies together, its part of the column perhaps not.
+        return all(known_finite(n if n.dtype == p.dtype else p) for p, n in parts)
+
+    def _part(self, chunk: Any, column: Array | None) -> tuple[Array, Array]:
+        """A chunk's place in a column, and its numbers."""
+        begins = list(zip(chunk.chunk_offset, self.shape, self.chunk, strict=True))
+        if chunk.size > 2 * self.size + 2**10 or any(b % c or b >= n for b, n, c in begins):
+            raise ValueError("a chunk is too large or out of place")
+        skipped, packed = self.item.id.read_direct_chunk(chunk.chunk_offset)
+        data = self.unpacked(packed, skipped)
+        if len(data) != self.size:
+            raise ValueError(f"a chunk unpacks to {len(data)} bytes instead of {self.size}")
+        whole = np.frombuffer(data, self.dtype.base).reshape(*self.chunk, *self.dtype.shape)
+        inside = whole[tuple(slice(min(c, n - b)) for b, n, c in begins)]
+        if column is None:
+            return inside, inside
+        return column[tuple(slice(b, b + c) for b, _, c in begins)], inside
+
+    def unpacked(self, data: bytes, skipped: int) -> bytes:
+        """Undo the filters, last first, but for those that the chunk's mask says were skipped."""
+        for index, (number, settings) in reversed(list(enumerate(self.filters))):
+            if skipped >> index & 1:
+                continue
+            if number == h5py.h5z.FILTER_DEFLATE:
+                data = _inflated(data, self.size + 4)  # with a checksum
+            elif number == h5py.h5z.FILTER_SHUFFLE:
+                data = _unshuffled(data, settings[0])
+            else:
+                data = _checked(data)
+        return data
+
+
+def _inflated(data: bytes, most: int) -> bytes:
+    stream = zlib.decompressobj()
+    inflated = stream.decompress(data, most)
+    if not stream.eof:
+        raise ValueError("a chunk is cut off, or unpacks to more than a chunk is")
+    return inflated
+
+
+def _unshuffled(data: bytes, width: int) -> bytes:
+    """Bytes of numbers from all first bytes, all second bytes, ..."""
+    if not 1 < width <= len(data):
+        return data
+    whole = len(data) // width * width
+    planes = np.frombuffer(data, np.uint8, whole).reshape(width, -1)
+    return planes.T.tobytes() + data[whole:]
+
+
+def _checked(data: bytes) -> bytes:
+    """Bytes without the Fletcher-32 behind them, which is compared.
+
+    Of 16-bit words w_1 ... w_n: Σ w_i and Σ (n + 1 - i) w_i, both modulo 65535.
+    """
+    data, checksum = data[:-4], data[-4:]
+    words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.int64)
+    weights = np.arange(len(words), 0, -1) % 65535
+    sums = int(words.sum()) % 65535, int((words * weights % 65535).sum()) % 65535
+    stored = int.from_bytes(checksum, "little")
+    if (stored % 2**16 % 65535, stored // 2**16 % 65535) != sums:
+        raise ValueError("a chunk's checksum is wrong")
+    return data

@@ -1,0 +1,207 @@
+"""What reading npz and HDF5 columns has in common: bounds, names, and numbers read in threads."""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, in_threads, row_blocks
+from tql_offline.datasets.episodes import Array
+from tql_offline.documents import require_plain
+from tql_offline.errors import InputError
+
+Floats = NDArray[np.float32]
+NUMBER_KINDS = "biuf"
+
+MAX_COLUMNS = 64
+MAX_BYTES = 256 * 2**30
+"""More than the columns of any file may unpack to."""
+FREE_BYTES = 2**28
+_PACKING = 1100
+"""Deflate, the packing of npz and HDF5, makes nothing more than 1032 times smaller."""
+_MAX_REASON = 200
+"""Characters quoted of a library's error, which may repeat a foreign name at length."""
+FLAT_COLUMNS = ("timeouts", "next_observations")
+HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
+
+
+def is_there(path: Path) -> bool:
+    """Whether a plain file is at a path.
+
+    Raises:
+        InputError: a folder, a pipe or a device is.
+    """
+    try:
+        require_plain(path)
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+class Columns(dict[str, Array]):
+    """What a file holds, by name.
+
+    Attributes:
+        finite: names of the columns that were seen to be finite while they were read, when every
+            block of them was in the cache anyway; of others it is not known. Whoever changes a
+            column takes its name out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finite: set[str] = set()
+
+    def add(self, name: str, column: Array, is_finite: bool) -> None:
+        """Put a column in."""
+        self[name] = column
+        if is_finite:
+            self.finite.add(name)
+
+
+@dataclass
+class Wanted:
+    """What is to become of a file's columns: the arguments of `read_columns`."""
+
+    only: Collection[str] | None
+    floats: Collection[str]
+    flat: bool = False
+    held: int = 0
+
+    def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002
+        """Memory for so many numbers of a column that is kept; `name` is for what overrides it.
+
+        Raises:
+            MemoryError: with the columns before it, it is more than the machine has. To try would
+                not fail: the system ends the process once the memory is filled.
+        """
+        self.held += count * dtype.itemsize
+        if self.held > machine_bytes():
+            raise MemoryError
+        return empty_vector(count, dtype)
+
+    def keeps(self, name: str) -> bool:
+        """Whether a column is kept."""
+        return self.only is None or name in self.only
+
+    def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """What a column of a stored type is kept as; bytes, which may be pictures, stay bytes."""
+        convert = name in self.floats and stored.kind in NUMBER_KINDS and stored != np.uint8
+        return np.dtype(np.float32) if convert else stored
+
+
+def machine_bytes() -> int:
+    """The machine's memory, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return MAX_BYTES
+
+
+@contextmanager
+def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(
+            f"the columns of {path} do not fit into memory; split the file, or use a machine with "
+            "more memory"
+        ) from error
+    # What zipfile, its packers, NumPy and HDF5 raise on hostile bytes is in no document.
+    except Exception as error:
+        raise InputError(
+            f"{path} is not a whole {kind} of plain arrays ({_first_line(error)}); {mend}"
+        ) from error
+
+
+def check_names(path: Path, names: list[str], flat: bool) -> None:
+    """Refuse too many columns, and where not `flat` those of D4RL's layout.
+
+    Raises:
+        InputError: names the file and what to do.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
+    for foreign in () if flat else FLAT_COLUMNS:
+        if foreign in names:
+            raise InputError(
+                f"{path} has a column {foreign!r}, which is D4RL's layout; write it in the layout "
+                "of docs/data.md, where 'terminals' marks each episode's last row, which holds the "
+                "last observation"
+            )
+
+
+def check_size(path: Path, claimed: int) -> None:
+    """Refuse what a file of its size cannot hold, packed as it may be.
+
+    Raises:
+        InputError: names the file and what it claims.
+    """
+    size = path.stat().st_size
+    if claimed > MAX_BYTES:
+        raise InputError(
+            f"{path} claims {claimed} bytes of columns, more than {MAX_BYTES}; split it"
+        )
+    if claimed > max(FREE_BYTES, _PACKING * size):
+        raise InputError(
+            f"{path} claims {claimed} bytes of columns, more than its {size} bytes can hold; "
+            "write it again with every row of every column"
+        )
+
+
+def known_finite(block: Array) -> bool:
+    """Whether some numbers are known to be finite, found without room for a boolean of each."""
+    if block.dtype.kind != "f" or not block.size:
+        return False
+    numbers = cast(Floats, block)
+    return bool(np.isfinite(numbers.min()) and np.isfinite(numbers.max()))  # of NaN both are NaN
+
+
+def read_in_threads(
+    file: int, offset: int, flat: Array
+) -> Iterator[tuple[NDArray[np.uint8], bool]]:
+    """Fill a vector from one place in a file.
+
+    Returns:
+        Of each block, in order: its bytes, and whether its numbers are known to be finite.
+    """
+    size = flat.itemsize
+
+    def read(task: slice) -> tuple[NDArray[np.uint8], bool]:
+        part, is_finite = flat[task], True
+        data = part.view(np.uint8)
+        for rows in row_blocks(len(part), size):
+            place = slice(rows.start * size, rows.stop * size)
+            read_at(file, offset + task.start * size + place.start, data[place])
+            is_finite &= known_finite(part[rows])
+        return data, is_finite
+
+    tasks = row_blocks(len(flat), size, block_bytes=TASK_BYTES) if size else []
+    yield from in_threads(read, tasks)
+
+
+def read_at(file: int, offset: int, data: NDArray[np.uint8]) -> None:
+    """Fill bytes from a place in a file, whichever thread asks.
+
+    Raises:
+        EOFError: the file ends before.
+    """
+    done = 0
+    while done < len(data):
+        # Unlike seek and read it may be called by several threads.
+        count = os.preadv(file, [data[done:].data], offset + done)
+        if not count:
+            raise EOFError("an array ends too soon")
+        done += count
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."

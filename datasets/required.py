@@ -1,0 +1,123 @@
+"""Columns as they are needed: of a type, a shape and a length, and finite."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.datasets.blocks import first_bad
+from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.reading import NUMBER_KINDS, Columns, Floats
+from tql_offline.errors import InputError
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Floats:
+    """A column as float32 `(rows, width)`.
+
+    Raises:
+        InputError: it is missing, not numeric, not finite, not two-dimensional, or of other length.
+    """
+    column = _matrix(columns, name, rows, path)
+    return _finite(_as_float32(column), name, columns, path)
+
+
+def require_states(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
+    """A column `(rows, width)` in the type it was stored in, which its meaning depends on.
+
+    Raises:
+        InputError: as `require_matrix`.
+    """
+    return _finite(_matrix(columns, name, rows, path), name, columns, path)
+
+
+def _matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Array:
+    column = _require(columns, name, path)
+    if column.ndim != 2 or column.shape[1] == 0:
+        raise InputError(
+            f"column {name!r} of {path} has shape {column.shape} where (rows, dims) is needed; "
+            "write one row per step"
+        )
+    _check_rows(column, name, rows, path)
+    return column
+
+
+def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Floats:
+    """A column as float32 `(rows,)`.
+
+    Raises:
+        InputError: it is missing, not numeric, not one number a row, or of other length.
+    """
+    column = _vector(columns, name, rows, path)
+    return _finite(_as_float32(column), name, columns, path)
+
+
+def _vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
+    column = _require(columns, name, path)
+    if column.size != len(column):
+        raise InputError(
+            f"column {name!r} of {path} has shape {column.shape} where one number per row is "
+            "needed; write one number per step"
+        )
+    _check_rows(column, name, rows, path)
+    return column.reshape(-1)
+
+
+def require_marks(
+    columns: Mapping[str, Array], name: str, rows: int, path: Path
+) -> NDArray[np.bool_]:
+    """Where a column, as float32, is not 0, `(rows,)`.
+
+    Raises:
+        InputError: as `require_vector`.
+    """
+    column = _vector(columns, name, rows, path)
+    if column.dtype.kind == "f":
+        column = require_vector(columns, name, rows, path)
+    return cast(NDArray[np.bool_], column != 0)
+
+
+def _require(columns: Mapping[str, Array], name: str, path: Path) -> Array:
+    if name not in columns:
+        raise InputError(
+            f"{path} has no column {name!r} (it has: {', '.join(columns) or 'none'}); "
+            "name the columns as docs/data.md does"
+        )
+    column = columns[name]
+    if column.dtype.kind not in NUMBER_KINDS or column.ndim == 0:
+        raise InputError(
+            f"column {name!r} of {path} holds {column.dtype} of shape {column.shape} where rows of "
+            "numbers are needed; write one row per step"
+        )
+    return column
+
+
+def _check_rows(column: Array, name: str, rows: int | None, path: Path) -> None:
+    if rows is not None and len(column) != rows:
+        raise InputError(
+            f"column {name!r} of {path} has {len(column)} rows where 'observations' has {rows}; "
+            "write every column with one row per step"
+        )
+
+
+def _as_float32(column: Array) -> Floats:
+    # A number that float32 cannot hold becomes infinite, which `_finite` names.
+    with np.errstate(over="ignore"):
+        return column.astype(np.float32, copy=False)
+
+
+def _finite(
+    column: NDArray[Number], name: str, columns: Mapping[str, Array], path: Path
+) -> NDArray[Number]:
+    was_seen = isinstance(columns, Columns) and name in columns.finite
+    if was_seen and column.dtype == columns[name].dtype:
+        return column
+    bad = first_bad(column, lambda block: ~np.isfinite(block))
+    if bad is not None:
+        raise InputError(
+            f"column {name!r} of {path} is not finite at row {bad[0]}; remove that episode"
+        )
+    return column
