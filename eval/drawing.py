@@ -58,6 +58,7 @@ class Drawing:
         timeout: seconds that an answer may take.
 
     Attributes:
+        env_id: as given.
         renderer: the value of MUJOCO_GL that draws; empty for the simulator's own choice.
         fps: the environment's frames per second.
 
@@ -68,7 +69,7 @@ class Drawing:
     def __init__(
         self, env_id: str, *, success_timing: str | None = None, timeout: float = 120.0
     ) -> None:
-        self._env_id, self._timeout = env_id, timeout
+        self.env_id, self._timeout = env_id, timeout
         self._arguments = (env_id, success_timing)
         self.renderer, self.fps = self._first_that_draws(renderers())
 
@@ -117,7 +118,7 @@ class Drawing:
                 raise answer.error()
             refusals.append(f"{_named(renderer)}: {answer.message}")
         raise InputError(
-            f"environment {self._env_id!r} cannot be drawn here ({'; '.join(refusals)}); install "
+            f"environment {self.env_id!r} cannot be drawn here ({'; '.join(refusals)}); install "
             "libegl1 or libosmesa6, set MUJOCO_GL to a renderer that works, or leave --video out"
         )
 
@@ -138,7 +139,7 @@ class Drawing:
             answer = Failure(message="its process died", is_input_error=False)
         if isinstance(answer, Failure):
             raise InputError(
-                f"environment {self._env_id!r} failed while it was drawn ({answer.message}); "
+                f"environment {self.env_id!r} failed while it was drawn ({answer.message}); "
                 "leave --video out"
             )
         shot: Shot = answer

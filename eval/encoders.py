@@ -122,7 +122,6 @@ class Mp4:
             str(self._path),
             (frame.shape[1], frame.shape[0]),
             fps=self._fps,
-            codec="libx264",
             # Players want even sizes: an odd one is padded rather than scaled.
             macro_block_size=1,
             output_params=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"],
