@@ -5,7 +5,6 @@ again: the same seed, the same noise, and the policy called with the same row of
 that does not come to the same return, length and success is not kept.
 """
 
-import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.eval.drawing import Drawing, Frame, Shot
+from tql_offline.eval.drawing import Drawing, Shot
 from tql_offline.eval.encoders import encoder_version, suffix, writing_video
 from tql_offline.eval.noise import noise_generator
 from tql_offline.eval.rollout import Policy, act
 from tql_offline.runs import write_json, writing
+from tql_offline.version import __version__
 
 VIDEOS_SCHEMA = "tql-offline/videos/1"
 ROLES = ("best", "median", "worst")
@@ -177,10 +177,7 @@ def _document(
     return {
         "schema": VIDEOS_SCHEMA,
         **{key: line[key] for key in shared},
-        "versions": {
-            "tql-offline": importlib.metadata.version("tql-offline"),
-            **line["versions"],
-        },
+        "versions": {"tql-offline": __version__, **line["versions"]},
         "renderer": player.drawing.renderer,
         "encoder": encoder_version(ending),
         "fps": player.drawing.fps,
