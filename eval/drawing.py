@@ -223,7 +223,7 @@ class _Stage:
         )
 
     def _frame(self) -> Frame:
-        frame = self._env.render()
+        frame: Any = self._env.render()
         is_image = isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3
         if not is_image or frame.dtype != np.uint8:
             raise no_frames(self._env_id)

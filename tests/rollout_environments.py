@@ -7,6 +7,7 @@ processes inherit.
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -80,6 +81,72 @@ class Raises(Uneven):
         raise ValueError("the gripper is on fire")
 
 
+class Drawn(Uneven):
+    """Frames as bright as four times the steps so far, in an odd size."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((15, 21, 3), 4 * self.steps, dtype=np.uint8)
+
+
+class DrawnOtherwise(Drawn):
+    """An episode that terminates has another reward where it is drawn."""
+
+    def step(self, action):
+        observation, reward, terminated, *rest = super().step(action)
+        return observation, reward + bool(terminated and self.render_mode), terminated, *rest
+
+
+class DrawnLonger(Drawn):
+    """Episodes do not end where they are drawn."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        drawn = self.render_mode is not None
+        return observation, reward, terminated and not drawn, truncated and not drawn, info
+
+
+class DrawnByOsmesa(Drawn):
+    """Ends its process under EGL, as a broken driver does."""
+
+    def render(self):
+        if os.environ["MUJOCO_GL"] != "osmesa":
+            os._exit(11)
+        return super().render()
+
+
+class Undrawable(Drawn):
+    def render(self):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+
+class DrawsNothing(Drawn):
+    def render(self):
+        return None
+
+
+class DrawnUntilItDies(Drawn):
+    """Ends its process in the fourth frame of an episode."""
+
+    def render(self):
+        if self.steps == 3:
+            os._exit(11)
+        return super().render()
+
+
+class DrawnUntilItHangs(Drawn):
+    """Hangs in the fourth frame of an episode."""
+
+    def render(self):
+        if self.steps == 3:
+            time.sleep(600)
+        return super().render()
+
+
 class Silent(Uneven):
     """Reports no success."""
 
@@ -96,7 +163,11 @@ def once() -> bool:
     return True
 
 
-for environment in (Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent):
+ENVIRONMENTS = (
+    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Drawn, DrawnOtherwise, DrawnLonger,
+    DrawnByOsmesa, Undrawable, DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
+)  # fmt: skip
+for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]
 gymnasium.register(
     "ShortMaze-v0",
