@@ -55,7 +55,8 @@ class Drawing:
     Args:
         env_id: as for `environments.make`.
         success_timing: as for `environments.make`.
-        timeout: seconds that an answer may take.
+        step_timeout: seconds that a reset or a step and its frame may take.
+        start_timeout: seconds that the process may take to its first frame.
 
     Attributes:
         env_id: as given.
@@ -67,9 +68,15 @@ class Drawing:
     """
 
     def __init__(
-        self, env_id: str, *, success_timing: str | None = None, timeout: float = 120.0
+        self,
+        env_id: str,
+        *,
+        success_timing: str | None = None,
+        step_timeout: float = 60.0,
+        start_timeout: float = 300.0,
     ) -> None:
-        self.env_id, self._timeout = env_id, timeout
+        self.env_id = env_id
+        self._step_timeout, self._start_timeout = step_timeout, start_timeout
         self._arguments = (env_id, success_timing)
         self.renderer, self.fps = self._first_that_draws(renderers())
 
@@ -107,7 +114,7 @@ class Drawing:
         for renderer in candidates:
             self._start(renderer)
             try:
-                answer = self._answer()
+                answer = self._answer(self._start_timeout)
             except BaseException:
                 self.close()
                 raise
@@ -134,7 +141,7 @@ class Drawing:
     def _ask(self, question: tuple[str, Any]) -> Shot:
         try:
             self._connection.send(question)
-            answer = self._answer()
+            answer = self._answer(self._step_timeout)
         except OSError:
             answer = Failure(message="its process died", is_input_error=False)
         if isinstance(answer, Failure):
@@ -145,12 +152,12 @@ class Drawing:
         shot: Shot = answer
         return shot
 
-    def _answer(self) -> Any:
+    def _answer(self, timeout: float) -> Any:
         """What the process sends, or a `Failure` if it sends nothing."""
         try:
-            if self._connection.poll(self._timeout):
+            if self._connection.poll(timeout):
                 return self._connection.recv()
-            how = f"it hung for {self._timeout:g} s"
+            how = f"it hung for {timeout:g} s"
         except (EOFError, OSError):
             self._process.join(1.0)
             how = f"its process died (exit code {self._process.exitcode})"
@@ -204,9 +211,12 @@ class _Stage:
 
     def fps(self) -> float:
         """Frames per second at which the environment runs at its own pace."""
-        step = getattr(self._env.unwrapped, "control_timestep", None)
-        own = self._env.metadata.get("render_fps") or (1 / step if step else DEFAULT_FPS)
-        return float(own)
+        own = self._env.metadata.get("render_fps")
+        if own is None and hasattr(self._env.unwrapped, "control_timestep"):
+            own = (
+                1 / self._env.unwrapped.control_timestep()
+            )  # of OGBench's manipulation, in seconds
+        return float(own or DEFAULT_FPS)
 
     def reset(self, seed: int) -> Shot:
         observation = self._seeded.reset(seed)
