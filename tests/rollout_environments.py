@@ -7,7 +7,6 @@ processes inherit.
 import os
 import time
 from pathlib import Path
-from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -84,7 +83,7 @@ class Raises(Uneven):
 class Drawn(Uneven):
     """Frames as bright as four times the steps so far, in an odd size."""
 
-    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as Gymnasium's)
 
     def __init__(self, render_mode=None):
         self.render_mode = render_mode
@@ -147,6 +146,45 @@ class DrawnUntilItHangs(Drawn):
         return super().render()
 
 
+class Even(Uneven):
+    """Ten steps an episode; each beginning leaves a line `seed process` in the marker's log."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        self.seed, self.length = seed, 10
+        if MARKER in os.environ:
+            with Path(os.environ[MARKER]).with_suffix(".log").open("a") as log:
+                log.write(f"{seed} {os.getpid()}\n")
+        return observation, info
+
+    @property
+    def is_last_straw(self):
+        """True once, in the sixth step of an episode of a seed that ends in 4."""
+        return self.steps == 5 and self.seed % 10 == 4 and once()
+
+
+class EvenCrashOnce(Even):
+    def step(self, action):
+        if self.is_last_straw:
+            os._exit(17)
+        return super().step(action)
+
+
+class EvenHangOnce(Even):
+    def step(self, action):
+        if self.is_last_straw:
+            time.sleep(600)
+        return super().step(action)
+
+
+class Slow(Even):
+    """Steps take 0.3 s."""
+
+    def step(self, action):
+        time.sleep(0.3)
+        return super().step(action)
+
+
 class Silent(Uneven):
     """Reports no success."""
 
@@ -164,8 +202,9 @@ def once() -> bool:
 
 
 ENVIRONMENTS = (
-    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Drawn, DrawnOtherwise, DrawnLonger,
-    DrawnByOsmesa, Undrawable, DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
+    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Even, EvenCrashOnce, EvenHangOnce,
+    Slow, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable, DrawsNothing,
+    DrawnUntilItDies, DrawnUntilItHangs,
 )  # fmt: skip
 for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]
