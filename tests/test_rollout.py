@@ -268,12 +268,12 @@ def starts(monkeypatch):
     return times
 
 
-def play_even(env_id, seeds, **timeouts):
+def play_even(env_id, seeds, *, policy=row_policy, **timeouts):
     """In four slots, a group each: of slots 0 and 1 in one worker, of 2 and 3 in another."""
     with EnvironmentPool(
         f"rollout_environments:{env_id}-v0", slots=4, processes=2, **timeouts
     ) as p:
-        return run_episodes(row_policy, p, seeds=seeds, noise_dim=2)
+        return run_episodes(policy, p, seeds=seeds, noise_dim=2)
 
 
 @pytest.mark.parametrize("mischief", ["EvenCrashOnce", "EvenHangOnce"])
@@ -302,17 +302,18 @@ def test_a_hanging_process_is_replaced_when_its_time_is_over(marker, starts):
 
 def test_waiting_for_the_other_group_is_no_hanging(starts):
     """Orders lie up to twice as long in a worker as a step may take: each has its own time."""
-    play_even("Slow", [1, 2, 3, 4], step_timeout=0.5)
+    play_even("Slow", [1, 2, 3, 4], step_timeout=1.0)
     assert len(starts) == 2
 
 
 def test_a_policy_may_take_longer_than_a_step(starts):
+    calls = []
+
     def slow(observations, noise):
-        time.sleep(0.2)
+        calls.append(time.sleep(1.2 if len(calls) < 3 else 0))
         return row_policy(observations, noise)
 
-    with EnvironmentPool(UNEVEN, slots=4, processes=2, step_timeout=0.1) as pool:
-        run_episodes(slow, pool, seeds=[13, 14], noise_dim=2)
+    play_even("Even", [1, 2, 3, 4], policy=slow, step_timeout=0.8)
     assert len(starts) == 2
 
 
