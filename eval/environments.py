@@ -30,7 +30,9 @@ MINARI_PREFIX = "minari:"
 """Before the name of a Minari dataset, to have the environment it names for evaluation."""
 
 
-def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any, Any]:
+def make(
+    env_id: str, *, success_timing: str | None = None, draws: bool = False
+) -> gymnasium.Env[Any, Any]:
     """Make an environment.
 
     Args:
@@ -41,22 +43,26 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
             or after ("post") the action; None leaves the environment's own. Since ogbench 1.2.0
             that is "pre" for singletask environments; FQL's published numbers are from ogbench
             1.1.0, which judged "post".
+        draws: whether its `render` is to give frames.
 
     Raises:
-        InputError: the id is unknown, or the environment has no such success timing.
+        InputError: the id is unknown, or the environment has no such success timing or frames.
     """
     if success_timing not in _SUCCESS_TIMINGS:
         raise InputError(f"success timing {success_timing!r} is unknown; use 'pre' or 'post'")
     if env_id.startswith(GOALS_PREFIX):
-        return GoalConditioned(make(env_id[len(GOALS_PREFIX) :], success_timing=success_timing))
+        name = env_id[len(GOALS_PREFIX) :]
+        return GoalConditioned(make(name, success_timing=success_timing, draws=draws))
     if env_id.startswith(MINARI_PREFIX):
         from tql_offline.eval.recover import recover
 
         if success_timing is not None:
             raise InputError(f"environment {env_id!r} has no success timing; leave the setting out")
         with quiet():
-            return recover(env_id[len(MINARI_PREFIX) :])
+            return recover(env_id[len(MINARI_PREFIX) :], draws=draws)
     options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
+    if draws:
+        options["render_mode"] = "rgb_array"
     try:
         with quiet():
             import ogbench  # noqa: F401  (registers its environments)
@@ -65,15 +71,25 @@ def make(env_id: str, *, success_timing: str | None = None) -> gymnasium.Env[Any
             return _flat(env)
     except (gymnasium.error.Error, ImportError) as error:
         raise InputError(
-            f"environment {env_id!r} cannot be made ({_one_line(error)}); check its name, and that "
+            f"environment {env_id!r} cannot be made ({one_line(error)}); check its name, and that "
             "the package that registers it is installed"
         ) from error
     except TypeError as error:
+        if "render_mode" in str(error):
+            raise no_frames(env_id) from error
         if "success_timing" not in str(error):
             raise
         raise InputError(
             f"environment {env_id!r} has no success timing; leave the setting out"
         ) from error
+
+
+def no_frames(env_id: str) -> InputError:
+    """The error that an environment cannot be filmed, whatever draws."""
+    return InputError(
+        f"environment {env_id!r} draws no frames (render_mode='rgb_array'), so there can be no "
+        "video of it; leave --video out"
+    )
 
 
 def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -337,6 +353,6 @@ def vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
     return int(space.shape[0])
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's text without line breaks and closing stop, to stand inside a sentence."""
     return " ".join(str(error).split()).rstrip(".")

@@ -57,13 +57,14 @@ def recoverable(name: str) -> tuple[str, list[str]]:
     return "", [*_left_out(spec, registered), *_unmet(metadata)]
 
 
-def recover(name: str) -> gymnasium.Env[Any, Any]:
+def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
     """Make the environment that a dataset's policies are scored in.
 
     Its observations are laid in a row and its actions scaled to [-1, 1], as the dataset's are.
 
     Args:
         name: of a dataset, or its folder.
+        draws: as for `environments.make`.
 
     Raises:
         InputError: there is none, it is not registered, or it cannot be made; or its actions have
@@ -74,7 +75,8 @@ def recover(name: str) -> gymnasium.Env[Any, Any]:
     _, actions = spaces_of(metadata, folder)
     spec = _evaluation_spec(metadata, name)
     registered = _registered(spec, name)
-    env = _by_minari(name, metadata)
+    render_mode = "rgb_array" if draws else None
+    env = _by_minari(name, metadata, render_mode)
     if env is None:
         try:
             env = gymnasium.make(
@@ -82,6 +84,7 @@ def recover(name: str) -> gymnasium.Env[Any, Any]:
                 max_episode_steps=spec.get("max_episode_steps"),
                 disable_env_checker=True,
                 **_settings(spec, name),
+                **({"render_mode": render_mode} if draws else {}),
             )
         # Its constructor is given a stranger's settings.
         except Exception as error:
@@ -233,7 +236,9 @@ def _unmet(metadata: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _by_minari(name: str, metadata: Mapping[str, Any]) -> gymnasium.Env[Any, Any] | None:
+def _by_minari(
+    name: str, metadata: Mapping[str, Any], render_mode: str | None
+) -> gymnasium.Env[Any, Any] | None:
     """By Minari's own hand; None where it is not installed or cannot."""
     try:
         # It reads every specification, so that each must be sound.
@@ -247,7 +252,7 @@ def _by_minari(name: str, metadata: Mapping[str, Any]) -> gymnasium.Env[Any, Any
             warnings.simplefilter("ignore")  # of requirements, which are said once at loading
             dataset = minari.MinariDataset(data_folder(folder_of(name)))
             made = dataset.recover_environment(
-                eval_env=True, disable_env_checker=True, render_mode=None
+                eval_env=True, disable_env_checker=True, render_mode=render_mode
             )
         return cast(gymnasium.Env[Any, Any], made)
     except Exception:  # Gymnasium makes it, or says why it cannot

@@ -229,7 +229,7 @@ def _play(
     while len(done) < len(seeds):
         steps, resets = slots.playing(free), slots.resets(free)
         noise[steps] = slots.draw(steps)
-        actions = _act(policy, pool.description, observations, noise, steps)
+        actions = act(policy, pool.description, observations, noise, steps)
         pool.send(resets, steps.tolist(), actions)
         slots.begin(resets)
         outcomes = pool.receive(check)
@@ -377,7 +377,7 @@ def _as_document(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _act(
+def act(
     policy: Policy,
     description: Mapping[str, Any],
     observations: Array,

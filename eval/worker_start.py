@@ -13,10 +13,26 @@ from typing import Any
 
 def run(connection: "Connection[Any, Any]", task: str, *arguments: Any) -> None:
     """Do a task of `stepping`, which takes the connection and these arguments."""
+    _settle()
+    from tql_offline.eval import stepping
+
+    getattr(stepping, task)(connection, *arguments)
+
+
+def draw(connection: "Connection[Any, Any]", renderer: str, *arguments: Any) -> None:
+    """Serve frames drawn by a renderer, a value of MUJOCO_GL; empty leaves that as it is."""
+    _settle()
+    if renderer:
+        os.environ["MUJOCO_GL"] = renderer
+    # A library that cannot draw here says so at length, also when it is unloaded.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    from tql_offline.eval import drawing
+
+    drawing.serve(connection, *arguments)
+
+
+def _settle() -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread each: there are as many workers as cores that they may use.
     os.environ["OMP_NUM_THREADS"] = "1"
-    from tql_offline.eval import stepping
-
-    getattr(stepping, task)(connection, *arguments)

@@ -70,8 +70,8 @@ class HangOnce(Uneven):
         return super().step(action)
 
 
-class Slow(Uneven):
-    """Takes its time."""
+class Lasting(Uneven):
+    """Each step takes its time."""
 
     def step(self, action):
         time.sleep(0.05)
@@ -86,6 +86,111 @@ class CrashAlways(Uneven):
 class Raises(Uneven):
     def step(self, action):  # noqa: ARG002
         raise ValueError("the gripper is on fire")
+
+
+class Drawn(Uneven):
+    """Frames as bright as four times the steps so far, in an odd size."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as Gymnasium's)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((15, 21, 3), 4 * self.steps, dtype=np.uint8)
+
+
+class DrawnOtherwise(Drawn):
+    """An episode that terminates has another reward where it is drawn."""
+
+    def step(self, action):
+        observation, reward, terminated, *rest = super().step(action)
+        return observation, reward + bool(terminated and self.render_mode), terminated, *rest
+
+
+class DrawnLonger(Drawn):
+    """Episodes do not end where they are drawn."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        drawn = self.render_mode is not None
+        return observation, reward, terminated and not drawn, truncated and not drawn, info
+
+
+class DrawnByOsmesa(Drawn):
+    """Ends its process under EGL, as a broken driver does."""
+
+    def render(self):
+        if os.environ["MUJOCO_GL"] != "osmesa":
+            os._exit(11)
+        return super().render()
+
+
+class Undrawable(Drawn):
+    def render(self):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+
+class DrawsNothing(Drawn):
+    def render(self):
+        return None
+
+
+class DrawnUntilItDies(Drawn):
+    """Ends its process in the fourth frame of an episode."""
+
+    def render(self):
+        if self.steps == 3:
+            os._exit(11)
+        return super().render()
+
+
+class DrawnUntilItHangs(Drawn):
+    """Hangs in the fourth frame of an episode."""
+
+    def render(self):
+        if self.steps == 3:
+            time.sleep(600)
+        return super().render()
+
+
+class Even(Uneven):
+    """Ten steps an episode; each beginning leaves a line `seed process` in the marker's log."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        self.seed, self.length = seed, 10
+        if MARKER in os.environ:
+            with Path(os.environ[MARKER]).with_suffix(".log").open("a") as log:
+                log.write(f"{seed} {os.getpid()}\n")
+        return observation, info
+
+    @property
+    def is_last_straw(self):
+        """True once, in the sixth step of an episode of a seed that ends in 4."""
+        return self.steps == 5 and self.seed % 10 == 4 and once()
+
+
+class EvenCrashOnce(Even):
+    def step(self, action):
+        if self.is_last_straw:
+            os._exit(17)
+        return super().step(action)
+
+
+class EvenHangOnce(Even):
+    def step(self, action):
+        if self.is_last_straw:
+            time.sleep(600)
+        return super().step(action)
+
+
+class Slow(Even):
+    """The third and fourth step of an episode take 0.6 s."""
+
+    def step(self, action):
+        time.sleep(0.6 if self.steps in (2, 3) else 0)
+        return super().step(action)
 
 
 class Silent(Uneven):
@@ -104,7 +209,12 @@ def once() -> bool:
     return True
 
 
-for environment in (Uneven, CrashOnce, HangOnce, Slow, CrashAlways, Raises, Silent):
+ENVIRONMENTS = (
+    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Even, EvenCrashOnce, EvenHangOnce,
+    Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable, DrawsNothing,
+    DrawnUntilItDies, DrawnUntilItHangs,
+)  # fmt: skip
+for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]
 gymnasium.register(
     "ShortMaze-v0",

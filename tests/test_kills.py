@@ -270,7 +270,7 @@ def test_a_signal_ends_the_command_in_five_seconds(tmp_path, phase, number, over
         tmp_path,
         folder.path.parent,
         steps,
-        "rollout_environments:Slow-v0",
+        "rollout_environments:Lasting-v0",
         **{"evaluation.overlap": overlap},
         **settings,
     )

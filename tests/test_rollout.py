@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import gymnasium
@@ -238,11 +240,7 @@ def test_all_policies_see_the_same_starts_and_noise():
 
 
 @pytest.mark.parametrize("mischief", ["CrashOnce", "HangOnce"])
-def test_lost_processes_are_replaced_and_nothing_is_dropped(
-    mischief, in_process, private_home, monkeypatch
-):
-    marker = private_home / "marker"
-    monkeypatch.setenv(rollout_environments.MARKER, str(marker))
+def test_lost_processes_are_replaced_and_nothing_is_dropped(mischief, in_process, marker):
     env_id = f"rollout_environments:{mischief}-v0"
     timeouts = {"step_timeout": 0.5, "start_timeout": 30}
     with EnvironmentPool(env_id, slots=3, processes=2, **timeouts) as pool:
@@ -251,10 +249,78 @@ def test_lost_processes_are_replaced_and_nothing_is_dropped(
     assert episodes == in_process
 
 
-def test_a_process_that_always_dies_is_given_up(monkeypatch):
-    starts = []
+@pytest.fixture
+def marker(private_home, monkeypatch):
+    """Where `rollout_environments` does its mischief once."""
+    path = private_home / "marker"
+    monkeypatch.setenv(rollout_environments.MARKER, str(path))
+    return path
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Times at which worker processes were started."""
+    times: list[float] = []
     start = workers._start_worker
-    monkeypatch.setattr(workers, "_start_worker", lambda *task: starts.append(task) or start(*task))
+    monkeypatch.setattr(
+        workers, "_start_worker", lambda *task: times.append(time.time()) or start(*task)
+    )
+    return times
+
+
+def play_even(env_id, seeds, *, policy=row_policy, **timeouts):
+    """In four slots, a group each: of slots 0 and 1 in one worker, of 2 and 3 in another."""
+    with EnvironmentPool(
+        f"rollout_environments:{env_id}-v0", slots=4, processes=2, **timeouts
+    ) as p:
+        return run_episodes(policy, p, seeds=seeds, noise_dim=2)
+
+
+@pytest.mark.parametrize("mischief", ["EvenCrashOnce", "EvenHangOnce"])
+def test_only_the_episodes_that_a_lost_process_was_at_are_played_again(mischief, marker, starts):
+    """Slot 0 loses its process in its second of three episodes, of seed 14."""
+    seeds = [*range(10, 22)]
+    episodes = play_even(mischief, seeds, step_timeout=0.5)
+    assert marker.exists()
+    log = marker.with_suffix(".log")
+    begun = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
+    # 15 is in slot 1, the other group of the process; what both had finished is kept.
+    assert Counter(seed for seed, _ in begun) == {seed: 1 + (seed in (14, 15)) for seed in seeds}
+    played_by = {slot: {pid for seed, pid in begun if (seed - 10) % 4 == slot} for slot in range(4)}
+    assert played_by[0] == played_by[1]
+    assert played_by[2] == played_by[3]
+    assert (len(starts), len(played_by[0]), len(played_by[2])) == (3, 2, 1)
+    assert episodes == play("rollout_environments:Even-v0", seeds=seeds, slots=4)
+
+
+def test_a_hanging_process_is_replaced_when_its_time_is_over(marker, starts):
+    play_even("EvenHangOnce", [*range(10, 18)], step_timeout=0.8)
+    waited = starts[2] - marker.stat().st_mtime
+    # It was asked a moment before it left the marker.
+    assert 0.7 < waited < 5
+
+
+def test_waiting_for_the_other_group_is_no_hanging(starts):
+    """Orders lie up to twice as long in a worker as a step may take: each has its own time."""
+    play_even("Slow", [1, 2, 3, 4], step_timeout=1.0)
+    assert len(starts) == 2
+
+
+def test_a_policy_may_take_longer_than_a_step(starts, monkeypatch):
+    """While it is at some groups' answers those of others come, and lie until they are late."""
+    monkeypatch.setattr(workers._Pace, "quorum", lambda _pace, _groups: 1)
+    calls = []
+
+    def slow(observations, noise):
+        calls.append(time.sleep(1.0 if len(calls) in (6, 7, 8) else 0))
+        return row_policy(observations, noise)
+
+    play_even("Even", [1, 2, 3, 4], policy=slow, step_timeout=0.8)
+    assert len(calls) > 9
+    assert len(starts) == 2
+
+
+def test_a_process_that_always_dies_is_given_up(starts):
     with pytest.raises(EnvironmentFailedError, match=r"slots \[.*CrashAlways.*exit code 17"):
         play("rollout_environments:CrashAlways-v0", processes=2)
     assert len(starts) <= 2 * workers.MAX_LOSSES

@@ -9,6 +9,7 @@
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       checkpoints/<step>/   *.safetensors and state.json
       inspect/              attention maps, entropies and Q landscapes, where `inspect` was run
+      videos/               best, median and worst episode, where `eval --video` was run
       .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
 
@@ -90,6 +91,11 @@ class RunFolder:
     def inspection(self) -> Path:
         """`inspect/`, what `inspect` found."""
         return self.path / "inspect"
+
+    @property
+    def videos(self) -> Path:
+        """`videos/`, episodes played again."""
+        return self.path / "videos"
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""

@@ -23,6 +23,9 @@ def evaluate(
         list[str] | None, typer.Option(help="learned or behaviour. Default: both.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    video: Annotated[
+        bool, typer.Option("--video", help="Also film the best, median and worst episode.")
+    ] = False,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
     from tql_offline.training.evaluation import evaluate_run
@@ -36,5 +39,6 @@ def evaluate(
             policies=tuple(policy or ()),
             device=device,
             reporter=reporter,
+            video=video,
         )
     print_evaluations(list(read_jsonl(folder.evaluations))[before:])

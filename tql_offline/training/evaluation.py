@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -15,6 +15,8 @@ from tql_offline.config import Config
 from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
+from tql_offline.eval import video as videos
+from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, reference_for
 from tql_offline.eval.rollout import evaluate
@@ -102,8 +104,9 @@ class Evaluator:
         step: int,
         policies: tuple[str, ...],
         reporter: Reporter,
-    ) -> None:
-        """Score an agent's policies as they are, a line of evaluations.jsonl each."""
+    ) -> list[dict[str, Any]]:
+        """Score an agent's policies as they are; return the line of evaluations.jsonl of each."""
+        lines = []
         for policy in policies:
             title = f"scoring {policy} policy"
             reporter.started(title, self.protocol.episodes)
@@ -120,6 +123,44 @@ class Evaluator:
             )
             append_jsonl(folder.evaluations, line)
             reporter.evaluated(line)
+            lines.append(line)
+        return lines
+
+    def film(
+        self,
+        agent: Agent,
+        folder: RunFolder,
+        lines: list[dict[str, Any]],
+        drawing: Drawing,
+        reporter: Reporter,
+    ) -> None:
+        """Write videos of episodes of what `score` returned.
+
+        Raises:
+            InputError: an episode came out differently, the others being written; or the
+                environment failed, or a file cannot be written.
+        """
+        differences = []
+        for line in lines:
+            title = f"filming {line['policy']} policy"
+            chosen = set(videos.chosen(line["episodes"]).values())
+            reporter.started(title, sum(line["episodes"][k]["length"] + 1 for k in chosen))
+            player = videos.Player(
+                policy=numpy_policy(agent, line["policy"], self.device),
+                drawing=drawing,
+                description=self.pool.description,
+                slots=self.pool.slots,
+                noise_dim=agent.noise_dim(line["policy"]),
+            )
+            advanced = partial(reporter.advanced, title=title)
+            differences += videos.film(player, line, folder.videos, progress=advanced)
+            for path in videos.videos_of(line, folder.videos):
+                reporter.noted(f"video: {path}")
+        if differences:
+            raise InputError(
+                f"played again, {'; '.join(differences)}: of this no video was written; see that "
+                f"environment {drawing.env_id!r} depends on its seed and actions alone"
+            )
 
     def begin(self, *arguments: Any) -> "Future[None]":
         """`score` in the thread, on a stream of its own."""
@@ -250,6 +291,7 @@ def evaluate_run(
     policies: tuple[str, ...],
     device: str,
     reporter: Reporter,
+    video: bool = False,
 ) -> RunFolder:
     """Score the policies of a run's checkpoint and add the lines to its evaluations.jsonl.
 
@@ -260,9 +302,11 @@ def evaluate_run(
         policies: names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
         reporter: where progress goes.
+        video: also write videos of each policy's best, median and worst episode (eval/video.py).
 
     Raises:
-        InputError: no such checkpoint, policy or environment, or the run folder is damaged.
+        InputError: no such checkpoint, policy or environment, the run folder is damaged, or the
+            videos cannot be made; the scores are then written unless nothing can draw here.
     """
     folder, config = open_run(path)
     provenance = read_provenance(folder)
@@ -285,13 +329,18 @@ def evaluate_run(
             f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
         )
     scored = config.model_copy(update={"evaluation": evaluation})
+    timing = evaluation.success_timing or None
     with evaluator(scored, env_id, torch_device) as by:
         assert by is not None
         check_fit(agent, by.pool, folder)
-        by.score(agent, folder, state.step, policies or agent.policies, reporter)
-    # Of an unfinished run a result would say that it is finished.
-    if is_complete(folder, config):
-        write_result(folder)
+        # Before the scores: whoever cannot be shown videos is told so at once.
+        with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
+            lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
+            # Of an unfinished run a result would say that it is finished.
+            if is_complete(folder, config):
+                write_result(folder)
+            if drawing is not None:
+                by.film(agent, folder, lines, drawing, reporter)
     return folder
 
 

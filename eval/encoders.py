@@ -1,0 +1,164 @@
+"""Video files, written frame by frame: of a long episode no more than a frame is held.
+
+MP4 (H.264) by imageio-ffmpeg where it is installed, else GIF by Pillow.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.errors import InputError
+
+Frame = NDArray[np.uint8]
+
+
+class Writer(Protocol):
+    """An open video file."""
+
+    def add(self, frame: Frame) -> None:
+        """Append a frame, `(height, width, 3)` uint8, of the same size as those before.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            OSError: it cannot be written, or does not hold the frames it was given.
+        """
+
+
+def suffix() -> str:
+    """`.mp4`, or `.gif` where there is no ffmpeg."""
+    return ".mp4" if _has_ffmpeg() else ".gif"
+
+
+def encoder_version(suffix: str) -> str:
+    """Which package writes files of a suffix: `imageio-ffmpeg 0.6.0`."""
+    package = {".mp4": "imageio-ffmpeg", ".gif": "pillow"}[suffix]
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+@contextmanager
+def writing_video(path: Path, fps: float) -> Iterator[Writer]:
+    """A video file for the length of a block, finished at its end.
+
+    Args:
+        path: ends in `.mp4` or `.gif`.
+        fps: frames per second.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    writer = Mp4(path, fps) if path.suffix == ".mp4" else Gif(path, fps)
+    try:
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
+    except OSError as error:
+        # ffmpeg's own words have several lines, and come with its whole command.
+        why = error.strerror or str(error).partition("\n")[0] or "the encoder failed"
+        raise InputError(
+            f"{path.name} cannot be written ({why}); make room on its disk, or leave --video out"
+        ) from error
+
+
+def _has_ffmpeg() -> bool:
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+class Mp4:
+    """H.264 by ffmpeg, in a process that takes the frames by a pipe."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path, self._fps = path, fps
+        self._frames = 0
+        self._ffmpeg: Any = None
+
+    def add(self, frame: Frame) -> None:
+        """Append a frame."""
+        if self._ffmpeg is None:
+            self._ffmpeg = self._start(frame)
+        self._ffmpeg.send(np.ascontiguousarray(frame))
+        self._frames += 1
+
+    def close(self) -> None:
+        """Finish the file, and count its frames: ffmpeg does not say whether it could write all."""
+        import imageio_ffmpeg
+
+        self.abandon()
+        try:
+            written, _seconds = imageio_ffmpeg.count_frames_and_secs(self._path)
+        except RuntimeError:
+            written = 0
+        if written != self._frames:
+            raise OSError(f"it holds {written} of {self._frames} frames")
+
+    def abandon(self) -> None:
+        """End ffmpeg."""
+        if self._ffmpeg is not None:
+            self._ffmpeg.close()
+
+    def _start(self, frame: Frame) -> Any:
+        import imageio_ffmpeg
+
+        ffmpeg = imageio_ffmpeg.write_frames(
+            str(self._path),
+            (frame.shape[1], frame.shape[0]),
+            fps=self._fps,
+            # Players want even sizes: an odd one is padded rather than scaled.
+            macro_block_size=1,
+            output_params=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"],
+            ffmpeg_log_level="quiet",
+        )
+        ffmpeg.send(None)
+        return ffmpeg
+
+
+class Gif:
+    """Frames with a palette each, one after the other."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path = path
+        # Players take hundredths of a second, and fewer than 2 for a mistake.
+        self._duration = 10 * max(2, round(100 / fps))
+        self._file: BinaryIO | None = None
+
+    def add(self, frame: Frame) -> None:
+        """Append a frame."""
+        from PIL import GifImagePlugin, Image
+
+        image = Image.fromarray(frame).quantize(256)
+        if self._file is None:
+            self._file = self._path.open("wb")
+            for block in GifImagePlugin.getheader(image.copy(), info={"loop": 0})[0]:
+                self._file.write(block)
+        blocks = GifImagePlugin.getdata(image, duration=self._duration, include_color_table=True)
+        self._file.writelines(blocks)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file is not None:
+            with self._file as file:
+                file.write(b";")
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        if self._file is not None:
+            self._file.close()
