@@ -193,6 +193,13 @@ def test_what_ffmpeg_did_not_write_is_noticed(tmp_path):
             writer.add(np.zeros((16, 16, 3), dtype=np.uint8))
 
 
+def test_frames_of_two_sizes_are_no_video(tmp_path):
+    with pytest.raises(InputError, match=r"\(a frame of \(8, 16, 3\) after one of \(16, 8, 3\)\)"):  # noqa: SIM117
+        with encoders.writing_video(tmp_path / "x.mp4", 10.0) as writer:
+            writer.add(np.zeros((16, 8, 3), dtype=np.uint8))
+            writer.add(np.zeros((8, 16, 3), dtype=np.uint8))
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
     [
