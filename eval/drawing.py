@@ -186,8 +186,6 @@ def serve(connection: "Connection[Any, Any]", env_id: str, success_timing: str |
         while True:
             name, argument = connection.recv()
             connection.send(getattr(stage, name)(argument))
-    except (EOFError, OSError) as error:
-        _send(connection, error)
     except Exception as error:
         _send(connection, error)
 

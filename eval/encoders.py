@@ -89,12 +89,16 @@ class Mp4:
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps
         self._frames = 0
+        self._shape: tuple[int, ...] = ()
         self._ffmpeg: Any = None
 
     def add(self, frame: Frame) -> None:
         """Append a frame."""
         if self._ffmpeg is None:
-            self._ffmpeg = self._start(frame)
+            self._ffmpeg, self._shape = self._start(frame), frame.shape
+        if frame.shape != self._shape:
+            # ffmpeg would cut the bytes into frames of the first size.
+            raise OSError(f"a frame of {frame.shape} after one of {self._shape}")
         self._ffmpeg.send(np.ascontiguousarray(frame))
         self._frames += 1
 

@@ -193,6 +193,13 @@ def test_what_ffmpeg_did_not_write_is_noticed(tmp_path):
             writer.add(np.zeros((16, 16, 3), dtype=np.uint8))
 
 
+def test_frames_of_two_sizes_are_no_video(tmp_path):
+    with pytest.raises(InputError, match=r"\(a frame of \(8, 16, 3\) after one of \(16, 8, 3\)\)"):  # noqa: SIM117
+        with encoders.writing_video(tmp_path / "x.mp4", 10.0) as writer:
+            writer.add(np.zeros((16, 8, 3), dtype=np.uint8))
+            writer.add(np.zeros((8, 16, 3), dtype=np.uint8))
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -240,8 +247,8 @@ def test_without_a_renderer_it_is_said_what_to_install(no_choice):
 
 
 @pytest.mark.parametrize("name", ["Uneven", "DrawsNothing"])
-def test_an_environment_without_frames_is_told(name, monkeypatch):
-    with pytest.raises(InputError, match="draws no frames .* leave --video out"):
+def test_an_environment_without_frames_is_told(name, no_choice):
+    with pytest.raises(InputError, match=f"^environment '[^']*{name}-v0' draws no frames"):
         Drawing(named(name))
 
 
