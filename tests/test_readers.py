@@ -721,6 +721,8 @@ def test_a_suites_presets_are_its_protocol(name, protocol, shift):
 def test_the_shift_is_of_training_alone(tmp_path, private_home):
     from tql_offline.training.run import _shifted
 
-    episodes = load(str(ogbench_npz(tmp_path))).episodes
-    np.testing.assert_array_equal(_shifted(episodes, -1.0).rewards, episodes.rewards - 1)
-    assert _shifted(episodes, 0.0) is episodes
+    data = load(str(ogbench_npz(tmp_path)))
+    shifted = _shifted(data, -1.0).episodes
+    np.testing.assert_array_equal(shifted.rewards, data.episodes.rewards - 1)
+    np.testing.assert_array_equal(shifted.observations, data.episodes.observations)
+    assert _shifted(data, 0.0) is data

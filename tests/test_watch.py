@@ -15,7 +15,7 @@ from tql_offline.eval.report_data import read_run
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
-from tql_offline.training.watch import Watch, largest_return
+from tql_offline.training.watch import Watch, largest_return, make_watch
 
 TOKENS = 43
 EVEN, FLAT = [[3.0, 3.0]] * 2, [[3.0, 3.0], [0.4, 0.4]]
@@ -196,6 +196,19 @@ def test_a_seed_that_is_stopped_does_not_stop_the_others(explosive, tmp_path, mo
         run_seeds(config, [0, 1, 2], explosive, tmp_path, "r", SilentReporter())
     finished = [(tmp_path / f"r-s{seed}" / "result.json").exists() for seed in range(3)]
     assert finished == [True, False, True]
+
+
+def test_the_bound_is_of_the_rewards_that_training_sees(explosive, tmp_path, monkeypatch):
+    bounds = []
+
+    def make(config, episodes, tokens):
+        bounds.append(largest_return(episodes, config.discount))
+        return make_watch(config, episodes, tokens)
+
+    monkeypatch.setattr("tql_offline.training.run.make_watch", make)
+    config = settings(discount=0.99, dataset={"reward_shift": -2.0})
+    run_seeds(config, [0, 1], explosive, tmp_path, "r", SilentReporter())
+    assert bounds == pytest.approx([200.0, 200.0])
 
 
 def test_real_training_that_explodes_is_warned_of(explosive, tmp_path):

@@ -13,7 +13,6 @@ from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
-from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -236,6 +235,7 @@ class _Made:
 def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
     """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
     _refuse_images(dataset)
+    dataset = _shifted(dataset, config.dataset.reward_shift)
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
@@ -243,8 +243,7 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
         agent.normaliser.fit(dataset.episodes.observations)
     if buffer is None:
         n_step, discount = config.n_step, config.discount
-        episodes = _shifted(dataset.episodes, config.dataset.reward_shift)
-        buffer = make_buffer(episodes, n_step=n_step, discount=discount, device=device)
+        buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
     generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
     updates, execution = prepare(config, agent, buffer, generator, window)
     return _Made(
@@ -261,10 +260,12 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
     )
 
 
-def _shifted(episodes: Episodes, shift: float) -> Episodes:
+def _shifted(dataset: Dataset, shift: float) -> Dataset:
+    """Data with the rewards that training sees, whatever of it looks at them."""
     if not shift:
-        return episodes
-    return replace(episodes, rewards=episodes.rewards + np.float32(shift))
+        return dataset
+    rewards = dataset.episodes.rewards + np.float32(shift)
+    return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
 
 
 def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
