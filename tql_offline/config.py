@@ -192,17 +192,17 @@ class ExecutionConfig(Table):
     )
 
 
-Action = Literal["warn", "stop", "off"]
+Reaction = Literal["warn", "stop", "off"]
 
 
 class WatchConfig(Table):
     """What is done when training goes wrong; a number that is none always stops it."""
 
-    exploding_q: Action = Field("warn", description="mean Q beyond what the data's rewards allow")
+    exploding_q: Reaction = Field("warn", description="mean Q beyond what the data's rewards allow")
     q_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         3.0, description="times the largest return of the data, beyond which Q explodes"
     )
-    collapsed_entropy: Action = Field(
+    collapsed_entropy: Reaction = Field(
         "warn", description="a layer's mean attention entropy below 0.5 nats"
     )
     patience: Few = Field(3, description="log lines in a row before a rule takes effect")
