@@ -189,10 +189,14 @@ def _read(
         paths = slice_paths(path, slices)
         columns = read_slices(paths, *mends, only=only, floats=floats)
         return columns, in_background(lambda: slices_sha256(paths))
-    if slices:
-        raise InputError(f"{path} is one file, of which --slices takes no part; leave it out")
+    _refuse_slices(path, slices)
     columns = read_columns(path, *mends, only=only, floats=floats)
     return columns, sha256_in_background(path)
+
+
+def _refuse_slices(path: Path, slices: int) -> None:
+    if slices:
+        raise InputError(f"{path} is one file, of which --slices takes no part; leave it out")
 
 
 def _first_task(name: DatasetName) -> str:
@@ -236,20 +240,11 @@ def _load_flat(
     path: Path, slices: int, *, limit: int | None = None, clips: bool = False
 ) -> Dataset:
     """A file in D4RL's layout."""
-    if slices:
-        raise InputError(f"{path} is one file, of which --slices takes no part; leave it out")
+    _refuse_slices(path, slices)
     columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
     digest = sha256_in_background(path)
     episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=clips)
-    return Dataset(
-        episodes=episodes,
-        name=path.stem,
-        path=path,
-        digest=digest,
-        source="own file",
-        env_id=None,
-        notes=tuple(notes),
-    )
+    return _own(episodes, path, digest, notes=tuple(notes))
 
 
 def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
@@ -313,6 +308,18 @@ def _of_own_columns(
         masks=masks,
         lengths=lengths,
     )
+    return _own(episodes, path, digest, env_id=env_id)
+
+
+def _own(
+    episodes: Episodes,
+    path: Path,
+    digest: "Future[str]",
+    *,
+    env_id: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Data of a user's own."""
     return Dataset(
         episodes=episodes,
         name=path.stem,
@@ -320,6 +327,7 @@ def _of_own_columns(
         digest=digest,
         source="own file",
         env_id=env_id,
+        notes=notes,
     )
 
 

@@ -1,6 +1,7 @@
 """Minari's HDF5 storage: `main_data.hdf5`, a group per episode."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,11 +10,7 @@ import numpy as np
 
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.hdf5 import check_layout, claimed_bytes, hdf5_column, hdf5_item
-from tql_offline.datasets.minari import (
-    Leaf,
-    RawEpisode,
-    data_folder,
-)
+from tql_offline.datasets.minari import Leaf, RawEpisode, data_folder, metadata_of
 from tql_offline.datasets.reading import (
     MAX_COLUMNS,
     Wanted,
@@ -24,7 +21,6 @@ from tql_offline.datasets.reading import (
 )
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import read_json
 
 MAIN = "main_data.hdf5"
 COLUMNS = "tql_offline_columns"
@@ -48,8 +44,7 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
         InputError: the folder is none of Minari's, of Arrow storage, of spaces that are no Box, or
             damaged; or an info is no number per row.
     """
-    data = data_folder(folder)
-    metadata = read_json(data / "metadata.json")
+    data, metadata = data_folder(folder), metadata_of(folder)
     if metadata.get("data_format") != "hdf5":
         raise InputError(
             f"{folder} is stored as {shown(metadata.get('data_format'))}; only Minari's hdf5 "
@@ -62,11 +57,7 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
                 f"{folder} has an {key} of type {shown(kind)} where a Box is needed; flatten it "
                 "with Minari first"
             )
-    path = data / MAIN
-    if not is_there(path):
-        raise InputError(f"{path} does not exist; check the path")
-    named = damage_named(path, "Minari file", "get the dataset again")
-    with named, h5py.File(path, "r") as file:
+    with _opened(data) as (path, file):
         groups = _episode_groups(path, file)
         items = [_items(path, group, infos) for group in groups]
         _check_items(path, items)
@@ -80,6 +71,17 @@ def files_of(folder: Path) -> list[Path]:
     """The files that a dataset in this storage is in."""
     data = data_folder(folder)
     return [data / MAIN, data / "metadata.json"]
+
+
+@contextmanager
+def _opened(data: Path) -> Iterator[tuple[Path, h5py.File]]:
+    """The file in a dataset's `data` folder; whatever is wrong with it becomes one sentence."""
+    path = data / MAIN
+    if not is_there(path):
+        raise InputError(f"{path} does not exist; check the path")
+    named = damage_named(path, "Minari file", "get the dataset again")
+    with named, h5py.File(path, "r") as file:
+        yield path, file
 
 
 def _space_type(text: Any) -> Any:
@@ -99,11 +101,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
     Raises:
         InputError: the file is missing or damaged, or an episode lacks its last observation.
     """
-    path = data / MAIN
-    if not is_there(path):
-        raise InputError(f"{path} does not exist; check the path")
-    named = damage_named(path, "Minari file", "get the dataset again")
-    with named, h5py.File(path, "r") as file:
+    with _opened(data) as (path, file):
         if not len(file):
             raise InputError(f"{path} holds no episode; get the dataset again")
         claimed = 0

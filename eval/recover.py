@@ -22,6 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
+from tql_offline.eval.environments import one_line, quiet
 
 _WRAPPERS = (
     "ClipAction",
@@ -90,7 +91,7 @@ def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
         except Exception as error:
             raise InputError(
                 f"environment {registered.id} of Minari dataset {shown(name)} cannot be made "
-                f"({' '.join(str(error).split())[:200].rstrip('.')}); give --env"
+                f"({one_line(error)[:200]}); give --env"
             ) from error
     space = env.action_space
     if not _has_bounds(space, actions):
@@ -136,8 +137,6 @@ def _spec(text: Any, name: str) -> dict[str, Any]:
 
 def _registered(spec: Mapping[str, Any], name: str) -> Any:
     """What is registered under the id of a specification."""
-    from tql_offline.eval.environments import quiet  # which imports this on use
-
     with quiet():
         import ogbench  # noqa: F401  (registers its environments)
     package = _package(spec)
