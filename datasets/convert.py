@@ -15,7 +15,6 @@ A target is written aside, read again and compared with the source, and renamed 
 
 import hashlib
 import os
-import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import write_json, writing
+from tql_offline.runs import put_folder, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
@@ -91,7 +90,10 @@ def convert(
                 for name, column in columns.items()
             },
         }
-        _put(aside, target)
+        if target.is_dir():
+            put_folder(aside, target)
+        else:
+            aside.replace(target)
     write_json(target.with_name(f"{target.name}.json"), manifest)
     return manifest
 
@@ -125,29 +127,7 @@ def _aside(target: Path) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _put(aside: Path, target: Path) -> None:
-    """Rename into place; a folder in the way goes when the new one is there."""
-    if not target.is_dir():
-        aside.replace(target)
-        return
-    old = target.with_name(f".{os.getpid()}.old.{target.name}")
-    target.rename(old)
-    try:
-        aside.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    _remove(old)
+        remove(aside)
 
 
 def _digest(column: Array) -> str:

@@ -396,7 +396,7 @@ def test_force_never_removes_what_is_not_an_exports(trained, tmp_path, capsys):
     assert (weights / "policy.safetensors").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("moment", ["make_card", "_put_in_place"])
+@pytest.mark.parametrize("moment", ["make_card", "put_folder"])
 def test_a_stopped_export_leaves_what_was_there(trained, tmp_path, monkeypatch, moment):
     out = tmp_path / "models" / "model"
     export_run(trained("rebrac").path, out, onnx=False)

@@ -218,10 +218,37 @@ def remove_parts(folder: Path) -> None:
     """
     with writing(folder):
         for part in sorted(folder.glob(".*.part")):
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+            remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file or a link, if it is there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_folder(aside: Path, target: Path) -> None:
+    """Rename a whole folder to its place; what was there goes once it is there.
+
+    Raises:
+        OSError: it cannot be renamed; what was there is there still.
+    """
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    finally:
+        if old.exists() and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():  # stopped between the two
+            old.rename(target)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

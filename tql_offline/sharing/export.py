@@ -12,7 +12,7 @@ import torch
 
 from tql_offline.config import Config
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, write_atomic, write_json, writing
+from tql_offline.runs import RunFolder, put_folder, write_atomic, write_json, writing
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
 from tql_offline.sharing.model import SCHEMA, ModelFolder
@@ -77,7 +77,7 @@ def export_run(
     try:
         comparison = _write(aside, config, acting, facts, onnx)
         with writing(out):
-            _put_in_place(aside.path, out)
+            put_folder(aside.path, out)
     finally:
         shutil.rmtree(aside.path, ignore_errors=True)
     return Exported(folder=out, facts=facts, comparison=comparison)
@@ -107,20 +107,6 @@ def check_destination(out: Path, *, force: bool) -> None:
             )
     if any(out.iterdir()) and not model.document.is_file():
         raise InputError(f"{out} is not an earlier export; choose another --out")
-
-
-def _put_in_place(aside: Path, out: Path) -> None:
-    """Rename a whole folder to its place; what was there goes once it is there."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        if out.exists():
-            out.rename(old)
-        aside.rename(out)
-    finally:
-        if old.exists() and out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():  # stopped between the two
-            old.rename(out)
 
 
 def _write(
