@@ -257,11 +257,14 @@ def _book(
     outcome: Outcome, slots: _Slots, observations: Array, arrays: SlotArrays
 ) -> list[tuple[int, Episode]]:
     """Take over what came of an order, and return the episodes that it finished."""
+    order = outcome.order
     if outcome.lost:
-        slots.abandon(outcome.order.slots)
+        slots.abandon(order.slots)
         return []
-    observations[outcome.order.slots] = arrays.observations[outcome.order.slots]
-    return list(slots.record(np.array(outcome.order.steps, dtype=np.int64), arrays))
+    steps = np.array(order.steps, dtype=np.int64)
+    moved = np.array(order.slots) if order.resets else steps
+    observations[moved] = arrays.observations[moved]
+    return list(slots.record(steps, arrays))
 
 
 def evaluate(
