@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from agent_cases import METHODS
 from safetensors.torch import load_file, save_file
 
@@ -560,7 +561,6 @@ def test_a_card_says_how_the_model_was_made(trained, own, tmp_path):
 
 
 def test_the_front_matter_is_yaml(scored, tmp_path):
-    yaml = pytest.importorskip("yaml")
     text = (
         export_run(scored.path, tmp_path / "model", onnx=False).folder / "README.md"
     ).read_text()
