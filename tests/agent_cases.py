@@ -79,17 +79,17 @@ def fit(sample, updates, **settings):
 
 
 def bandit(reward, draw):
-    """One state, one step: transitions of actions drawn by `draw(generator)`, `(256, n_a)`."""
+    """One state, one step: transitions of actions drawn by `draw(generator)`, `(B, n_a)`."""
 
     def sample(generator):
         actions = draw(generator)
-        states, zeros = torch.zeros(256, 1), torch.zeros(256)
+        states, zeros = torch.zeros(len(actions), 1), torch.zeros(len(actions))
         rewards = reward(actions)
-        ones = torch.ones(256)
+        ones = torch.ones(len(actions))
         return Batch(states, actions, rewards, states, zeros, rewards, actions, ones)
 
     return sample
 
 
-def uniform(generator):
-    return (torch.rand(256, 1, generator=generator) * 2 - 1) * 0.999
+def uniform(generator, count=64):
+    return (torch.rand(count, 1, generator=generator) * 2 - 1) * 0.999

@@ -351,6 +351,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_bytes(trained, tmp_path):
     folder = trained()
     first = export_run(folder.path, tmp_path / "a").folder

@@ -181,10 +181,10 @@ def test_known_answer_one_step_bandit():
     )
     agent = build(config, 1, 1)
     for step in range(400):
-        actions = torch.rand(256, 1, generator=generator) * 2 - 1
-        states = torch.randn(256, 1, generator=generator)
+        actions = torch.rand(64, 1, generator=generator) * 2 - 1
+        states = torch.randn(64, 1, generator=generator)
         rewards = -(actions - 0.5).square().squeeze(1)
-        zeros = torch.zeros(256)
+        zeros = torch.zeros(64)
         batch = Batch(states, actions, rewards, states, zeros, rewards, actions, zeros)
         set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, 400)
         agent.update(batch, generator, step + 1)

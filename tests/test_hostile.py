@@ -863,8 +863,8 @@ def test_hostile_parts_are_refused(tmp_path, kind):
 # Fuzz.
 
 INPUTS = {
-    **{"dataset-npz": 60, "dataset-hdf5": 60, "checkpoint": 30, "config": 40, "suite": 40},
-    **{"run": 30, "report": 2, "merged": 4},
+    **{"dataset-npz": 40, "dataset-hdf5": 40, "checkpoint": 20, "config": 30, "suite": 30},
+    **{"run": 20, "report": 2, "merged": 4},
 }
 
 

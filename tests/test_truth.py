@@ -41,17 +41,21 @@ def test_implicit_value_is_the_expectile_of_q(kind):
 def test_conservative_q_is_a_lower_bound_on_unseen_actions():
     """r = 0 everywhere, data only of a > 0: the true Q is 0, the unseen half must lie below it."""
     sample = bandit(lambda a: torch.zeros(len(a)), lambda g: uniform(g).abs())
-    agent = fit(sample, 300, objective="conservative", conservative={"alpha": 1.0, "samples": 4})
-    assert q_of(agent, -0.8) < q_of(agent, 0.5) - 0.5
-    assert q_of(agent, -0.8) < -0.2
+    agent, free = (
+        fit(sample, 100, objective="conservative", conservative={"alpha": alpha, "samples": 4})
+        for alpha in (1.0, 1e-9)
+    )
+    # Where there are no data, whatever the network makes of them is no answer: 0 ± 2 without α.
+    assert q_of(agent, -0.8) < min(q_of(free, -0.8), 0) - 4
+    assert q_of(agent, 0.5) == pytest.approx(0, abs=0.1)
 
 
 def test_flow_fits_two_modes_that_a_gaussian_cannot():
     """Actions near -0.8 and 0.8: flow samples lie on both, the Gaussian's action on neither."""
 
     def modes(generator):
-        sign = torch.randint(0, 2, (256, 1), generator=generator) * 2.0 - 1
-        return sign * 0.8 + 0.02 * torch.randn(256, 1, generator=generator)
+        sign = torch.randint(0, 2, (64, 1), generator=generator) * 2.0 - 1
+        return sign * 0.8 + 0.02 * torch.randn(64, 1, generator=generator)
 
     sample = bandit(lambda a: torch.zeros(len(a)), modes)
     implicit = {"extraction": "best-of-n", "samples": 2}
@@ -119,12 +123,12 @@ def test_cloned_gaussian_has_the_datas_mean_however_many_actions_lie_at_the_boun
 
 def corridor(generator):
     """Three cells, one-hot; a > 0 moves right, else left; -1 a step; the third ends the task."""
-    cell = torch.randint(0, 2, (256,), generator=generator)
-    actions = uniform(generator)
+    cell = torch.randint(0, 2, (128,), generator=generator)
+    actions = uniform(generator, len(cell))
     to = (cell + torch.where(actions.squeeze(1) > 0, 1, -1)).clamp(min=0)
     eye = torch.eye(3)
-    rewards, discounts = -torch.ones(256), GAMMA * (to < 2).float()
-    unknown = torch.zeros(256)
+    rewards, discounts = -torch.ones(len(cell)), GAMMA * (to < 2).float()
+    unknown = torch.zeros(len(cell))
     return Batch(eye[cell], actions, rewards, eye[to], discounts, rewards, actions, unknown)
 
 
@@ -142,7 +146,7 @@ OPTIMAL = {(1, 0.7): -1.0, (0, 0.7): -1.9, (0, -0.7): -2.71, (1, -0.7): -2.71}
     ids=["flow", "flow transformer", "implicit"],
 )
 def test_q_reaches_the_optimum_of_a_known_mdp(settings):
-    agent = fit(corridor, 700, **settings)
+    agent = fit(corridor, 400, **settings)
     with torch.no_grad():
         for (cell, action), wanted in OPTIMAL.items():
             q = agent.critic(torch.eye(3)[cell : cell + 1], torch.tensor([[action]])).mean()
