@@ -2,14 +2,15 @@
 
 A board holds runs that may be compared: one protocol, one moment of judging success, one version of
 each simulator. Other runs are on boards of their own. A task whose dataset has two contents has two
-rows. The run (seed) is the unit: a score is the mean over runs, its spread theirs. What a paper
-prints stands beside as reported; it has no runs, so it enters no interval and no test.
+rows, a method that was trained with two settings on one task two columns (variants.py). The run
+(seed) is the unit: a score is the mean over runs, its spread theirs. What a paper prints stands
+beside as reported; it has no runs, so it enters no interval and no test.
 """
 
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from tql_offline.eval.statistics import (
     t_interval,
     widened_tail,
 )
+from tql_offline.eval.variants import Settings, settings_of, variant_names
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
@@ -82,6 +84,7 @@ class Measured:
         updates: done.
         seconds: spent in updates; NaN where the run did not record it.
         flops: operations of matrix products in all updates; NaN where they were not counted.
+        settings: that the run was trained with; see `variants`.
     """
 
     name: str
@@ -99,6 +102,7 @@ class Measured:
     updates: int
     seconds: float
     flops: float
+    settings: Settings
 
     @property
     def label(self) -> str:
@@ -200,39 +204,47 @@ def measured(run: Run) -> Measured | str:
         return "is unfinished"
     label = protocol_label(result.get("protocol"))
     known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
-    known = [e for e in known if math.isfinite(e.score)]
+    known = [e for e in known if math.isfinite(e.score) and run.plans(e)]
     seed = count(result.get("seed"))
     task = _string(result.get("dataset")) or _string(result.get("task"))
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
-    if len(known) < known[-1].counted:
-        return f"has {len(known)} evaluations where its protocol counts {known[-1].counted}"
+    counted = known[-known[-1].counted :]
+    if len(counted) < known[-1].counted:
+        return f"has {len(known)} planned evaluations where its protocol counts {known[-1].counted}"
+    settings = {_setting(run, label, evaluation) for evaluation in counted}
+    if len(settings) > 1:
+        played = "; ".join(sorted(map(str, settings)))
+        return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
     scores = [e.score for e in known]
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
     return Measured(
         name=run.name,
-        setting=_setting(run, label, known[-1]),
+        setting=settings.pop(),
         task=task,
         method=_string(result.get("method")) or "unnamed",
         size=_string(result.get("size")),
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),
-        score=_mean(scores[-known[-1].counted :]),
+        score=_mean([e.score for e in counted]),
         last=scores[-1],
         last_three=_mean(scores[-3:]) if len(scores) >= 3 else math.nan,
         best=max(scores),
         updates=updates,
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,
+        settings=settings_of(run),
     )
 
 
-def _setting(run: Run, protocol: str, last: Evaluation) -> Setting:
-    facts = run.provenance
-    timing = last.success_timing or _string(lookup(facts, "success_timing"))
-    return Setting(protocol, timing, *(_string(lookup(facts, name)) for name in SIMULATORS))
+def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
+    """What an evaluation was played with; where that was not recorded, what the run began with."""
+    facts, played = run.provenance, dict(evaluation.versions)
+    timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
+    versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
+    return Setting(protocol, timing, *versions)
 
 
 def _string(value: Any) -> str:
@@ -266,7 +278,9 @@ def make_boards(
 def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
-    distinct = _distinct(runs, warnings)
+    names = variant_names(runs)
+    named = [replace(run, method=name) for run, name in zip(runs, names, strict=True)]
+    distinct = _distinct(named, warnings)
     cells: dict[tuple[str, str], list[Measured]] = {}
     for run, task in zip(distinct, _row_names(distinct), strict=True):
         cells.setdefault((task, run.label), []).append(run)
@@ -451,7 +465,7 @@ def _rank_estimates(
     for index, (label, value) in enumerate(mean_ranks(board).items()):
         runs = [np.array(board.scores[t, label].runs) for t in board.tasks]
         low = high = math.nan
-        if any(len(task) > 1 for task in runs):
+        if all(len(task) > 1 for task in runs):
             tail = widened_tail(runs, 0.95)
             low, high = np.quantile(spread[:, index], [tail, 1 - tail]).tolist()
         found[label] = Estimate(value=value, low=low, high=high)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tql_offline.eval.leaderboard import Board, Score, average, domains
-from tql_offline.eval.leaderboard_page import BoardSection, spread
+from tql_offline.eval.leaderboard_page import BoardSection, is_percent, spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
@@ -129,19 +129,20 @@ def _latex_row(board: Board, task: str) -> str:
     cells = [escape_latex(task)]
     for label, bold in zip(board.labels, board.bold(task), strict=True):
         score = board.scores.get((task, label))
-        text = "--" if score is None else _latex_spread(score.mean, score.sd)
+        text = "--" if score is None else _latex_spread(score.mean, score.sd, is_percent(board))
         cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
     return rf"{' & '.join(cells)} \\"
 
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
     found = (average(board, label, tasks) for label in board.labels)
-    cells = ["--" if pair is None else _latex_spread(*pair) for pair in found]
+    percent = is_percent(board)
+    cells = ["--" if pair is None else _latex_spread(*pair, percent) for pair in found]
     return rf"{' & '.join([escape_latex(name), *cells])} \\"
 
 
-def _latex_spread(mean: float, sd: float) -> str:
-    return spread(mean, sd).replace(" ± ", r" $\pm$ ")
+def _latex_spread(mean: float, sd: float, percent: bool) -> str:
+    return spread(mean, sd, percent).replace(" ± ", r" $\pm$ ")
 
 
 _LATEX = {

@@ -1,7 +1,7 @@
 """Boards as tables, sentences and plots of the report's page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
 from tql_offline.eval.published import PublishedSize
+from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_data import known_protocol
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
 from tql_offline.eval.report_tables import NONE, Cell, Table, cell, figure, make_table, number_cell
@@ -18,9 +19,12 @@ from tql_offline.eval.statistics import (
     checked_table,
     estimate_improvement,
     estimate_profile,
+    holm,
     mean_of_tasks,
 )
 
+MAX_NAMED = 6
+"""Settings that a sentence names."""
 MAX_COMPARED = 8
 """Columns of runs of which every pair is compared."""
 
@@ -59,16 +63,17 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     generator = np.random.default_rng(0)
     overall = summaries(board, generator)
     scalings = scaling_of(board, generator)
-    tables = [score_table(board), average_table(board), summary_table(overall)]
+    percent = is_percent(board)
+    tables = [score_table(board), average_table(board), summary_table(overall, percent)]
     if pairs := improvement_table(board, generator):
         tables.append(pairs)
-    tables += [scaling_table(scaling) for scaling in scalings]
+    tables += [scaling_table(scaling, percent) for scaling in scalings]
     if scalings and printed:
         tables.append(printed_table(printed))
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(*(trend_sentence(scaling) for scaling in scalings), *board.notes),
+        sentences=(*trend_sentences(scalings), *board.notes),
         plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
@@ -82,27 +87,32 @@ def is_success(board: Board) -> bool:
     return known is None or known.score == "success"
 
 
+def is_percent(board: Board) -> bool:
+    """Whether scores are of the order of 100: success rates, or normalised as D4RL's are."""
+    known = known_protocol(board.setting.protocol)
+    return is_success(board) or (known is not None and SCALES.get(known.references) == 100)
+
+
 # Numbers.
 
 
-def plain(value: float) -> str:
-    """A score as papers print it: whole percents, large returns in four figures.
+def plain(value: float, percent: bool) -> str:
+    """A score as papers print it: whole percents, anything else in four figures.
 
-    >>> plain(39.76), plain(float("nan"))
-    ('40', '—')
+    >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
+    ('40', '0.5876', '—')
     """
-    if math.isnan(value):
-        return NONE
-    return f"{round(value)}" if abs(value) <= 1000 else figure(value)
+    return f"{round(value)}" if percent and abs(value) <= 1000 else figure(value)
 
 
-def spread(mean: float, sd: float) -> str:
-    """Mean and deviation.
+def spread(mean: float, sd: float, percent: bool) -> str:
+    """Mean and deviation, the latter in two figures beside a mean of four.
 
-    >>> spread(39.76, 6.84)
-    '40 ± 7'
+    >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
+    ('40 ± 7', '0.5876 ± 0.012')
     """
-    return f"{plain(mean)} ± {plain(sd)}"
+    deviation = plain(sd, percent) if percent or math.isnan(sd) else f"{sd:.2g}"
+    return f"{plain(mean, percent)} ± {deviation}"
 
 
 def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
@@ -117,13 +127,14 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
     return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
 
 
-def score_cell(score: Score | None, bold: bool) -> Cell:
+def score_cell(score: Score | None, bold: bool, percent: bool) -> Cell:
     """Mean ± deviation over runs and how many runs there are, if they are known."""
     if score is None:
         return Cell(text=NONE)
-    text = spread(score.mean, score.sd)
+    text = spread(score.mean, score.sd, percent)
     if score.runs:
-        text = f"{text if len(score.runs) > 1 else plain(score.mean)} ({len(score.runs)})"
+        alone = plain(score.mean, percent)
+        text = f"{text if len(score.runs) > 1 else alone} ({len(score.runs)})"
     return Cell(text=text, sort=score.mean, bold=bold)
 
 
@@ -132,10 +143,10 @@ def score_cell(score: Score | None, bold: bool) -> Cell:
 
 def score_table(board: Board) -> Table:
     """Tasks by methods."""
-    rows = []
+    rows, percent = [], is_percent(board)
     for task in board.tasks:
         marks = zip(board.labels, board.bold(task), strict=True)
-        cells = (score_cell(board.scores.get((task, label)), mark) for label, mark in marks)
+        cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
         rows.append((cell(task), *cells))
     return make_table(
         "Score by task: mean ± standard deviation over runs (number of runs); bold: at least "
@@ -150,11 +161,11 @@ def average_table(board: Board) -> Table:
     groups = domains(board)
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
-    rows = []
+    rows, percent = [], is_percent(board)
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]
         cells = (
-            Cell(text=NONE) if pair is None else Cell(text=spread(*pair), sort=pair[0])
+            Cell(text=NONE) if pair is None else Cell(text=spread(*pair, percent), sort=pair[0])
             for pair in found
         )
         rows.append((cell(name), *cells))
@@ -164,20 +175,26 @@ def average_table(board: Board) -> Table:
     return make_table(caption, ("domain", *board.labels), rows)
 
 
-def summary_table(overall: Sequence[Summary]) -> Table:
+def summary_table(overall: Sequence[Summary], percent: bool) -> Table:
     """Columns with a score on every task: aggregates with intervals."""
     names = ("mean", "IQM", "median", "optimality gap")
     rows = (
         (
             cell(summary.label),
             between(summary.rank, 2),
-            Cell(text=spread(summary.mean, summary.sd), sort=summary.mean),
-            *(between(summary.estimates[n]) if n in summary.estimates else cell("") for n in names),
+            Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
+            *(
+                between(summary.estimates[n], digits_of(percent))
+                if n in summary.estimates
+                else cell("")
+                for n in names
+            ),
         )
         for summary in overall
     )
     return make_table(
-        "Over all tasks: 95 % stratified bootstrap intervals over runs, widened for few runs",
+        "Over all tasks: 95 % stratified bootstrap intervals over runs, widened for few runs; none "
+        "where a task has one run",
         ("method", "mean rank", "as printed", *names),
         rows,
     )
@@ -206,7 +223,12 @@ def improvement_table(board: Board, generator: np.random.Generator) -> Table | N
     return make_table(caption, ("method", *labels), rows)
 
 
-def scaling_table(scaling: Scaling) -> Table:
+def digits_of(percent: bool) -> int:
+    """Decimals of an interval of scores."""
+    return 1 if percent else 3
+
+
+def scaling_table(scaling: Scaling, percent: bool) -> Table:
     """One method by size."""
     return make_table(
         f"{scaling.method} by size, over {_tasks(scaling)}: counted score, and beside it the last "
@@ -222,17 +244,17 @@ def scaling_table(scaling: Scaling) -> Table:
                 "FLOPs of updates",
             ),
         ),
-        (_size_row(point) for point in scaling.points),
+        (_size_row(point, digits_of(percent)) for point in scaling.points),
     )
 
 
-def _size_row(point: SizePoint) -> tuple[Cell, ...]:
+def _size_row(point: SizePoint, digits: int) -> tuple[Cell, ...]:
     return (
         cell(point.size),
         number_cell(point.parameters),
         number_cell(point.runs),
-        between(point.score),
-        between(point.difference, sign="+"),
+        between(point.score, digits),
+        between(point.difference, digits, "+"),
         between(point.relative, 0, "+", 100),
         *(number_cell(value) for value in (point.last, point.last_three, point.best)),
         number_cell(point.updates_per_second),
@@ -252,7 +274,7 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
         (
             cell(point.method),
             Cell(text=f"{point.parameters / 1e6:g}M", sort=point.parameters),
-            Cell(text=spread(point.mean, point.sd), sort=point.mean),
+            Cell(text=spread(point.mean, point.sd, percent=True), sort=point.mean),
         )
         for point in printed
     )
@@ -263,21 +285,37 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
 # Scaling in a sentence and a picture.
 
 
-def trend_sentence(scaling: Scaling) -> str:
-    """Whether a bigger critic helped, as far as the runs can tell."""
+def trend_sentences(scalings: Sequence[Scaling]) -> Iterator[str]:
+    """Whether a bigger critic helped each method of a board, as far as the runs can tell.
+
+    Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
+    """
+    for scaling, p in zip(scalings, holm([s.trend.p for s in scalings]), strict=True):
+        yield trend_sentence(scaling, p, len(scalings))
+
+
+def trend_sentence(scaling: Scaling, p: float, tests: int) -> str:
+    """The answer for one method.
+
+    Args:
+        scaling: of the method.
+        p: two-sided, corrected for `tests` methods.
+        tests: methods that were asked for.
+    """
     trend, last = scaling.trend, scaling.points[-1]
-    if trend.p_rise < 0.05:
-        answer = "scores rise with size"
-    elif trend.p_fall < 0.05:
-        answer = "scores fall with size"
-    else:
-        answer = "these runs show no trend with size"
+    answer = "these runs show no trend with size"
+    if p < 0.05:
+        answer = f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
     difference = between(last.difference, sign="+").text
+    corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""
+    names = ", ".join(scaling.differing[:MAX_NAMED])
+    more = ", …" if len(scaling.differing) > MAX_NAMED else ""
+    beside = f" Beside the size these runs differ in {names}{more}." if names else ""
     return (
         f"{scaling.method}, {scaling.points[0].size} to {last.size}, over {_tasks(scaling)}: "
         f"{answer} (Jonckheere and Terpstra's test by permutation within tasks: concordance "
-        f"{trend.concordance:+.2f}, p = {trend.p_rise:.3f} of a rise and {trend.p_fall:.3f} of a "
-        f"fall); {last.size} against {scaling.points[0].size}: {difference}."
+        f"{trend.concordance:+.2f}, two-sided p = {p:.3f}{corrected}); "
+        f"{last.size} against {scaling.points[0].size}: {difference}.{beside}"
     )
 
 

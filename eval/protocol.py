@@ -123,6 +123,17 @@ def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
     return [*regular, steps]
 
 
+def is_planned(protocol: Protocol, steps: int, step: int) -> bool:
+    """Whether `step` is one of `evaluation_steps`, of which a stranger's run may have any number.
+
+    >>> [is_planned(get("ogbench-singletask"), 250_000, k) for k in (150_000, 200_000, 250_000)]
+    [False, True, True]
+    """
+    if protocol.evaluations:
+        return 0 < step <= steps and step in evaluation_steps(protocol, steps)
+    return step == steps or (0 < step < steps and step % protocol.evaluate_every == 0)
+
+
 def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     """Distinct seeds of an evaluation's episodes.
 

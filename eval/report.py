@@ -251,15 +251,17 @@ def csp_hash(script: str) -> str:
 # Tables
 
 
-def _success_cell(successes: int | None, episodes: int) -> Cell:
+def _success_cell(successes: int | None, episodes: int, starts: int | None = None) -> Cell:
     if successes is None:
         return Cell(text=NONE)
-    text = f"{successes}/{episodes} ({rate_text(successes, episodes)})"
+    text = f"{successes}/{episodes} ({rate_text(successes, episodes, starts=starts)})"
     return Cell(text=text, sort=successes / episodes)
 
 
 def _score_success_cell(score: Score | None) -> Cell:
-    return Cell(text=NONE) if score is None else _success_cell(score.successes, score.episodes)
+    if score is None:
+        return Cell(text=NONE)
+    return _success_cell(score.successes, score.episodes, score.starts)
 
 
 def _steps_cell(score: Score) -> Cell:

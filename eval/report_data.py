@@ -22,7 +22,7 @@ from tql_offline.documents import (
 )
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
-from tql_offline.eval.protocol import Protocol, protocols
+from tql_offline.eval.protocol import Protocol, is_planned, protocols
 from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json
 
 MAX_DEPTH = 16
@@ -36,6 +36,8 @@ MAX_NUMBERS = 5 * 10**6
 
 MAX_CURVES = 500
 MAX_WARNINGS = 1000
+MAX_VERSIONS = 20
+"""Packages of an evaluation."""
 MAX_SENTENCE = 500
 """Characters of what a run was warned of."""
 
@@ -73,6 +75,7 @@ class Evaluation:
         successes: how many of them succeeded; None where success is not defined.
         score: in the protocol's unit; NaN where none was given.
         details: every episode, where they were recorded.
+        versions: of the simulators it was played with, where they were recorded.
     """
 
     step: int
@@ -87,6 +90,7 @@ class Evaluation:
     length_mean: float
     score: float
     details: tuple[Episode, ...]
+    versions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,15 @@ class Run:
     def finished(self) -> bool:
         """Whether the run wrote its result."""
         return bool(self.result)
+
+    def plans(self, evaluation: Evaluation) -> bool:
+        """Whether training played it, and not somebody who asked for one more checkpoint.
+
+        Of a protocol that is not known, and of a run of unknown length, every evaluation counts.
+        """
+        protocol = known_protocol(evaluation.protocol)
+        steps = count(self.config.get("steps")) or count(self.result.get("updates"))
+        return protocol is None or not steps or is_planned(protocol, steps, evaluation.step)
 
     @property
     def steps_done(self) -> int:
@@ -426,7 +439,14 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         length_mean=_mean([math.nan if e.length is None else e.length for e in details]),
         score=number(line.get("score")),
         details=details,
+        versions=_versions(line),
     )
+
+
+def _versions(line: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    versions = line.get("versions")
+    known = versions.items() if isinstance(versions, dict) else ()
+    return tuple(sorted((k, v) for k, v in known if isinstance(v, str))[:MAX_VERSIONS])
 
 
 def _text(value: Any, name: str) -> str:
@@ -528,6 +548,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         length_mean=math.nan,
         score=number(row.get("score")),
         details=(),
+        versions=_versions(row),
     )
 
 

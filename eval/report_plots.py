@@ -21,6 +21,7 @@ from tql_offline.eval.report_scores import (
     parameters_of,
     policy_order,
     setting_of,
+    success_interval,
     tokens_of,
 )
 from tql_offline.eval.statistics import wilson_interval
@@ -333,7 +334,7 @@ def _size_line(found: list[tuple[int, Score]], label: str, colour: int) -> Line:
     """Points of one series; runs of one size stand side by side."""
     points = sorted(found, key=lambda item: item[0])
     counts = [(score.successes or 0, score.episodes) for _, score in points]
-    ends = [wilson_interval(k, n) for k, n in counts]
+    ends = [success_interval(s.successes or 0, s.episodes, s.starts) for _, s in points]
     return Line(
         label=label,
         x=_side_by_side([parameters for parameters, _ in points]),

@@ -22,7 +22,8 @@ class Score:
     """The counted evaluations of one policy of one run under one protocol, taken together.
 
     Attributes:
-        evaluations: the last ones, at most `counted` of them, ascending in step.
+        evaluations: the last that were planned, at most `counted` of them, ascending in step; the
+            last of all where none was.
         counted: how many the protocol counts.
     """
 
@@ -38,6 +39,13 @@ class Score:
     def episodes(self) -> int:
         """Episodes of all counted evaluations."""
         return sum(e.episodes for e in self.evaluations)
+
+    @property
+    def starts(self) -> int:
+        """Different episodes among them: evaluations of one run begin from the same states."""
+        seeds = {episode.seed for e in self.evaluations for episode in e.details}
+        most = max(e.episodes for e in self.evaluations)
+        return most if None in seeds else max(len(seeds), most)
 
     @property
     def successes(self) -> int | None:
@@ -59,16 +67,35 @@ def percent(rate: float, episodes: int) -> str:
     return f"{100 * rate:.{0 if episodes < 200 else 1}f}"
 
 
-def rate_text(successes: int, episodes: int, interval_name: str = "") -> str:
+def rate_text(
+    successes: int, episodes: int, interval_name: str = "", starts: int | None = None
+) -> str:
     """A success rate with its 95% Wilson interval.
+
+    Args:
+        successes: of the episodes.
+        episodes: how many were played.
+        interval_name: what stands before the interval.
+        starts: of how many different initial states, which the interval counts: an episode that
+            begins as another one did tells little more. None: all are different.
 
     >>> rate_text(49, 50).replace(chr(160), " ")
     '98 %, 90–100 %'
+    >>> rate_text(135, 150, starts=50).replace(chr(160), " ")
+    '90 %, 79–96 %'
     """
-    low, high = wilson_interval(successes, episodes)
+    low, high = success_interval(successes, episodes, starts)
     rate = percent(successes / episodes, episodes)
     between = f"{percent(low, episodes)}–{percent(high, episodes)}"
     return f"{rate}\u00a0%, {interval_name}{between}\u00a0%"
+
+
+def success_interval(
+    successes: int, episodes: int, starts: int | None = None
+) -> tuple[float, float]:
+    """95 % Wilson interval of a success rate over so many different initial states."""
+    different = starts or episodes
+    return wilson_interval(successes * different / episodes, different)
 
 
 def scores_of(run: Run) -> tuple[Score, ...]:
@@ -78,10 +105,16 @@ def scores_of(run: Run) -> tuple[Score, ...]:
         policies = groups.setdefault(setting_of(evaluation), {})
         policies.setdefault(evaluation.policy, []).append(evaluation)
     return tuple(
-        Score(evaluations=tuple(found[-found[-1].counted :]), counted=found[-1].counted)
+        _score(run, found)
         for policies in groups.values()
         for _, found in sorted(policies.items(), key=lambda item: policy_order(item[0]))
     )
+
+
+def _score(run: Run, found: list[Evaluation]) -> Score:
+    counted = found[-1].counted
+    planned = [evaluation for evaluation in found if run.plans(evaluation)]
+    return Score(evaluations=tuple((planned or found)[-counted:]), counted=counted)
 
 
 def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:
@@ -199,9 +232,10 @@ def _outcome(score: Score, first: bool) -> str:
         value = score.mean(lambda e: e.return_mean)
         return f"mean return {figure(value)} over {score.episodes} episodes"
     if not first:
-        rate = rate_text(score.successes, score.episodes)
+        rate = rate_text(score.successes, score.episodes, starts=score.starts)
         return f"{score.successes}/{score.episodes} ({rate})"
-    rate = rate_text(score.successes, score.episodes, "95\u00a0% Wilson interval ")
+    name = "95\u00a0% Wilson interval "
+    rate = rate_text(score.successes, score.episodes, name, score.starts)
     number = len(score.evaluations)
     where = "" if number == 1 else f" in the last {number} evaluations"
     return f"{score.successes}/{score.episodes} successes{where} ({rate})"

@@ -16,6 +16,7 @@ from tql_offline.eval.statistics import (
     mean_of_tasks,
     size_trend,
 )
+from tql_offline.eval.variants import differing
 
 NOTHING = Estimate(value=math.nan, low=math.nan, high=math.nan)
 
@@ -54,12 +55,18 @@ class SizePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """A method at two or more sizes, smallest first; `trend` asks whether scores rise with size."""
+    """A method at two or more sizes, smallest first.
+
+    Attributes:
+        trend: whether scores rise with size.
+        differing: settings other than the size that differ between runs of one task.
+    """
 
     method: str
     tasks: tuple[str, ...]
     points: tuple[SizePoint, ...]
     trend: Trend
+    differing: tuple[str, ...]
 
 
 def scaling_of(
@@ -95,6 +102,9 @@ def _scaling(
             [[run.score for run in task] for task in flat],
             generator,
             permutations=resamples,
+        ),
+        differing=tuple(
+            dict.fromkeys(key for task in flat for key in differing(run.settings for run in task))
         ),
     )
 

@@ -33,21 +33,21 @@ _BLOCK_CELLS = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic and its interval; bounds are NaN where no task has two runs."""
+    """A statistic and its interval; bounds are NaN where a task has one run."""
 
     value: float
     low: float
     high: float
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success probability.
 
     With p = successes / n and z the normal quantile of (1 + confidence) / 2:
     (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n) (Wilson, 1927, "Probable inference").
 
     Args:
-        successes: number of successful episodes.
+        successes: number of successful episodes; a rate of repeated episodes may be a fraction.
         n: number of episodes.
         confidence: coverage in (0, 1).
 
@@ -173,7 +173,8 @@ def estimate(
     """A statistic of a table with its stratified bootstrap interval.
 
     Runs are drawn with replacement within each task; bounds are quantiles of the statistic,
-    widened for few runs (see this module's docstring).
+    widened for few runs (see this module's docstring). A task with one run would count as known
+    exactly, and the interval cover 33 % where it says 95 %: there is none then.
 
     Args:
         statistic: such as `interquartile_mean`.
@@ -187,7 +188,7 @@ def estimate(
     """
     tasks = checked_table(table)
     value = float(statistic(tasks))
-    if all(len(task) == 1 for task in tasks):
+    if any(len(task) == 1 for task in tasks):
         return Estimate(value=value, low=math.nan, high=math.nan)
     drawn = _resampled(statistic, tasks, generator, resamples)
     tail = widened_tail(tasks, confidence)
@@ -207,11 +208,11 @@ def estimate_profile(
 
     Returns:
         The profile and the band's lower and upper ends, `(thresholds,)` each; the ends are NaN
-        where every task has one run.
+        where a task has one run.
     """
     tasks = checked_table(table)
     profile = np.asarray(performance_profile(tasks, thresholds))
-    if all(len(task) == 1 for task in tasks):
+    if any(len(task) == 1 for task in tasks):
         return profile, np.full_like(profile, math.nan), np.full_like(profile, math.nan)
 
     def of(drawn: Sequence[Scores]) -> Any:
@@ -277,7 +278,6 @@ def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     Φ(-√(n/(n - 1)) t), where n is the runs per task and t has the degrees of freedom of the sum of
     the tasks' variances (Satterthwaite, 1946, "An approximate distribution").
     """
-    tasks = [task for task in tasks if len(task) > 1]
     counts = np.array([len(task) for task in tasks])
     squares = np.array([task.var(ddof=1) for task in tasks]) / counts  # of the means' errors
     total = squares.sum()
@@ -320,6 +320,11 @@ class Trend:
     p_rise: float
     p_fall: float
 
+    @property
+    def p(self) -> float:
+        """Of a trend in either direction: two-sided."""
+        return min(1.0, 2 * min(self.p_rise, self.p_fall))
+
 
 def size_trend(
     sizes: Sequence[ArrayLike],
@@ -356,6 +361,21 @@ def size_trend(
         p_rise=float((1 + (dealt >= observed).sum()) / (1 + permutations)),
         p_fall=float((1 + (dealt <= observed).sum()) / (1 + permutations)),
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, so that the chance of any false claim stays that of one.
+
+    Holm (1979, "A simple sequentially rejective multiple test procedure").
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for done, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - done) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def _size_signs(sizes: ArrayLike, task: Scores) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ def make_run(
     *,
     size: str = "tiny",
     seed: int = 0,
-    steps: int = 20_000,
+    steps: int = 0,
     successes: tuple[int, ...] = (3, 21, 44, 49),
     behaviour: int | None = 0,
     protocol: str = "quick",
@@ -39,12 +39,17 @@ def make_run(
     sha256: str = SHA256,
 ) -> RunFolder:
     """A run folder as `train` leaves it, of made-up numbers drawn from its seed."""
+    every = 100_000 if protocol.startswith("ogbench") else 5_000
+    steps = steps or every * len(successes)
     folder = RunFolder(path)
     path.mkdir(parents=True)
     facts = provenance(size, mujoco, sha256)
     folder.config.write_text(tomli_w.dumps(config(size, seed, steps, protocol)))
     folder.provenance.write_text(json.dumps(facts))
-    write_lines(folder.metrics, [metrics(step, steps, seed) for step in range(100, steps + 1, 100)])
+    write_lines(
+        folder.metrics,
+        [metrics(step, steps, seed) for step in range(100, steps + 1, max(100, steps // 200))],
+    )
     at = [steps * i // len(successes) for i in range(1, len(successes) + 1)]
     lines = [
         evaluation(step, "learned", k, protocol, steps)
@@ -204,10 +209,10 @@ def write_result(
     """A result.json of made-up scores: the mean of `successes`, in percent of 50 episodes."""
     facts = provenance(size, other.pop("mujoco", "3.3.5"), SHA256)
     lines = [
-        evaluation(100 * i, "learned", count, "ogbench-singletask", 100)
+        evaluation(100_000 * i, "learned", count, "ogbench-singletask", 100)
         for i, count in enumerate(successes, start=1)
     ]
-    args = (path.stem, size, seed, 300, "ogbench-singletask", method, SHA256, lines, facts)
+    args = (path.stem, size, seed, 300_000, "ogbench-singletask", method, SHA256, lines, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result(*args) | {"dataset": task} | other))
     return path

@@ -23,10 +23,12 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
-from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.leaderboard_files import as_latex
+from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import read_result
+from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.runs import find_results
 
@@ -154,7 +156,109 @@ def test_a_seed_counts_once(tmp_path):
 def test_too_few_evaluations_are_no_score(tmp_path):
     """Of a protocol that counts the last three."""
     path = write_result(tmp_path / "result.json", successes=(10, 20))
-    assert measured(read_result(path)) == "has 2 evaluations where its protocol counts 3"
+    assert measured(read_result(path)) == ("has 2 planned evaluations where its protocol counts 3")
+
+
+def test_an_evaluation_asked_for_beside_changes_no_score(tmp_path):
+    path = write_result(tmp_path / "result.json", successes=(10, 20, 30))
+    document = json.loads(path.read_text())
+    extra = document["evaluations"][-1] | {"step": 250_000, "score": 100.0, "success_rate": 1.0}
+    document["evaluations"].append(extra)
+    path.write_text(json.dumps(document))
+    run = read_result(path)
+    assert measured(run).score == pytest.approx(40)
+    (score,) = scores_of(run)
+    assert [e.step for e in score.evaluations] == [100_000, 200_000, 300_000]
+
+
+def test_a_score_is_of_the_versions_that_it_was_played_with(tmp_path):
+    path = write_result(tmp_path / "result.json", mujoco="3.3.5")
+    document = json.loads(path.read_text())
+    for line in document["evaluations"]:
+        line["versions"] = {"mujoco": "3.9.0"}
+    path.write_text(json.dumps(document))
+    assert measured(read_result(path)).setting.mujoco == "3.9.0"
+    del document["evaluations"][0]["versions"]
+    path.write_text(json.dumps(document))
+    assert "cannot be compared (" in measured(read_result(path))
+
+
+def with_settings(path, **settings):
+    document = json.loads(path.read_text()) | {"settings": settings}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_runs_of_unlike_settings_are_columns_of_their_own(tmp_path):
+    """Of seeds 0 and 1 on one task; on another task a third value is no difference."""
+    common = {"steps": 300_000, "execution": {"compile": "on"}}
+    paths = [
+        with_settings(
+            write_result(tmp_path / f"{task}-{seed}-result.json", task=TASKS[task], seed=seed),
+            **common, seed=seed, flow={"alpha": alpha}, device="cuda" if seed else "cpu",
+        )
+        for task, seed, alpha in ((0, 0, 300.0), (0, 1, 3.0), (1, 0, 3.0), (1, 1, 3.0))
+    ]  # fmt: skip
+    (board,), warnings = boards_of(paths)
+    assert board.measured == ("TQL (flow.alpha 3.0) tiny", "TQL (flow.alpha 300.0) tiny")
+    assert len(board.scores[TASKS[0], "TQL (flow.alpha 3.0) tiny"].runs) == 1
+    assert len(board.scores[TASKS[1], "TQL (flow.alpha 3.0) tiny"].runs) == 2
+    assert warnings == []
+    (board,), _ = boards_of([paths[0], paths[2]])
+    assert board.measured == ("TQL tiny",)
+
+
+def test_a_trend_is_claimed_at_5_percent_over_both_directions_and_all_methods(tmp_path):
+    (board,), _ = boards_of(by_size(tmp_path, {}))
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+
+    def sentences(*p_values):
+        trends = (replace(scaling.trend, p_rise=p, p_fall=1 - p) for p in p_values)
+        return list(trend_sentences([replace(scaling, trend=trend) for trend in trends]))
+
+    assert ["scores rise" in s for s in sentences(0.024)] == [True]
+    assert ["scores rise" in s for s in sentences(0.026)] == [False]
+    assert ["scores rise" in s for s in sentences(0.024, 0.5)] == [False, False]
+    assert ["scores fall" in s for s in sentences(0.99, 0.5)] == [True, False]
+
+
+def test_sizes_of_unlike_settings_are_told(tmp_path):
+    paths = [
+        with_settings(
+            write_result(tmp_path / f"{size}-{seed}-result.json", size=size, seed=seed), steps=steps
+        )
+        for size, steps in (("tiny", 300_000), ("large", 1_000_000))
+        for seed in range(2)
+    ]
+    page = write_report([], tmp_path / "out", merged=paths, published=False)
+    assert "Beside the size these runs differ in steps." in page.markdown.read_text()
+
+
+def test_an_interval_needs_two_runs_of_every_task(tmp_path):
+    paths = [
+        write_result(
+            tmp_path / f"{task}-{seed}-{k}-result.json",
+            task=TASKS[task], seed=seed, method=f"M{k}", successes=(10 + k + seed,) * 3,
+        )
+        for k in range(2)
+        for task, seeds in ((0, 3), (1, 1 + k))
+        for seed in range(seeds)
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    found = {s.label: s for s in summaries(board, np.random.default_rng(0))}
+    for label, has in (("M0 tiny", False), ("M1 tiny", True)):
+        for estimate in (*found[label].estimates.values(), found[label].rank):
+            assert np.isfinite([estimate.low, estimate.high]).all() == has
+
+
+def test_scores_between_0_and_1_keep_their_figures(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    setting = found.setting._replace(protocol="minari v1")
+    runs = [replace(found, setting=setting, seed=s, score=0.55 + 0.05 * s) for s in range(2)]
+    (board,), _ = make_boards(runs)
+    section = board_section(board, "b")
+    assert section.tables[0].rows[0][1].text == "0.575 ± 0.025 (2)"
+    assert r"0.575 $\pm$ 0.025" in as_latex([section])
 
 
 def test_summaries_of_a_known_table(tmp_path):
@@ -222,10 +326,10 @@ def by_size(folder, flops):
 
 
 def test_scores_stand_against_flops_where_every_run_counted_them(tmp_path):
-    flops = {"tiny": 2 * 10**9, "large": 5 * 10**12}
+    flops = {"tiny": 2 * 10**6, "large": 5 * 10**9}
     (board,), _ = boards_of(by_size(tmp_path / "counted", flops))
     (scaling,) = scaling_of(board, np.random.default_rng(0))
-    assert [point.flops for point in scaling.points] == [300 * flops[s] for s in flops]
+    assert [point.flops for point in scaling.points] == [300_000 * flops[s] for s in flops]
     page = write_report([], tmp_path / "a", merged=by_size(tmp_path / "counted", flops))
     html = page.html.read_text()
     assert "Success, %, by FLOPs" in html

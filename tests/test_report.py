@@ -102,15 +102,15 @@ def test_score_row_holds_counts_means_and_identity(run, tmp_path):
 
 
 def test_last_three_evaluations_are_pooled_where_the_protocol_counts_them(tmp_path):
-    run = make_run(
-        tmp_path / "r", steps=2000, successes=(1, 10, 20, 45), protocol="ogbench-singletask"
-    )
+    run = make_run(tmp_path / "r", successes=(1, 10, 20, 45), protocol="ogbench-singletask")
     _, markdown = written([run], tmp_path / "out")
-    assert "75/150 successes in the last 3 evaluations (50 %" in markdown
+    # The interval counts the 50 initial states, from which all three were played.
+    pooled = "75/150 successes in the last 3 evaluations (50 %, 95 % Wilson interval 37–63 %)"
+    assert pooled in markdown.replace("\u00a0", " ")
     learned, behaviour = rows(markdown, "Scores")[1:]
-    assert learned[3].strip() == "1 000–2 000 (3)"
+    assert learned[3].strip() == "200 000–400 000 (3)"
     assert float(learned[7]) == pytest.approx(50)
-    assert behaviour[3].strip() == "2 000–2 000 (1 of 3)"
+    assert behaviour[3].strip() == "400 000–400 000 (1 of 3)"
     assert "counted: the last 3 evaluations" in markdown
 
 

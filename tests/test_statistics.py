@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from tql_offline.errors import InputError
+from tql_offline.eval.report_scores import success_interval
 from tql_offline.eval.statistics import (
     checked_table,
     estimate,
@@ -227,3 +228,19 @@ def test_the_generator_is_the_only_randomness():
     first = estimate(mean_of_tasks, table, np.random.default_rng(4))
     second = estimate(mean_of_tasks, table, np.random.default_rng(4))
     assert first == second != estimate(mean_of_tasks, table, np.random.default_rng(5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_runs_wilson_interval_covers_whatever_its_evaluations_share(share):
+    """Three evaluations from the same 50 states, of which a share ends alike every time."""
+    rng, rate = np.random.default_rng(0), 0.7
+    first = rng.random((2000, 1, 50)) < rate
+    alike = rng.random((2000, 1, 50)) < share
+    played = np.where(alike, first, rng.random((2000, 3, 50)) < rate)
+
+    def covered(starts):
+        bounds = [success_interval(k, 150, starts) for k in played.sum(axis=(1, 2)).tolist()]
+        return np.mean([low <= rate <= high for low, high in bounds])
+
+    assert covered(50) > 0.93
+    assert (covered(150) > 0.93) == (share == 0)

@@ -158,6 +158,7 @@ def write_result(folder: RunFolder) -> None:
             "seed": config.seed,
             "protocol": asdict(protocol),
             "updates": steps[-1],
+            "settings": config.model_dump(mode="json"),
             "evaluations": [_summary(line) for line in latest.values()],
             "warnings": [str(line.get("sentence")) for line in read_jsonl(folder.warnings)],
             "provenance": provenance,
@@ -173,4 +174,5 @@ def _summary(line: dict[str, Any]) -> dict[str, Any]:
         "success_rate": line["success_rate"],
         "return_mean": line["return_mean"],
         "score": line["score"],
+        "versions": line.get("versions"),
     }

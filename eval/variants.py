@@ -1,0 +1,103 @@
+"""Runs of one method that were trained with different settings are columns of their own.
+
+Only runs of one task, size and data are compared: a column may well have a setting per task. What
+cannot change a policy is no setting here.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol as Interface
+from typing import TypeVar
+
+from tql_offline.eval.report_data import Run, flatten
+from tql_offline.eval.report_tables import as_text
+
+Settings = Mapping[str, str]
+"""Flattened: `flow.alpha` to `300.0`; empty where it is not known."""
+
+_ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
+"""Told by the method, the size and the seed."""
+_EVERY_TABLE = ("dataset.", "execution.", "watch.", "evaluation.")
+_KEPT = ("dataset.normalise", "dataset.reward_shift", "execution.precision")
+_WITHOUT_EFFECT = (
+    *("device", "log_every", "checkpoint_every", "tracker"),
+    "conservative.rows_at_once",
+)
+_SHOWN = 4
+"""Settings that a name tells."""
+_WIDTH = 40
+
+
+class Trained(Interface):
+    """What is compared of a run."""
+
+    @property
+    def task(self) -> str:
+        """Its row."""
+
+    @property
+    def method(self) -> str:
+        """Its column, without size."""
+
+    @property
+    def size(self) -> str:
+        """Of its critic."""
+
+    @property
+    def dataset_sha256(self) -> str:
+        """Of its data."""
+
+    @property
+    def settings(self) -> Settings:
+        """It was trained with."""
+
+
+Item = TypeVar("Item", bound=Trained)
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """What a run was trained with that may change its policy."""
+    recorded = run.result.get("settings")
+    flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
+    return {key: as_text(value)[:_WIDTH] for key, value in flat.items() if _matters(key)}
+
+
+def _matters(key: str) -> bool:
+    if key in _KEPT:
+        return True
+    return key not in (*_ELSEWHERE, *_WITHOUT_EFFECT) and not key.startswith(_EVERY_TABLE)
+
+
+def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
+    """Keys whose values differ among those that are known."""
+    known = [table for table in settings if table]
+    keys = dict.fromkeys(key for table in known for key in table)
+    return tuple(key for key in keys if len({table.get(key) for table in known}) > 1)
+
+
+def variant_names(runs: Sequence[Item]) -> list[str]:
+    """Each run's method; with the settings that tell it from the others where some differ."""
+    cells: dict[tuple[str, ...], list[Item]] = {}
+    for run in runs:
+        cells.setdefault((run.method, run.task, run.size, run.dataset_sha256), []).append(run)
+    keys: dict[str, dict[str, None]] = {}
+    for (method, *_), found in cells.items():
+        different = differing(run.settings for run in found)
+        keys.setdefault(method, {}).update(dict.fromkeys(different))
+    return [_name(run, tuple(keys[run.method])) for run in runs]
+
+
+def _name(run: Trained, keys: tuple[str, ...]) -> str:
+    if not keys:
+        return run.method
+    if not run.settings:
+        return f"{run.method} (settings unknown)"
+    told = [f"{key} {run.settings.get(key, 'unset')}" for key in keys[:_SHOWN]]
+    more = [f"variant {_variant(run, keys)}"] if len(keys) > _SHOWN else []
+    return f"{run.method} ({', '.join(told + more)})"
+
+
+def _variant(run: Trained, keys: tuple[str, ...]) -> str:
+    """A short name of all the values."""
+    values = "\n".join(run.settings.get(key, "") for key in keys)
+    return hashlib.sha256(values.encode("utf-8", "replace")).hexdigest()[:6]
