@@ -96,7 +96,13 @@ def test_presets_know_sizes_and_yield_to_what_was_asked_for():
 
 def test_preset_follows_the_dataset_family():
     assert family_of("cube-double-play-singletask-task1-v0") == "cube-double"
-    assert family_of("antmaze-large-navigate-singletask-v0") == ""
+    giant = resolve({"dataset": {"name": "antmaze-giant-navigate-singletask-v0"}})
+    assert (giant.flow.alpha, giant.discount, giant.critic.reduction) == (10.0, 0.995, "min")
+    assert resolve({"dataset": {"name": "antmaze-large-diverse-v2"}}).flow.alpha == 3.0
+    assert family_of("antmaze-large-navigate-singletask-v0") == "antmaze"
+    assert family_of("antmaze-medium-play-v2") == "antmaze-medium-play"
+    assert family_of("humanoidmaze-large-navigate-singletask-task2-v0") == "humanoidmaze"
+    assert family_of("powderworld-easy-play-v0") == ""
     puzzle = resolve({"dataset": {"name": "puzzle-3x3-play-singletask-task1-v0"}})
     assert puzzle.flow.alpha == 1000.0
 

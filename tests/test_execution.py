@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, read_json
+from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
 from tql_offline.training.loop import SilentReporter, next_event
@@ -67,7 +68,11 @@ def numbers(folder):
 
 
 def test_seeds_at_once_are_each_what_it_is_alone(data, alone, tmp_path):
+    started = time.perf_counter()
     folders = run_seeds(settings(), (0, 1, 2), data, tmp_path, "", SilentReporter())
+    passed = time.perf_counter() - started
+    spent = [line["seconds"] for folder in folders for line in read_jsonl(folder.timing)]
+    assert sum(spent) < passed  # each seed's own time, though they took turns
     for one, other in zip(alone, folders, strict=True):
         assert numbers(one) == numbers(other)
         assert one.config.read_bytes() == other.config.read_bytes()

@@ -18,7 +18,7 @@ import pytest
 
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, remove_parts
 from tql_offline.training import checkpoint, loop
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run
@@ -137,6 +137,31 @@ def test_a_kill_inside_a_write_loses_nothing(
     assert contents(folder) == contents(whole)
     assert folder.result.is_file()
     assert parts(folder) == []
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["between the renamings", "after them"])
+def test_what_a_kill_left_of_a_replaced_folder_goes_back_or_away(tmp_path, replaced):
+    for name in [".100.1.old", *(["100"] if replaced else [])]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text(name)
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["100"]
+    assert (tmp_path / "100" / "state.json").read_text() == ("100" if replaced else ".100.1.old")
+
+
+def test_a_checkpoint_is_written_once(unscored, config, tmp_path, monkeypatch):
+    """A stop at the step of a checkpoint asks for it a second time."""
+    written, original = [], checkpoint.save
+
+    def save(folder, agent, generator, state, window):
+        written.append(state.step)
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(folder, agent, generator, state, window)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, unscored, tmp_path, "r", SilentReporter())
+    assert written == [3]
 
 
 REFUSALS = {

@@ -213,12 +213,21 @@ def write_atomic(path: Path, text: str) -> None:
 def remove_parts(folder: Path) -> None:
     """Remove what a process that was killed had written aside in a folder: `.<name>.part`.
 
+    What it had moved away to make room, `.<name>.<process>.old`, goes back where nothing took its
+    place.
+
     Raises:
         InputError: it cannot be removed.
     """
     with writing(folder):
         for part in sorted(folder.glob(".*.part")):
             remove(part)
+        for old in sorted(folder.glob(".*.old")):
+            target = folder / old.name[1:].rsplit(".", 2)[0]
+            if target.exists():
+                remove(old)
+            else:
+                old.rename(target)
 
 
 def remove(path: Path) -> None:

@@ -6,6 +6,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+ROUNDING = 1e-6
+"""Of a number itself, some units in the last place of float32."""
+
 
 class Normaliser(nn.Module):
     """Brings every observation dim to zero mean and unit deviation; the identity until fitted."""
@@ -19,10 +22,15 @@ class Normaliser(nn.Module):
         self.register_buffer("std", torch.ones(observation_dim))
 
     def fit(self, observations: NDArray[np.generic]) -> None:
-        """Take mean and deviation of observations `(rows, n_s)`; a constant dim keeps its scale."""
+        """Take mean and deviation of observations `(rows, n_s)`; a constant dim keeps its scale.
+
+        So does one whose deviation is what rounding to float32 leaves of a constant.
+        """
+        mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64)
-        self.mean.copy_(torch.as_tensor(observations.mean(axis=0, dtype=np.float64)))
-        self.std.copy_(torch.as_tensor(np.where(std > 0, std, 1.0)))
+        varies = std > ROUNDING * np.maximum(np.abs(mean), 1.0)
+        self.mean.copy_(torch.as_tensor(mean))
+        self.std.copy_(torch.as_tensor(np.where(varies, std, 1.0)))
 
     def forward(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
         """`(s - mean)/std`."""

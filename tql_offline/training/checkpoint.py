@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tql_offline.agents import Agent
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import read_json, write_json, writing
+from tql_offline.runs import put_folder, read_json, write_json, writing
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
@@ -79,8 +79,7 @@ def save(
             tensors = _detached(window.tensors()) if window else {}
             _save_file(tensors, aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+            put_folder(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final

@@ -116,6 +116,7 @@ class Training:
         watch: judges every line of metrics.
         window: the metrics since the last log step.
         stream: of a GPU, where several runs' work may overlap; None takes the default one.
+        saved: the step of the checkpoint written last, -1 before the first.
     """
 
     config: Config
@@ -133,6 +134,7 @@ class Training:
     window: MetricsWindow = field(default_factory=MetricsWindow)
     stream: torch.cuda.Stream | None = None
     clock: Callable[[], float] = time.perf_counter
+    saved: int = -1
 
 
 class Scores(Protocol):
@@ -206,7 +208,8 @@ def train(trainings: Sequence[Training]) -> None:
     stop = Stop()
     try:
         with stop.handling():
-            failures = _take_turns([(t.stream, _train(t, stop)) for t in trainings])
+            runs = [(t.stream, _train(t, stop, len(trainings))) for t in trainings]
+            failures = _take_turns(runs)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("; ".join(_how_to_go_on(training.folder) for training in trainings))
         raise
@@ -243,8 +246,11 @@ def _how_to_go_on(folder: RunFolder) -> str:
     return f"last checkpoint {last}, `tql-offline train --resume {folder.path}` goes on"
 
 
-def _train(training: Training, stop: Stop) -> Iterator[None]:
-    """One run, a launch of updates at a time.
+def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
+    """One run of several on one device, a launch of updates at a time.
+
+    Its seconds are its own: on a CPU the other runs' turns are not counted; on streams of a GPU,
+    where all go on at once, it takes an equal share of the time.
 
     Raises:
         Stopped: a stop was requested; a checkpoint was written.
@@ -255,7 +261,7 @@ def _train(training: Training, stop: Stop) -> Iterator[None]:
     while step < config.steps:
         step += update(training, step + 1, next_event(training, step) - step)
         if step % config.log_every == 0 or step == config.steps:
-            elapsed = training.clock() - started
+            elapsed = (training.clock() - started) / (runs if training.stream else 1)
             log(training, step, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
@@ -269,7 +275,10 @@ def _train(training: Training, stop: Stop) -> Iterator[None]:
             pause = training.clock()
             evaluate(training, step, stop)
             started += training.clock() - pause
+        pause = training.clock()
         yield
+        if not training.stream:
+            started += training.clock() - pause
     finish(training, stop)
     training.finished()
 
@@ -342,12 +351,14 @@ def heed(training: Training, warnings: Sequence[Warned]) -> None:
 
 
 def save(training: Training, step: int) -> None:
-    """Write a checkpoint of the step just done.
+    """Write a checkpoint of the step just done, if that was not done yet.
 
     Raises:
         InputError: a loss since the last log step, or a parameter, is not finite; every checkpoint
             that exists is a good one.
     """
+    if training.saved == step:
+        return
     last = _last_checkpoint(training.folder)
     check_finite(training.window.means(), step, last)
     if parameter := checkpoint.non_finite_parameter(training.agent):
@@ -359,6 +370,7 @@ def save(training: Training, step: int) -> None:
     )
     folder, agent = training.folder.checkpoints, training.agent
     checkpoint.save(folder, agent, training.generator, state, training.window)
+    training.saved = step
 
 
 def _last_checkpoint(folder: RunFolder, until: float = math.inf) -> str:

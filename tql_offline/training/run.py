@@ -200,13 +200,13 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
                 f"{trained_on}; restore that file"
             )
         made = _make(config, dataset)
+        for place in (folder.path, folder.checkpoints):
+            remove_parts(place)
         made.folder, made.step = folder, max(folder.checkpoint_steps(), default=0)
         if made.step:
             saved = folder.checkpoints / str(made.step)
             checkpoint.load_networks(saved, made.agent)
             checkpoint.load_training_state(saved, made.agent, made.generator, made.window)
-        for place in (folder.path, folder.checkpoints):
-            remove_parts(place)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, made.step)
         _train([made], reporter)
