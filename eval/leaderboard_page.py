@@ -12,7 +12,16 @@ from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_data import known_protocol
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
-from tql_offline.eval.report_tables import NONE, Cell, Table, cell, figure, make_table, number_cell
+from tql_offline.eval.report_tables import (
+    NONE,
+    Cell,
+    Table,
+    cell,
+    figure,
+    grouped,
+    make_table,
+    number_cell,
+)
 from tql_offline.eval.scaling import Scaling, SizePoint, scaling_of
 from tql_offline.eval.statistics import (
     Estimate,
@@ -73,12 +82,30 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(*trend_sentences(scalings), *board.notes),
+        sentences=(*trend_sentences(scalings), *shortfall(board), *board.notes),
         plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
     )
+
+
+def shortfall(board: Board) -> Iterator[str]:
+    """How many cells are less than a full result of the protocol, where some are."""
+    known = known_protocol(board.setting.protocol)
+    if known is None:
+        return
+    updates: dict[tuple[str, str], list[int]] = {}
+    for run in board.runs:
+        updates.setdefault((run.task, run.label), []).append(run.updates)
+    seeds = sum(len(found) < known.seeds for found in updates.values())
+    short = sum(min(found) < known.training_steps for found in updates.values())
+    if seeds or short:
+        yield (
+            f"A full result of {board.setting.protocol} is {known.seeds} seeds of "
+            f"{grouped(known.training_steps)} updates: of {len(updates)} cells {seeds} have fewer "
+            f"seeds and {short} shorter runs."
+        )
 
 
 def is_success(board: Board) -> bool:

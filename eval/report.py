@@ -310,7 +310,8 @@ def _collapse_cell(run: Run) -> Cell:
 def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
     columns = (
         *("run", "policy", "success (95 % interval)", "step", "episodes", "mean return"),
-        *("mean length", "score", "method", "size", "parameters", "dataset", "protocol"),
+        *("mean length", "score", "last", "last three", "best (oracle)"),
+        *("method", "size", "parameters", "dataset", "protocol"),
     )
     rows = [
         (
@@ -322,6 +323,7 @@ def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
             number_cell(score.mean(lambda e: e.return_mean)),
             number_cell(score.mean(lambda e: e.length_mean)),
             number_cell(score.mean(lambda e: e.score)),
+            *(number_cell(value) for value in (score.last.score, score.last_three, score.best)),
             cell(method_of(run)),
             cell(size_of(run)),
             number_cell(parameters_of(run)),
@@ -455,7 +457,13 @@ def _page(
 def _formulas(runs: list[Run]) -> list[str]:
     """What a score means under each protocol that was used."""
     used = {(e.protocol, e.counted, e.success_timing) for run in runs for e in run.evaluations}
-    return [_formula(*setting) for setting in sorted(used)]
+    references = {
+        f"{dataset_of(run)}: of the mean return, {e.reference}."
+        for run in runs
+        for e in run.evaluations
+        if e.reference
+    }
+    return [_formula(*setting) for setting in sorted(used)] + sorted(references)
 
 
 def _formula(protocol: str, counted: int, success_timing: str) -> str:

@@ -76,6 +76,7 @@ class Evaluation:
         score: in the protocol's unit; NaN where none was given.
         details: every episode, where they were recorded.
         versions: of the simulators it was played with, where they were recorded.
+        reference: the scores that it was normalised by, in words; empty where it was not.
     """
 
     step: int
@@ -91,6 +92,7 @@ class Evaluation:
     score: float
     details: tuple[Episode, ...]
     versions: tuple[tuple[str, str], ...] = ()
+    reference: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,6 +442,7 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         score=number(line.get("score")),
         details=details,
         versions=_versions(line),
+        reference=_reference(line),
     )
 
 
@@ -447,6 +450,15 @@ def _versions(line: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     versions = line.get("versions")
     known = versions.items() if isinstance(versions, dict) else ()
     return tuple(sorted((k, v) for k, v in known if isinstance(v, str))[:MAX_VERSIONS])
+
+
+def _reference(line: dict[str, Any]) -> str:
+    reference = line.get("reference")
+    if not isinstance(reference, dict):
+        return ""
+    low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
+    source = str(reference.get("source"))[:MAX_KEY]
+    return f"{low:.6g} is 0 and {high:.6g} is {scale:g}, from {source}"
 
 
 def _text(value: Any, name: str) -> str:
@@ -549,6 +561,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         score=number(row.get("score")),
         details=(),
         versions=_versions(row),
+        reference=_reference(row),
     )
 
 

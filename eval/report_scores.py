@@ -25,10 +25,12 @@ class Score:
         evaluations: the last that were planned, at most `counted` of them, ascending in step; the
             last of all where none was.
         counted: how many the protocol counts.
+        every: all that may count.
     """
 
     evaluations: tuple[Evaluation, ...]
     counted: int
+    every: tuple[Evaluation, ...]
 
     @property
     def last(self) -> Evaluation:
@@ -52,6 +54,17 @@ class Score:
         """Successes among them; None where success is not defined."""
         known = [e.successes for e in self.evaluations if e.successes is not None]
         return sum(known) if len(known) == len(self.evaluations) else None
+
+    @property
+    def last_three(self) -> float:
+        """Mean score of the last three; NaN where there are fewer."""
+        scores = [e.score for e in self.every[-3:]]
+        return math.fsum(scores) / 3 if len(scores) == 3 else math.nan
+
+    @property
+    def best(self) -> float:
+        """The best score of all. An oracle: nobody knows it without playing."""
+        return max((e.score for e in self.every if not math.isnan(e.score)), default=math.nan)
 
     def mean(self, of: Callable[[Evaluation], float]) -> float:
         """Mean over the counted evaluations, each weighted by its episodes."""
@@ -113,8 +126,8 @@ def scores_of(run: Run) -> tuple[Score, ...]:
 
 def _score(run: Run, found: list[Evaluation]) -> Score:
     counted = found[-1].counted
-    planned = [evaluation for evaluation in found if run.plans(evaluation)]
-    return Score(evaluations=tuple((planned or found)[-counted:]), counted=counted)
+    every = [evaluation for evaluation in found if run.plans(evaluation)] or found
+    return Score(evaluations=tuple(every[-counted:]), counted=counted, every=tuple(every))
 
 
 def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:

@@ -222,6 +222,12 @@ def test_a_trend_is_claimed_at_5_percent_over_both_directions_and_all_methods(tm
     assert ["scores fall" in s for s in sentences(0.99, 0.5)] == [True, False]
 
 
+def test_less_than_a_full_result_is_told(tmp_path):
+    (board,), _ = boards_of(by_size(tmp_path, {}))
+    told = " ".join(board_section(board, "b").sentences).replace("\u00a0", " ")
+    assert "8 seeds of 1 000 000 updates: of 4 cells 4 have fewer seeds and 4 shorter" in told
+
+
 def test_sizes_of_unlike_settings_are_told(tmp_path):
     paths = [
         with_settings(

@@ -101,10 +101,26 @@ def test_score_row_holds_counts_means_and_identity(run, tmp_path):
     assert behaviour[1].strip() == "behaviour"
 
 
+def learned_cells(markdown):
+    """Last, last three and best score of the first run's learned policy."""
+    head, *found = rows(markdown, "Scores")
+    at = [cell.strip() for cell in head].index("last")
+    return found[0][at : at + 3]
+
+
+def test_the_references_of_a_normalised_score_are_told(run, tmp_path):
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    reference = {"min": 96.262799, "max": 3076.8331017826877, "scale": 100, "source": "d4rl/infos"}
+    write_lines(run.evaluations, [line | {"reference": reference} for line in lines])
+    _, markdown = written([run], tmp_path / "out")
+    assert "96.2628 is 0 and 3076.83 is 100, from d4rl/infos" in markdown
+
+
 def test_last_three_evaluations_are_pooled_where_the_protocol_counts_them(tmp_path):
     run = make_run(tmp_path / "r", successes=(1, 10, 20, 45), protocol="ogbench-singletask")
     _, markdown = written([run], tmp_path / "out")
     # The interval counts the 50 initial states, from which all three were played.
+    assert [float(cell) for cell in learned_cells(markdown)] == pytest.approx([90, 50, 90])
     pooled = "75/150 successes in the last 3 evaluations (50 %, 95 % Wilson interval 37–63 %)"
     assert pooled in markdown.replace("\u00a0", " ")
     learned, behaviour = rows(markdown, "Scores")[1:]
@@ -305,7 +321,7 @@ def test_texts_of_a_run_are_escaped(tmp_path):
     outside_code = re.sub(r"^```$.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
     assert not re.search(r"(?<!\\)<", outside_code)
     table = rows(markdown, "Scores")
-    assert {len(row) for row in table} == {13}
+    assert {len(row) for row in table} == {16}
     assert table[1][0].strip() == (
         r"a\|b \<script\>alert(1)\<script\> \`x\` \*y\* \[z\](javascript:1) \$v\$"
     )

@@ -175,4 +175,5 @@ def _summary(line: dict[str, Any]) -> dict[str, Any]:
         "return_mean": line["return_mean"],
         "score": line["score"],
         "versions": line.get("versions"),
+        "reference": line.get("reference"),
     }
