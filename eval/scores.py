@@ -1,15 +1,12 @@
-"""From episodes to an evaluation's score, and from evaluations to a run's."""
+"""From episodes to an evaluation's score, and which scores of a table are near its best."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference
-
-_COUNTED = {"last": 1, "last-3": 3}
 
 
 def evaluation_score(
@@ -40,43 +37,6 @@ def evaluation_score(
             f"protocol {protocol.name!r} normalises returns; give the reference scores of the data"
         )
     return reference.normalised(return_mean)
-
-
-def counted_evaluations(
-    protocol: Protocol, evaluations: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """The evaluations that make a run's score, ascending by step.
-
-    Args:
-        protocol: its `counted` says how many of the last.
-        evaluations: lines of `evaluations.jsonl` of one policy. Where a step was evaluated twice,
-            the later line counts.
-
-    Raises:
-        InputError: there are fewer evaluations than are counted.
-    """
-    by_step = {int(line["step"]): line for line in evaluations}
-    needed = _COUNTED[protocol.counted]
-    if len(by_step) < needed:
-        raise InputError(
-            f"the run has {len(by_step)} evaluations where protocol {protocol.name!r} counts the "
-            f"last {needed}; train longer or choose the protocol 'quick'"
-        )
-    return [by_step[step] for step in sorted(by_step)[-needed:]]
-
-
-def run_score(protocol: Protocol, evaluations: Sequence[Mapping[str, Any]]) -> float:
-    """A run's score: the mean over its counted evaluations.
-
-    Args:
-        protocol: its `counted` says how many of the last.
-        evaluations: lines of `evaluations.jsonl` of one policy.
-
-    Raises:
-        InputError: there are fewer evaluations than are counted.
-    """
-    counted = counted_evaluations(protocol, evaluations)
-    return float(np.mean([line["score"] for line in counted]))
 
 
 def bold(scores: Sequence[float], fraction: float) -> list[bool]:

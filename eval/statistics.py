@@ -255,23 +255,6 @@ def estimate_improvement(
     return estimate(probability, [*first, *second], generator, resamples=resamples)
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> Estimate:
-    """Mean of `first - second` where both were measured on the same seeds, with Student's t.
-
-    Args:
-        first: `(runs,)`, in the order of `second`'s seeds.
-        second: `(runs,)`.
-        confidence: coverage in (0, 1).
-    """
-    one, other = _finite(first), _finite(second)
-    if len(one) != len(other):
-        raise InputError(
-            f"{len(one)} and {len(other)} scores make no pairs; keep the seeds that both have"
-        )
-    low, high = t_interval(one - other, confidence=confidence)
-    return Estimate(value=float((one - other).mean()), low=low, high=high)
-
-
 def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     """The quantile at which a bootstrap of the tasks' mean is as wide as Student's t.
 

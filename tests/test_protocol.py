@@ -17,7 +17,7 @@ from tql_offline.eval.protocol import (
 )
 from tql_offline.eval.references import Reference, reference_for
 from tql_offline.eval.rollout import evaluate
-from tql_offline.eval.scores import bold, counted_evaluations, evaluation_score, run_score
+from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
 
 OGBENCH = get("ogbench-singletask")
@@ -127,20 +127,6 @@ def test_episode_seeds_are_distinct_and_repeat():
 def test_impossible_protocols_are_refused(change):
     with pytest.raises(InputError, match="protocol 'quick'"):
         dataclasses.replace(QUICK, **change)
-
-
-def lines(scores):
-    return [{"step": 100 * i, "score": score} for i, score in enumerate(scores, start=1)]
-
-
-def test_a_runs_score_counts_the_evaluations_its_protocol_counts():
-    evaluations = lines([90.0, 10.0, 20.0, 60.0])
-    assert run_score(OGBENCH, evaluations) == 30.0
-    assert run_score(QUICK, evaluations[::-1]) == 60.0
-    repeated = [*evaluations, {"step": 400, "score": 0.0}]
-    assert [line["score"] for line in counted_evaluations(OGBENCH, repeated)] == [10.0, 20.0, 0.0]
-    with pytest.raises(InputError, match=r"2 evaluations where .* last 3"):
-        run_score(OGBENCH, evaluations[:2])
 
 
 @pytest.mark.parametrize(

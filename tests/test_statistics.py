@@ -18,7 +18,6 @@ from tql_offline.eval.statistics import (
     mean_std,
     median_of_tasks,
     optimality_gap,
-    paired_difference,
     performance_profile,
     size_trend,
     t_interval,
@@ -108,9 +107,6 @@ def test_statistics_agree_with_scipy():
     assert improvement_probability(first, second) == pytest.approx(np.mean(wins))
     mean = stats.ttest_1samp(first[0], 0).confidence_interval(0.9)
     assert t_interval(first[0], confidence=0.9) == pytest.approx((mean.low, mean.high))
-    paired = stats.ttest_rel(first[0], second[0]).confidence_interval(0.95)
-    ours = paired_difference(first[0], second[0])
-    assert (ours.low, ours.high) == pytest.approx((paired.low, paired.high))
 
 
 def test_a_run_is_resampled_within_its_task_only():
@@ -184,8 +180,6 @@ def test_one_run_per_task_has_no_interval():
     assert math.isnan(got.low)
     assert math.isnan(got.high)
     assert all(map(math.isnan, t_interval([5.0])))
-    with pytest.raises(InputError, match="no pairs"):
-        paired_difference([1.0, 2.0], [1.0])
     with pytest.raises(InputError, match="no task"):
         estimate(mean_of_tasks, [], np.random.default_rng(0))
 
