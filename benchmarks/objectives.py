@@ -64,9 +64,12 @@ def last(line: Line, policy: str = "learned") -> Line | None:
 
 
 def interval(rates: list[float], episodes: int) -> tuple[float, float]:
-    """95 % interval of a mean success rate over seeds, of `episodes` episodes in each."""
+    """95 % interval of a mean success rate over seeds, of the same `episodes` episodes in each.
+
+    At least Wilson's of these: that every seed fails from 50 states tells little of other states.
+    """
     mean, seeds = float(np.mean(rates)), len(rates)
-    low, high = wilson_interval(round(mean * seeds * episodes), seeds * episodes)
+    low, high = wilson_interval(mean * episodes, episodes)
     if seeds > 1:
         half = float(stats.t.ppf(0.975, seeds - 1) * np.std(rates, ddof=1) / np.sqrt(seeds))
         low, high = min(low, mean - half), max(high, mean + half)
@@ -123,7 +126,7 @@ def behaviour(lines: Iterable[Line]) -> str:
     return (
         f"The behaviour flows that {len(clones)} of these runs trained beside their "
         f"policies succeed in {np.mean(rates):.1f} % of their episodes "
-        f"({min(rates):.0f} to {max(rates):.0f})."
+        f"(a run at least {min(rates):.0f}, at most {max(rates):.0f})."
     )
 
 
