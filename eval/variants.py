@@ -6,11 +6,13 @@ cannot change a policy is no setting here.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol as Interface
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from tql_offline.eval.report_data import Run, flatten
 from tql_offline.eval.report_tables import as_text
+
+if TYPE_CHECKING:
+    from tql_offline.eval.leaderboard import Measured
 
 Settings = Mapping[str, str]
 """Flattened: `flow.alpha` to `300.0`; empty where it is not known."""
@@ -28,33 +30,6 @@ _SHOWN = 4
 _WIDTH = 40
 
 
-class Trained(Interface):
-    """What is compared of a run."""
-
-    @property
-    def task(self) -> str:
-        """Its row."""
-
-    @property
-    def method(self) -> str:
-        """Its column, without size."""
-
-    @property
-    def size(self) -> str:
-        """Of its critic."""
-
-    @property
-    def dataset_sha256(self) -> str:
-        """Of its data."""
-
-    @property
-    def settings(self) -> Settings:
-        """It was trained with."""
-
-
-Item = TypeVar("Item", bound=Trained)
-
-
 def settings_of(run: Run) -> dict[str, str]:
     """What a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
@@ -69,15 +44,17 @@ def _matters(key: str) -> bool:
 
 
 def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
-    """Keys whose values differ among those that are known."""
-    known = [table for table in settings if table]
-    keys = dict.fromkeys(key for table in known for key in table)
-    return tuple(key for key in keys if len({table.get(key) for table in known}) > 1)
+    """Keys whose values differ where they are known; an older version may not have them all."""
+    values: dict[str, set[str]] = {}
+    for table in settings:
+        for key, value in table.items():
+            values.setdefault(key, set()).add(value)
+    return tuple(key for key, found in values.items() if len(found) > 1)
 
 
-def variant_names(runs: Sequence[Item]) -> list[str]:
+def variant_names(runs: Sequence["Measured"]) -> list[str]:
     """Each run's method; with the settings that tell it from the others where some differ."""
-    cells: dict[tuple[str, ...], list[Item]] = {}
+    cells: dict[tuple[str, ...], list[Measured]] = {}
     for run in runs:
         cells.setdefault((run.method, run.task, run.size, run.dataset_sha256), []).append(run)
     keys: dict[str, dict[str, None]] = {}
@@ -87,7 +64,7 @@ def variant_names(runs: Sequence[Item]) -> list[str]:
     return [_name(run, tuple(keys[run.method])) for run in runs]
 
 
-def _name(run: Trained, keys: tuple[str, ...]) -> str:
+def _name(run: "Measured", keys: tuple[str, ...]) -> str:
     if not keys:
         return run.method
     if not run.settings:
@@ -97,7 +74,7 @@ def _name(run: Trained, keys: tuple[str, ...]) -> str:
     return f"{run.method} ({', '.join(told + more)})"
 
 
-def _variant(run: Trained, keys: tuple[str, ...]) -> str:
+def _variant(run: "Measured", keys: tuple[str, ...]) -> str:
     """A short name of all the values."""
     values = "\n".join(run.settings.get(key, "") for key in keys)
     return hashlib.sha256(values.encode("utf-8", "replace")).hexdigest()[:6]
