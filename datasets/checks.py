@@ -144,6 +144,7 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
         if column in columns:
             values = _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
             own |= {column: values[~is_last], f"last_{column}": values[is_last]}
+    own.setdefault("masks", np.ones(rows - len(counts), np.float32))  # as the loader has it
     return View(
         observations=columns["observations"],
         actions=_numbers(columns, "actions", rows, name).reshape(rows, -1)[~is_last],

@@ -108,8 +108,13 @@ def read_any(source: Path, *, infos: bool = True) -> Mapping[str, Array]:
 
 
 def _format(target: Path, to: str) -> str:
-    by_suffix = {".npz": "npz", "": "minari"} | dict.fromkeys(HDF5_SUFFIXES, "hdf5")
+    by_suffix = {".npz": "npz"} | dict.fromkeys(HDF5_SUFFIXES, "hdf5")
     want = by_suffix.get(target.suffix, "minari")
+    if want == "minari" and not to and target.suffix:
+        raise InputError(
+            f"{target} ends in {target.suffix}; name a .npz file, a .hdf5 file, or say --to minari "
+            "for a folder of that name"
+        )
     if to and to not in FORMATS:
         raise InputError(f"--to {shown(to)} is none of {', '.join(FORMATS)}; choose one of them")
     if to and to != want:
@@ -123,7 +128,8 @@ def _format(target: Path, to: str) -> str:
 @contextmanager
 def _aside(target: Path) -> Iterator[Path]:
     """A name beside the target, of the same suffix; what lies there is removed in the end."""
-    aside = target.with_name(f".{os.getpid()}.part.{target.name}")
+    # Absolute, because Minari joins a path to the paths that it makes of it.
+    aside = target.absolute().with_name(f".{os.getpid()}.part.{target.name}")
     try:
         yield aside
     finally:

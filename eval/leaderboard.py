@@ -453,6 +453,8 @@ def _rank_estimates(
 ) -> dict[str, Estimate]:
     """Mean ranks with intervals over the runs; what is reported is held fixed."""
     labels = board.complete()
+    if not labels:
+        return {}
     drawn = np.stack(
         [
             np.stack([_drawn_means(board.scores[t, n], generator, resamples) for n in labels], -1)

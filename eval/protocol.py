@@ -97,6 +97,12 @@ def get(name: str, version: int | None = None) -> Protocol:
     return max(matches, key=lambda p: p.version)
 
 
+def scores_success(name: str, version: int | None = None) -> bool:
+    """Whether success means something under a protocol: an unknown one is taken at its word."""
+    known = [p for p in protocols() if p.name == name and version in (None, p.version)]
+    return not known or known[-1].score == "success"
+
+
 def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
     """The updates after which a run of `steps` updates is evaluated, ascending.
 

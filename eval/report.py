@@ -250,6 +250,8 @@ def csp_hash(script: str) -> str:
 
 # Tables
 
+OVERVIEW = "Every run: successes with 95 % Wilson intervals, or scores where none are counted"
+
 
 def _success_cell(successes: int | None, episodes: int, starts: int | None = None) -> Cell:
     if successes is None:
@@ -291,12 +293,19 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
                 cell(size_of(run)),
                 number_cell(parameters_of(run)),
                 number_cell(count(fact(run, "seed"))),
-                _score_success_cell(scores.get("learned")),
-                _score_success_cell(scores.get("behaviour")),
+                _outcome_cell(scores.get("learned")),
+                _outcome_cell(scores.get("behaviour")),
                 _collapse_cell(run),
             )
         )
-    return make_table("Every run: successes with 95 % Wilson intervals", columns, rows)
+    return make_table(OVERVIEW, columns, rows)
+
+
+def _outcome_cell(score: Score | None) -> Cell:
+    """Successes, or where the protocol counts none the score."""
+    if score is not None and score.successes is None:
+        return number_cell(score.mean(lambda e: e.score))
+    return _score_success_cell(score)
 
 
 def _collapse_cell(run: Run) -> Cell:
@@ -484,7 +493,8 @@ def _differences(runs: list[Run]) -> list[str]:
         for name in ("ogbench", "gymnasium", "mujoco", "minari")
     }
     facts["protocol"] = {setting[0] for run in runs if (setting := main_setting(run))}
-    facts["success timing"] = {setting[2] for run in runs if (setting := main_setting(run))}
+    timings = {setting[2] for run in runs if (setting := main_setting(run))}
+    facts["success timing"] = timings - {""}  # of an environment that has none
     for dataset in {dataset_of(run) for run in runs}:
         hashes = {_dataset_hash(run) for run in runs if dataset_of(run) == dataset}
         facts[f"content of dataset {dataset}"] = {h[:12] for h in hashes if h}

@@ -324,6 +324,12 @@ def evaluate(
         progress=progress,
         cancelled=cancelled,
     )
+    for episode in episodes:
+        if not np.isfinite(episode.return_):
+            raise InputError(
+                f"environment {pool.description['env_id']!r} gives the return {episode.return_} in "
+                f"the episode of seed {episode.seed}; mend its reward"
+            )
     if protocol.score == "success" and not all(e.reports_success for e in episodes):
         raise InputError(
             f"environment {pool.description['env_id']!r} reports no success, which protocol "

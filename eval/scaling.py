@@ -93,6 +93,8 @@ def _scaling(
     if len(tables) < 2 or not tasks:
         return None
     flat = [[run for table in tables.values() for run in table[task]] for task in tasks]
+    if all(len({run.parameters for run in task}) == 1 for task in flat):
+        return None  # two names of one size
     return Scaling(
         method=method,
         tasks=tasks,

@@ -6,7 +6,7 @@ cannot change a policy is no setting here.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tql_offline.eval.report_data import Run, flatten
 from tql_offline.eval.report_tables import as_text
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 Settings = Mapping[str, str]
 """Flattened: `flow.alpha` to `300.0`; empty where it is not known."""
 
+# Settings, and tables of them, by how their names begin.
 _ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
 """Told by the method, the size and the seed."""
-_EVERY_TABLE = ("dataset.", "execution.", "watch.", "evaluation.")
-_KEPT = ("dataset.normalise", "dataset.reward_shift", "execution.precision")
 _WITHOUT_EFFECT = (
-    *("device", "log_every", "checkpoint_every", "tracker"),
-    "conservative.rows_at_once",
+    *("dataset.", "execution.", "watch.", "evaluation."),
+    *("device", "log_every", "checkpoint_every", "tracker", "conservative.rows_at_once"),
 )
+_KEPT = ("dataset.normalise", "dataset.reward_shift", "execution.precision")
+_OBJECTIVES = ("implicit", "conservative", "rebrac", "cloning")
+"""Tables of one objective each; `flow.hidden` and `flow.flow_steps` are of every policy."""
 _SHOWN = 4
 """Settings that a name tells."""
 _WIDTH = 40
@@ -34,13 +36,25 @@ def settings_of(run: Run) -> dict[str, str]:
     """What a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
     flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
-    return {key: as_text(value)[:_WIDTH] for key, value in flat.items() if _matters(key)}
+    objective = as_text(flat.get("objective") or run.result.get("objective"))
+    idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *_idle(objective, flat))
+    return {
+        key: as_text(value)[:_WIDTH]
+        for key, value in flat.items()
+        if key in _KEPT or not key.startswith(idle)
+    }
 
 
-def _matters(key: str) -> bool:
-    if key in _KEPT:
-        return True
-    return key not in (*_ELSEWHERE, *_WITHOUT_EFFECT) and not key.startswith(_EVERY_TABLE)
+def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
+    """Settings that this objective and critic have no use for."""
+    tables = [f"{table}." for table in _OBJECTIVES if table != objective]
+    if objective != "flow":
+        tables.append("flow.alpha")
+    if objective == "cloning":
+        tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
+    if flat.get("critic.kind") == "mlp":
+        tables += ["entropy.", "critic.depth"]
+    return tables
 
 
 def differing(settings: Iterable[Settings]) -> tuple[str, ...]:

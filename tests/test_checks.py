@@ -288,6 +288,32 @@ def test_a_run_says_and_records_what_a_quick_look_finds(tmp_path):
     assert recorded[0] in listener.sentences
 
 
+REFUSED = {
+    "rewards": lambda c: c.pop("rewards"),
+    "outside": lambda c: c.update(actions=np.full((len(c["rewards"]), 2), 9)),
+    "shape": lambda c: c.update(rewards=np.stack([c["rewards"]] * 2, axis=1)),
+    "end of an episode": lambda c: c["terminals"].fill(False),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_training_refuses_is_a_warning(tmp_path, words):
+    columns = good()
+    REFUSED[words](columns)
+    np.savez(tmp_path / "mine.npz", **columns)
+    result = run(tmp_path / "mine.npz")
+    assert result.exit_code == 1
+    assert "warning: training refuses it: " in result.output
+    assert words in " ".join(result.output.split())
+
+
+def test_a_file_without_masks_is_told_that_no_mask_is_0(tmp_path):
+    columns = good()
+    del columns["masks"]
+    np.savez(tmp_path / "mine.npz", **columns)
+    assert "note: no mask is 0" in run(tmp_path / "mine.npz").output
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["datasets", "check", *map(str, arguments)])
 

@@ -47,6 +47,15 @@ def assert_same(have, want):
         assert have[name].tobytes() == column.tobytes(), name
 
 
+def test_a_relative_minari_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("here.npz", **made())
+    convert(Path("here.npz"), Path("sub/there"))
+    assert_same(read_any(tmp_path / "sub" / "there"), made())
+    with pytest.raises(InputError, match=r"there\.csv ends in \.csv; name a"):
+        convert(Path("here.npz"), Path("there.csv"))
+
+
 TARGETS = ["there.npz", "there.hdf5", "there"]
 
 

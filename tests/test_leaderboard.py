@@ -12,6 +12,7 @@ import pytest
 from report_runs import PROTOCOLS, make_run, write_result
 
 from tql_offline.cli import main
+from tql_offline.config import Config
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import (
     Measured,
@@ -220,6 +221,51 @@ def test_a_trend_is_claimed_at_5_percent_over_both_directions_and_all_methods(tm
     assert ["scores rise" in s for s in sentences(0.026)] == [False]
     assert ["scores rise" in s for s in sentences(0.024, 0.5)] == [False, False]
     assert ["scores fall" in s for s in sentences(0.99, 0.5)] == [True, False]
+
+
+def test_a_board_without_a_method_on_every_task_has_no_ranks(tmp_path):
+    paths = [
+        write_result(tmp_path / f"{task}-{method}-result.json", task=TASKS[task], method=method)
+        for task, method in ((0, "A"), (1, "B"))
+    ]
+    page = write_report([], tmp_path / "out", merged=paths, published=False).markdown.read_text()
+    assert "A tiny" in page
+    assert "mean rank" not in page
+
+
+def test_two_names_of_one_size_are_no_scaling(tmp_path):
+    paths = [write_result(tmp_path / "a-result.json", seed=0)]
+    paths.append(write_result(tmp_path / "b-result.json", seed=1))
+    paths[1].write_text(paths[1].read_text().replace('"size": "tiny"', '"size": "giant"'))
+    (board,), _ = boards_of(paths)
+    assert scaling_of(board, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({"objective": "implicit", "flow": {"alpha": 1.0}}, 1),
+        ({"objective": "flow", "flow": {"alpha": 1.0}}, 2),
+        ({"objective": "flow", "critic": {"kind": "mlp"}, "entropy": {"mode": "none"}}, 1),
+        ({"objective": "flow", "critic": {"kind": "transformer"}, "entropy": {"target": 0.1}}, 2),
+        ({"objective": "implicit", "implicit": {"expectile": 0.1}}, 2),
+        ({"objective": "flow", "implicit": {"expectile": 0.1}}, 1),
+    ],
+)
+def test_settings_without_a_use_make_no_column(tmp_path, settings, columns):
+    default = Config().model_dump(mode="json")
+    changed = {
+        key: value | settings.get(key, {}) if isinstance(value, dict) else settings.get(key, value)
+        for key, value in default.items()
+    }
+    plain = default | {"objective": settings["objective"]}
+    plain["critic"] = default["critic"] | settings.get("critic", {})
+    paths = [
+        with_settings(write_result(tmp_path / f"{seed}-result.json", seed=seed), **table)
+        for seed, table in enumerate((plain, changed))
+    ]
+    (board,), _ = boards_of(paths)
+    assert len(board.measured) == columns, board.measured
 
 
 def test_less_than_a_full_result_is_told(tmp_path):

@@ -257,7 +257,7 @@ def test_ctrl_c_is_said(folder, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", raising(KeyboardInterrupt()))
     code, output = command(["eval", str(folder.path)], capsys)
     assert code == 130
-    assert output.err == "tql-offline: stopped by Ctrl-C\n"
+    assert output.err == "tql-offline: stopped\n"
 
 
 def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
@@ -278,7 +278,7 @@ def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
     assert code == 130
     last = tmp_path / "mine" / "checkpoints" / "3"
     assert output.err == (
-        f"tql-offline: stopped by Ctrl-C; last checkpoint {last}, "
+        f"tql-offline: stopped; last checkpoint {last}, "
         f"`tql-offline train --resume {tmp_path / 'mine'}` goes on\n"
     )
 

@@ -211,7 +211,7 @@ class WatchConfig(Table):
 class EvaluationConfig(Table):
     """How policies are scored."""
 
-    protocol: Text = Field("ogbench-singletask", description="see `tql-offline eval --help`")
+    protocol: Text = Field("ogbench-singletask", description="one of docs/evaluation.md")
     success_timing: Literal["", "pre", "post"] = Field(
         "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
     )

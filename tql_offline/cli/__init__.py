@@ -10,7 +10,7 @@ from tql_offline.errors import InputError
 from tql_offline.version import __version__
 
 CTRL_C = 130
-"""Exit code of a command stopped by Ctrl-C, as shells have it."""
+"""Exit code of a command stopped, as shells have it."""
 
 
 class _StoppedError(Exception):
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop(note: str) -> NoReturn:
-    typer.echo(f"tql-offline: stopped by Ctrl-C{note and f'; {note}'}", err=True)
+    typer.echo(f"tql-offline: stopped{note and f'; {note}'}", err=True)
     raise SystemExit(CTRL_C) from None
 
 

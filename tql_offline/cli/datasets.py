@@ -1,5 +1,6 @@
 """`tql-offline datasets list | info | check | convert`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +132,7 @@ def _findings(data: str, env: str) -> "list[Finding]":
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         kept = ("observations", "actions", "terminals", "rewards", "masks")
         view = view_of_columns(read_columns(Path(data), only=kept), data)
-        found = check(view, jumps=not teleports)
+        found = [*_refused(data), *check(view, jumps=not teleports)]
         return check_spaces(view, env) + found if env else found
     from tql_offline.datasets.load import load
     from tql_offline.datasets.minari import PREFIX, is_minari
@@ -143,6 +144,17 @@ def _findings(data: str, env: str) -> "list[Finding]":
         return check_spaces(view, env) + found if env else found
     loaded = load(data, env_id=env or None)  # which compares dims
     return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
+
+
+def _refused(data: str) -> "Iterator[Finding]":
+    """What training would say of a file that it does not take."""
+    from tql_offline.datasets.checks import Finding
+    from tql_offline.datasets.load import load
+
+    try:
+        load(data)
+    except InputError as error:
+        yield Finding("warning", "refused", f"training refuses it: {error}")
 
 
 def _flat_findings(data: str, entry: "Entry | None", env: str) -> "list[Finding]":

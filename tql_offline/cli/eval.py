@@ -17,7 +17,7 @@ def evaluate(
         int | None, typer.Option(help="Step of the checkpoint. Default: the last.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="ogbench-singletask or quick. Default: the run's own.")
+        str, typer.Option(help="A protocol of docs/evaluation.md. Default: the run's own.")
     ] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help="learned or behaviour. Default: both.")

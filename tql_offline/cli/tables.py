@@ -1,7 +1,7 @@
 """Everything drawn on the terminal; the only module that imports rich."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.statistics import wilson_interval
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -94,23 +95,30 @@ def percent_with_interval(successes: int, episodes: int) -> str:
 
 
 def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
-    """Print evaluations.jsonl lines as a table."""
-    rows = []
-    for line in lines:
-        wins = sum(bool(episode["success"]) for episode in line["episodes"])
-        steps = sum(episode["length"] for episode in line["episodes"]) / len(line["episodes"])
-        rows.append(
-            (
-                str(line["policy"]),
-                f"{line['step']:,}",
-                f"{wins}/{len(line['episodes'])}",
-                percent_with_interval(wins, len(line["episodes"])),
-                f"{line['return_mean']:.1f}",
-                f"{steps:.0f}",
-            )
+    """Print evaluations.jsonl lines as a table: successes, where the protocol scores them."""
+    lines = list(lines)
+    by_success = all(_scores_success(line) for line in lines)
+    rows = [
+        (
+            str(line["policy"]),
+            f"{line['step']:,}",
+            *(_successes(line) if by_success else (f"{line['score']:.4g}",)),
+            f"{line['return_mean']:.1f}",
+            f"{sum(e['length'] for e in line['episodes']) / len(line['episodes']):.0f}",
         )
-    columns = ("policy", "updates#", "successes#", "success (95 % Wilson)#", "return#", "steps#")
-    print_table("Scores", columns, rows)
+        for line in lines
+    ]
+    score = ("successes#", "success (95 % Wilson)#") if by_success else ("score#",)
+    print_table("Scores", ("policy", "updates#", *score, "return#", "steps#"), rows)
+
+
+def _scores_success(line: Mapping[str, Any]) -> bool:
+    return scores_success(line["protocol"]["name"], line["protocol"].get("version"))
+
+
+def _successes(line: Mapping[str, Any]) -> tuple[str, str]:
+    wins, episodes = sum(bool(e["success"]) for e in line["episodes"]), len(line["episodes"])
+    return f"{wins}/{episodes}", percent_with_interval(wins, episodes)
 
 
 def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
@@ -174,10 +182,11 @@ class TerminalReporter:
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """A policy was scored."""
-        wins = sum(bool(episode["success"]) for episode in line["episodes"])
-        score = percent_with_interval(wins, len(line["episodes"]))
+        outcome = f"scores {line['score']:.4g}"
+        if _scores_success(line):
+            outcome = f"succeeds in {_successes(line)[1]}"
         seed = f"seed {line['seed']}, " if "seed" in line else ""
-        say(f"{seed}update {line['step']:,}: {line['policy']} policy succeeds in {score}")
+        say(f"{seed}update {line['step']:,}: {line['policy']} policy {outcome}")
 
     def noted(self, sentence: str) -> None:
         """Print a sentence."""

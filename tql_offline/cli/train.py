@@ -134,12 +134,25 @@ def train(
         resume_and_show(resume)
         return
     settings = resolve(given, file=config, preset=preset)
+    if alpha is not None and settings.objective != "flow":
+        raise InputError(
+            f"--alpha is the flow objective's, which {settings.objective!r} has none of; set "
+            f"{_COEFFICIENTS[settings.objective]}, or leave it out"
+        )
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return
     if seeds and seed is not None:
         raise InputError("--seed and --seeds are both given; leave one out")
     train_and_show(settings, runs, name, parse_seeds(seeds))
+
+
+_COEFFICIENTS = {
+    "implicit": "--set implicit.inverse_temperature=β",
+    "conservative": "--set conservative.alpha=α",
+    "rebrac": "--set rebrac.policy_alpha=β1",
+    "cloning": "nothing: cloning weighs no value",
+}
 
 
 def train_and_show(
