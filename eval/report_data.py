@@ -449,7 +449,8 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
 def _versions(line: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     versions = line.get("versions")
     known = versions.items() if isinstance(versions, dict) else ()
-    return tuple(sorted((k, v) for k, v in known if isinstance(v, str))[:MAX_VERSIONS])
+    named = sorted((k[:MAX_KEY], v[:MAX_KEY]) for k, v in known if isinstance(v, str))
+    return tuple(named[:MAX_VERSIONS])
 
 
 def _reference(line: dict[str, Any]) -> str:

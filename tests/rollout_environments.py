@@ -200,6 +200,14 @@ class Silent(Uneven):
         return *super().step(action)[:4], {}
 
 
+class Unrewarded(Uneven):
+    """Its reward is no number."""
+
+    def step(self, action):
+        observation, _, *others = super().step(action)
+        return observation, float("nan"), *others
+
+
 def once() -> bool:
     """True for the first caller in any process."""
     try:
@@ -210,9 +218,9 @@ def once() -> bool:
 
 
 ENVIRONMENTS = (
-    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Even, EvenCrashOnce, EvenHangOnce,
-    Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable, DrawsNothing,
-    DrawnUntilItDies, DrawnUntilItHangs,
+    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
+    EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
+    DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
 )  # fmt: skip
 for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]

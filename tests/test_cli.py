@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tql_offline.cli import main
+from tql_offline.cli.tables import TerminalReporter, print_evaluations
 from tql_offline.config import DEFAULT_DATASET, resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
@@ -113,6 +114,35 @@ def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
     assert printed == resolve({"critic": {"size": "xl"}}, preset="scene+iql")
     assert len(tomllib.loads(file.read_text())) == len(type(printed).model_fields)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "instead"),
+    [("iql", "inverse_temperature"), ("cql", "conservative.alpha"), ("bc", "weighs no value")],
+)
+def test_alpha_without_a_use_is_refused(preset, instead, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--preset", preset, "--alpha", "3", "--print-config"])
+    assert stop.value.code == 2
+    assert instead in capsys.readouterr().err
+
+
+def test_the_terminal_tells_what_the_protocol_scores(capsys):
+    line = {
+        **{"step": 10, "policy": "learned", "return_mean": -3.5, "score": 41.25},
+        "episodes": [{"success": False, "length": 4}] * 2,
+    }
+    for protocol, told, untold in (
+        ("quick-return", "scores 41.25", "succeeds"),
+        ("quick", "succeeds in 0 %", "41.25"),
+    ):
+        scored = line | {"protocol": {"name": protocol, "version": 1}}
+        TerminalReporter().evaluated(scored)
+        print_evaluations([scored])
+        output = capsys.readouterr().out
+        assert told in output
+        assert untold not in output
+        assert ("0/2" in output) == (protocol == "quick")
 
 
 @pytest.mark.parametrize(

@@ -428,6 +428,15 @@ def test_an_evaluation_is_a_line_that_can_be_checked_against_its_episodes():
     assert json.loads(json.dumps(line)) == line
 
 
+def test_a_return_that_is_no_number_ends_the_evaluation():
+    env_id = "rollout_environments:Unrewarded-v0"
+    with (
+        EnvironmentPool(env_id, slots=3, processes=1) as pool,
+        pytest.raises(InputError, match=r"Unrewarded-v0' gives the return nan in the episode of"),
+    ):
+        evaluate(row_policy, pool, small("return"), step=1, policy_name="learned", noise_dim=2)
+
+
 def test_a_missing_success_is_not_taken_for_failure():
     with EnvironmentPool("rollout_environments:Silent-v0", slots=3, processes=1) as pool:
         arguments = {"step": 1, "policy_name": "learned", "noise_dim": 2}
