@@ -288,6 +288,24 @@ def test_a_run_says_and_records_what_a_quick_look_finds(tmp_path):
     assert recorded[0] in listener.sentences
 
 
+def test_a_run_in_an_environment_without_a_step_limit_says_so(tmp_path):
+    columns = good()
+    columns["observations"] = np.tile(columns["observations"], 2)  # the environment has 4 dims
+    np.savez(tmp_path / "mine.npz", **columns)
+    env_id = "rollout_environments:Uneven-v0"
+    settings = {
+        "critic": {"size": "tiny"},
+        "flow": {"hidden": [8, 8]},
+        "dataset": {"name": str(tmp_path / "mine.npz"), "env_id": env_id},
+        "evaluation": {"protocol": "quick-return", "processes": 1},
+        **{"steps": 1, "batch_size": 4},
+    }
+    listener = Listener()
+    data = load(settings["dataset"]["name"], env_id=env_id)
+    training.run(resolve(settings), data, tmp_path / "runs", "", listener)
+    assert "names no step limit" in " ".join(listener.sentences)
+
+
 REFUSED = {
     "rewards": lambda c: c.pop("rewards"),
     "outside": lambda c: c.update(actions=np.full((len(c["rewards"]), 2), 9)),

@@ -1,6 +1,6 @@
 """A whole run: from loaded data and settings to result.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -297,6 +297,15 @@ def _findings(dataset: Dataset) -> tuple[str, ...]:
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
 
 
+def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
+    """What scoring may wait for in vain."""
+    if environment is not None and environment["max_episode_steps"] is None:
+        yield (
+            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
+            "that does not end by itself is played for ever; register it with max_episode_steps"
+        )
+
+
 def _dims(dataset: Dataset) -> tuple[int, int]:
     return dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1]
 
@@ -307,7 +316,7 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
-    for sentence in first.findings:
+    for sentence in (*first.findings, *_endless(first.environment)):
         reporter.noted(sentence)
     for one in made:
         if one.execution.reason:
