@@ -170,6 +170,7 @@ def test_same_seed_same_bits_and_other_seed_others():
     assert not torch.equal(weights(0), weights(1))
 
 
+@pytest.mark.slow  # tests/test_truth.py has a quicker one
 def test_known_answer_one_step_bandit():
     """Reward -|a - 0.5|² on uniform actions, no bootstrap: Q fits it and the policy finds 0.5."""
     generator = torch.Generator().manual_seed(1)

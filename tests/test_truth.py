@@ -50,6 +50,7 @@ def test_conservative_q_is_a_lower_bound_on_unseen_actions():
     assert q_of(agent, 0.5) == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.slow  # as the moons below, of another objective
 def test_flow_fits_two_modes_that_a_gaussian_cannot():
     """Actions near -0.8 and 0.8: flow samples lie on both, the Gaussian's action on neither."""
 
