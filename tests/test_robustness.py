@@ -1,5 +1,6 @@
 """Runs that were stopped, diverged or damaged: one sentence, no traceback, no false claim."""
 
+import builtins
 import errno
 import json
 import shutil
@@ -258,6 +259,22 @@ def test_ctrl_c_is_said(folder, capsys, monkeypatch):
     code, output = command(["eval", str(folder.path)], capsys)
     assert code == 130
     assert output.err == "tql-offline: stopped\n"
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_sentence(monkeypatch, capsys):
+    from tql_offline.__main__ import main
+
+    def interrupted(name, *arguments, **options):
+        if name == "tql_offline.cli":
+            raise KeyboardInterrupt
+        return imported(name, *arguments, **options)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "tql-offline: stopped\n"
 
 
 def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(

@@ -1,6 +1,17 @@
-"""`python -m tql_offline`: the command line."""
+"""The command line: `tql-offline`, or `python -m tql_offline`."""
 
-from tql_offline.cli import main
+import sys
+
+
+def main() -> None:
+    """Run it; Ctrl-C while its libraries are imported ends it like any other."""
+    try:
+        from tql_offline.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("tql-offline: stopped\n")
+        raise SystemExit(130) from None
+    run()
+
 
 if __name__ == "__main__":
     main()
