@@ -127,6 +127,23 @@ def test_alpha_without_a_use_is_refused(preset, instead, capsys):
     assert instead in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--preset", "bc", "--critic", "mlp"], "'cloning' has no critic"),
+        (["--preset", "bc", "--entropy", "fixed"], "no transformer"),
+        (["--critic", "mlp", "--entropy", "layerwise"], "no transformer"),
+        (["--critic", "mlp", "--entropy", "none"], ""),
+        (["--preset", "iql", "--critic", "transformer", "--entropy", "layerwise"], ""),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(flags, why, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *flags, "--print-config"])
+    assert stop.value.code == (2 if why else 0)
+    assert why in capsys.readouterr().err
+
+
 def test_the_terminal_tells_what_the_protocol_scores(capsys):
     line = {
         **{"step": 10, "policy": "learned", "return_mean": -3.5, "score": 41.25},

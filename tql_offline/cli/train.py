@@ -134,17 +134,39 @@ def train(
         resume_and_show(resume)
         return
     settings = resolve(given, file=config, preset=preset)
-    if alpha is not None and settings.objective != "flow":
-        raise InputError(
-            f"--alpha is the flow objective's, which {settings.objective!r} has none of; set "
-            f"{_COEFFICIENTS[settings.objective]}, or leave it out"
-        )
+    _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return
     if seeds and seed is not None:
         raise InputError("--seed and --seeds are both given; leave one out")
     train_and_show(settings, runs, name, parse_seeds(seeds))
+
+
+def _refuse_idle(
+    config: Config, *, alpha: float | None, critic: str | None, entropy: str | None
+) -> None:
+    """Refuse flags that would change nothing.
+
+    Raises:
+        InputError: names the flag, why, and what to do.
+    """
+    objective = config.objective
+    if alpha is not None and objective != "flow":
+        raise InputError(
+            f"--alpha is the flow objective's, which {objective!r} has none of; set "
+            f"{_COEFFICIENTS[objective]}, or leave it out"
+        )
+    if critic and not config.has_critic:
+        raise InputError(
+            f"--critic {critic} is given, but {objective!r} has no critic; leave it out"
+        )
+    is_controlled = config.has_critic and config.critic.kind == "transformer"
+    if entropy not in (None, "none") and not is_controlled:
+        raise InputError(
+            f"--entropy {entropy} is given, but there is no transformer whose entropy it would be; "
+            "leave it out"
+        )
 
 
 _COEFFICIENTS = {
