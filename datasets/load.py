@@ -292,6 +292,15 @@ def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
 def _of_own_columns(
     columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
 ) -> Dataset:
+    return _own(own_episodes(columns, path), path, digest, env_id=env_id)
+
+
+def own_episodes(columns: Mapping[str, Array], path: Path) -> Episodes:
+    """The episodes of columns in the layout of docs/data.md, whose memory they take over.
+
+    Raises:
+        InputError: training does not take such columns; the message names the one and the row.
+    """
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks = np.ones_like(rewards)
@@ -301,14 +310,13 @@ def _of_own_columns(
     masks = drop_last_rows(masks, lengths)
     _check_actions(actions, lengths, path)
     _check_masks(masks, lengths, path)
-    episodes = Episodes(
+    return Episodes(
         observations=observations,
         actions=_clip(actions),
         rewards=drop_last_rows(rewards, lengths),
         masks=masks,
         lengths=lengths,
     )
-    return _own(episodes, path, digest, env_id=env_id)
 
 
 def _own(

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
     Evaluation,
     Run,
     count,
-    known_protocol,
     lookup,
-    protocol_label,
 )
+from tql_offline.eval.report_scores import Score as RunScore
 from tql_offline.eval.scores import bold
 from tql_offline.eval.statistics import (
     Estimate,
@@ -209,14 +209,13 @@ def measured(run: Run) -> Measured | str:
     task = _string(result.get("dataset")) or _string(result.get("task"))
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
-    counted = known[-known[-1].counted :]
-    if len(counted) < known[-1].counted:
-        return f"has {len(known)} planned evaluations where its protocol counts {known[-1].counted}"
-    settings = {_setting(run, label, evaluation) for evaluation in counted}
+    score = RunScore.of(known)
+    if len(score.evaluations) < score.counted:
+        return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
+    settings = {_setting(run, label, evaluation) for evaluation in score.evaluations}
     if len(settings) > 1:
         played = "; ".join(sorted(map(str, settings)))
         return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
-    scores = [e.score for e in known]
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
     return Measured(
@@ -228,10 +227,10 @@ def measured(run: Run) -> Measured | str:
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),
-        score=_mean([e.score for e in counted]),
-        last=scores[-1],
-        last_three=_mean(scores[-3:]) if len(scores) >= 3 else math.nan,
-        best=max(scores),
+        score=_mean([e.score for e in score.evaluations]),
+        last=score.last.score,
+        last_three=score.last_three,
+        best=score.best,
         updates=updates,
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,

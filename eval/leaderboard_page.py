@@ -8,9 +8,9 @@ import numpy as np
 
 from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
+from tql_offline.eval.protocol import known_protocol, scores_success
 from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.references import SCALES
-from tql_offline.eval.report_data import known_protocol
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
 from tql_offline.eval.report_tables import (
     NONE,
@@ -82,7 +82,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(*trend_sentences(scalings), *shortfall(board), *board.notes),
+        sentences=(*trend_sentences(scalings, digits_of(percent)), *shortfall(board), *board.notes),
         plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
@@ -95,9 +95,9 @@ def shortfall(board: Board) -> Iterator[str]:
     known = known_protocol(board.setting.protocol)
     if known is None:
         return
-    updates: dict[tuple[str, str], list[int]] = {}
+    updates: dict[tuple[str, str, str], list[int]] = {}
     for run in board.runs:
-        updates.setdefault((run.task, run.label), []).append(run.updates)
+        updates.setdefault((run.task, run.dataset_sha256, run.label), []).append(run.updates)
     seeds = sum(len(found) < known.seeds for found in updates.values())
     short = sum(min(found) < known.training_steps for found in updates.values())
     if seeds or short:
@@ -110,8 +110,7 @@ def shortfall(board: Board) -> Iterator[str]:
 
 def is_success(board: Board) -> bool:
     """Whether scores are success rates in percent."""
-    known = known_protocol(board.setting.protocol)
-    return known is None or known.score == "success"
+    return scores_success(board.setting.protocol)
 
 
 def is_percent(board: Board) -> bool:
@@ -312,28 +311,29 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
 # Scaling in a sentence and a picture.
 
 
-def trend_sentences(scalings: Sequence[Scaling]) -> Iterator[str]:
+def trend_sentences(scalings: Sequence[Scaling], digits: int = 1) -> Iterator[str]:
     """Whether a bigger critic helped each method of a board, as far as the runs can tell.
 
     Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
     """
     for scaling, p in zip(scalings, holm([s.trend.p for s in scalings]), strict=True):
-        yield trend_sentence(scaling, p, len(scalings))
+        yield trend_sentence(scaling, p, len(scalings), digits)
 
 
-def trend_sentence(scaling: Scaling, p: float, tests: int) -> str:
+def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
     """The answer for one method.
 
     Args:
         scaling: of the method.
         p: two-sided, corrected for `tests` methods.
         tests: methods that were asked for.
+        digits: decimals of a difference of scores.
     """
     trend, last = scaling.trend, scaling.points[-1]
     answer = "these runs show no trend with size"
     if p < 0.05:
         answer = f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
-    difference = between(last.difference, sign="+").text
+    difference = between(last.difference, digits, "+").text
     corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""
     names = ", ".join(scaling.differing[:MAX_NAMED])
     more = ", …" if len(scaling.differing) > MAX_NAMED else ""

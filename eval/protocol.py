@@ -4,7 +4,7 @@ import functools
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -97,10 +97,25 @@ def get(name: str, version: int | None = None) -> Protocol:
     return max(matches, key=lambda p: p.version)
 
 
-def scores_success(name: str, version: int | None = None) -> bool:
+def protocol_label(protocol: Any) -> str:
+    """Name and version of a protocol, `quick v1`; a bare name is taken as it is."""
+    if not isinstance(protocol, dict):
+        return str(protocol or "")
+    version = protocol.get("version")
+    name = str(protocol.get("name") or "")
+    return name if version is None else f"{name} v{version}"
+
+
+def known_protocol(label: str) -> Protocol | None:
+    """The protocol of a label such as `quick v1`; None if this version does not know it."""
+    name, _, version = label.rpartition(" v")
+    return next((p for p in protocols() if (p.name, str(p.version)) == (name, version)), None)
+
+
+def scores_success(protocol: Any) -> bool:
     """Whether success means something under a protocol: an unknown one is taken at its word."""
-    known = [p for p in protocols() if p.name == name and version in (None, p.version)]
-    return not known or known[-1].score == "success"
+    known = known_protocol(protocol_label(protocol))
+    return known is None or known.score == "success"
 
 
 def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:

@@ -22,12 +22,12 @@ from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, board_section
+from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_data import (
     Evaluation,
     Run,
     count,
-    known_protocol,
     lookup,
     read_result,
     read_run,

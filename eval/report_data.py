@@ -22,7 +22,12 @@ from tql_offline.documents import (
 )
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
-from tql_offline.eval.protocol import Protocol, is_planned, protocols
+from tql_offline.eval.protocol import (
+    is_planned,
+    known_protocol,
+    protocol_label,
+    scores_success,
+)
 from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json
 
 MAX_DEPTH = 16
@@ -436,7 +441,7 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         env_id=str(line.get("env_id") or ""),
         success_timing=str(line.get("success_timing") or ""),
         episodes=len(details),
-        successes=_successes(details) if _scores_success(protocol) else None,
+        successes=_successes(details) if scores_success(protocol) else None,
         return_mean=_mean([e.total for e in details]),
         length_mean=_mean([math.nan if e.length is None else e.length for e in details]),
         score=number(line.get("score")),
@@ -491,27 +496,6 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def protocol_label(protocol: Any) -> str:
-    """Name and version of a protocol, `quick v1`; a bare name is taken as it is."""
-    if not isinstance(protocol, dict):
-        return str(protocol or "")
-    version = protocol.get("version")
-    name = str(protocol.get("name") or "")
-    return name if version is None else f"{name} v{version}"
-
-
-def known_protocol(label: str) -> Protocol | None:
-    """The protocol of a label such as `quick v1`; None if this version does not know it."""
-    name, _, version = label.rpartition(" v")
-    return next((p for p in protocols() if (p.name, str(p.version)) == (name, version)), None)
-
-
-def _scores_success(protocol: Any) -> bool:
-    """Whether success means something under a protocol: an unknown one is taken at its word."""
-    known = known_protocol(protocol_label(protocol))
-    return known is None or known.score == "success"
-
-
 def _counted(protocol: Any) -> int:
     """How many of the last evaluations count: `last` is 1, `last-3` is 3."""
     counted = protocol.get("counted") if isinstance(protocol, dict) else None
@@ -556,7 +540,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         env_id=str(result.get("task") or ""),
         success_timing="",
         episodes=episodes,
-        successes=round(rate * episodes) if _scores_success(protocol) and 0 <= rate <= 1 else None,
+        successes=round(rate * episodes) if scores_success(protocol) and 0 <= rate <= 1 else None,
         return_mean=number(row.get("return_mean")),
         length_mean=math.nan,
         score=number(row.get("score")),

@@ -1,14 +1,15 @@
 """What a report says of one run: its name, its counted scores, its answer in one sentence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
-from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup, protocol_label
+from tql_offline.eval.protocol import protocol_label
+from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
 from tql_offline.eval.statistics import wilson_interval
 
@@ -31,6 +32,12 @@ class Score:
     evaluations: tuple[Evaluation, ...]
     counted: int
     every: tuple[Evaluation, ...]
+
+    @classmethod
+    def of(cls, every: Sequence[Evaluation]) -> Self:
+        """The score of at least one evaluation, ascending in step."""
+        counted = every[-1].counted
+        return cls(evaluations=tuple(every[-counted:]), counted=counted, every=tuple(every))
 
     @property
     def last(self) -> Evaluation:
@@ -118,16 +125,10 @@ def scores_of(run: Run) -> tuple[Score, ...]:
         policies = groups.setdefault(setting_of(evaluation), {})
         policies.setdefault(evaluation.policy, []).append(evaluation)
     return tuple(
-        _score(run, found)
+        Score.of([e for e in found if run.plans(e)] or found)
         for policies in groups.values()
         for _, found in sorted(policies.items(), key=lambda item: policy_order(item[0]))
     )
-
-
-def _score(run: Run, found: list[Evaluation]) -> Score:
-    counted = found[-1].counted
-    every = [evaluation for evaluation in found if run.plans(evaluation)] or found
-    return Score(evaluations=tuple(every[-counted:]), counted=counted, every=tuple(every))
 
 
 def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:

@@ -1,6 +1,6 @@
 """`tql-offline datasets list | info | check | convert`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from tql_offline.errors import InputError
 
 if TYPE_CHECKING:
     from tql_offline.datasets.checks import Finding
+    from tql_offline.datasets.episodes import Array
     from tql_offline.datasets.load import Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="What data there are.")
@@ -131,9 +132,11 @@ def _findings(data: str, env: str) -> "list[Finding]":
         return _flat_findings(data, entry, env)
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         kept = ("observations", "actions", "terminals", "rewards", "masks")
-        view = view_of_columns(read_columns(Path(data), only=kept), data)
-        found = [*_refused(data), *check(view, jumps=not teleports)]
-        return check_spaces(view, env) + found if env else found
+        columns = read_columns(Path(data), only=kept)
+        view = view_of_columns(columns, data)
+        found = check(view, jumps=not teleports)
+        found = (check_spaces(view, env) if env else []) + found
+        return [*_refused(columns, Path(data)), *found]
     from tql_offline.datasets.load import load
     from tql_offline.datasets.minari import PREFIX, is_minari
 
@@ -146,13 +149,13 @@ def _findings(data: str, env: str) -> "list[Finding]":
     return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
 
 
-def _refused(data: str) -> "Iterator[Finding]":
-    """What training would say of a file that it does not take."""
+def _refused(columns: "Mapping[str, Array]", path: Path) -> "Iterator[Finding]":
+    """What training would say of columns that it does not take; they are used up."""
     from tql_offline.datasets.checks import Finding
-    from tql_offline.datasets.load import load
+    from tql_offline.datasets.load import own_episodes
 
     try:
-        load(data)
+        own_episodes(columns, path)
     except InputError as error:
         yield Finding("warning", "refused", f"training refuses it: {error}")
 

@@ -97,7 +97,7 @@ def percent_with_interval(successes: int, episodes: int) -> str:
 def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
     """Print evaluations.jsonl lines as a table: successes, where the protocol scores them."""
     lines = list(lines)
-    by_success = all(_scores_success(line) for line in lines)
+    by_success = all(scores_success(line["protocol"]) for line in lines)
     rows = [
         (
             str(line["policy"]),
@@ -110,10 +110,6 @@ def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
     ]
     score = ("successes#", "success (95 % Wilson)#") if by_success else ("score#",)
     print_table("Scores", ("policy", "updates#", *score, "return#", "steps#"), rows)
-
-
-def _scores_success(line: Mapping[str, Any]) -> bool:
-    return scores_success(line["protocol"]["name"], line["protocol"].get("version"))
 
 
 def _successes(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -183,7 +179,7 @@ class TerminalReporter:
     def evaluated(self, line: dict[str, Any]) -> None:
         """A policy was scored."""
         outcome = f"scores {line['score']:.4g}"
-        if _scores_success(line):
+        if scores_success(line["protocol"]):
             outcome = f"succeeds in {_successes(line)[1]}"
         seed = f"seed {line['seed']}, " if "seed" in line else ""
         say(f"{seed}update {line['step']:,}: {line['policy']} policy {outcome}")

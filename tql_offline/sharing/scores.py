@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tql_offline.errors import InputError
+from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.references import Reference
 from tql_offline.eval.report_data import (
     Evaluation,
     evaluation_key,
-    known_protocol,
     parse_evaluation,
 )
 from tql_offline.eval.statistics import t_interval, wilson_interval
