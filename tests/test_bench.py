@@ -19,7 +19,7 @@ from tql_offline.bench.workload import (
     random_transitions,
 )
 from tql_offline.cli import main
-from tql_offline.networks import TransformerCritic, kernels
+from tql_offline.networks import TransformerCritic, cpu_kernels, kernels
 
 SMALL = Workload(objective="flow", size="tiny", batch_size=4)
 
@@ -35,11 +35,12 @@ def _same_threads():
 def test_the_plain_path_is_the_same_update(objective):
     workload = replace(SMALL, objective=objective)
     data = random_transitions(workload, episodes=2, length=5)
-    paths = {plain: ours.Trainer(workload, config(workload), data, plain, 0) for plain in (0, 1)}
-    for trainer in paths.values():
+    ways = (ours.Way(), ours.Way(plain=True))
+    trainers = [ours.Trainer(workload, config(workload), data, way, 0) for way in ways]
+    for trainer in trainers:
         for _ in range(2):
             trainer.step()
-    mine, plain = (trainer.updates.agent.networks for trainer in paths.values())
+    mine, plain = (trainer.updates.agent.networks for trainer in trainers)
     for name, network in mine.items():
         for key, parameter in network.state_dict().items():
             # Adam's first steps turn a rounding difference in a tiny gradient into one of the rate.
@@ -57,13 +58,23 @@ def test_the_plain_path_takes_no_shortcut(monkeypatch):
         raise AssertionError("a shortcut was taken")
 
     data = random_transitions(SMALL, episodes=2, length=5)
-    trainer = ours.Trainer(SMALL, config(SMALL), data, True, 0)
+    trainer = ours.Trainer(SMALL, config(SMALL), data, ours.Way(plain=True), 0)
     for piece in (kernels.Attention, kernels.FeedForward, kernels.Gelu, kernels.ValueAttention):
         monkeypatch.setattr(piece, "apply", refuse)
+    monkeypatch.setattr(cpu_kernels, "_call", refuse)
     monkeypatch.setattr(TransformerCritic, "forward", refuse)
     trainer.step()
     with pytest.raises(AssertionError, match="shortcut"):
-        ours.Trainer(SMALL, config(SMALL), data, False, 0).step()
+        ours.Trainer(SMALL, config(SMALL), data, ours.Way(), 0).step()
+
+
+def test_without_c_no_kernel_in_c_is_called(monkeypatch):
+    data = random_transitions(SMALL, episodes=2, length=5)
+    trainer = ours.Trainer(SMALL, config(SMALL), data, ours.Way(c_kernels=False), 0)
+    assert not trainer.execution.c_kernels
+    monkeypatch.setattr(cpu_kernels, "_call", None)
+    trainer.step()
+    assert cpu_kernels.enabled
 
 
 def test_the_hand_written_passes_come_back_after_an_error():

@@ -78,7 +78,8 @@ def weights_after(updates, workload=WORKLOAD, **execution):
     """Weights of a trainer after so many updates, and how they were run."""
     torch.backends.cuda.matmul.allow_tf32 = False
     data = random_transitions(workload, episodes=2, length=50)
-    trainer = ours.Trainer(workload, ours.config_of(workload, ours.Way(execution)), data, False, 0)
+    way = ours.Way(execution)
+    trainer = ours.Trainer(workload, ours.config_of(workload, way), data, way, 0)
     while trainer.number <= updates:
         trainer.step()
     torch.cuda.synchronize()

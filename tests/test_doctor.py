@@ -10,6 +10,7 @@ import torch
 from tql_offline import doctor
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.doctor import Finding, diagnose
+from tql_offline.networks import cpu_kernels
 
 ROOT = Path(__file__).parent.parent
 
@@ -213,6 +214,7 @@ def test_nothing_raises_when_every_check_fails(monkeypatch):
         (doctor.platform, "platform"),
         (torch, "get_num_threads"),
         (torch.cuda, "is_available"),
+        (cpu_kernels, "why_not"),
         (ogbench, "make_env_and_datasets"),
     ):
         monkeypatch.setattr(owner, name, fail)
@@ -220,3 +222,14 @@ def test_nothing_raises_when_every_check_fails(monkeypatch):
     assert {f.state for f in findings if f.topic != "rendering"} == {"warning"}
     assert all("the disk" in f.detail for f in findings if f.topic != "rendering")
     assert all("\n" not in f.detail for f in findings)
+
+
+@pytest.mark.skipif(not cpu_kernels.has_vectors(), reason="no AVX2")
+def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "there is no C compiler (gcc)")
+    found = finding("kernels in C")
+    assert (found.state, found.mend) == ("warning", "apt-get install gcc")
+    assert "no C compiler (gcc)" in found.detail
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "")
+    assert finding("kernels in C").state == "ok"

@@ -19,6 +19,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
+from tql_offline.networks import cpu_kernels
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
@@ -377,4 +378,4 @@ def test_bad_seeds_are_refused(text):
 def test_the_way_updates_are_run_is_recorded(alone):
     recorded = json.loads(alone[0].provenance.read_text())["execution"]
     want = {"mode": "eager", "precision": "float32", "compile_seconds": 0.0, "reason": ""}
-    assert recorded == want
+    assert recorded == want | {"c_kernels": cpu_kernels.usable()}

@@ -56,6 +56,7 @@ def test_wheel_holds_the_package_and_nothing_at_the_top(wheel):
         "eval/report.html.jinja",
         "eval/published/sources.toml",
         "eval/published/tql_paper_ogbench.csv",
+        "networks/cpu_kernels.c",
         "presets.toml",
         "py.typed",
     ):

@@ -57,6 +57,7 @@ def diagnose() -> list[Finding]:
         "extras": _extras,
         "torch": _torch,
         "cuda": _cuda,
+        "kernels in C": _c_kernels,
         "cores": _cores,
         "memory": _memory,
         "rendering": _rendering,
@@ -184,6 +185,20 @@ def _device(index: int) -> Finding:
         f"compute capability {device.major}.{device.minor}"
     )
     return Finding(topic=f"cuda:{index}", state="ok", detail=detail)
+
+
+def _c_kernels() -> list[Finding]:
+    import torch
+
+    from tql_offline.networks import cpu_kernels
+
+    topic = "kernels in C"
+    if not (lack := cpu_kernels.why_not()):
+        return [Finding(topic=topic, state="ok", detail="compiled; updates on a CPU use them")]
+    detail = f"none ({lack}); updates on a CPU take a third longer"
+    if torch.cuda.is_available() or not cpu_kernels.has_vectors():
+        return [Finding(topic=topic, state="ok", detail=detail)]
+    return [Finding(topic=topic, state="warning", detail=detail, mend="apt-get install gcc")]
 
 
 def _cores() -> list[Finding]:

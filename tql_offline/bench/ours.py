@@ -1,7 +1,7 @@
 """Our own updates as contenders: whole training steps, made as the training loop makes them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -21,7 +21,7 @@ from tql_offline.config import Config, resolve
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
-from tql_offline.networks import MLPCritic, TransformerCritic, kernels
+from tql_offline.networks import MLPCritic, TransformerCritic, cpu_kernels, kernels
 from tql_offline.training.compile import WARM_UP, Execution, Updates, check_execution, prepare
 from tql_offline.training.metrics import MetricsWindow
 
@@ -36,17 +36,20 @@ class Way:
     Attributes:
         execution: settings of the config's table.
         plain: without the exact savings and the hand-written passes.
+        c_kernels: with those in C, on a CPU.
         seeds: networks trained at once.
     """
 
     execution: dict[str, Any] = field(default_factory=dict)
     plain: bool = False
+    c_kernels: bool = True
     seeds: int = 1
 
 
 WAYS: dict[str, Way] = {
     "ours": Way(),
     "plain path": Way(plain=True),
+    "without C": Way(c_kernels=False),
     "eager": Way({"compile": "off", "updates_per_launch": 0}),
     "compiled": Way({"compile": "on", "updates_per_launch": 0}),
     "tf32": Way({"precision": "tf32"}),
@@ -73,7 +76,7 @@ def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
     except InputError as error:
         raise Unavailable(str(error)) from error
     flops = counted_flops(workload, data, plain=way.plain)
-    trainers = [Trainer(workload, config, data, way.plain, index) for index in range(way.seeds)]
+    trainers = [Trainer(workload, config, data, way, index) for index in range(way.seeds)]
 
     def step() -> int:
         return sum(trainer.step() for trainer in trainers)
@@ -93,7 +96,7 @@ def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
 
 def noted(execution: Execution) -> str:
     """How the updates were run, and why not otherwise."""
-    words = [execution.mode, execution.precision]
+    words = [execution.mode, execution.precision, "C kernels" if execution.c_kernels else ""]
     if execution.compile_seconds:
         words.append(f"compiled in {execution.compile_seconds:.0f} s")
     return ", ".join(filter(None, [*words, execution.reason]))
@@ -103,16 +106,16 @@ class Trainer:
     """One network's updates in a row, on a stream of its own where there are streams."""
 
     def __init__(
-        self, workload: Workload, config: Config, data: Transitions, plain: bool, index: int
+        self, workload: Workload, config: Config, data: Transitions, way: Way, index: int
     ) -> None:
         device = torch.device(workload.device)
         generator = torch.Generator(device).manual_seed(workload.seed + index)
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
-        self.path = pytorch_operations if plain else nullcontext
+        self.path = _path(way)
         self.most = max(1, config.execution.updates_per_launch)
         self.number = 1
         with torch.cuda.stream(self.stream), self.path():
-            agent = agent_of(workload, config, plain)
+            agent = agent_of(workload, config, way.plain)
             buffer = buffer_of(workload, data)
             made = prepare(config, agent, buffer, generator, MetricsWindow())
         self.updates: Updates = made[0]
@@ -187,6 +190,22 @@ def _plain_forward(
 ) -> Any:
     q, entropy = critic.forward_plain(observations, actions, return_entropy)
     return (q, entropy) if return_entropy else q
+
+
+def _path(way: Way) -> Callable[[], AbstractContextManager[None]]:
+    if way.plain:
+        return pytorch_operations
+    return nullcontext if way.c_kernels else without_c
+
+
+@contextmanager
+def without_c() -> Iterator[None]:
+    """Leave the kernels in C out."""
+    cpu_kernels.enabled = False
+    try:
+        yield
+    finally:
+        cpu_kernels.enabled = True
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def bench(
     ways: Annotated[
         str,
         typer.Option(
-            help="ours, plain path, eager, compiled, tf32, bfloat16, 2 seeds, 4 seeds, 8 seeds; "
-            "ratios are of the first. Default: ours,plain path."
+            help="ours, plain path, without C, eager, compiled, tf32, bfloat16, 2 seeds, 4 seeds, "
+            "8 seeds; ratios are of the first. Default: ours,plain path."
         ),
     ] = "ours,plain path",
     peers: Annotated[

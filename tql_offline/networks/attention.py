@@ -1,9 +1,10 @@
 """Multi-head attention that can also report the entropy of its weights.
 
-Four ways of one computation: the plain one, which the others are tested against; slices of the
-batch with backward passes written by hand (kernels.py), on a CPU; a kernel that keeps a head's
-weights in registers (triton_attention.py), on a GPU; and for many tokens a fused kernel, with the
-entropy from the log-sum-exp that such a kernel has anyway, in memory linear in L.
+Several ways of one computation: the plain one, which the others are tested against; on a CPU a
+kernel in C, a head at a time (cpu_kernels.py), or without a compiler slices of the batch
+(kernels.py); a kernel that keeps a head's weights in registers (triton_attention.py), on a GPU; and
+for many tokens a fused kernel, with the entropy from the log-sum-exp that such a kernel has anyway,
+in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
@@ -78,7 +79,7 @@ def mix(
         return_entropy: whether the second result is wanted.
     """
     if qkv_BL3D.shape[1] <= LONG and kernels.by_hand(qkv_BL3D):
-        mixed_BLD, entropy_BHL = kernels.Attention.apply(qkv_BL3D, heads, return_entropy)
+        mixed_BLD, entropy_BHL = kernels.attend(qkv_BL3D, 3, heads, return_entropy)
         return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
     if in_registers(qkv_BL3D, 3, heads):
         mixed_BLD, entropy_BHL, _ = triton_attention.attend(autocast(qkv_BL3D), 3, heads)
@@ -106,7 +107,7 @@ def value_weights(
         heads: H.
     """
     if qk_BL2D.shape[1] <= LONG and kernels.by_hand(qk_BL2D):
-        p_BHL, entropy_BHL = kernels.ValueAttention.apply(qk_BL2D, heads)
+        p_BHL, entropy_BHL = kernels.attend(qk_BL2D, 2, heads, True)
         return p_BHL, group_entropy(entropy_BHL)
     if in_registers(qk_BL2D, 2, heads):
         p_BHL, entropy_BHL, _ = triton_attention.attend(autocast(qk_BL2D), 2, heads)

@@ -2,8 +2,9 @@
 
 Each is the plain expression of its docstring, worked through a slice of the batch at a time, so
 that what one pass writes is still in the cache when the next one reads it, and keeping for the
-backward pass only what it needs. `torch.compile` and GPUs fuse the plain expressions themselves.
-Tests compare the two, gradients included.
+backward pass only what it needs. Where they can be had, kernels in C take the passes over a slice
+(cpu_kernels.py). `torch.compile` and GPUs fuse the plain expressions themselves. Tests compare the
+three, gradients included.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H, R rows (all leading dims flattened),
 F = 4D hidden width.
@@ -15,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from tql_offline.networks import cpu_kernels
 
 ROWS = 1024
 """Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
@@ -57,6 +61,25 @@ class AlignedLinear(nn.Linear):
         return y[..., : self.out_features]
 
 
+def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """`gelu(x + bias)` into out."""
+    if cpu_kernels.take(x_RF, bias, out):
+        return cpu_kernels.gelu(x_RF, bias, out)
+    x_RF = x_RF + bias
+    return gelu_gate(x_RF, out=out).mul_(x_RF)
+
+
+def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor) -> Tensor:
+    """Multiply the gradient by `gelu'(x + bias)`; gives `gelu(x + bias)`."""
+    if cpu_kernels.take(x_RF, bias, gradient):
+        return cpu_kernels.gelu_backward(x_RF, bias, gradient, torch.empty_like(x_RF))
+    x_RF = x_RF + bias
+    gate = gelu_gate(x_RF)
+    activated = x_RF * gate
+    gradient.mul_(gelu_slope(x_RF, gate, activated))
+    return activated
+
+
 def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:
     """`σ(x·(LINEAR + CUBIC·x²))`, by which GELU's tanh form multiplies x."""
     out = torch.mul(x, x, out=out)
@@ -74,16 +97,20 @@ class Gelu(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Activate; keeps x and its gate."""
-        gate = gelu_gate(x)
-        ctx.save_for_backward(x, gate)
-        return x * gate
+        """Activate; keeps x."""
+        ctx.save_for_backward(x)
+        x_RF = x.reshape(-1, x.shape[-1])
+        return gelu(x_RF, x.new_zeros(x.shape[-1]), torch.empty_like(x_RF)).view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """Times the slope."""
-        x, gate = ctx.saved_tensors
-        return gelu_slope(x, gate, x * gate).mul_(gradients[0])
+        (x,) = ctx.saved_tensors
+        dx = gradients[0].clone(memory_format=torch.contiguous_format)
+        rows = (-1, x.shape[-1])
+        gelu_backward(x.reshape(rows), x.new_zeros(x.shape[-1]), dx.view(rows))
+        return dx
 
 
 class FeedForward(Function):
@@ -93,30 +120,30 @@ class FeedForward(Function):
     def forward(
         ctx: Any, x_RD: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool
     ) -> Tensor:
-        """Slices of rows; with `keep` the hidden layer before its activation is kept."""
+        """Slices of rows; with `keep` the hidden layer before bias and activation is kept."""
         y_RD = torch.empty_like(x_RD)
         kept_RF = x_RD.new_empty(len(x_RD) if keep else 0, len(w1))
         buffers = x_RD.new_empty(2, min(ROWS, len(x_RD)), len(w1))
         for start, (x, y) in enumerate(zip(x_RD.split(ROWS), y_RD.split(ROWS), strict=True)):
-            scratch, gate = buffers[:, : len(x)]
+            scratch, activated = buffers[:, : len(x)]
             hidden = kept_RF[start * ROWS :][:ROWS] if keep else scratch
-            torch.mm(x, w1.T, out=hidden).add_(b1)
-            torch.mm(gelu_gate(hidden, out=gate).mul_(hidden), w2.T, out=y).add_(b2)
-        ctx.save_for_backward(x_RD, kept_RF, w1, w2)
+            torch.mm(x, w1.T, out=hidden)
+            torch.mm(gelu(hidden, b1, activated), w2.T, out=y).add_(b2)
+        ctx.save_for_backward(x_RD, kept_RF, w1, b1, w2)
         return y_RD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Slices of rows; the weights' gradients are summed over slices in their order."""
-        x_RD, kept_RF, w1, w2 = ctx.saved_tensors
+        x_RD, kept_RF, w1, b1, w2 = ctx.saved_tensors
         grads = tuple(map(torch.zeros_like, (w1, w1[:, 0], w2, w2[:, 0])))
         dx_RD = torch.empty_like(x_RD)
         learns = ctx.needs_input_grad[1]
         every = (gradients[0], x_RD, kept_RF, dx_RD)
         for dy, x, hidden, dx in zip(*(t.split(ROWS) for t in every), strict=True):
-            gate = gelu_gate(hidden)
-            activated = hidden * gate
-            dhidden = gelu_slope(hidden, gate, activated).mul_(dy @ w2)
+            dhidden = dy @ w2
+            activated = gelu_backward(hidden, b1, dhidden)
             torch.mm(dhidden, w1, out=dx)
             if learns:
                 _accumulate(grads, (dhidden, x), (dy, activated))
@@ -138,6 +165,8 @@ class AffineProjection(Function):
         """Two passes over slices of the result."""
         ctx.save_for_backward(a, r, p, q)
         result = a.new_empty(*a.shape, len(shift))
+        if cpu_kernels.take(p, q, shift, a, r):
+            return cpu_kernels.affine(a, r, p, q, shift, result)
         size = max(1, SCORES // result[0].numel())
         for a_BL1, r_BL1, y in zip(
             a.unsqueeze(-1).split(size),
@@ -150,16 +179,32 @@ class AffineProjection(Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Two skinny products per token instead of sums over products as large as the result."""
         a, r, p, q = ctx.saved_tensors
+        learns = any(ctx.needs_input_grad[2:])
+        if cpu_kernels.take(p, q, gradients[0], a, r):
+            return cpu_kernels.affine_backward(gradients[0], a, r, p, q, learns)
         dy_LBC = gradients[0].transpose(0, 1)
         da, dr = (dy_LBC @ torch.stack([p, q], dim=-1)).permute(2, 1, 0)
-        if not any(ctx.needs_input_grad[2:]):
+        if not learns:
             return da, dr, None, None, None
         weights_L3B = torch.stack([a, r, torch.ones_like(a)]).permute(2, 0, 1)
         dp, dq, dshift = (weights_L3B @ dy_LBC).unbind(1)
         return da, dr, dp, dq, dshift.sum(0)
+
+
+def attend(joint: Tensor, parts: int, heads: int, return_entropy: bool) -> tuple[Tensor, Tensor]:
+    """Attention of three parts, or of two for the first query's weights, as the classes below."""
+    result: tuple[Tensor, Tensor]
+    if cpu_kernels.attend(joint, parts, heads):
+        result = cpu_kernels.Attention.apply(joint, parts, heads, return_entropy)
+    elif parts == 2:
+        result = ValueAttention.apply(joint, heads)
+    else:
+        result = Attention.apply(joint, heads, return_entropy)
+    return result
 
 
 class Attention(Function):
@@ -187,6 +232,7 @@ class Attention(Function):
         return mixed, entropy_BHL
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """`ds_ij = p_ij·(do_i·v_j - do_i·o_i - g_i·(log p_ij + e_i))` for gradients do and g."""
         qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors
@@ -231,6 +277,7 @@ class ValueAttention(Function):
         return p_BHLL[:, :, 0].clone(), entropy_BHL
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """As `Attention`, but for the values, which only the first query's weights meet."""
         qk, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors

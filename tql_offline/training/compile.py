@@ -28,6 +28,7 @@ from tql_offline.agents.optimizers import learning_rate, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.errors import InputError
+from tql_offline.networks import cpu_kernels, kernels
 from tql_offline.training.memory import keep_freed_memory
 from tql_offline.training.metrics import MetricsWindow
 
@@ -57,12 +58,14 @@ class Execution:
         precision: float32, tf32 or bfloat16.
         compile_seconds: spent compiling or reading what an earlier run compiled; 0 if eager.
         reason: why it is not the mode that was asked for; empty if it is.
+        c_kernels: whether a CPU's passes are the kernels of networks/cpu_kernels.c.
     """
 
     mode: str
     precision: str
     compile_seconds: float = 0.0
     reason: str = ""
+    c_kernels: bool = False
 
 
 def check_execution(config: Config, device: torch.device) -> None:
@@ -117,7 +120,11 @@ def prepare(
         mode = f"{mode}, graphed"
         updates = Graphed(config, agent, buffer, generator, window)
     return updates, Execution(
-        mode=mode, precision=settings.precision, compile_seconds=seconds, reason=reason
+        mode=mode,
+        precision=settings.precision,
+        compile_seconds=seconds,
+        reason=reason,
+        c_kernels=not on_gpu and kernels.enabled and cpu_kernels.usable(),
     )
 
 

@@ -17,6 +17,7 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
+from tql_offline.networks import cpu_kernels
 from tql_offline.runs import (
     RunFolder,
     claimed,
@@ -321,6 +322,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")
+    if first.device.type == "cpu" and (lack := cpu_kernels.why_not()):
+        reporter.noted(f"an update takes a third longer than with kernels in C, because {lack}")
     with (
         ExitStack() as stack,
         evaluator(first.config, env_id, first.device, overlaps=overlaps) as by,

@@ -1,0 +1,186 @@
+"""The kernels of cpu_kernels.c: attention, GELU and the first projection on a CPU, in float32.
+
+They are compiled when first wanted, in a second, and kept in `~/.tql-offline/compiled`. Without
+gcc, on CPUs without AVX2, in other dtypes and shapes, and under a dispatch mode (one that counts
+operations, say) callers take PyTorch's operations instead: the same numbers up to rounding.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+SOURCE = Path(__file__).with_name("cpu_kernels.c")
+FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
+LANES, MOST_TOKENS, MOST_WIDTH = 8, 128, 64
+"""As the source's: floats of a vector, and how large a head may be."""
+
+enabled = True
+"""Tests and benchmarks set it to False to compare with PyTorch's operations."""
+
+
+class UnavailableError(Exception):
+    """There are no kernels, and this is why."""
+
+
+def has_vectors() -> bool:
+    """Whether the CPU has the vectors that they are written for."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def why_not() -> str:
+    """Why there are no kernels here, or ""; compiles them if need be."""
+    library = _library()
+    return str(library) if isinstance(library, UnavailableError) else ""
+
+
+def usable() -> bool:
+    """Whether there are kernels and they are not turned off."""
+    return enabled and not why_not()
+
+
+def take(first: Tensor, *others: Tensor) -> bool:
+    """Whether the kernels take these: contiguous float32, the first in rows of whole vectors."""
+    return (
+        usable()
+        and first.shape[-1] % LANES == 0
+        and all(x.dtype == torch.float32 and x.is_contiguous() for x in (first, *others))
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def attend(joint: Tensor, parts: int, heads: int) -> bool:
+    """Whether the kernels take attention of `joint (B, L, parts·D)`."""
+    length, width = joint.shape[1], joint.shape[2] // parts // heads
+    fit = length <= MOST_TOKENS and width <= MOST_WIDTH and width % LANES == 0
+    return fit and take(joint)
+
+
+class Attention(Function):
+    """Softmax attention of queries, keys and perhaps values, `joint (B, L, parts·D)`.
+
+    Returns, for three parts, the mixed values `(B, L, D)`; for two, the first query's weights
+    `(B, H, L)`; and with `return_entropy` the entropy of each query's weights `(B, H, L)` in nats,
+    else an empty tensor. Keeps no weights: the backward pass computes them again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, joint: Tensor, parts: int, heads: int, return_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """A head at a time."""
+        batch, length, width = joint.shape
+        shape = (batch, length, width // parts) if parts == 3 else (batch, heads, length)
+        out, lse = joint.new_empty(shape), joint.new_empty(batch, heads, length)
+        entropy = torch.empty_like(lse) if return_entropy else lse.new_empty(0)
+        ctx.sizes = (batch, length, heads, width // parts // heads, parts)
+        _call("attention_forward", ctx.sizes, joint, out, lse, entropy)
+        ctx.save_for_backward(joint, lse, entropy)
+        return out, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """`ds_ij = p_ij·(dp_ij - Σ_j p_ij·dp_ij - g_i·(log p_ij + e_i))`, a head at a time."""
+        given = [gradient.contiguous() for gradient in gradients]
+        djoint = torch.empty_like(ctx.saved_tensors[0])
+        _call("attention_backward", ctx.sizes, *ctx.saved_tensors, *given, djoint)
+        return djoint, None, None, None
+
+
+def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """`gelu(x + bias)` into out."""
+    _call("gelu_forward", x_RF.shape, x_RF, bias, out)
+    return out
+
+
+def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor, out: Tensor) -> Tensor:
+    """Multiply the gradient by `gelu'(x + bias)`; gives `gelu(x + bias)` again, in out."""
+    _call("gelu_backward", x_RF.shape, x_RF, bias, gradient, out)
+    return out
+
+
+def affine(a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+    """`a_bl·P_l + r_bl·R_l + S` into out `(B, L, C)`."""
+    _call("affine_forward", out.shape, a, r, p, q, shift, out)
+    return out
+
+
+def affine_backward(
+    dy: Tensor, a: Tensor, r: Tensor, p: Tensor, q: Tensor, learns: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a and r, and those of P, R and S if they are wanted."""
+    da, dr = torch.empty_like(a), torch.empty_like(r)
+    _call("affine_backward", dy.shape, dy, p, q, da, dr)
+    if not learns:
+        return da, dr, None, None, None
+    dp, dq, dshift = (torch.empty_like(p) for _ in range(3))
+    _call("affine_tables_backward", dy.shape, dy, a, r, dp, dq, dshift)
+    return da, dr, dp, dq, dshift.sum(0)
+
+
+def _call(name: str, sizes: Sequence[int], *tensors: Tensor) -> None:
+    """Run a kernel on PyTorch's number of threads; an empty tensor is a null pointer."""
+    library = _library()
+    assert not isinstance(library, UnavailableError)
+    pointers = (ctypes.c_void_p(x.data_ptr() if x.numel() else None) for x in tensors)
+    threads = ctypes.c_int(torch.get_num_threads())
+    getattr(library, name)(*map(ctypes.c_long, sizes), *pointers, threads)
+
+
+# Compiling.
+
+
+@cache
+def _library() -> ctypes.CDLL | UnavailableError:
+    try:
+        return ctypes.CDLL(str(compiled()))
+    except UnavailableError as why:
+        return why
+    except (OSError, RuntimeError) as error:  # no home, one that can't be written, a broken file
+        return UnavailableError(str(error))
+
+
+def compiled() -> Path:
+    """The shared library of this source and compiler, made unless it is there.
+
+    Raises:
+        UnavailableError: the CPU is of another kind, or there is no gcc, or it fails.
+        OSError: the folder cannot be written.
+    """
+    if not has_vectors():
+        raise UnavailableError("the CPU has no AVX2")
+    command = [*shlex.split(os.environ.get("CC") or "gcc"), *FLAGS]
+    made_of = "\n".join([SOURCE.read_text(), *command])
+    name = f"cpu_kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    target = Path.home() / ".tql-offline" / "compiled" / name
+    if not target.exists():
+        if shutil.which(command[0]) is None:
+            raise UnavailableError(f"there is no C compiler ({command[0]})")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            _run([*command, str(SOURCE), "-o", f"{folder}/{name}", "-lm"])
+            Path(folder, name).replace(target)  # whole, whoever else compiles it meanwhile
+    return target
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise UnavailableError(f"{command[0]} failed: {said[0]}")
