@@ -294,6 +294,23 @@ def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
         np.testing.assert_allclose(have[name], value, rtol=0.1, atol=0.05, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "how", [{"precision": "bfloat16"}, {"compile": "on"}], ids=["bfloat16", "compiled"]
+)
+def test_a_run_whose_losses_were_replaced_trains_and_counts_its_arithmetic(
+    how, data, alone, tmp_path, monkeypatch
+):
+    """Counting works on a copy of the agent, whose losses must not be the original's."""
+    monkeypatch.setattr("tql_offline.training.run.check_execution", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *arguments: loss(*arguments))
+    folder = train(data, tmp_path, execution=how)
+    recorded = json.loads(folder.provenance.read_text())
+    assert recorded["execution"]["mode"] == ("compiled" if "compile" in how else "eager")
+    counted = json.loads(alone[0].provenance.read_text())["flops_per_update"]
+    assert recorded["flops_per_update"] == counted
+    assert read_json(folder.result)["updates"] == 12
+
+
 def test_bfloat16_is_refused_on_a_cpu_without_it(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(InputError, match=r"bfloat16.*slower.*float32"):

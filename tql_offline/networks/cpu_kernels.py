@@ -94,9 +94,10 @@ class Attention(Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """`ds_ij = p_ij·(dp_ij - Σ_j p_ij·dp_ij - g_i·(log p_ij + e_i))`, a head at a time."""
+        joint, lse, entropy = ctx.saved_tensors
         given = [gradient.contiguous() for gradient in gradients]
-        djoint = torch.empty_like(ctx.saved_tensors[0])
-        _call("attention_backward", ctx.sizes, *ctx.saved_tensors, *given, djoint)
+        djoint = torch.empty_like(joint)
+        _call("attention_backward", ctx.sizes, joint, lse, entropy, *given, djoint)
         return djoint, None, None, None
 
 

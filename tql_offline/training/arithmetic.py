@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from tql_offline.agents import Agent
 from tql_offline.batch import Batch
 from tql_offline.networks import kernels
+from tql_offline.training.compile import LOSSES
 
 
 def flops_per_update(agent: Agent, batch_size: int) -> int:
@@ -26,6 +27,8 @@ def flops_per_update(agent: Agent, batch_size: int) -> int:
         batch_size: transitions per update.
     """
     copy = deepcopy(agent)
+    for name in LOSSES:
+        vars(copy).pop(name, None)  # one compiled or autocast goes on with the agent's networks
     for network in copy.networks.values():
         network.to("cpu")  # a GPU's products are padded
     for optimizer in copy.optimizers.values():
