@@ -1,12 +1,12 @@
 """Whether TF32 and bfloat16 learn what float32 does: the demo's run in each, over some seeds.
 
-    python benchmarks/precision.py train --runs precision --precisions float32,tf32,bfloat16 --seeds 0-2
+    python benchmarks/precision.py train --runs precision --seeds 0-2
     python benchmarks/precision.py table precision --json precision.json
 
 On a GPU these are its own. A CPU has neither, so there their products are **emulated**: what goes
 into a product is rounded as a tensor core rounds it and summed in float32, forward and backward, by
-PyTorch's operations one by one; what PyTorch's autocast makes bfloat16 is rounded to it. That
-shows what the rounding does to learning, not what a GPU's kernels do.
+PyTorch's operations; what autocast makes bfloat16 is rounded to it. That shows what the rounding
+does to learning, not what a GPU's kernels do. Policies are scored in float32.
 
 `table` puts the curves of each precision, mean over seeds, beside float32's: how far apart they are
 at most, and how far one of float32's own seeds is from their mean.
@@ -21,13 +21,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tql_offline.cli.train import parse_seeds
 from tql_offline.config import DEFAULT_DATASET, Config, resolve
@@ -36,6 +37,7 @@ from tql_offline.datasets.load import load
 from tql_offline.runs import RunFolder, read_jsonl, write_atomic
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
+from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.provenance import device_name, git_commit, package_versions
 
@@ -80,16 +82,27 @@ class Emulated(TorchDispatchMode):
         return exact.bfloat16()
 
 
+def unrounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function without emulation."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        with _disable_current_modes():
+            return function(*arguments, **options)
+
+    return call
+
+
 @contextmanager
 def emulated(precision: str) -> Iterator[None]:
     """Compute as if the CPU had tensor cores."""
-    checked, runs.check_execution = runs.check_execution, lambda *_: None
     mode = nullcontext() if precision == "float32" else Emulated(precision)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), mode:
-            yield
-    finally:
-        runs.check_execution = checked
+    with (
+        patch.object(runs, "check_execution"),
+        patch.object(Evaluator, "score", unrounded(Evaluator.score)),
+        sdpa_kernel(SDPBackend.MATH),
+        mode,
+    ):
+        yield
 
 
 def settings(arguments: argparse.Namespace, precision: str, seed: int) -> Config:
@@ -149,23 +162,16 @@ def curves_of(folder: Path) -> Curves:
         for line in read_jsonl(run.evaluations):
             if line["policy"] == "learned":
                 successes[line["step"]].append(line["successes"])
-    values = {
-        f"entropy, layer {layer + 1}, {group}": _of(
-            lines, lambda x, i=layer, j=j: x["entropy"][i][j]
-        )
-        for layer in range(len(lines[0][0]["entropy"]))
-        for j, group in enumerate(("[VALUE]", "others"))
-    }
-    values["Q"] = _of(lines, lambda x: x["q_mean"])
+    values = {}
+    for layer, j in np.ndindex(np.shape(lines[0][0]["entropy"])):
+        name = f"entropy, layer {layer + 1}, {('[VALUE]', 'others')[j]}"
+        values[name] = np.array([[x["entropy"][layer][j] for x in run] for run in lines])
+    values["Q"] = np.array([[x["q_mean"] for x in run] for run in lines])
     return Curves(np.array([x["step"] for x in lines[0]]), values, dict(successes))
 
 
-def _of(lines: list[list[dict[str, Any]]], take: Callable[[Any], float]) -> NDArray[np.float64]:
-    return np.array([[take(x) for x in run] for run in lines])
-
-
 def distances(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
-    """Of each quantity: how far a precision's mean is from float32's at most, and one seed of it."""
+    """Of each quantity: how far means are from float32's at most, and one seed of float32's."""
     reference = curves["float32"]
     late = reference.steps > SKIPPED
     for name, values in reference.values.items():

@@ -1,6 +1,6 @@
 """The kernels in C against plain expressions in float64, and what happens without a compiler."""
 
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import first_weights, plain
+from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,8 +59,8 @@ def assert_near(have, want, exact_inputs):
         torch.autograd.grad(losses[0], inputs), torch.autograd.grad(losses[1], exact), strict=True
     )
     for one, other in (*pairs, *gradients):
-        scale = max(1e-3, float(other.detach().abs().max()))
-        torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=5e-6)
+        scale = max(1e-2, float(other.detach().abs().max()))
+        torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -84,14 +86,16 @@ def test_all_weight_on_one_key_and_scores_beyond_what_float32_can_exponentiate()
     assert_near(lambda x: apply(x, 3, 1, True), lambda x: plain(x, 1), [qkv])
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1])
 @pytest.mark.parametrize("parts", [2, 3])
-def test_no_number_in_none_out(parts):
+def test_no_number_in_none_out(parts, bits):
     joint = torch.zeros(2, 5, parts * 8)
-    joint[1, 3, 0] = torch.nan  # one query of the second of the batch
+    joint.view(torch.int32)[1, 0, 0] = bits  # the first query of the second of the batch
     out, entropy = cpu_kernels.Attention.apply(joint, parts, 1, True)
     assert not out[0].isnan().any()
     assert not entropy[0].isnan().any()
-    assert entropy[1, 0].isnan().tolist() == [False, False, False, True, False]
+    assert entropy[1, 0].isnan().tolist() == [True, False, False, False, False]
+    assert (out[1, 0, :5] if parts == 2 else out[1, 0]).isnan().all()
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 12])
@@ -109,7 +113,8 @@ def test_feed_forward_and_gelu(rows, monkeypatch):
 
 def test_gelu_far_out():
     x = torch.tensor([-1e4, -30.0, -6.0, -1e-30, 1e-30, 6.0, 30.0, 1e4])
-    for inputs in (x, x[1:7].repeat(4), x[3:5].repeat(4)):
+    huge = torch.tensor([-1e13, -1e9, -1e5, -7.0, 7.0, 1e5, 1e9, 1e13])
+    for inputs in (x, x[1:7].repeat(4), x[3:5].repeat(4), huge):
         assert_near(
             lambda t: (kernels.Gelu.apply(t),),
             lambda t: (functional.gelu(t, approximate="tanh"),),
@@ -190,6 +195,44 @@ def test_operations_are_counted_as_without():
     assert counts[0] == counts[1] > 0
 
 
+def test_tensors_whose_memory_is_not_their_value_are_not_taken():
+    x = torch.randn(2, 5, 24)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    for other in (fake, torch._efficientzerotensor((2, 5, 24)), torch._neg_view(x), x.to("meta")):
+        assert not cpu_kernels.take(other)
+        assert not cpu_kernels.take(x, other)
+    assert cpu_kernels.take(x, torch.nn.Parameter(x))
+
+
+@pytest.mark.parametrize(
+    ("width", "parts", "heads"), [(80, 3, 3), (8, 3, 3), (8, 2, 8), (48, 3, 3)]
+)
+def test_widths_that_are_no_whole_heads_are_not_taken(width, parts, heads):
+    assert not cpu_kernels.attend(torch.zeros(2, 5, width), parts, heads)
+
+
+def test_what_was_saved_may_come_back_in_other_strides():
+    qkv = torch.randn(3, 5, 24, requires_grad=True)
+
+    def turned(x):
+        return x.mT.contiguous().mT if x.ndim > 1 else x
+
+    gradients = []
+    for unpack in (lambda x: x, turned):
+        with saved_tensors_hooks(lambda x: x, unpack):
+            out, entropy = cpu_kernels.Attention.apply(qkv, 3, 1, True)
+        gradients.append(torch.autograd.grad(out.sum() + entropy.sum(), qkv)[0])
+    assert torch.equal(*gradients)
+
+
+def test_a_bias_learns_where_its_weight_does_not():
+    x, w1, b1, w2, b2 = (torch.randn(s) for s in ((4, 8), (32, 8), (32,), (8, 32), (8,)))
+    out = kernels.FeedForward.apply(x, w1, b1.requires_grad_(), w2, b2, True)
+    (gradient,) = torch.autograd.grad(out.sum(), b1)
+    assert gradient.abs().sum() > 0
+
+
 def test_a_second_derivative_is_refused_not_wrong():
     qkv = torch.randn(1, 3, 24, requires_grad=True)
     out, _ = cpu_kernels.Attention.apply(qkv, 3, 1, True)
@@ -200,14 +243,17 @@ def test_a_second_derivative_is_refused_not_wrong():
 
 @pytest.mark.parametrize(
     ("compiler", "why"),
-    [("no-such-cc", r"there is no C compiler \(no-such-cc\)"), ("false", "false failed: status 1")],
+    [
+        ("no-such-cc", r"there is no C compiler \(no-such-cc\)"),
+        ("false", "false failed: status 1"),
+        ("gcc -DX='half", "No closing quotation"),
+        ("sh -c 'printf \\\\351 >&2; exit 1'", "sh failed: \ufffd"),
+    ],
 )
 @pytest.mark.usefixtures("fresh")
 def test_without_a_compiler_pytorch_computes_and_the_reason_is_told(compiler, why, monkeypatch):
     monkeypatch.setenv("CC", compiler)
-    with pytest.raises(cpu_kernels.UnavailableError, match=why):
-        cpu_kernels.compiled()
-    assert cpu_kernels.why_not()
+    assert re.search(why, cpu_kernels.why_not())
     assert not cpu_kernels.take(torch.zeros(8))
     monkeypatch.setattr(cpu_kernels, "_call", None)
     assert torch.isfinite(attention.mix(torch.randn(2, 5, 24), 1, True)[0]).all()
@@ -228,7 +274,8 @@ def test_compiled_once_and_nothing_else_is_left(monkeypatch, tmp_path):
     assert [library] == list((tmp_path / ".tql-offline" / "compiled").iterdir())
     assert cpu_kernels.compiled().stat().st_mtime_ns == made
     library.write_bytes(b"not a library")
-    assert str(library) in cpu_kernels.why_not()
+    assert cpu_kernels.why_not() == ""  # made again
+    assert library.stat().st_size > 1000
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
@@ -237,9 +284,8 @@ def test_threads_are_those_of_pytorch():
     code = (
         "import torch; from tql_offline.networks import cpu_kernels\n"
         "assert not cpu_kernels.why_not(); torch.zeros(9, 9) @ torch.zeros(9, 9)\n"
-        "print({l.split('/')[-1] for l in open('/proc/self/maps') if 'omp.so' in l})"
+        "print(open('/proc/self/maps').read())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
-    assert done.stdout.count("omp") == 1, done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(re.findall(r"/\S*/lib[gi]?omp\d*[-.]\S*", done.stdout))
+    assert len(found) == 1, found

@@ -18,6 +18,7 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef unsigned uvec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -31,7 +32,8 @@ INLINE vec at_least(vec x, vec low) {
     return (vec)((below & (ivec)low) | (~below & (ivec)x));
 }
 
-/* e^x to a unit in the last place or two, for x of at most 88; from -87 down, e^-87. NaN stays.
+/* e^x to a unit in the last place or two, for x of at most 88; from -87 down, e^-87. Of NaN with
+ * unusual bits it may be a number.
  * x = n ln 2 + r: adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits; e^r by
  * its polynomial on |r| <= ln 2 / 2 (Cephes, expf). */
 INLINE vec exp_of(vec x) {
@@ -47,7 +49,7 @@ INLINE vec exp_of(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return (vec)((ivec)p + ((ivec)shifted << 23));
+    return (vec)((uvec)p + ((uvec)shifted << 23));
 }
 
 /* Matrix products C = A B of a few dozen rows and columns.
@@ -135,6 +137,7 @@ static void softmax(long length, long padded, float *s, float *lse, float *entro
             weighted += p * t;
             store(s + j * padded + i, p);
         }
+        sum += 0 * weighted;  /* NaN if a score is */
         vec part = 1 / sum;
         for (long j = 0; j < length; j++)
             store(s + j * padded + i, load(s + j * padded + i) * part);
@@ -146,6 +149,10 @@ static void softmax(long length, long padded, float *s, float *lse, float *entro
     }
 }
 
+/* A thread's room for one head; not on its stack, which may be small. */
+static _Thread_local float q[ROOM], k[ROOM], v[ROOM], dmixed[ROOM], packed[ROOM];
+static _Thread_local float p[MOST_TOKENS * MOST_TOKENS], ds[MOST_TOKENS * MOST_TOKENS];
+
 /* Attention of qkv (B, L, parts, H, K).
  *
  * parts 3: mixed values, out (B, L, H, K). parts 2, without values: the first query's weights, out
@@ -156,7 +163,6 @@ void attention_forward(long batch, long length, long heads, long width, long par
     long row = parts * heads * width;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long task = 0; task < batch * heads; task++) {
-        float q[ROOM], k[ROOM], v[ROOM], packed[ROOM], p[MOST_TOKENS * MOST_TOKENS];
         const float *from = qkv + task / heads * length * row + task % heads * width;
         gather(length, width, from, row, q);
         gather(length, width, from + heads * width, row, k);
@@ -206,8 +212,6 @@ void attention_backward(long batch, long length, long heads, long width, long pa
     float scale = 1 / sqrtf(width);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long task = 0; task < batch * heads; task++) {
-        float q[ROOM], k[ROOM], v[ROOM], dmixed[ROOM], packed[ROOM];
-        float p[MOST_TOKENS * MOST_TOKENS], ds[MOST_TOKENS * MOST_TOKENS];
         long first = task / heads * length * row + task % heads * width, at = task * length;
         const float *from = qkv + first;
         float *dq = dqkv + first, *dk = dq + heads * width, *dv = dk + heads * width;
@@ -239,7 +243,8 @@ void attention_backward(long batch, long length, long heads, long width, long pa
 
 INLINE vec gate_of(vec x) {
     vec w = x * (LINEAR + CUBIC * x * x);
-    return 1.0f / (1.0f + exp_of(-at_least(w, all(-87.0f))));
+    vec gate = 1.0f / (1.0f + exp_of(-at_least(w, all(-87.0f))));
+    return (vec)(~(w < -87.0f) & (ivec)gate);  /* 0 there: x may be -1e38, and times 1e-38 count */
 }
 
 /* out = gelu(x + bias) of x (rows, columns). */

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
@@ -52,20 +53,38 @@ def usable() -> bool:
 
 
 def take(first: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels take these: contiguous float32, the first in rows of whole vectors."""
+    """Whether the kernels take these: plain numbers, the first in rows of whole vectors."""
     return (
         usable()
         and first.shape[-1] % LANES == 0
-        and all(x.dtype == torch.float32 and x.is_contiguous() for x in (first, *others))
-        and torch._C._len_torch_dispatch_stack() == 0
+        and all(map(_is_plain, (first, *others)))
+        and _MODES() == 0
+        and _EARLY_MODES() == 0
     )
 
 
 def attend(joint: Tensor, parts: int, heads: int) -> bool:
     """Whether the kernels take attention of `joint (B, L, parts·D)`."""
-    length, width = joint.shape[1], joint.shape[2] // parts // heads
+    length, width = joint.shape[1], joint.shape[2] // (parts * heads)
     fit = length <= MOST_TOKENS and width <= MOST_WIDTH and width % LANES == 0
-    return fit and take(joint)
+    return fit and joint.shape[2] == parts * heads * width > 0 and take(joint)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor's memory is its value: contiguous float32 of no subclass, not lazy."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and not x.is_neg()
+        and not x._is_zerotensor()
+    )
+
+
+# How many dispatch modes there are; PyTorch has no public name for it. Unknown, nothing is taken.
+_MODES = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_EARLY_MODES = getattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch", lambda: 0)
 
 
 class Attention(Function):
@@ -94,7 +113,7 @@ class Attention(Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """`ds_ij = p_ij·(dp_ij - Σ_j p_ij·dp_ij - g_i·(log p_ij + e_i))`, a head at a time."""
-        joint, lse, entropy = ctx.saved_tensors
+        joint, lse, entropy = (x.contiguous() for x in ctx.saved_tensors)
         given = [gradient.contiguous() for gradient in gradients]
         djoint = torch.empty_like(joint)
         _call("attention_backward", ctx.sizes, joint, lse, entropy, *given, djoint)
@@ -147,10 +166,15 @@ def _call(name: str, sizes: Sequence[int], *tensors: Tensor) -> None:
 @cache
 def _library() -> ctypes.CDLL | UnavailableError:
     try:
-        return ctypes.CDLL(str(compiled()))
+        path = compiled()
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged: once more
+            path.unlink()
+            return ctypes.CDLL(str(compiled()))
     except UnavailableError as why:
         return why
-    except (OSError, RuntimeError) as error:  # no home, one that can't be written, a broken file
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a full disk, half a quotation
         return UnavailableError(str(error))
 
 
@@ -158,13 +182,14 @@ def compiled() -> Path:
     """The shared library of this source and compiler, made unless it is there.
 
     Raises:
-        UnavailableError: the CPU is of another kind, or there is no gcc, or it fails.
+        UnavailableError: the CPU is of another kind, or there is no compiler, or it fails.
         OSError: the folder cannot be written.
     """
     if not has_vectors():
         raise UnavailableError("the CPU has no AVX2")
     command = [*shlex.split(os.environ.get("CC") or "gcc"), *FLAGS]
-    made_of = "\n".join([SOURCE.read_text(), *command])
+    sources = [str(SOURCE), *_openmp()]
+    made_of = "\n".join([SOURCE.read_text(), *command, *sources])
     name = f"cpu_kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     target = Path.home() / ".tql-offline" / "compiled" / name
     if not target.exists():
@@ -172,16 +197,35 @@ def compiled() -> Path:
             raise UnavailableError(f"there is no C compiler ({command[0]})")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            _run([*command, str(SOURCE), "-o", f"{folder}/{name}", "-lm"])
-            Path(folder, name).replace(target)  # whole, whoever else compiles it meanwhile
+            made = Path(folder, name)
+            _run([*command, *sources, "-o", str(made), "-lm"])
+            made.chmod(0o755)  # whatever the umask: it is run
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+            made.replace(target)  # whole, whoever else compiles it meanwhile
     return target
+
+
+def _openmp() -> list[str]:
+    """PyTorch's own OpenMP where it brings one: a second would be a second team of threads."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-Wl,--as-needed", *map(str, found)]
 
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=os.environ | {"LC_ALL": "C"},
+            timeout=120,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise UnavailableError(f"{command[0]} failed: {said[0]}")
+        first = next((line for line in said if "error" in line), said[0])
+        raise UnavailableError(f"{command[0]} failed: {first}")

@@ -139,7 +139,7 @@ class FeedForward(Function):
         x_RD, kept_RF, w1, b1, w2 = ctx.saved_tensors
         grads = tuple(map(torch.zeros_like, (w1, w1[:, 0], w2, w2[:, 0])))
         dx_RD = torch.empty_like(x_RD)
-        learns = ctx.needs_input_grad[1]
+        learns = any(ctx.needs_input_grad[1:5])
         every = (gradients[0], x_RD, kept_RF, dx_RD)
         for dy, x, hidden, dx in zip(*(t.split(ROWS) for t in every), strict=True):
             dhidden = dy @ w2

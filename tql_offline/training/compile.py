@@ -124,8 +124,12 @@ def prepare(
         precision=settings.precision,
         compile_seconds=seconds,
         reason=reason,
-        c_kernels=not on_gpu and kernels.enabled and cpu_kernels.usable(),
+        c_kernels=_takes_c_kernels(mode, settings.precision) and not on_gpu,
     )
+
+
+def _takes_c_kernels(mode: str, precision: str) -> bool:
+    return (mode, precision) == ("eager", "float32") and kernels.enabled and cpu_kernels.usable()
 
 
 # Precision.

@@ -322,7 +322,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")
-    if first.device.type == "cpu" and (lack := cpu_kernels.why_not()):
+    eager = first.config.execution.precision == "float32" and first.execution.mode == "eager"
+    if first.device.type == "cpu" and eager and (lack := cpu_kernels.why_not()):
         reporter.noted(f"an update takes a third longer than with kernels in C, because {lack}")
     with (
         ExitStack() as stack,
