@@ -57,6 +57,15 @@ profile() {
   python3 benchmarks/profile_update.py --size small --way ours --device cuda >"$out/profile-small.txt" 2>&1
 }
 
+# Do TF32 and bfloat16 learn what float32 does? Entropies and Q of the demo's run over three seeds. (5 minutes)
+#   python benchmarks/collapse.py pack --dataset pointmaze-medium-navigate-singletask-task1-v0 \
+#     pointmaze-medium-navigate-v0.npz build/pointmaze-packed.npz
+precision() {
+  python3 benchmarks/precision.py train --runs "$out/precision" --device cuda \
+    --path "${PRECISION_DATA:-build/pointmaze-packed.npz}" 2>&1 | tee "$out/precision.txt"
+  python3 benchmarks/precision.py table "$out/precision" --json "$out/precision.json" | tee "$out/precision.md"
+}
+
 # Does the attention of an xl critic collapse without control, and not with it (50k updates each way)?
 collapse() {
   for mode in none layerwise; do
@@ -67,7 +76,7 @@ collapse() {
   python3 benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"
 }
 
-[ $# -gt 0 ] || set -- tests small xl profile small_peers xl_peers mlps sizes attention collapse
+[ $# -gt 0 ] || set -- tests precision small xl profile small_peers xl_peers mlps sizes attention collapse
 for section in "$@"; do
   started=$SECONDS
   "$section"

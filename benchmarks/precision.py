@@ -34,12 +34,12 @@ from tql_offline.cli.train import parse_seeds
 from tql_offline.config import DEFAULT_DATASET, Config, resolve
 from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
-from tql_offline.runs import RunFolder, read_jsonl, write_atomic
+from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.loop import SilentReporter
-from tql_offline.training.provenance import device_name, git_commit, package_versions
+from tql_offline.training.provenance import git_commit
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -197,12 +197,13 @@ def table(arguments: argparse.Namespace) -> None:
     ]
     print(markdown(scored))
     if arguments.json:
+        facts = read_json(next(arguments.runs.glob("*/*/provenance.json")))
         document = {
             "command": " ".join(["python", *sys.argv]),
             "git_commit": git_commit(),
-            "device": device_name(torch.device("cpu")),
-            "versions": package_versions(),
-            "emulated": True,
+            "device": facts["device"],
+            "versions": facts["versions"],
+            "emulated": facts["device"].startswith("cpu ("),
             "distances": rows,
             "successes of 50, by update": scored,
             "curves": {

@@ -161,6 +161,24 @@ def test_a_corl_style_update_trains_mlps_of_our_widths(objective):
     assert ours.make_ours("ours", workload, data).step() == 1
 
 
+def test_tf32_is_set_for_whom_it_is_and_has_a_peak_of_its_own(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", used.append)
+
+    def contender(tf32):
+        return Contender("", step=lambda: 1, synchronise=lambda: None, flops=1, tf32=tf32)
+
+    monkeypatch.setattr(compare, "make_contender", lambda name, *_: contender(name == "tf32"))
+    kinds = []
+    monkeypatch.setattr(
+        compare, "matrix_product", lambda _, *kind: kinds.append(kind) or contender(kind[1])
+    )
+    compare.compare(SMALL, ["ours", "tf32"], seconds=1e-6, rounds=2, memory=False)
+    assert sorted(kinds, key=str) == [(torch.float32, False), (torch.float32, True)]
+    assert used[-4:] == ["highest", "high", *used[-2:]]
+    assert set(used[-2:]) == {"highest", "high"}
+
+
 def test_who_takes_part():
     assert peers_of(SMALL) == ["JAX/Flax", "JAX/Flax, scan of 10"]
     assert peers_of(replace(SMALL, objective="implicit")) == []  # nobody else's is a transformer

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tql_offline.cli import main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations
@@ -56,6 +57,17 @@ def test_embedded_dataset_is_collected_once(monkeypatch):
     seen.clear()
     assert load_embedded(seen.append).sha256 == first.sha256
     assert seen == []
+
+
+def test_a_full_gpu_is_one_sentence(monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("tql_offline.doctor.diagnose", full)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 2
+    assert "too little free memory" in capsys.readouterr().err
 
 
 def test_run_names_say_what_differs():

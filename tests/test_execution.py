@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
-from tql_offline.networks import cpu_kernels
+from tql_offline.networks import attention, cpu_kernels
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
+from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.loop import SilentReporter, next_event
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.run import resume, run, run_seeds
@@ -321,6 +323,58 @@ def test_tf32_is_refused_on_a_cpu(data, tmp_path):
     with pytest.raises(InputError, match=r"tf32.*float32"):
         train(data, tmp_path, device="cpu", execution={"precision": "tf32"})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_seconds_of_updates_end_when_the_device_has_done_them(data, tmp_path, monkeypatch):
+    """On a GPU a launch returns at once, and what waits for it is the reading of the metrics."""
+    real = MetricsWindow.flush
+
+    def waiting(window):
+        time.sleep(0.3)
+        return real(window)
+
+    monkeypatch.setattr(MetricsWindow, "flush", waiting)
+    folder = train(data, tmp_path)
+    assert all(line["seconds"] > 0.3 for line in read_jsonl(folder.timing))
+
+
+def test_a_launch_is_no_longer_than_what_lies_between_two_lines():
+    config = settings(log_every=5, checkpoint_every=7, execution={"updates_per_launch": 200})
+    assert execution.updates_of_a_launch(config) == 5
+    config = settings(log_every=50, checkpoint_every=70, execution={"updates_per_launch": 10})
+    assert execution.updates_of_a_launch(config) == 10
+
+
+def test_without_triton_attention_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(attention, "HAS_TRITON", True)
+    agent, buffer = agent_and_buffer()
+    execution._try_triton(agent, buffer, 16)
+    assert attention.HAS_TRITON
+
+    def no_compiler(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    agent.critic_loss = no_compiler
+    execution._try_triton(agent, buffer, 16)
+    assert not attention.HAS_TRITON
+
+
+class Accelerator:
+    """A machine with a GPU, whose optimizers look at it before each step."""
+
+    type = "cuda"
+    is_available = staticmethod(lambda: True)
+    current_accelerator = staticmethod(lambda *_: Accelerator)
+    current_stream = staticmethod(lambda: Accelerator)
+    is_capturing = staticmethod(lambda: False)
+
+
+def test_arithmetic_is_counted_without_a_warning_where_a_gpu_is(monkeypatch):
+    agent, _ = agent_and_buffer()
+    monkeypatch.setattr(torch, "accelerator", Accelerator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert flops_per_update(agent, 16) > 0
 
 
 class CountSyncs(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """A run that was stopped at any moment goes on to the same bits as one that never was."""
 
+import json
 import os
 import signal
 from concurrent.futures import Future
@@ -156,6 +157,30 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
     (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
     with pytest.raises(InputError, match=r"critic\.safetensors is damaged"):
         go_on(data, tmp_path / "r")
+
+
+@pytest.mark.parametrize("mode", ["none", "fixed", "single", "layerwise"])
+def test_an_mlp_critic_goes_on_in_every_entropy_mode(data, tmp_path, mode):
+    """It has no attention to control: a temperature without a gradient has no moments to save."""
+    config = resolve(
+        SETTINGS | {"critic": {"size": "tiny", "kind": "mlp"}, "entropy": {"mode": mode}}
+    )
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", At("advanced", 10, kill))
+    assert go_on(data, tmp_path / "r").result.is_file()
+
+
+@pytest.mark.parametrize(("recorded", "was", "here"), [("NVIDIA H100", "GPU", "CPU")])
+def test_a_run_of_another_kind_of_device_is_refused(data, tmp_path, recorded, was, here):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 10, kill))
+    folder = RunFolder(tmp_path / "r")
+    facts = json.loads(folder.provenance.read_text()) | {"device": recorded}
+    folder.provenance.write_text(json.dumps(facts))
+    before = folder.metrics.read_bytes()
+    with pytest.raises(InputError, match=f"trained on a {was}, whose .* a {here} does not draw"):
+        go_on(data, tmp_path / "r")
+    assert folder.metrics.read_bytes() == before
 
 
 def test_resume_takes_no_other_settings(tmp_path, capsys):

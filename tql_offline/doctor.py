@@ -195,7 +195,7 @@ def _c_kernels() -> list[Finding]:
     topic = "kernels in C"
     if not (lack := cpu_kernels.why_not()):
         return [Finding(topic=topic, state="ok", detail="compiled; updates on a CPU use them")]
-    detail = f"none ({lack}); updates on a CPU take a third longer"
+    detail = f"none ({lack}); updates on a CPU take a fifth longer"
     if torch.cuda.is_available() or not cpu_kernels.has_vectors():
         return [Finding(topic=topic, state="ok", detail=detail)]
     return [Finding(topic=topic, state="warning", detail=detail, mend="apt-get install gcc")]

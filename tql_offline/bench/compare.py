@@ -25,9 +25,14 @@ from tql_offline.bench.workload import (
     peers_of,
     random_transitions,
 )
+from tql_offline.training.compile import set_matrix_precision
 
 PEAK_SIDES = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product is taken for a device's peak."""
+
+
+Products = tuple[torch.dtype, bool]
+"""Of matrix products: the dtype, and whether float32 is computed as TF32."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Timing:
 
     def run_round(self) -> None:
         """Make the round's updates and wait for them."""
+        use(self.contender)
         started, cpu_started = time.perf_counter(), time.process_time()
         updates = sum(self.contender.step() for _ in range(self.calls))
         self.contender.synchronise()
@@ -85,10 +91,10 @@ def compare(
             timings[name] = warmed_up(contender, seconds / rounds)
         except Unavailable as reason:
             left_out[name] = str(reason)
-    dtypes = {timing.contender.dtype for timing in timings.values()}
+    kinds = {products_of(timing.contender) for timing in timings.values()}
     peaks = {
-        dtype: warmed_up(matrix_product(workload.device, dtype), seconds / rounds / 4)
-        for dtype in dtypes
+        kind: warmed_up(matrix_product(workload.device, *kind), seconds / rounds / 4)
+        for kind in kinds
     }
     for number in range(rounds):
         say(f"{workload}: round {number + 1} of {rounds}")
@@ -121,6 +127,7 @@ def known_names(workload: Workload) -> Iterator[str]:
 
 def warmed_up(contender: Contender, seconds_per_round: float) -> Timing:
     """Compile and warm up a contender, and find how many calls fill a round."""
+    use(contender)
     done = 0
     while done < contender.warm_up:
         done += contender.step()
@@ -134,7 +141,17 @@ def warmed_up(contender: Contender, seconds_per_round: float) -> Timing:
     return Timing(contender, max(1, round(seconds_per_round / min(times))))
 
 
-def matrix_product(device: str, dtype: torch.dtype) -> Contender:
+def use(contender: Contender) -> None:
+    """Set the process to what a contender's products are computed in."""
+    set_matrix_precision("tf32" if contender.tf32 else "float32")
+
+
+def products_of(contender: Contender) -> Products:
+    """In what its matrix products are computed."""
+    return contender.dtype, contender.tf32
+
+
+def matrix_product(device: str, dtype: torch.dtype, tf32: bool = False) -> Contender:
     """The product of two square matrices, as an update whose arithmetic is all peak."""
     side = PEAK_SIDES[device]
     a = torch.randn(side, side, device=device).to(dtype)
@@ -145,16 +162,19 @@ def matrix_product(device: str, dtype: torch.dtype) -> Contender:
         return 1
 
     return Contender(
-        version=torch.__version__, step=step, synchronise=waiting(device), flops=2 * side**3
+        version=torch.__version__,
+        step=step,
+        synchronise=waiting(device),
+        dtype=dtype,
+        tf32=tf32,
+        flops=2 * side**3,
     )
 
 
-def row(
-    name: str, timing: Timing, first: Timing, peaks: dict[torch.dtype, Timing]
-) -> dict[str, Any]:
+def row(name: str, timing: Timing, first: Timing, peaks: dict[Products, Timing]) -> dict[str, Any]:
     """A contender's figures; `first_over_it` are ratios of the first one's rates over its own."""
     contender = timing.contender
-    peak = peaks[contender.dtype]
+    peak = peaks[products_of(contender)]
     flops = [contender.flops * rate for rate in timing.per_second]
     most = [peak.contender.flops * rate for rate in peak.per_second]
     return {

@@ -88,6 +88,7 @@ def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
         step=step,
         synchronise=waiting(workload.device),
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
+        tf32=execution.precision == "tf32",
         flops=flops,
         warm_up=way.seeds * (WARM_UP + 2 * config.execution.updates_per_launch),
         note=noted(execution),

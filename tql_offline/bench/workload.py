@@ -78,6 +78,7 @@ class Contender:
         step: starts one or more updates, need not wait for them, and says how many they are.
         synchronise: waits until all updates started are done.
         dtype: of its matrix products.
+        tf32: whether those of float32 are computed as TF32, which is a setting of the process.
         flops: of matrix products in one update; 0 where they are not counted.
         warm_up: updates before it runs at its speed.
         note: one sentence on how it is run, or empty.
@@ -88,6 +89,7 @@ class Contender:
     step: Callable[[], int]
     synchronise: Callable[[], None]
     dtype: torch.dtype = torch.float32
+    tf32: bool = False
     flops: int = 0
     warm_up: int = 3
     note: str = ""

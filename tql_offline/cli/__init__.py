@@ -97,6 +97,11 @@ def _sentence(error: Exception) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
         return f"{place}{reason}; check that the file is there, may be used, and has room to grow"
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, a RuntimeError
+        return (
+            "the GPU has too little free memory for this; choose a smaller --size or --batch-size, "
+            "or train fewer --seeds at once"
+        )
     if isinstance(error, RuntimeError):
         return _environment_sentence(error)
     return None

@@ -40,7 +40,8 @@ class EntropyController(nn.Module):
         self.mode = mode
         self.register_buffer("targets", targets, persistent=False)
         start = torch.zeros(1, 1) if mode == "single" else torch.zeros(targets.shape)
-        if mode in ("single", "layerwise"):
+        # Without a target it would get no gradient, and so no moments that a resumed run needs.
+        if mode in ("single", "layerwise") and targets.numel():
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)

@@ -33,6 +33,8 @@ def flops_per_update(agent: Agent, batch_size: int) -> int:
         network.to("cpu")  # a GPU's products are padded
     for optimizer in copy.optimizers.values():
         optimizer.param_groups.clear()  # a step has no products, but would take memory
+        # Of no parameters all count as on a GPU: it would warn, as the copy forgets that it did.
+        vars(optimizer)["_warned_capturable_if_run_uncaptured"] = True
     one, two = (_of_batch(copy, rows) for rows in (1, 2))
     return one + (batch_size - 1) * (two - one)
 

@@ -8,7 +8,7 @@ differ in speed and rounding alone:
     graphed    on a GPU: K whole updates (sampling, losses, optimizers, target networks, learning
                rates) captured once as a CUDA graph and launched as one
 
-What cannot be compiled or captured is run the slower way, and a sentence says why.
+What cannot be compiled is run the slower way, and a sentence says why.
 """
 
 import os
@@ -28,11 +28,12 @@ from tql_offline.agents.optimizers import learning_rate, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.errors import InputError
-from tql_offline.networks import cpu_kernels, kernels
+from tql_offline.networks import attention, cpu_kernels, kernels
 from tql_offline.training.memory import keep_freed_memory
 from tql_offline.training.metrics import MetricsWindow
 
 LOSSES = ("critic_loss", "policy_loss")
+RECOMPILES = 64
 WARM_UP = 3
 """Updates before a capture: libraries pick their kernels and workspaces in the first ones."""
 
@@ -114,6 +115,8 @@ def prepare(
     if settings.compile == "on" or (settings.compile == "auto" and on_gpu):
         seconds, reason = compile_losses(agent, buffer, config.batch_size)
         mode = "eager" if reason else "compiled"
+    if on_gpu and mode == "eager" and attention.HAS_TRITON:
+        _try_triton(agent, buffer, config.batch_size)
     one = _OneByOne(config, agent, buffer, generator, window)
     updates: Updates = one
     if on_gpu and settings.updates_per_launch:
@@ -141,12 +144,17 @@ def set_precision(agent: Agent, precision: str, device_type: str) -> None:
     `bfloat16` is autocast: matrix products in bfloat16; the networks give their results, and with
     them targets, entropies and losses, in float32.
     """
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    set_matrix_precision(precision)
     if precision != "bfloat16":
         return
     for name in LOSSES:
         if loss := getattr(agent, name, None):
             setattr(agent, name, _autocast(loss, device_type))
+
+
+def set_matrix_precision(precision: str) -> None:
+    """Have the process's products of float32 computed as TF32, or not."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def _autocast(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
@@ -171,10 +179,13 @@ def compile_losses(
     Returns:
         Seconds it took, and why it was not possible (the losses are then what they were), or "".
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".tql-offline" / "compiled"))
     plain = {name: loss for name in LOSSES if (loss := getattr(agent, name, None))}
     started = time.perf_counter()
     try:
+        compiled = Path.home() / ".tql-offline" / "compiled"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        # Of one function in one process; a bench of all sizes has more than the 8 allowed.
+        torch._dynamo.config.recompile_limit = RECOMPILES
         for name, loss in plain.items():
             setattr(
                 agent, name, torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
@@ -203,6 +214,16 @@ def _try_losses(agent: Agent, buffer: Buffer, batch_size: int) -> None:
             loss(batch, noise)[0].backward()
     for network in agent.networks.values():
         network.zero_grad()
+
+
+def _try_triton(agent: Agent, buffer: Buffer, batch_size: int) -> None:
+    """Leave the attention kernel out where Triton cannot build it: it too needs a C compiler."""
+    try:
+        _try_losses(agent, buffer, batch_size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever Triton or its tool chain raises
+        attention.HAS_TRITON = False
 
 
 def _first_line(error: BaseException) -> str:
@@ -258,7 +279,8 @@ class Graphed(_OneByOne):
     ) -> None:
         super().__init__(config, agent, buffer, generator, window)
         delay = getattr(agent, "policy_delay", 1)
-        self.count = max(delay, config.execution.updates_per_launch // delay * delay)
+        most = updates_of_a_launch(config)
+        self.count = max(delay, most // delay * delay)
         self.rates = rate_table(config, agent).to(generator.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=generator.device)
         self.warm = 0
@@ -291,11 +313,22 @@ class Graphed(_OneByOne):
         """Record K updates; recording runs none of them."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        # Policies may be scored meanwhile by another thread, which must not break the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # On the seed's own stream: on PyTorch's shared one all seeds' graphs would have the same
+        # workspace for products, and several are launched at once (pytorch#193402). Policies may
+        # be scored meanwhile by another thread, which must not break the recording.
+        here = torch.cuda.current_stream(self.generator.device)
+        shared = here == torch.cuda.default_stream(self.generator.device)
+        stream = None if shared else here
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for offset in range(self.count):
                 self.captured.add(self._update(step + offset))
         return graph
+
+
+def updates_of_a_launch(config: Config) -> int:
+    """As many as are asked for, but no more than there are between two lines of metrics."""
+    every = (config.log_every, config.checkpoint_every)
+    return min(config.execution.updates_per_launch, *every)
 
 
 def rate_table(config: Config, agent: Agent) -> Tensor:

@@ -95,6 +95,10 @@ class Evaluator:
         self.pool, self.protocol, self.device = pool, protocol, device
         self.reference = reference
         self.thread = ThreadPoolExecutor(1, "evaluation") if overlaps else None
+        # One for all evaluations, of another priority: new ones come from a pool of 32, where the
+        # next might be one that a seed trains on.
+        on_gpu = overlaps and device.type == "cuda"
+        self.stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None
         self._cancelled = Event()
 
     def score(
@@ -168,10 +172,7 @@ class Evaluator:
         return self.thread.submit(self._score_apart, *arguments)
 
     def _score_apart(self, *arguments: Any) -> None:
-        if self.device.type != "cuda":
-            self.score(*arguments)
-            return
-        with torch.cuda.stream(torch.cuda.Stream(self.device)):
+        with torch.cuda.stream(self.stream):  # None on a CPU, where it is no context
             self.score(*arguments)
 
     def close(self) -> None:

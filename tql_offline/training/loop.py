@@ -261,8 +261,9 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
     while step < config.steps:
         step += update(training, step + 1, next_event(training, step) - step)
         if step % config.log_every == 0 or step == config.steps:
+            means = training.window.flush()  # waits for the device, whose time the updates took
             elapsed = (training.clock() - started) / (runs if training.stream else 1)
-            log(training, step, (step - since) / elapsed, elapsed)
+            log(training, step, means, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
         # While training goes on a score can be made again only of weights that were saved.
@@ -325,9 +326,11 @@ def update(training: Training, step: int, most: int) -> int:
     return count
 
 
-def log(training: Training, step: int, updates_per_second: float, seconds: float) -> None:
+def log(
+    training: Training, step: int, means: dict[str, Any], updates_per_second: float, seconds: float
+) -> None:
     """Write one line of metrics.jsonl and, apart from it, of timing.jsonl."""
-    line = {"step": step, **training.window.flush()}
+    line = {"step": step, **means}
     check_finite(line, step, _last_checkpoint(training.folder))
     append_jsonl(training.folder.metrics, line)
     heed(training, training.watch.see(line))
