@@ -166,7 +166,7 @@ def test_tf32_is_set_for_whom_it_is_and_has_a_peak_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", used.append)
 
     def contender(tf32):
-        return Contender("", step=lambda: 1, synchronise=lambda: None, flops=1, tf32=tf32)
+        return Contender(version="", step=lambda: 1, synchronise=lambda: None, flops=1, tf32=tf32)
 
     monkeypatch.setattr(compare, "make_contender", lambda name, *_: contender(name == "tf32"))
     kinds = []

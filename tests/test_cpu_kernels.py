@@ -25,7 +25,7 @@ shapes = {
     "length": st.sampled_from([1, 2, 7, 8, 9, 24, 43, 128]),
     "heads": st.integers(1, 3),
     "width": st.sampled_from([8, 16, 24, 32, 40, 64]),
-    "spread": st.sampled_from([0.0, 1.0, 3.0]),
+    "spread": st.sampled_from([0.0, 0.3, 1.0]),
     "seed": st.integers(0, 1000),
 }
 
@@ -63,7 +63,7 @@ def assert_near(have, want, exact_inputs):
         torch.testing.assert_close(one.double() / scale, other / scale, rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(**shapes)
 def test_attention_entropies_and_gradients(batch, length, heads, width, spread, seed):
     torch.manual_seed(seed)

@@ -162,7 +162,10 @@ def test_a_model_has_what_acts_and_nothing_else(trained, tmp_path, method, netwo
     assert stochastic == bool(noise["learned"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.slow) if m == "implicit best-of-n" else m for m in METHODS],
+)
 def test_the_onnx_policy_acts_as_the_original(trained, tmp_path, method):
     same_onnx_actions(trained(method), tmp_path)
 

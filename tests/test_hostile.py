@@ -863,8 +863,8 @@ def test_hostile_parts_are_refused(tmp_path, kind):
 # Fuzz.
 
 INPUTS = {
-    **{"dataset-npz": 40, "dataset-hdf5": 40, "checkpoint": 20, "config": 30, "suite": 30},
-    **{"run": 20, "report": 2, "merged": 4},
+    **{"dataset-npz": 20, "dataset-hdf5": 20, "checkpoint": 10, "config": 15, "suite": 15},
+    **{"run": 10, "report": 2, "merged": 4},
 }
 
 

@@ -278,7 +278,7 @@ def read_whole_lines(path):
 @pytest.mark.parametrize(
     ("phase", "number", "overlap"),
     [
-        ("training", signal.SIGINT, "off"),
+        pytest.param("training", signal.SIGINT, "off", marks=pytest.mark.slow),
         ("scoring", signal.SIGTERM, "on"),
         pytest.param("training", signal.SIGTERM, "on", marks=pytest.mark.slow),
         pytest.param("scoring", signal.SIGINT, "on", marks=pytest.mark.slow),

@@ -20,7 +20,8 @@ def q_of(agent, action):
         return agent.critic(torch.zeros(1, 1), torch.tensor([[action]])).mean().item()
 
 
-@pytest.mark.parametrize("kind", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
 def test_implicit_value_is_the_expectile_of_q(kind):
     """r = a, a uniform on [-1, 1]: the τ-expectile m solves τ(1-m)² = (1-τ)(1+m)².
 
