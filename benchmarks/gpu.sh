@@ -26,7 +26,7 @@ bench() { # NAME FLAGS…
 # Do graphs, compiled losses and precisions give the same updates? Golden cases on the GPU?
 tests() {
   timeout 300 python3 -m pytest -q -p no:cacheprovider tests/test_triton_attention.py \
-    tests/test_cuda.py tests/test_golden.py --show-capture=no 2>&1 | tee "$out/tests.txt"
+    tests/test_cuda.py tests/test_devices.py tests/test_golden.py --show-capture=no 2>&1 | tee "$out/tests.txt"
 }
 
 # Is small at 1,000 updates/s? Are eight seeds of it at four times one's throughput? (1 to 2 minutes)

@@ -1,0 +1,112 @@
+"""Whole runs from a file to the result on every device there is, without a simulator."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import At, Killed, kill
+
+from tql_offline.config import resolve
+from tql_offline.datasets.load import load
+from tql_offline.runs import read_json, read_jsonl
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import resume, run, run_seeds
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+SETTINGS = {
+    "critic": {"size": "tiny"},
+    "flow": {"hidden": [16, 16], "flow_steps": 2},
+    "steps": 60,
+    "batch_size": 16,
+    "log_every": 20,
+    "checkpoint_every": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    terminals = np.zeros(102, dtype=bool)
+    terminals[[50, 101]] = True
+    path = tmp_path_factory.mktemp("data") / "mine.npz"
+    np.savez(
+        path,
+        observations=rng.standard_normal((102, 3), dtype=np.float32),
+        actions=rng.uniform(-0.9, 0.9, (102, 2)).astype(np.float32),
+        rewards=-np.ones(102, dtype=np.float32),
+        terminals=terminals,
+    )
+    return load(str(path))
+
+
+def settings(data, device, **over):
+    execution = {"compile": "off", "updates_per_launch": 10} | over.pop("execution", {})
+    whole = SETTINGS | {"device": device, "dataset": {"name": str(data.path)}} | over
+    return resolve(whole | {"execution": execution})
+
+
+def weights(folder):
+    files = (folder.checkpoints / "60").glob("*.safetensors")
+    return {
+        f"{file.stem}.{name}": tensor
+        for file in files
+        if file.stem not in ("random", "window")
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same(one, other, device):
+    """The same bits on a CPU; on a GPU sums may be made in another order."""
+    assert one.keys() == other.keys()
+    near = {"rtol": 0, "atol": 0} if device == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, **near, msg=name)
+
+
+OBJECTIVES = ("flow", "implicit", "conservative", "rebrac")
+WAYS = [
+    *(("cpu", objective, {}) for objective in OBJECTIVES),
+    *(
+        pytest.param("cuda", objective, execution, marks=needs_gpu)
+        for objective, execution in [
+            *((objective, {}) for objective in OBJECTIVES),
+            ("flow", {"compile": "on"}),
+            ("flow", {"precision": "tf32"}),
+            ("flow", {"compile": "on", "precision": "bfloat16"}),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "objective", "execution"), WAYS)
+@pytest.mark.filterwarnings("default")  # a compiler's own
+def test_a_whole_run(data, device, objective, execution, tmp_path):
+    config = settings(data, device, objective=objective, execution=execution)
+    folder = run(config, data, tmp_path, "r", SilentReporter())
+    recorded = read_json(folder.provenance)["execution"]
+    compiled = execution.get("compile", "off") == "on"
+    mode = ("compiled" if compiled else "eager") + (", graphed" if device == "cuda" else "")
+    assert (recorded["mode"], recorded["reason"]) == (mode, "")
+    assert [line["step"] for line in read_jsonl(folder.metrics)] == [20, 40, 60]
+    assert all(line["seconds"] > 0 for line in read_jsonl(folder.timing))
+    assert read_json(folder.result)["updates"] == 60
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_killed_run_goes_on(data, device, tmp_path):
+    config = settings(data, device)
+    whole = run(config, data, tmp_path, "whole", SilentReporter())
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "killed", At("logged", 2, kill))
+    folder = resume(tmp_path / "killed", lambda _config: data, SilentReporter())
+    assert_same(weights(whole), weights(folder), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_seeds_at_once_are_each_what_it_is_alone(data, device, tmp_path):
+    seeds = (0, 1)
+    together = run_seeds(settings(data, device), seeds, data, tmp_path, "r", SilentReporter())
+    for seed, folder in zip(seeds, together, strict=True):
+        alone = run(settings(data, device, seed=seed), data, tmp_path, f"{seed}", SilentReporter())
+        assert_same(weights(alone), weights(folder), device)
