@@ -1,5 +1,7 @@
 """Whole runs from a file to the result on every device there is, without a simulator."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def assert_same(one, other, device):
 
 
 OBJECTIVES = ("flow", "implicit", "conservative", "rebrac")
-WAYS = [
+WAYS: list[Any] = [
     *(("cpu", objective, {}) for objective in OBJECTIVES),
     *(
         pytest.param("cuda", objective, execution, marks=needs_gpu)
