@@ -199,24 +199,23 @@ def _path(way: Way) -> Callable[[], AbstractContextManager[None]]:
     return nullcontext if way.c_kernels else without_c
 
 
-@contextmanager
-def without_c() -> Iterator[None]:
+def without_c() -> AbstractContextManager[None]:
     """Leave the kernels in C out."""
-    cpu_kernels.enabled = False
-    try:
-        yield
-    finally:
-        cpu_kernels.enabled = True
+    return _turned_off(cpu_kernels)
+
+
+def pytorch_operations() -> AbstractContextManager[None]:
+    """Leave the hand-written passes out, and with them the kernels in C."""
+    return _turned_off(kernels)
 
 
 @contextmanager
-def pytorch_operations() -> Iterator[None]:
-    """Leave the hand-written passes out."""
-    kernels.enabled = False
+def _turned_off(module: Any) -> Iterator[None]:
+    module.enabled, before = False, module.enabled
     try:
         yield
     finally:
-        kernels.enabled = True
+        module.enabled = before
 
 
 def _set_critic(

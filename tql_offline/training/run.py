@@ -323,6 +323,13 @@ def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
         )
 
 
+def _slower(made: _Made) -> Iterator[str]:
+    """Why a CPU's updates take longer than they might."""
+    how = (made.device.type, made.execution.mode, made.execution.precision)
+    if how == ("cpu", "eager", "float32") and (lack := cpu_kernels.why_not()):
+        yield f"note: an update takes a fifth longer than with kernels in C, because {lack}"
+
+
 def _dims(dataset: Dataset) -> tuple[int, int]:
     return dataset.episodes.observations.shape[1], dataset.episodes.actions.shape[1]
 
@@ -333,14 +340,11 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
-    for sentence in (*first.findings, *_endless(first.environment)):
+    for sentence in (*first.findings, *_endless(first.environment), *_slower(first)):
         reporter.noted(sentence)
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")
-    eager = first.config.execution.precision == "float32" and first.execution.mode == "eager"
-    if first.device.type == "cpu" and eager and (lack := cpu_kernels.why_not()):
-        reporter.noted(f"an update takes a fifth longer than with kernels in C, because {lack}")
     with (
         ExitStack() as stack,
         evaluator(first.config, env_id, first.device, overlaps=overlaps) as by,
