@@ -185,7 +185,7 @@ def compile_losses(
         compiled = Path.home() / ".tql-offline" / "compiled"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         # Of one function in one process; a bench of all sizes has more than the 8 allowed.
-        torch._dynamo.config.recompile_limit = RECOMPILES
+        torch._dynamo.config.cache_size_limit = RECOMPILES  # 2.6 has no other name
         for name, loss in plain.items():
             setattr(
                 agent, name, torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
