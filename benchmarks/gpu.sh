@@ -57,7 +57,7 @@ profile() {
   python3 benchmarks/profile_update.py --size small --way ours --device cuda >"$out/profile-small.txt" 2>&1
 }
 
-# Do TF32 and bfloat16 learn what float32 does? Entropies and Q of the demo's run over three seeds. (5 minutes)
+# Do TF32 and bfloat16 learn what float32 does? Entropies and Q of the demo's run over three seeds.
 #   python benchmarks/collapse.py pack --dataset pointmaze-medium-navigate-singletask-task1-v0 \
 #     pointmaze-medium-navigate-v0.npz build/pointmaze-packed.npz
 precision() {

@@ -34,12 +34,13 @@ from tql_offline.cli.train import parse_seeds
 from tql_offline.config import DEFAULT_DATASET, Config, resolve
 from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
+from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.loop import SilentReporter
-from tql_offline.training.provenance import git_commit
+from tql_offline.training.provenance import git_commit, on_cpu
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -154,7 +155,7 @@ class Curves:
 
 
 def curves_of(folder: Path) -> Curves:
-    """Read every finished run of a precision."""
+    """Read the runs of a precision, all of them finished."""
     lines, successes = [], defaultdict(list)
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         run = RunFolder(path)
@@ -186,8 +187,14 @@ def distances(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Print both tables, and write them with the curves."""
+    """Print both tables, and write them with the curves.
+
+    Raises:
+        InputError: there is nothing to compare with.
+    """
     curves = {p.name: curves_of(p) for p in sorted(arguments.runs.iterdir()) if p.is_dir()}
+    if "float32" not in curves:
+        raise InputError(f"{arguments.runs} has no runs in float32; train them first")
     rows = list(distances(curves))
     print(markdown(rows))
     steps = sorted(curves["float32"].successes)
@@ -195,7 +202,8 @@ def table(arguments: argparse.Namespace) -> None:
         {"precision": name, **{f"{s:,}": _listed(found.successes.get(s, [])) for s in steps}}
         for name, found in curves.items()
     ]
-    print(markdown(scored))
+    if steps:
+        print(markdown(scored))
     if arguments.json:
         facts = read_json(next(arguments.runs.glob("*/*/provenance.json")))
         document = {
@@ -203,7 +211,7 @@ def table(arguments: argparse.Namespace) -> None:
             "git_commit": git_commit(),
             "device": facts["device"],
             "versions": facts["versions"],
-            "emulated": facts["device"].startswith("cpu ("),
+            "emulated": on_cpu(facts),
             "distances": rows,
             "successes of 50, by update": scored,
             "curves": {
@@ -244,7 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     part.add_argument("--json", type=Path)
     part.set_defaults(do=table)
     arguments = parser.parse_args(argv)
-    arguments.do(arguments)
+    try:
+        arguments.do(arguments)
+    except InputError as error:
+        print(f"precision.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from own_data import write_own
 
 from benchmarks import collapse
 from tql_offline.agents import make_agent
@@ -27,19 +28,7 @@ NAMES = ["cube-double-mine-tiny-layerwise.jsonl", "cube-double-mine-tiny-none.js
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Two episodes of 60 and 40 transitions, 30 state dims and 2 action dims, with rewards."""
-    rng = np.random.default_rng(0)
-    terminals = np.zeros(102, dtype=bool)
-    terminals[[60, 101]] = True
-    path = tmp_path_factory.mktemp("data") / "mine.npz"
-    np.savez(
-        path,
-        observations=rng.standard_normal((102, 30), dtype=np.float32),
-        actions=rng.uniform(-0.9, 0.9, (102, 2)).astype(np.float32),
-        rewards=-np.ones(102, dtype=np.float32),
-        masks=np.ones(102, dtype=np.float32),
-        terminals=terminals,
-    )
-    return path
+    return write_own(tmp_path_factory.mktemp("data") / "mine.npz", (60, 40), 30)
 
 
 def train(own, out, *more):

@@ -69,7 +69,7 @@ def test_attention_entropies_and_gradients(batch, length, heads, width, spread, 
     torch.manual_seed(seed)
     qkv = torch.randn(batch, length, 3 * heads * width) * spread**0.5
     qk = qkv[..., : 2 * heads * width]
-    assert cpu_kernels.attend(qkv, 3, heads)
+    assert cpu_kernels.takes_attention(qkv, 3, heads)
     apply = cpu_kernels.Attention.apply
     assert_near(lambda x: apply(x, 3, heads, True), lambda x: plain(x, heads), [qkv])
     assert_near(lambda x: apply(x, 3, heads, False)[:1], lambda x: plain(x, heads)[:1], [qkv])
@@ -102,7 +102,7 @@ def test_no_number_in_none_out(parts, bits):
 def test_feed_forward_and_gelu(rows, monkeypatch):
     monkeypatch.setattr(kernels, "ROWS", 4)
     x, *layers = (torch.randn(s) for s in ((rows, 8), (32, 8), (32,), (8, 32), (8,)))
-    assert cpu_kernels.take(x)
+    assert cpu_kernels.takes(x)
 
     def layer_by_layer(x, w1, b1, w2, b2):
         hidden = functional.gelu(functional.linear(x, w1, b1), approximate="tanh")
@@ -200,16 +200,16 @@ def test_tensors_whose_memory_is_not_their_value_are_not_taken():
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(x)
     for other in (fake, torch._efficientzerotensor((2, 5, 24)), torch._neg_view(x), x.to("meta")):
-        assert not cpu_kernels.take(other)
-        assert not cpu_kernels.take(x, other)
-    assert cpu_kernels.take(x, torch.nn.Parameter(x))
+        assert not cpu_kernels.takes(other)
+        assert not cpu_kernels.takes(x, other)
+    assert cpu_kernels.takes(x, torch.nn.Parameter(x))
 
 
 @pytest.mark.parametrize(
     ("width", "parts", "heads"), [(80, 3, 3), (8, 3, 3), (8, 2, 8), (48, 3, 3)]
 )
 def test_widths_that_are_no_whole_heads_are_not_taken(width, parts, heads):
-    assert not cpu_kernels.attend(torch.zeros(2, 5, width), parts, heads)
+    assert not cpu_kernels.takes_attention(torch.zeros(2, 5, width), parts, heads)
 
 
 def test_what_was_saved_may_come_back_in_other_strides():
@@ -254,7 +254,7 @@ def test_a_second_derivative_is_refused_not_wrong():
 def test_without_a_compiler_pytorch_computes_and_the_reason_is_told(compiler, why, monkeypatch):
     monkeypatch.setenv("CC", compiler)
     assert re.search(why, cpu_kernels.why_not())
-    assert not cpu_kernels.take(torch.zeros(8))
+    assert not cpu_kernels.takes(torch.zeros(8))
     monkeypatch.setattr(cpu_kernels, "_call", None)
     assert torch.isfinite(attention.mix(torch.randn(2, 5, 24), 1, True)[0]).all()
 

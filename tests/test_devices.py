@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from own_data import write_own
 from safetensors.torch import load_file
 from test_resume import At, Killed, kill
 
@@ -28,18 +28,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    terminals = np.zeros(102, dtype=bool)
-    terminals[[50, 101]] = True
-    path = tmp_path_factory.mktemp("data") / "mine.npz"
-    np.savez(
-        path,
-        observations=rng.standard_normal((102, 3), dtype=np.float32),
-        actions=rng.uniform(-0.9, 0.9, (102, 2)).astype(np.float32),
-        rewards=-np.ones(102, dtype=np.float32),
-        terminals=terminals,
-    )
-    return load(str(path))
+    return load(str(write_own(tmp_path_factory.mktemp("data") / "mine.npz", (50, 50), 3)))
 
 
 def settings(data, device, **over):

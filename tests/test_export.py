@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from agent_cases import METHODS
+from own_data import write_own
 from safetensors.torch import load_file, save_file
 
 import tql_offline
@@ -61,19 +62,8 @@ def merged(*layers):
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Two episodes of 30 and 20 transitions, far from mean 0 and deviation 1."""
-    rng = np.random.default_rng(0)
-    terminals = np.zeros(52, dtype=bool)
-    terminals[[30, 51]] = True
     path = tmp_path_factory.mktemp("data") / "mine.npz"
-    np.savez(
-        path,
-        observations=5 + 3 * rng.standard_normal((52, S), dtype=np.float32),
-        actions=rng.uniform(-0.9, 0.9, (52, A)).astype(np.float32),
-        rewards=-np.ones(52, dtype=np.float32),
-        masks=np.ones(52, dtype=np.float32),
-        terminals=terminals,
-    )
-    return path
+    return write_own(path, (30, 20), S, mean=5, deviation=3)
 
 
 @pytest.fixture(scope="module")

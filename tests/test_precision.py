@@ -2,8 +2,9 @@
 
 import json
 
-import numpy as np
+import pytest
 import torch
+from own_data import write_own
 
 from benchmarks import precision
 from tql_offline.runs import read_json
@@ -33,20 +34,18 @@ def test_products_and_their_gradients_are_rounded_and_nothing_else():
     assert torch.equal(low, (a.bfloat16().float() @ b.bfloat16().float()).bfloat16())
 
 
+def test_without_runs_to_compare_with_it_ends_in_a_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        precision.main(["table", str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"{tmp_path} has no runs in float32; train them first" in capsys.readouterr().err
+
+
 def test_runs_of_every_precision_are_compared(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    terminals = np.zeros(42, dtype=bool)
-    terminals[[20, 41]] = True
-    np.savez(
-        tmp_path / "mine.npz",
-        observations=rng.standard_normal((42, 3), dtype=np.float32),
-        actions=rng.uniform(-0.9, 0.9, (42, 2)).astype(np.float32),
-        rewards=-np.ones(42, dtype=np.float32),
-        terminals=terminals,
-    )
+    data = write_own(tmp_path / "mine.npz", (20, 20), 3)
     runs = tmp_path / "runs"
     flags = ["--seeds", "0", "--updates", "3", "--device", "cpu"]
-    precision.main(["train", "--runs", str(runs), "--path", str(tmp_path / "mine.npz"), *flags])
+    precision.main(["train", "--runs", str(runs), "--path", str(data), *flags])
     precision.main(["table", str(runs), "--json", str(tmp_path / "out.json")])
     document = read_json(tmp_path / "out.json")
     assert document["emulated"]

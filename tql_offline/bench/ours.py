@@ -1,7 +1,7 @@
 """Our own updates as contenders: whole training steps, made as the training loop makes them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -112,10 +112,10 @@ class Trainer:
         device = torch.device(workload.device)
         generator = torch.Generator(device).manual_seed(workload.seed + index)
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
-        self.path = _path(way)
+        self.way = way
         self.most = max(1, config.execution.updates_per_launch)
         self.number = 1
-        with torch.cuda.stream(self.stream), self.path():
+        with torch.cuda.stream(self.stream), _path(self.way):
             agent = agent_of(workload, config, way.plain)
             buffer = buffer_of(workload, data)
             made = prepare(config, agent, buffer, generator, MetricsWindow())
@@ -124,7 +124,7 @@ class Trainer:
 
     def step(self) -> int:
         """Start a launch of updates."""
-        with torch.cuda.stream(self.stream), self.path():
+        with torch.cuda.stream(self.stream), _path(self.way):
             done = self.updates(self.number, self.most)
         self.number += done
         return done
@@ -193,29 +193,15 @@ def _plain_forward(
     return (q, entropy) if return_entropy else q
 
 
-def _path(way: Way) -> Callable[[], AbstractContextManager[None]]:
+def _path(way: Way) -> AbstractContextManager[None]:
     if way.plain:
-        return pytorch_operations
-    return nullcontext if way.c_kernels else without_c
-
-
-def without_c() -> AbstractContextManager[None]:
-    """Leave the kernels in C out."""
-    return _turned_off(cpu_kernels)
+        return pytorch_operations()
+    return nullcontext() if way.c_kernels else kernels.turned_off(cpu_kernels)
 
 
 def pytorch_operations() -> AbstractContextManager[None]:
     """Leave the hand-written passes out, and with them the kernels in C."""
-    return _turned_off(kernels)
-
-
-@contextmanager
-def _turned_off(module: Any) -> Iterator[None]:
-    module.enabled, before = False, module.enabled
-    try:
-        yield
-    finally:
-        module.enabled = before
+    return kernels.turned_off(kernels)
 
 
 def _set_critic(

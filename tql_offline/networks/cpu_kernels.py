@@ -29,7 +29,7 @@ LANES, MOST_TOKENS, MOST_WIDTH = 8, 128, 64
 """As the source's: floats of a vector, and how large a head may be."""
 
 enabled = True
-"""Tests and benchmarks set it to False to compare with PyTorch's operations."""
+"""False where PyTorch's operations are wanted; see `kernels.turned_off`."""
 
 
 class UnavailableError(Exception):
@@ -52,7 +52,7 @@ def usable() -> bool:
     return enabled and not why_not()
 
 
-def take(first: Tensor, *others: Tensor) -> bool:
+def takes(first: Tensor, *others: Tensor) -> bool:
     """Whether the kernels take these: plain numbers, the first in rows of whole vectors."""
     return (
         usable()
@@ -63,11 +63,11 @@ def take(first: Tensor, *others: Tensor) -> bool:
     )
 
 
-def attend(joint: Tensor, parts: int, heads: int) -> bool:
+def takes_attention(joint: Tensor, parts: int, heads: int) -> bool:
     """Whether the kernels take attention of `joint (B, L, parts·D)`."""
     length, width = joint.shape[1], joint.shape[2] // (parts * heads)
     fit = length <= MOST_TOKENS and width <= MOST_WIDTH and width % LANES == 0
-    return fit and joint.shape[2] == parts * heads * width > 0 and take(joint)
+    return fit and joint.shape[2] == parts * heads * width > 0 and takes(joint)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -178,6 +178,15 @@ def _library() -> ctypes.CDLL | UnavailableError:
         return UnavailableError(str(error))
 
 
+def compiled_folder() -> Path:
+    """Where what was compiled on this machine is kept, by gcc or by `torch.compile`.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path.home() / ".tql-offline" / "compiled"
+
+
 def compiled() -> Path:
     """The shared library of this source and compiler, made unless it is there.
 
@@ -191,7 +200,7 @@ def compiled() -> Path:
     sources = [str(SOURCE), *_openmp()]
     made_of = "\n".join([SOURCE.read_text(), *command, *sources])
     name = f"cpu_kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    target = Path.home() / ".tql-offline" / "compiled" / name
+    target = compiled_folder() / name
     if not target.exists():
         if shutil.which(command[0]) is None:
             raise UnavailableError(f"there is no C compiler ({command[0]})")

@@ -11,6 +11,9 @@ F = 4D hidden width.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,7 +37,18 @@ CUBIC = LINEAR * 0.044715
 
 
 enabled = True
-"""Benchmarks set it to False to compare with PyTorch's own operations."""
+"""False where PyTorch's own operations are wanted; see `turned_off`."""
+
+
+@contextmanager
+def turned_off(module: ModuleType) -> Iterator[None]:
+    """Leave out a module's passes, those here or those in C alone (`cpu_kernels`)."""
+    before = module.enabled
+    module.enabled = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.enabled = before  # type: ignore[attr-defined]
 
 
 def by_hand(x: Tensor) -> bool:
@@ -63,7 +77,7 @@ class AlignedLinear(nn.Linear):
 
 def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """`gelu(x + bias)` into out."""
-    if cpu_kernels.take(x_RF, bias, out):
+    if cpu_kernels.takes(x_RF, bias, out):
         return cpu_kernels.gelu(x_RF, bias, out)
     x_RF = x_RF + bias
     return gelu_gate(x_RF, out=out).mul_(x_RF)
@@ -71,7 +85,7 @@ def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 
 def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor) -> Tensor:
     """Multiply the gradient by `gelu'(x + bias)`; gives `gelu(x + bias)`."""
-    if cpu_kernels.take(x_RF, bias, gradient):
+    if cpu_kernels.takes(x_RF, bias, gradient):
         return cpu_kernels.gelu_backward(x_RF, bias, gradient, torch.empty_like(x_RF))
     x_RF = x_RF + bias
     gate = gelu_gate(x_RF)
@@ -165,7 +179,7 @@ class AffineProjection(Function):
         """Two passes over slices of the result."""
         ctx.save_for_backward(a, r, p, q)
         result = a.new_empty(*a.shape, len(shift))
-        if cpu_kernels.take(p, q, shift, a, r):
+        if cpu_kernels.takes(p, q, shift, a, r):
             return cpu_kernels.affine(a, r, p, q, shift, result)
         size = max(1, SCORES // result[0].numel())
         for a_BL1, r_BL1, y in zip(
@@ -184,7 +198,7 @@ class AffineProjection(Function):
         """Two skinny products per token instead of sums over products as large as the result."""
         a, r, p, q = ctx.saved_tensors
         learns = any(ctx.needs_input_grad[2:])
-        if cpu_kernels.take(p, q, gradients[0], a, r):
+        if cpu_kernels.takes(p, q, gradients[0], a, r):
             return cpu_kernels.affine_backward(gradients[0], a, r, p, q, learns)
         dy_LBC = gradients[0].transpose(0, 1)
         da, dr = (dy_LBC @ torch.stack([p, q], dim=-1)).permute(2, 1, 0)
@@ -198,7 +212,7 @@ class AffineProjection(Function):
 def attend(joint: Tensor, parts: int, heads: int, return_entropy: bool) -> tuple[Tensor, Tensor]:
     """Attention of three parts, or of two for the first query's weights, as the classes below."""
     result: tuple[Tensor, Tensor]
-    if cpu_kernels.attend(joint, parts, heads):
+    if cpu_kernels.takes_attention(joint, parts, heads):
         result = cpu_kernels.Attention.apply(joint, parts, heads, return_entropy)
     elif parts == 2:
         result = ValueAttention.apply(joint, heads)

@@ -1,7 +1,5 @@
 """The arithmetic of one update, counted: a cost that no machine, thread or library changes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -44,21 +42,12 @@ def _of_batch(agent: Agent, rows: int) -> int:
     actions, numbers = states.new_zeros(rows, agent.action_dim), states.new_zeros(rows)
     batch = Batch(states, actions, numbers, states, numbers, numbers, actions, numbers)
     generator, period = torch.Generator(), getattr(agent, "policy_delay", 1)
-    with _plain_operations(), _Products() as products:
+    # A CPU's own passes compute a little again instead of keeping it.
+    with kernels.turned_off(kernels), _Products() as products:
         for step in range(1, period + 1):
             agent.update(batch, generator, step)
     flops: int = products.flops // period
     return flops
-
-
-@contextmanager
-def _plain_operations() -> Iterator[None]:
-    """Without a CPU's own: its passes by hand compute a little again instead of keeping it."""
-    kernels.enabled, before = False, kernels.enabled
-    try:
-        yield
-    finally:
-        kernels.enabled = before
 
 
 class _Products(TorchDispatchMode):

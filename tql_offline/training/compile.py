@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -127,12 +126,15 @@ def prepare(
         precision=settings.precision,
         compile_seconds=seconds,
         reason=reason,
-        c_kernels=_takes_c_kernels(mode, settings.precision) and not on_gpu,
+        c_kernels=wants_c_kernels(generator.device, mode, settings.precision)
+        and kernels.enabled
+        and cpu_kernels.usable(),
     )
 
 
-def _takes_c_kernels(mode: str, precision: str) -> bool:
-    return (mode, precision) == ("eager", "float32") and kernels.enabled and cpu_kernels.usable()
+def wants_c_kernels(device: torch.device, mode: str, precision: str) -> bool:
+    """Whether updates run so would take the kernels in C, where there are any."""
+    return (device.type, mode, precision) == ("cpu", "eager", "float32")
 
 
 # Precision.
@@ -182,8 +184,8 @@ def compile_losses(
     plain = {name: loss for name in LOSSES if (loss := getattr(agent, name, None))}
     started = time.perf_counter()
     try:
-        compiled = Path.home() / ".tql-offline" / "compiled"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        folder = cpu_kernels.compiled_folder()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
         # Of one function in one process; a bench of all sizes has more than the 8 allowed.
         torch._dynamo.config.cache_size_limit = RECOMPILES  # 2.6 has no other name
         for name, loss in plain.items():

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()})"
+
+
+def on_cpu(provenance: Mapping[str, Any]) -> bool | None:
+    """Whether a run with this provenance was trained on a CPU; None where it does not say."""
+    name = str(provenance.get("device") or "")
+    return name.startswith("cpu (") if name else None
 
 
 def git_commit() -> str | None:

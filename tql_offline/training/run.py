@@ -29,7 +29,13 @@ from tql_offline.runs import (
 )
 from tql_offline.training import checkpoint
 from tql_offline.training.arithmetic import flops_per_update
-from tql_offline.training.compile import Execution, Updates, check_execution, prepare
+from tql_offline.training.compile import (
+    Execution,
+    Updates,
+    check_execution,
+    prepare,
+    wants_c_kernels,
+)
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import (
     Evaluator,
@@ -40,7 +46,7 @@ from tql_offline.training.evaluation import (
 )
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
-from tql_offline.training.provenance import collect_provenance
+from tql_offline.training.provenance import collect_provenance, on_cpu
 from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.trackers import check_tracker, make_tracker
 from tql_offline.training.watch import make_watch
@@ -195,9 +201,10 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             raise InputError(f"run {path} is finished; there is nothing to resume")
         device = pick_device(config.device)
         check_execution(config, device)
-        _refuse_another_kind(read_provenance(folder), device, path)
+        provenance = read_provenance(folder)
+        _refuse_another_kind(provenance, device, path)
         dataset = load_dataset(config)
-        trained_on = read_provenance(folder)["dataset"]["sha256"]
+        trained_on = provenance["dataset"]["sha256"]
         if dataset.sha256 != trained_on:
             raise InputError(
                 f"{dataset.path} has sha256 {dataset.sha256} where run {path} was trained on "
@@ -218,12 +225,9 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
 
 
 def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path: Path) -> None:
-    recorded = str(provenance.get("device", ""))
-    before, now = (
-        "CPU" if on_cpu else "GPU"
-        for on_cpu in (recorded.startswith("cpu ("), device.type == "cpu")
-    )
-    if recorded and before != now:
+    was_cpu, is_cpu = on_cpu(provenance), device.type == "cpu"
+    if was_cpu is not None and was_cpu != is_cpu:
+        before, now = ("CPU" if cpu else "GPU" for cpu in (was_cpu, is_cpu))
         raise InputError(
             f"run {path} was trained on a {before}, whose random numbers a {now} does not draw; "
             f"resume it on a {before}, or train it anew"
@@ -325,8 +329,8 @@ def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _slower(made: _Made) -> Iterator[str]:
     """Why a CPU's updates take longer than they might."""
-    how = (made.device.type, made.execution.mode, made.execution.precision)
-    if how == ("cpu", "eager", "float32") and (lack := cpu_kernels.why_not()):
+    wanted = wants_c_kernels(made.device, made.execution.mode, made.execution.precision)
+    if wanted and (lack := cpu_kernels.why_not()):
         yield f"note: an update takes a fifth longer than with kernels in C, because {lack}"
 
 
