@@ -227,9 +227,12 @@ def test_nothing_raises_when_every_check_fails(monkeypatch):
 @pytest.mark.skipif(not cpu_kernels.has_vectors(), reason="no AVX2")
 def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "there is no C compiler (gcc)")
     found = finding("kernels in C")
     assert (found.state, found.mend) == ("warning", "apt-get install gcc")
     assert "no C compiler (gcc)" in found.detail
+    monkeypatch.setenv("CC", "no-such-cc")
+    assert finding("kernels in C").mend == "unset CC"
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "")
     assert finding("kernels in C").state == "ok"

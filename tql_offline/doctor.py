@@ -198,7 +198,8 @@ def _c_kernels() -> list[Finding]:
     detail = f"none ({lack}); updates on a CPU take a fifth longer"
     if torch.cuda.is_available() or not cpu_kernels.has_vectors():
         return [Finding(topic=topic, state="ok", detail=detail)]
-    return [Finding(topic=topic, state="warning", detail=detail, mend="apt-get install gcc")]
+    mend = "unset CC" if os.environ.get("CC") else "apt-get install gcc"
+    return [Finding(topic=topic, state="warning", detail=detail, mend=mend)]
 
 
 def _cores() -> list[Finding]:
