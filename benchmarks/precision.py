@@ -8,8 +8,10 @@ into a product is rounded as a tensor core rounds it and summed in float32, forw
 PyTorch's operations; what autocast makes bfloat16 is rounded to it. That shows what the rounding
 does to learning, not what a GPU's kernels do. Policies are scored in float32.
 
-`table` puts the curves of each precision, mean over seeds, beside float32's: how far apart they are
-at most, and how far one of float32's own seeds is from their mean.
+Whatever rounds otherwise goes another way after some hundred updates, float32 too. So there is a
+**control**: float32 by PyTorch's own operations instead of our kernels, the same equations in
+another order of sums. `table` says how far each precision ends from float32 with the same seed,
+with an interval over seeds, and beside it how far the control does.
 """
 
 import argparse
@@ -35,6 +37,8 @@ from tql_offline.config import DEFAULT_DATASET, Config, resolve
 from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
+from tql_offline.eval.statistics import mean_std, t_interval
+from tql_offline.networks import kernels
 from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
@@ -48,8 +52,9 @@ PRODUCTS = {
     for name in ("mm", "bmm", "addmm", "baddbmm")
     for operation in (getattr(aten, name).default, getattr(aten, name).out)
 }
-SKIPPED = 1000
-"""Updates before curves are compared: the entropies of all runs fall from the same height."""
+CONTROL = "control"
+LATE = 0.2
+"""The part of a run, its last, over whose mean precisions are compared."""
 
 
 def to_tf32(x: Tensor) -> Tensor:
@@ -96,7 +101,8 @@ def unrounded(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def emulated(precision: str) -> Iterator[None]:
     """Compute as if the CPU had tensor cores."""
-    mode = nullcontext() if precision == "float32" else Emulated(precision)
+    exact = precision in ("float32", CONTROL)
+    mode = nullcontext() if exact else Emulated(precision)
     with (
         patch.object(runs, "check_execution"),
         patch.object(Evaluator, "score", unrounded(Evaluator.score)),
@@ -108,7 +114,8 @@ def emulated(precision: str) -> Iterator[None]:
 
 def settings(arguments: argparse.Namespace, precision: str, seed: int) -> Config:
     """The demo's, in a precision; a CPU is told to do what it can of it."""
-    real = pick_device(arguments.device).type == "cuda" or precision == "bfloat16"
+    on_gpu = pick_device(arguments.device).type == "cuda"
+    told = precision == "bfloat16" or (on_gpu and precision != CONTROL)
     return resolve(
         {
             "preset": "pointmaze",
@@ -117,7 +124,7 @@ def settings(arguments: argparse.Namespace, precision: str, seed: int) -> Config
             "seed": seed,
             "steps": arguments.updates,
             "device": arguments.device,
-            "execution": {"precision": precision if real else "float32"},
+            "execution": {"precision": precision if told else "float32"},
             "evaluation": {"processes": 1},
         }
     )
@@ -131,7 +138,10 @@ def train(arguments: argparse.Namespace) -> None:
             config = settings(arguments, precision, seed)
             on_gpu = pick_device(config.device).type == "cuda"
             folder = arguments.runs / precision
-            with nullcontext() if on_gpu else emulated(precision):
+            with (
+                nullcontext() if on_gpu else emulated(precision),
+                kernels.turned_off(kernels) if precision == CONTROL else nullcontext(),
+            ):
                 run = runs.run(config, dataset, folder, f"{precision}-{seed}", SilentReporter())
             print(precision, seed, f"{run.path}", flush=True)
 
@@ -144,46 +154,68 @@ class Curves:
     """What a precision's seeds recorded.
 
     Attributes:
+        seeds: in order.
         steps: `(T,)` of the recorded updates.
         values: by name, `(seeds, T)`: the two layers' entropies of both token groups, and Q.
         successes: by step, of each seed's learned policy, of 50.
     """
 
+    seeds: list[int]
     steps: NDArray[np.int64]
     values: dict[str, NDArray[np.float64]]
     successes: dict[int, list[int]]
 
+    def late(self, name: str) -> NDArray[np.float64]:
+        """`(seeds,)`: the mean of a quantity over the last part of each run."""
+        late = self.steps > (1 - LATE) * self.steps[-1]
+        mean: NDArray[np.float64] = self.values[name][:, late].mean(axis=1)
+        return mean
+
 
 def curves_of(folder: Path) -> Curves:
     """Read the runs of a precision, all of them finished."""
-    lines, successes = [], defaultdict(list)
+    lines, successes = {}, defaultdict(list)
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         run = RunFolder(path)
-        lines.append(list(read_jsonl(run.metrics)))
+        lines[int(path.name.rpartition("-")[2])] = list(read_jsonl(run.metrics))
         for line in read_jsonl(run.evaluations) if run.evaluations.is_file() else ():
             if line["policy"] == "learned":
                 successes[line["step"]].append(line["successes"])
+    first, *_ = recorded = list(lines.values())
     values = {}
-    for layer, j in np.ndindex(np.shape(lines[0][0]["entropy"])):
+    for layer, j in np.ndindex(np.shape(first[0]["entropy"])):
         name = f"entropy, layer {layer + 1}, {('[VALUE]', 'others')[j]}"
-        values[name] = np.array([[x["entropy"][layer][j] for x in run] for run in lines])
-    values["Q"] = np.array([[x["q_mean"] for x in run] for run in lines])
-    return Curves(np.array([x["step"] for x in lines[0]]), values, dict(successes))
+        values[name] = np.array([[x["entropy"][layer][j] for x in run] for run in recorded])
+    values["Q"] = np.array([[x["q_mean"] for x in run] for run in recorded])
+    return Curves(list(lines), np.array([x["step"] for x in first]), values, dict(successes))
 
 
-def distances(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
-    """Of each quantity: how far means are from float32's at most, and one seed of float32's."""
+def differences(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
+    """Of each quantity late in a run, what a precision's mean over seeds has more than float32's.
+
+    With Student's 95 % interval of the differences seed by seed, and these.
+
+    Raises:
+        InputError: a precision was not trained over the seeds of float32.
+    """
     reference = curves["float32"]
-    late = reference.steps > min(SKIPPED, reference.steps[-1] // 2)
-    for name, values in reference.values.items():
-        mean = values.mean(axis=0)
-        row: dict[str, Any] = {"quantity": name, "float32 at the end": mean[-1]}
-        row["one float32 seed"] = np.abs(values - mean)[:, late].max()
+    for precision, found in curves.items():
+        if found.seeds != reference.seeds:
+            raise InputError(
+                f"{precision} has runs of seeds {found.seeds} and float32 of {reference.seeds}; "
+                "train what is missing"
+            )
+    for name in reference.values:
+        exact = reference.late(name)
+        mean, between = mean_std(exact, ddof=min(1, len(exact) - 1))
+        row: dict[str, Any] = {"quantity": name, "float32": mean, "seeds' deviation": between}
         for precision in curves:
             if precision != "float32":
-                other = curves[precision].values[name].mean(axis=0)
-                row[precision] = np.abs(other - mean)[late].max()
-        yield {key: x if isinstance(x, str) else round(float(x), 4) for key, x in row.items()}
+                more = curves[precision].late(name) - exact
+                low, high = t_interval(more)
+                row[precision] = {"mean": more.mean(), "plus or minus": (high - low) / 2}
+                row[precision] |= {"by seed": more.tolist()}
+        yield row
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -195,8 +227,8 @@ def table(arguments: argparse.Namespace) -> None:
     curves = {p.name: curves_of(p) for p in sorted(arguments.runs.iterdir()) if p.is_dir()}
     if "float32" not in curves:
         raise InputError(f"{arguments.runs} has no runs in float32; train them first")
-    rows = list(distances(curves))
-    print(markdown(rows))
+    rows = list(differences(curves))
+    print(markdown([{key: _shown(x) for key, x in row.items()} for row in rows]))
     steps = sorted(curves["float32"].successes)
     scored = [
         {"precision": name, **{f"{s:,}": _listed(found.successes.get(s, [])) for s in steps}}
@@ -212,7 +244,7 @@ def table(arguments: argparse.Namespace) -> None:
             "device": facts["device"],
             "versions": facts["versions"],
             "emulated": on_cpu(facts),
-            "distances": rows,
+            "differences": rows,
             "successes of 50, by update": scored,
             "curves": {
                 name: {
@@ -223,6 +255,12 @@ def table(arguments: argparse.Namespace) -> None:
             },
         }
         write_atomic(arguments.json, json.dumps(document, indent=1) + "\n")
+
+
+def _shown(cell: Any) -> str:
+    if isinstance(cell, dict):
+        return f"{cell['mean']:+.3f} ± {cell['plus or minus']:.3f}"
+    return cell if isinstance(cell, str) else f"{cell:.3f}"
 
 
 def _listed(successes: list[int]) -> str:
@@ -241,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("train", help="train the runs")
     part.add_argument("--runs", type=Path, required=True)
-    part.add_argument("--precisions", default="float32,tf32,bfloat16")
+    part.add_argument("--precisions", default=f"float32,{CONTROL},tf32,bfloat16")
     part.add_argument("--seeds", default="0-2")
     part.add_argument("--updates", type=int, default=8000)
     part.add_argument("--device", default="auto")

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from own_data import write_own
 
 from benchmarks import precision
+from tql_offline.errors import InputError
+from tql_offline.networks import kernels
 from tql_offline.runs import read_json
 
 
@@ -41,7 +44,14 @@ def test_without_runs_to_compare_with_it_ends_in_a_sentence(tmp_path, capsys):
     assert f"{tmp_path} has no runs in float32; train them first" in capsys.readouterr().err
 
 
-def test_runs_of_every_precision_are_compared(tmp_path, capsys):
+def test_runs_of_every_precision_are_compared(tmp_path, capsys, monkeypatch):
+    run, had_kernels = precision.runs.run, {}
+
+    def noted(config, dataset, folder, *others):
+        had_kernels[folder.name] = kernels.enabled
+        return run(config, dataset, folder, *others)
+
+    monkeypatch.setattr(precision.runs, "run", noted)
     data = write_own(tmp_path / "mine.npz", (20, 20), 3)
     runs = tmp_path / "runs"
     flags = ["--seeds", "0", "--updates", "3", "--device", "cpu"]
@@ -49,11 +59,37 @@ def test_runs_of_every_precision_are_compared(tmp_path, capsys):
     precision.main(["table", str(runs), "--json", str(tmp_path / "out.json")])
     document = read_json(tmp_path / "out.json")
     assert document["emulated"]
-    assert set(document["curves"]) == {"float32", "tf32", "bfloat16"}
-    for row in document["distances"]:
-        assert row["one float32 seed"] == 0
-        assert 0 <= row["tf32"] < 0.1 * abs(row["float32 at the end"])
-    q = {name: curve["Q"][0][-1] for name, curve in document["curves"].items()}
-    assert len(set(q.values())) == 3
+    assert set(document["curves"]) == {"float32", "control", "tf32", "bfloat16"}
+    q = {name: curve["Q"][0] for name, curve in document["curves"].items()}
+    assert len({values[-1] for values in q.values()}) >= 3
+    assert had_kernels == {"float32": True, "control": False, "tf32": True, "bfloat16": True}
+    for row in document["differences"]:
+        assert abs(row["control"]["mean"]) < 1e-4 * abs(row["float32"])
+        assert abs(row["tf32"]["mean"]) < 0.1 * abs(row["float32"])
+    assert row["tf32"]["by seed"] == [pytest.approx(q["tf32"][-1] - q["float32"][-1])]
     assert "| quantity |" in capsys.readouterr().out
     assert json.dumps(document)
+
+
+def made_up(seeds, values):
+    values = np.asarray(values, dtype=float)
+    return precision.Curves(seeds, np.arange(1, 11) * 100, {"Q": values}, {})
+
+
+def test_the_last_fifth_is_compared_seed_by_seed():
+    base = np.arange(20.0).reshape(2, 10)
+    more = base + np.array([[50] * 8 + [1, 3], [50] * 8 + [4, 4]])
+    (row,) = precision.differences(
+        {"float32": made_up([0, 1], base), "tf32": made_up([0, 1], more)}
+    )
+    assert row["float32"] == (8.5 + 18.5) / 2
+    assert row["tf32"]["by seed"] == [2, 4]
+    assert row["tf32"]["mean"] == 3
+    # t of one degree of freedom at 97.5 % is 12.706; the mean of 2 and 4 has a standard error of 1.
+    assert row["tf32"]["plus or minus"] == pytest.approx(12.706, abs=1e-3)
+
+
+def test_seeds_that_were_not_trained_are_named():
+    curves = {"float32": made_up([0, 1], np.ones((2, 10))), "tf32": made_up([0], np.ones((1, 10)))}
+    with pytest.raises(InputError, match=r"tf32 has runs of seeds \[0\] and float32 of \[0, 1\]"):
+        list(precision.differences(curves))
