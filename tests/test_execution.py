@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tql_offline.networks import attention, cpu_kernels
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
+from tql_offline.training import run as runs
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.loop import SilentReporter, next_event
 from tql_offline.training.metrics import MetricsWindow
@@ -51,8 +53,8 @@ TRACED = ("cloning flow", *(pytest.param(m, marks=pytest.mark.slow) for m in ONE
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
     """Seeds 0, 1 and 2, each trained by itself."""
-    runs = tmp_path_factory.mktemp("alone")
-    return [train(data, runs, seed=seed) for seed in range(3)]
+    folder = tmp_path_factory.mktemp("alone")
+    return [train(data, folder, seed=seed) for seed in range(3)]
 
 
 def settings(**over):
@@ -60,8 +62,8 @@ def settings(**over):
     return resolve(SETTINGS | over | {"evaluation": evaluation})
 
 
-def train(data, runs, **over):
-    return run(settings(**over), data, runs, "", SilentReporter())
+def train(data, folder, **over):
+    return run(settings(**over), data, folder, "", SilentReporter())
 
 
 def numbers(folder):
@@ -327,15 +329,17 @@ def test_tf32_is_refused_on_a_cpu(data, tmp_path):
 
 def test_the_seconds_of_updates_end_when_the_device_has_done_them(data, tmp_path, monkeypatch):
     """On a GPU a launch returns at once, and what waits for it is the reading of the metrics."""
-    real = MetricsWindow.flush
+    real, waited = MetricsWindow.flush, [0.0]
 
     def waiting(window):
-        time.sleep(0.3)
+        waited[0] += 1000
         return real(window)
 
+    clocked = partial(runs.Training, clock=lambda: time.perf_counter() + waited[0])
+    monkeypatch.setattr(runs, "Training", clocked)
     monkeypatch.setattr(MetricsWindow, "flush", waiting)
     folder = train(data, tmp_path)
-    assert all(line["seconds"] > 0.3 for line in read_jsonl(folder.timing))
+    assert all(1000 < line["seconds"] < 2000 for line in read_jsonl(folder.timing))
 
 
 def test_a_launch_is_no_longer_than_what_lies_between_two_lines():
