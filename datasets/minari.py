@@ -150,18 +150,6 @@ def environment_id(name: str) -> str:
     return f"{PREFIX}{where}"
 
 
-def read_metadata(name: str) -> dict[str, Any]:
-    """What Minari's metadata say of a dataset that is on this machine.
-
-    Args:
-        name: as for `folder_of`.
-
-    Raises:
-        InputError: the name leads out of Minari's folder, or the metadata are missing or damaged.
-    """
-    return metadata_of(folder_of(name))
-
-
 def metadata_of(folder: Path) -> dict[str, Any]:
     """What the metadata in a folder say.
 

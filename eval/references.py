@@ -4,6 +4,7 @@ import tomllib
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tql_offline.errors import InputError
@@ -50,12 +51,13 @@ class Reference:
         return asdict(self)
 
 
-def reference_for(protocol: Protocol, dataset: str) -> Reference | None:
+def reference_for(protocol: Protocol, dataset: str, path: str = "") -> Reference | None:
     """The reference scores by which a protocol scores runs on a dataset.
 
     Args:
         protocol: the protocol.
         dataset: name of the dataset.
+        path: the file or folder that is taken for that name; empty: the installed one.
 
     Returns:
         None where the protocol does not normalise.
@@ -65,7 +67,8 @@ def reference_for(protocol: Protocol, dataset: str) -> Reference | None:
     """
     if not protocol.references:
         return None
-    known = _minari(dataset) if protocol.references == "minari" else _listed(protocol, dataset)
+    is_minari = protocol.references == "minari"
+    known = _minari(dataset, path) if is_minari else _listed(protocol, dataset)
     if known is None:
         raise InputError(
             f"protocol {protocol.name!r} normalises returns, and no reference scores of dataset "
@@ -94,11 +97,11 @@ def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
     return dataset.startswith(f"{entry['name']}-") and ends and "-dense-" not in dataset
 
 
-def _minari(dataset: str) -> Reference | None:
+def _minari(dataset: str, path: str) -> Reference | None:
     """From the metadata of a dataset that is on this machine."""
-    from tql_offline.datasets.minari import read_metadata  # Minari is an extra: on use
+    from tql_offline.datasets.minari import folder_of, metadata_of  # Minari is an extra: on use
 
-    metadata = read_metadata(dataset)
+    metadata = metadata_of(Path(path) if path else folder_of(dataset))
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None

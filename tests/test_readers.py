@@ -661,6 +661,23 @@ def test_minari_from_a_name_to_a_score(storage, tmp_path, short_protocols):
     assert last["score"] == pytest.approx(last["return_mean"] / 200)
 
 
+def test_minari_from_a_moved_folder_to_a_score(tmp_path, short_protocols):
+    folder = record(
+        "D4RL/pen/human-v2",
+        ref_min_score=0.0,
+        ref_max_score=200.0,
+        num_episodes_average_score=1,
+    )
+    shutil.move(folder, tmp_path / "moved")
+    arguments = ("--dataset", "D4RL/pen/human-v2", "--path", str(tmp_path / "moved"))
+    result, _ = trained(tmp_path, *arguments)
+    last = result["evaluations"][-1]
+    assert last["score"] == pytest.approx(last["return_mean"] / 200)
+    assert last["reference"]["source"].startswith("metadata of Minari dataset D4RL/pen/human-v2,")
+    scored = CliRunner().invoke(app, ["eval", str(tmp_path / "runs" / "run")])
+    assert scored.exit_code == 0, scored.output
+
+
 def test_d4rl_from_a_name_to_a_score(tmp_path, private_home, short_protocols):
     named_d4rl(private_home, "hopper-medium-v2", 0)
     result, output = trained(tmp_path, "--dataset", "hopper-medium-v2")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
-from tql_offline.config import Config
+from tql_offline.config import Config, DataConfig
 from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -53,7 +53,7 @@ def evaluator(
         yield None
         return
     protocol = protocols.get(config.evaluation.protocol)
-    reference = scale_of_scores(protocol, config.dataset.name)
+    reference = scale_of_scores(protocol, config.dataset)
     with EnvironmentPool(
         env_id,
         slots=protocol.slots,
@@ -67,7 +67,7 @@ def evaluator(
             this.close()
 
 
-def scale_of_scores(protocol: Protocol, dataset: str) -> Reference | None:
+def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
     """The reference scores of a run's data, where its protocol normalises by some.
 
     Raises:
@@ -78,7 +78,7 @@ def scale_of_scores(protocol: Protocol, dataset: str) -> Reference | None:
             f"protocol {protocol.name!r} scores policies that are given a goal, which those of a "
             "run are not; use it from Python (docs/evaluation.md), or choose ogbench-singletask"
         )
-    return reference_for(protocol, dataset)
+    return reference_for(protocol, data.name, data.path)
 
 
 class Evaluator:

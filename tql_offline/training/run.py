@@ -421,7 +421,7 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
                 "give the environment the data came from"
             )
     protocol = protocols.get(config.evaluation.protocol)
-    scale_of_scores(protocol, config.dataset.name)
+    scale_of_scores(protocol, config.dataset)
     low, high = action_bounds(dataset.env_id)
     if (low, high) != (-1.0, 1.0):
         raise InputError(
