@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tql_offline.datasets.catalogue import entries
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
 
@@ -78,8 +79,9 @@ def reference_for(protocol: Protocol, dataset: str, path: str = "") -> Reference
 
 
 def _listed(protocol: Protocol, dataset: str) -> Reference | None:
-    table = _tables()[protocol.references]
-    fits = [entry for entry in table if _is_of(dataset, entry)]
+    if all(entry.name != dataset for entry in entries("d4rl")):
+        return None  # a file, or another suite's, whose name begins like one of D4RL's
+    fits = [entry for entry in _tables()[protocol.references] if _is_of(dataset, entry)]
     if not fits:
         return None
     entry = max(fits, key=lambda entry: len(entry["name"]))

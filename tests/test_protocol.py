@@ -170,7 +170,16 @@ def test_other_scores_take_no_reference():
 
 
 @pytest.mark.parametrize(
-    "dataset", ["cube-double-play-v0", "maze2d-umaze-dense-v1", "maze2d-umaze-v0", "hoppers-v2"]
+    "dataset",
+    [
+        "cube-double-play-v0",
+        "maze2d-umaze-dense-v1",
+        "maze2d-umaze-v0",
+        "hoppers-v2",
+        "hopper-mine.hdf5",
+        "pen-human-v9",
+        "antmaze-large-navigate-singletask-task1-v0",
+    ],
 )
 def test_data_without_references_are_not_normalised(dataset):
     with pytest.raises(InputError, match=r"no reference scores of dataset .* 'quick-return'"):
