@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.datasets.catalogue import entries
+from tql_offline.datasets.minari import PREFIX, folder_of, metadata_of
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
 
@@ -101,13 +102,14 @@ def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
 
 def _minari(dataset: str, path: str) -> Reference | None:
     """From the metadata of a dataset that is on this machine."""
-    from tql_offline.datasets.minari import folder_of, metadata_of  # Minari is an extra: on use
-
     metadata = metadata_of(Path(path) if path else folder_of(dataset))
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
-    source = f"metadata of Minari dataset {dataset}{_CAVEATS.get(dataset.rpartition('/')[0], '')}"
+    name = dataset.removeprefix(PREFIX)
+    # By the name that the data have, as they may be given by a folder.
+    caveat = _CAVEATS.get(str(metadata.get("dataset_id", name)).rpartition("/")[0], "")
+    source = f"metadata of Minari dataset {name}{caveat}"
     return Reference(min=float(low), max=float(high), scale=SCALES["minari"], source=source)
 
 

@@ -19,6 +19,8 @@ from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
+from tql_offline.eval.protocol import get
+from tql_offline.eval.references import reference_for
 from tql_offline.eval.rollout import rollout
 
 minari = pytest.importorskip("minari")
@@ -676,6 +678,20 @@ def test_minari_from_a_moved_folder_to_a_score(tmp_path, short_protocols):
     assert last["reference"]["source"].startswith("metadata of Minari dataset D4RL/pen/human-v2,")
     scored = CliRunner().invoke(app, ["eval", str(tmp_path / "runs" / "run")])
     assert scored.exit_code == 0, scored.output
+
+
+def test_the_caveat_of_references_is_said_however_the_data_are_named(tmp_path):
+    folder = record(
+        "D4RL/pen/human-v2", ref_min_score=0.0, ref_max_score=1.0, num_episodes_average_score=1
+    )
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    caveat = "measured with 100 steps where the environment now allows 200"
+    protocol = get("minari")
+    for name in ("D4RL/pen/human-v2", "minari:D4RL/pen/human-v2"):
+        for path in ("", str(moved)):
+            source = reference_for(protocol, name, path).source
+            assert source.startswith(f"metadata of Minari dataset D4RL/pen/human-v2, {caveat}")
+    assert caveat in reference_for(protocol, str(moved)).source
 
 
 def test_d4rl_from_a_name_to_a_score(tmp_path, private_home, short_protocols):
