@@ -1,13 +1,14 @@
 """Reference scores: between what a normalised return of 0 and of 1 lies."""
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tql_offline.datasets.catalogue import entries
+from tql_offline.datasets.catalogue import entries, find
 from tql_offline.datasets.minari import PREFIX, folder_of, metadata_of
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
@@ -77,6 +78,28 @@ def reference_for(protocol: Protocol, dataset: str, path: str = "") -> Reference
             f"{dataset!r} are known; score the plain return by protocol 'quick-return'"
         )
     return known
+
+
+def other_limit(
+    protocol: Protocol, dataset: str, environment: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Why a score by D4RL's references is none of D4RL's: episodes of another length.
+
+    Args:
+        protocol: that runs are scored by.
+        dataset: name of the dataset, of which the protocol has references.
+        environment: as `environments.describe` has it, or None without one.
+    """
+    if protocol.references != "d4rl" or environment is None:
+        return
+    have, want = environment["max_episode_steps"], find(dataset).max_episode_steps
+    if have != want:
+        ends = f"end after {have} steps" if have else "have no step limit"
+        yield (
+            f"episodes {ends} in {environment['env_id']} where {dataset}'s references were "
+            f"measured with {want}, so the normalised score is not comparable; register it with "
+            f"max_episode_steps={want}"
+        )
 
 
 def _listed(protocol: Protocol, dataset: str) -> Reference | None:

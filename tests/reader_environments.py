@@ -48,4 +48,7 @@ for name, nested in (("Counting-v0", False), ("CountingDict-v0", True)):
     gymnasium.register(
         name, "reader_environments:Counting", max_episode_steps=100, kwargs={"nested": nested}
     )
+gymnasium.register(
+    "ShortHopper-v0", "gymnasium.envs.mujoco.hopper_v4:HopperEnv", max_episode_steps=50
+)
 gymnasium.register("CountingUnit-v0", "reader_environments:Counting", kwargs={"bound": 1.0})

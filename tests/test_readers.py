@@ -702,6 +702,25 @@ def test_d4rl_from_a_name_to_a_score(tmp_path, private_home, short_protocols):
     last = result["evaluations"][-1]
     want = 100 * (last["return_mean"] + 20.272305) / (3234.3 + 20.272305)
     assert last["score"] == pytest.approx(want)
+    assert "not comparable" not in output
+
+
+def test_a_step_limit_that_is_not_the_references_is_said_and_recorded(
+    tmp_path, private_home, short_protocols
+):
+    named_d4rl(private_home, "hopper-medium-v2", 0)
+    own = ("--dataset", "hopper-medium-v2", "--env", "reader_environments:ShortHopper-v0")
+    _, output = trained(tmp_path, *own)
+    said = (
+        "episodes end after 50 steps in reader_environments:ShortHopper-v0 where "
+        "hopper-medium-v2's references were measured with 1000"
+    )
+    assert output.count(said) == 1
+    run = tmp_path / "runs" / "run"
+    assert said in json.loads((run / "provenance.json").read_text())["dataset"]["notes"][-1]
+    assert said in CliRunner().invoke(app, ["eval", str(run)]).output
+    plain = CliRunner().invoke(app, ["eval", str(run), "--protocol", "quick-return"])
+    assert "not comparable" not in plain.output
 
 
 def test_without_an_environment_eval_says_what_is_missing(tmp_path, private_home):

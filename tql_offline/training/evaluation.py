@@ -18,7 +18,7 @@ from tql_offline.eval import protocol as protocols
 from tql_offline.eval import video as videos
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.protocol import Protocol
-from tql_offline.eval.references import Reference, reference_for
+from tql_offline.eval.references import Reference, other_limit, reference_for
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.runs import RunFolder, append_jsonl
@@ -334,6 +334,8 @@ def evaluate_run(
     with evaluator(scored, env_id, torch_device) as by:
         assert by is not None
         check_fit(agent, by.pool, folder)
+        for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
+            reporter.noted(f"note: {sentence}")
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)

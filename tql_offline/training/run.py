@@ -17,6 +17,7 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import action_bounds, describe, reports_success
+from tql_offline.eval.references import other_limit
 from tql_offline.networks import cpu_kernels
 from tql_offline.runs import (
     RunFolder,
@@ -290,7 +291,8 @@ def _shifted(dataset: Dataset, shift: float) -> Dataset:
 
 
 def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
-    facts = collect_provenance(made.device, made.dataset.describe(), made.environment)
+    dataset = replace(made.dataset, notes=(*made.dataset.notes, *_other_limit(made)))
+    facts = collect_provenance(made.device, dataset.describe(), made.environment)
     return {
         **facts,
         **_critic_facts(made.agent),
@@ -327,6 +329,11 @@ def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
         )
 
 
+def _other_limit(made: _Made) -> Iterator[str]:
+    protocol = protocols.get(made.config.evaluation.protocol)
+    return other_limit(protocol, made.config.dataset.name, made.environment)
+
+
 def _slower(made: _Made) -> Iterator[str]:
     """Why a CPU's updates take longer than they might."""
     wanted = wants_c_kernels(made.device, made.execution.mode, made.execution.precision)
@@ -346,6 +353,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     env_id = first.dataset.env_id
     for sentence in (*first.findings, *_endless(first.environment), *_slower(first)):
         reporter.noted(sentence)
+    for sentence in _other_limit(first):
+        reporter.noted(f"note: {sentence}")
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")
