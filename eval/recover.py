@@ -55,7 +55,8 @@ def recoverable(name: str) -> tuple[str, list[str]]:
         registered = _registered(spec, name)
     except InputError as error:
         return str(error), []
-    return "", [*_left_out(spec, registered), *_unmet(metadata)]
+    said = _left_out(spec, registered)
+    return "", [*said, *_unwrapped(name, metadata, spec, registered), *_unmet(metadata)]
 
 
 def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
@@ -199,7 +200,7 @@ def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
             f"{shown(spec.get('entry_point'))}, which the dataset names"
         )
     wrappers = spec.get("additional_wrappers") or []
-    if not isinstance(wrappers, list) or not all(map(_is_known, wrappers)):
+    if not _are_known(wrappers):
         said.append(
             f"environment {registered.id} is made without the wrappers that the dataset names, as "
             "some are not Gymnasium's own"
@@ -207,6 +208,30 @@ def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
     if spec.get("vector_entry_point") != registered.vector_entry_point and not said:
         said.append(f"environment {registered.id} is made as it is registered here")
     return said
+
+
+def _unwrapped(
+    name: str, metadata: Mapping[str, Any], spec: Mapping[str, Any], registered: Any
+) -> list[str]:
+    """Gymnasium's own wrappers, which are lost where Minari does not make the environment."""
+    wrappers = spec.get("additional_wrappers") or []
+    if not wrappers or not _are_known(wrappers):
+        return []
+    with quiet():
+        env = _by_minari(name, metadata, None)
+    if env is not None:
+        env.close()
+        return []
+    names = dict.fromkeys(wrapper["entry_point"].rpartition(":")[2] for wrapper in wrappers)
+    return [
+        f"environment {registered.id} is made without {', '.join(names)}, which the dataset names, "
+        "as Minari is not installed or cannot make it, and may behave otherwise; run "
+        "`pip install 'tql-offline[minari]'`"
+    ]
+
+
+def _are_known(wrappers: Any) -> bool:
+    return isinstance(wrappers, list) and all(map(_is_known, wrappers))
 
 
 def _is_known(wrapper: Any) -> bool:

@@ -409,6 +409,31 @@ def test_minari_makes_the_environment_and_without_it_gymnasium_does(tmp_path, mo
     assert made == [True]
 
 
+def test_wrappers_that_are_lost_without_minari_are_said(tmp_path, monkeypatch):
+    module = "gymnasium.wrappers.transform_observation"
+    wrapper = {
+        "name": "RescaleObservation",
+        "entry_point": f"{module}:RescaleObservation",
+        "kwargs": {"min_obs": -1.0, "max_obs": 1.0},
+    }
+    edit_spec(
+        record("made/pendulum-v0", "Pendulum-v1", scale=2.0, dims=1), additional_wrappers=[wrapper]
+    )
+    name = "minari:made/pendulum-v0"
+    (scaled,) = load(name).notes
+    assert "actions are scaled" in scaled
+    assert make(name).observation_space.high.max() == 1
+    for fault in ("absent", "raising"):
+        with monkeypatch.context() as patch:
+            if fault == "absent":
+                patch.setitem(sys.modules, "minari", None)
+            else:
+                patch.delattr(minari.MinariDataset, "recover_environment")
+            note = load(name).notes[-1]
+            assert "Pendulum-v1 is made without RescaleObservation, which the dataset names" in note
+            assert make(name).observation_space.high.max() == 8
+
+
 def test_without_pyarrow_arrow_storage_is_one_sentence(tmp_path, monkeypatch):
     record("made/unit-v0", storage="arrow")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
