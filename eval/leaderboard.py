@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from tql_offline.eval.protocol import known_protocol, protocol_label
+from tql_offline.eval.protocol import counted_episodes, known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
     Evaluation,
@@ -28,15 +28,15 @@ from tql_offline.eval.report_data import (
 from tql_offline.eval.report_scores import Score as RunScore
 from tql_offline.eval.scores import bold
 from tql_offline.eval.statistics import (
+    RESAMPLES,
     Estimate,
     Scores,
     estimate,
+    estimate_mean,
     interquartile_mean,
-    mean_of_tasks,
     mean_std,
     median_of_tasks,
     optimality_gap,
-    t_interval,
     widened_tail,
 )
 from tql_offline.eval.variants import Settings, settings_of, variant_names
@@ -124,11 +124,6 @@ class Score:
     mean: float
     sd: float
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Student's t, 95 %, of the mean; NaN for one run and for what is reported."""
-        return t_interval(self.runs) if self.runs else (math.nan, math.nan)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
@@ -168,6 +163,12 @@ class Board:
         """Which of a row's scores are near its best."""
         return bold(self.row(task), self.fraction)
 
+    def interval(self, score: Score) -> Estimate:
+        """Student's t interval of a cell's mean; none for one run and for what is reported."""
+        if not score.runs:
+            return Estimate(value=score.mean, low=math.nan, high=math.nan)
+        return estimate_mean([score.runs], episodes=counted_episodes(self.setting.protocol))
+
     def complete(self) -> tuple[str, ...]:
         """Labels that have a score on every task."""
         return tuple(
@@ -183,7 +184,7 @@ class Summary:
 
     Attributes:
         mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it.
-        interval: of that mean, and of the others below, by stratified bootstrap over runs.
+        estimates: of that mean and of other aggregates, with intervals over runs.
         rank: mean over tasks of the rank among all complete columns, 1 the best.
     """
 
@@ -417,7 +418,9 @@ def ranks(means: Scores) -> Scores:
     return np.asarray(stats.rankdata(-means, axis=-1, method="average"))
 
 
-def summaries(board: Board, generator: np.random.Generator, resamples: int = 2000) -> list[Summary]:
+def summaries(
+    board: Board, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> list[Summary]:
     """Every complete column over all tasks, best mean first."""
     rank = _rank_estimates(board, generator, resamples)
     found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
@@ -431,7 +434,6 @@ def _summary(
     estimates = {}
     if all(table):
         named = {
-            "mean": mean_of_tasks,
             "IQM": interquartile_mean,
             "median": median_of_tasks,
             "optimality gap": optimality_gap,
@@ -443,6 +445,8 @@ def _summary(
             name: estimate(statistic, table, generator, resamples=resamples)
             for name, statistic in named.items()
         }
+        episodes = counted_episodes(board.setting.protocol)
+        estimates["mean"] = estimate_mean(table, episodes=episodes)
     mean, sd = average(board, label, board.tasks) or (math.nan, math.nan)
     return Summary(label=label, mean=mean, sd=sd, estimates=estimates, rank=rank)
 
@@ -450,27 +454,38 @@ def _summary(
 def _rank_estimates(
     board: Board, generator: np.random.Generator, resamples: int
 ) -> dict[str, Estimate]:
-    """Mean ranks with intervals over the runs; what is reported is held fixed."""
+    """Mean ranks with intervals over the runs of all columns; what is reported is held fixed.
+
+    Bounds lie as far out as those of the column that has the fewest runs ask for.
+    """
     labels = board.complete()
     if not labels:
         return {}
-    drawn = np.stack(
-        [
-            np.stack([_drawn_means(board.scores[t, n], generator, resamples) for n in labels], -1)
-            for t in board.tasks
-        ],
-        axis=1,
-    )  # (resamples, tasks, labels)
-    spread = ranks(drawn).mean(axis=1)
+    tails = [
+        widened_tail([np.array(board.scores[t, label].runs) for t in board.tasks], 0.95)
+        for label in labels
+        if label in board.measured
+    ]
+    tail = min(tails, default=math.nan) if not any(map(math.isnan, tails)) else math.nan
+    spread = _drawn_ranks(board, labels, generator, resamples)
     found = {}
     for index, (label, value) in enumerate(mean_ranks(board).items()):
-        runs = [np.array(board.scores[t, label].runs) for t in board.tasks]
         low = high = math.nan
-        if all(len(task) > 1 for task in runs):
-            tail = widened_tail(runs, 0.95)
+        if label in board.measured and not math.isnan(tail):
             low, high = np.quantile(spread[:, index], [tail, 1 - tail]).tolist()
         found[label] = Estimate(value=value, low=low, high=high)
     return found
+
+
+def _drawn_ranks(
+    board: Board, labels: Sequence[str], generator: np.random.Generator, resamples: int
+) -> Scores:
+    """Mean ranks of resampled runs, `(resamples, labels)`."""
+    drawn = [
+        np.stack([_drawn_means(board.scores[t, n], generator, resamples) for n in labels], axis=-1)
+        for t in board.tasks
+    ]
+    return np.asarray(ranks(np.stack(drawn, axis=1)).mean(axis=1))
 
 
 def _drawn_means(score: Score, generator: np.random.Generator, resamples: int) -> Scores:

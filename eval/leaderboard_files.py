@@ -78,17 +78,17 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
                 origin = "measured" if label in board.measured else "reported"
                 name = label.removesuffix(" (reported)") if origin == "reported" else label
                 facts = {"task": task, "method": name, "origin": origin, "bold": bold}
-                yield {**board.setting._asdict(), **facts, **_numbers(score)}
+                yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
 
 
-def _numbers(score: Score) -> dict[str, Any]:
-    low, high = (None if math.isnan(bound) else bound for bound in score.interval)
+def _numbers(board: Board, score: Score) -> dict[str, Any]:
+    interval = board.interval(score)
     return {
         "runs": len(score.runs) or None,
         "mean": score.mean,
         "sd": score.sd,
-        "low": low,
-        "high": high,
+        "low": _finite(interval.low),
+        "high": _finite(interval.high),
         "scores": list(score.runs),
     }
 

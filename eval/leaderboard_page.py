@@ -74,7 +74,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     scalings = scaling_of(board, generator)
     percent = is_percent(board)
     tables = [score_table(board), average_table(board), summary_table(overall, percent)]
-    if pairs := improvement_table(board, generator):
+    if pairs := improvement_table(board):
         tables.append(pairs)
     tables += [scaling_table(scaling, percent) for scaling in scalings]
     if scalings and printed:
@@ -219,14 +219,15 @@ def summary_table(overall: Sequence[Summary], percent: bool) -> Table:
         for summary in overall
     )
     return make_table(
-        "Over all tasks: 95 % stratified bootstrap intervals over runs, widened for few runs; none "
-        "where a task has one run",
+        "Over all tasks, 95 % intervals over training runs, all played from the protocol's own "
+        "initial states: the mean's is Student's t, the others' a stratified bootstrap; none where "
+        "runs are too few",
         ("method", "mean rank", "as printed", *names),
         rows,
     )
 
 
-def improvement_table(board: Board, generator: np.random.Generator) -> Table | None:
+def improvement_table(board: Board) -> Table | None:
     """For every pair of columns of runs, the chance that a run of the row's beats the column's."""
     labels = [label for label in board.complete() if label in board.measured]
     if not 2 <= len(labels) <= MAX_COMPARED:
@@ -237,14 +238,13 @@ def improvement_table(board: Board, generator: np.random.Generator) -> Table | N
         others = (
             cell("")
             if label == other
-            else between(
-                estimate_improvement(runs[label], runs[other], generator, resamples=2000), 2
-            )
+            else between(estimate_improvement(runs[label], runs[other]), 2)
             for other in labels
         )
         rows.append((cell(label), *others))
     caption = (
-        "Probability that a run of the row scores more than one of the column, mean over tasks"
+        "Probability that a run of the row scores more than one of the column, mean over tasks, "
+        "with its 95 % score interval"
     )
     return make_table(caption, ("method", *labels), rows)
 
@@ -330,8 +330,10 @@ def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
         digits: decimals of a difference of scores.
     """
     trend, last = scaling.trend, scaling.points[-1]
-    answer = "these runs show no trend with size"
-    if p < 0.05:
+    answer = "no trend with size is shown"
+    if min(1.0, tests * trend.least_p) >= 0.05:
+        answer = "too few runs to show a trend with size, whatever their order"
+    elif p < 0.05:
         answer = f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
     difference = between(last.difference, digits, "+").text
     corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""

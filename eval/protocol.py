@@ -118,6 +118,14 @@ def scores_success(protocol: Any) -> bool:
     return known is None or known.score == "success"
 
 
+def counted_episodes(protocol: Any) -> int:
+    """Episodes that make a run's success rate; 0 where it is no such rate, or is not known."""
+    known = known_protocol(protocol_label(protocol))
+    if known is None or known.score != "success":
+        return 0
+    return known.episodes * max(known.goals, 1) * (3 if known.counted == "last-3" else 1)
+
+
 def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
     """The updates after which a run of `steps` updates is evaluated, ascending.
 

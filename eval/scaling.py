@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tql_offline.eval.leaderboard import Board, Measured
+from tql_offline.eval.protocol import counted_episodes
 from tql_offline.eval.statistics import (
+    RESAMPLES,
     Estimate,
-    Scores,
     Trend,
-    estimate,
     estimate_difference,
-    mean_of_tasks,
+    estimate_gain,
+    estimate_mean,
     size_trend,
 )
 from tql_offline.eval.variants import differing
@@ -70,14 +71,18 @@ class Scaling:
 
 
 def scaling_of(
-    board: Board, generator: np.random.Generator, resamples: int = 2000
+    board: Board, generator: np.random.Generator, permutations: int = RESAMPLES
 ) -> list[Scaling]:
     """Every method of a board that has a task at two sizes."""
     methods: dict[str, list[Measured]] = {}
     for run in board.runs:
         if run.parameters:
             methods.setdefault(run.method, []).append(run)
-    found = (_scaling(m, runs, generator, resamples) for m, runs in sorted(methods.items()))
+    episodes = counted_episodes(board.setting.protocol)
+    found = (
+        _scaling(method, runs, episodes, generator, permutations)
+        for method, runs in sorted(methods.items())
+    )
     return [scaling for scaling in found if scaling is not None]
 
 
@@ -86,7 +91,11 @@ Tables = dict[str, dict[str, list[Measured]]]
 
 
 def _scaling(
-    method: str, runs: Sequence[Measured], generator: np.random.Generator, resamples: int
+    method: str,
+    runs: Sequence[Measured],
+    episodes: int,
+    generator: np.random.Generator,
+    permutations: int,
 ) -> Scaling | None:
     tables = tables_by_size(runs)
     tasks = tuple(next(iter(tables.values())))
@@ -98,12 +107,12 @@ def _scaling(
     return Scaling(
         method=method,
         tasks=tasks,
-        points=tuple(_point(tables, size, generator, resamples) for size in tables),
+        points=tuple(_point(tables, size, episodes) for size in tables),
         trend=size_trend(
             [[run.parameters or 0 for run in task] for task in flat],
             [[run.score for run in task] for task in flat],
             generator,
-            permutations=resamples,
+            permutations=permutations,
         ),
         differing=tuple(
             dict.fromkeys(key for task in flat for key in differing(run.settings for run in task))
@@ -123,20 +132,20 @@ def tables_by_size(runs: Sequence[Measured]) -> Tables:
     }
 
 
-def _point(tables: Tables, size: str, generator: np.random.Generator, resamples: int) -> SizePoint:
+def _point(tables: Tables, size: str, episodes: int) -> SizePoint:
     smallest, table = next(iter(tables)), _scores(tables[size])
     base = _scores(tables[smallest])
     runs = [run for found in tables[size].values() for run in found]
     timed = [run for run in runs if run.seconds > 0]
     difference = relative = NOTHING
     if size != smallest:
-        difference = estimate_difference(mean_of_tasks, table, base, generator, resamples=resamples)
-        relative = _relative(table, base, generator, resamples)
+        difference = estimate_difference(table, base, episodes=episodes)
+        relative = estimate_gain(table, base, episodes=episodes)
     return SizePoint(
         size=size,
         parameters=round(_mean([run.parameters or 0 for run in runs])),
         runs=len(runs),
-        score=estimate(mean_of_tasks, table, generator, resamples=resamples),
+        score=estimate_mean(table, episodes=episodes),
         difference=difference,
         relative=relative,
         last=_mean_of_tasks(tables[size], "last"),
@@ -158,23 +167,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _mean_of_tasks(table: dict[str, list[Measured]], name: str) -> float:
     return _mean([_mean([getattr(run, name) for run in runs]) for runs in table.values()])
-
-
-def _relative(
-    table: list[list[float]],
-    base: list[list[float]],
-    generator: np.random.Generator,
-    resamples: int,
-) -> Estimate:
-    """(mean - base mean) / base mean, with the interval of the ratio."""
-    if mean_of_tasks([np.array(task) for task in base]) <= 0:
-        return NOTHING
-
-    def ratio(tasks: Sequence[Scores]) -> object:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return mean_of_tasks(tasks[: len(table)]) / mean_of_tasks(tasks[len(table) :]) - 1
-
-    got = estimate(ratio, [*table, *base], generator, resamples=resamples)
-    if math.isfinite(got.low) and math.isfinite(got.high):
-        return got
-    return Estimate(value=got.value, low=math.nan, high=math.nan)  # a resample scored nothing

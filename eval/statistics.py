@@ -1,22 +1,24 @@
 """Intervals, spreads and tests of scores. Randomness comes from one explicit generator.
 
 The run (seed) is the replication unit, tasks are strata: a `Table` is one vector of runs' scores
-per task. A percentile bootstrap of 8 runs covers 90 % where it says 95 %: it knows neither that a
-resample's variance is (n - 1)/n of the sample's nor that the variance itself is uncertain. Bounds
-are therefore read at the quantiles that make a mean's interval as wide as Student's t (Hesterberg,
-2015, "What teachers should know about the bootstrap", section 5.2); tests/test_statistics.py
-simulates the coverage.
+per task. Means, their differences and ratios have Student's t intervals, which cover what they say
+from two runs on. What has no such formula is bootstrapped. A percentile bootstrap of 8 runs covers
+90 % where it says 95 %: it knows neither that a resample's variance is (n - 1)/n of the sample's
+nor that the variance itself is uncertain. Its bounds are therefore read at the quantiles that make
+a mean's interval as wide as Student's t (Hesterberg, 2015, "What teachers should know about the
+bootstrap", section 5.2), and there are none where so few runs have no such quantile.
+tests/test_statistics.py simulates the coverage of all.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from tql_offline.errors import InputError
 
@@ -27,13 +29,15 @@ Statistic = Callable[[Sequence[Scores]], Any]
 """From one `(..., runs)` array per task to `(...)`."""
 
 RESAMPLES = 10_000
+_LEAST_TAIL = 5e-4
+"""Further out a bootstrap of few runs has only its outermost resamples: 5 of `RESAMPLES`."""
 _BLOCK_CELLS = 2**22
 """Resampled scores held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic and its interval; bounds are NaN where a task has one run."""
+    """A statistic and its interval; bounds are NaN where the runs are too few for one."""
 
     value: float
     low: float
@@ -127,23 +131,35 @@ def median_of_tasks(tasks: Sequence[Scores]) -> Any:
 
 
 def interquartile_mean(tasks: Sequence[Scores]) -> Any:
-    """Mean of the middle half of all runs of all tasks (Agarwal et al., 2021, section 4.3)."""
-    return stats.trim_mean(np.concatenate(tasks, axis=-1), 0.25, axis=-1)
+    """Mean of the middle half of all runs of all tasks (Agarwal et al., 2021, section 4.3).
+
+    Tasks weigh alike: where one has fewer runs, each of them counts for more.
+    """
+    scores = np.concatenate(tasks, axis=-1)
+    if len({task.shape[-1] for task in tasks}) == 1:
+        return stats.trim_mean(scores, 0.25, axis=-1)
+    shares = [np.full(task.shape[-1], 1 / task.shape[-1] / len(tasks)) for task in tasks]
+    order = np.argsort(scores, axis=-1)
+    share = np.concatenate(shares)[order]
+    upto = np.cumsum(share, axis=-1)
+    inside = np.clip(np.minimum(upto, 0.75) - np.maximum(upto - share, 0.25), 0.0, None)
+    return (np.take_along_axis(scores, order, axis=-1) * inside).sum(axis=-1) / 0.5
 
 
 def optimality_gap(tasks: Sequence[Scores], goal: float = 100.0) -> Any:
-    """Mean over all runs of what a score lacks of `goal`, 0 above it."""
-    return np.maximum(goal - np.concatenate(tasks, axis=-1), 0.0).mean(axis=-1)
+    """Mean over tasks of what their runs' scores lack of `goal`, 0 above it."""
+    return mean_of_tasks([np.maximum(goal - task, 0.0) for task in tasks])
 
 
-def performance_profile(tasks: Sequence[Scores], thresholds: ArrayLike) -> Any:
+def performance_profile(tasks: Sequence[Scores], thresholds: Sequence[float]) -> Any:
     """Fraction of runs that score above each threshold (Agarwal et al., 2021, section 4.2).
+
+    The mean over tasks of each task's fraction.
 
     Returns:
         `(..., thresholds)`.
     """
-    scores = np.concatenate(tasks, axis=-1)
-    above = [(scores > threshold).mean(axis=-1) for threshold in np.asarray(thresholds)]
+    above = [mean_of_tasks([task > threshold for task in tasks]) for threshold in thresholds]
     return np.stack(above, axis=-1)
 
 
@@ -159,7 +175,126 @@ def improvement_probability(first: Sequence[Scores], second: Sequence[Scores]) -
     return (1 + np.mean(wins, axis=0)) / 2
 
 
-# Their intervals.
+# Intervals of means.
+
+
+def estimate_mean(table: Table, *, episodes: int = 0, confidence: float = 0.95) -> Estimate:
+    """`mean_of_tasks` with Student's t interval.
+
+    The degrees of freedom are those of the sum of the tasks' variances (Satterthwaite, 1946, "An
+    approximate distribution"); of one task it is the plain t interval.
+
+    Args:
+        table: one vector of runs' scores per task.
+        episodes: that a run's success rate, its score in percent, was counted over. The variance
+            is then taken for no less than theirs, so that runs that agree by chance, at 100 % say,
+            do not count as known exactly, and bounds lie in [0, 100]. 0 if scores are no such
+            rates.
+        confidence: coverage in (0, 1).
+
+    Raises:
+        InputError: there is no task, one without a run, or a score that is not finite.
+    """
+    mean = _Mean.of(table, episodes)
+    half = mean.quantile(confidence) * math.sqrt(mean.variance)
+    low, high = mean.value - half, mean.value + half
+    if episodes:
+        low, high = max(low, 0.0), min(high, 100.0)
+    return _estimate(mean.value, low, high)
+
+
+def estimate_difference(
+    first: Table, second: Table, *, episodes: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Difference of two `mean_of_tasks` of independent runs, by Welch's t; see `estimate_mean`."""
+    one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
+    value = one.value - other.value
+    half = one.quantile(confidence, other) * math.sqrt(one.variance + other.variance)
+    return _estimate(value, value - half, value + half)
+
+
+def estimate_gain(
+    first: Table, second: Table, *, episodes: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Relative change of `mean_of_tasks`, `first / second - 1`, by Fieller's theorem.
+
+    With means a, b of variances u, v the bounds are where (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
+    "Some problems in interval estimation"). There are none if b may be 0, and no value if b ≤ 0.
+    """
+    one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
+    a, b = one.value, other.value
+    if b <= 0:
+        return Estimate(value=math.nan, low=math.nan, high=math.nan)
+    t = one.quantile(confidence, other.times(a / b))
+    sure = b**2 - t**2 * other.variance
+    if not sure > 0:
+        return Estimate(value=a / b - 1, low=math.nan, high=math.nan)
+    root = math.sqrt(max((a * b) ** 2 - sure * (a**2 - t**2 * one.variance), 0.0))
+    return _estimate(a / b - 1, (a * b - root) / sure - 1, (a * b + root) / sure - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mean:
+    """A mean over tasks.
+
+    Attributes:
+        value: of it.
+        variance: of its error; NaN where a task has one run.
+        doubt: Σ of the tasks' squared parts of `variance`, each over its degrees of freedom.
+    """
+
+    value: float
+    variance: float
+    doubt: float
+
+    @classmethod
+    def of(cls, table: Table, episodes: int) -> Self:
+        """Of runs' scores."""
+        tasks = checked_table(table)
+        counts = np.array([len(task) for task in tasks])
+        parts = np.full(len(tasks), math.nan)
+        if (counts > 1).all():
+            parts = np.array([_variance(task, episodes) for task in tasks])
+            parts /= counts * len(tasks) ** 2
+        doubt = (parts**2 / np.maximum(counts - 1, 1)).sum()
+        return cls(value=float(mean_of_tasks(tasks)), variance=float(parts.sum()), doubt=doubt)
+
+    def times(self, factor: float) -> "_Mean":
+        """The mean of scores that are so many times as large."""
+        return _Mean(
+            value=factor * self.value,
+            variance=factor**2 * self.variance,
+            doubt=factor**4 * self.doubt,
+        )
+
+    def quantile(self, confidence: float, other: "_Mean | None" = None) -> float:
+        """Student's t of the error of this mean, or of its difference from another; NaN if none."""
+        variance, doubt = self.variance, self.doubt
+        if other is not None:
+            variance, doubt = variance + other.variance, doubt + other.doubt
+        tail = (1 + _checked(confidence)) / 2
+        return float(stats.t.ppf(tail, variance**2 / doubt)) if doubt > 0 else math.nan
+
+
+def _variance(task: Scores, episodes: int) -> float:
+    """Of runs' scores; of success rates in percent no less than their episodes' own.
+
+    That one is of a rate drawn to a half by two successes and two failures (Agresti and Coull,
+    1998): runs without a failure are no proof that there is none.
+    """
+    variance = float(task.var(ddof=1))
+    if not episodes:
+        return variance
+    played = episodes * len(task)
+    rate = (float(task.mean()) / 100 * played + 2) / (played + 4)
+    return max(variance, 100**2 * rate * (1 - rate) / episodes)
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value=value, low=low, high=high)
+
+
+# Intervals of other statistics, by bootstrap.
 
 
 def estimate(
@@ -173,8 +308,9 @@ def estimate(
     """A statistic of a table with its stratified bootstrap interval.
 
     Runs are drawn with replacement within each task; bounds are quantiles of the statistic,
-    widened for few runs (see this module's docstring). A task with one run would count as known
-    exactly, and the interval cover 33 % where it says 95 %: there is none then.
+    widened for few runs (see this module's docstring). There are none where a task has one run,
+    which would count as known exactly, where all runs of each task agree, and where there are so
+    few runs that the quantiles would lie beyond any resample: 4 of a single task.
 
     Args:
         statistic: such as `interquartile_mean`.
@@ -188,17 +324,17 @@ def estimate(
     """
     tasks = checked_table(table)
     value = float(statistic(tasks))
-    if any(len(task) == 1 for task in tasks):
-        return Estimate(value=value, low=math.nan, high=math.nan)
-    drawn = _resampled(statistic, tasks, generator, resamples)
     tail = widened_tail(tasks, confidence)
+    if math.isnan(tail):
+        return _estimate(value, math.nan, math.nan)
+    drawn = _resampled(statistic, tasks, generator, resamples)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high))
+    return _estimate(value, float(low), float(high))
 
 
 def estimate_profile(
     table: Table,
-    thresholds: ArrayLike,
+    thresholds: Sequence[float],
     generator: np.random.Generator,
     *,
     resamples: int = 2000,
@@ -208,68 +344,64 @@ def estimate_profile(
 
     Returns:
         The profile and the band's lower and upper ends, `(thresholds,)` each; the ends are NaN
-        where a task has one run.
+        where `estimate` gives none.
     """
     tasks = checked_table(table)
     profile = np.asarray(performance_profile(tasks, thresholds))
-    if any(len(task) == 1 for task in tasks):
+    tail = widened_tail(tasks, confidence)
+    if math.isnan(tail):
         return profile, np.full_like(profile, math.nan), np.full_like(profile, math.nan)
 
     def of(drawn: Sequence[Scores]) -> Any:
         return performance_profile(drawn, thresholds)
 
     drawn = _resampled(of, tasks, generator, resamples)  # (resamples, thresholds)
-    tail = widened_tail(tasks, confidence)
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     return profile, low, high
 
 
-def estimate_difference(
-    statistic: Statistic,
-    first: Table,
-    second: Table,
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-) -> Estimate:
-    """`statistic(first) - statistic(second)` of independent runs on the same tasks."""
-    count = len(first)
+def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.95) -> Estimate:
+    """`improvement_probability` with a score interval; both tables have the same tasks.
 
-    def difference(tasks: Sequence[Scores]) -> Any:
-        return statistic(tasks[:count]) - statistic(tasks[count:])
+    Bounds are where |θ - estimate| = z √V(θ), with the variance V of Mann and Whitney's statistic
+    as a function of θ itself (Newcombe, 2006, "Confidence intervals for an effect size measure
+    based on the Mann-Whitney statistic", method 5): certainty is no bound of few runs.
+    """
+    tables = checked_table(first), checked_table(second)
+    value = float(improvement_probability(*tables))
+    sizes = [(len(a), len(b)) for a, b in zip(*tables, strict=True)]
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
 
-    both = [*first, *second]
-    return estimate(difference, both, generator, resamples=resamples, confidence=confidence)
+    def beyond(theta: float) -> float:
+        return abs(theta - value) - z * math.sqrt(_improvement_variance(theta, sizes))
+
+    near = 1e-9  # at 0 and 1 themselves V is 0
+    low = optimize.brentq(beyond, 0.0, value - near) if value > 0 else 0.0
+    high = optimize.brentq(beyond, value + near, 1.0) if value < 1 else 1.0
+    return _estimate(value, float(low), float(high))
 
 
-def estimate_improvement(
-    first: Table, second: Table, generator: np.random.Generator, *, resamples: int = RESAMPLES
-) -> Estimate:
-    """`improvement_probability` with its interval; both tables have the same tasks."""
-    count = len(first)
-
-    def probability(tasks: Sequence[Scores]) -> Any:
-        return improvement_probability(tasks[:count], tasks[count:])
-
-    return estimate(probability, [*first, *second], generator, resamples=resamples)
+def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> float:
+    """Of the mean over tasks of m and n runs each, if θ is the probability in all of them."""
+    odds = (1 - theta) / (2 - theta) + theta / (1 + theta)
+    parts = [(1 + ((m + n) / 2 - 1) * odds) / (m * n) for m, n in sizes]
+    return theta * (1 - theta) * sum(parts) / len(sizes) ** 2
 
 
 def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     """The quantile at which a bootstrap of the tasks' mean is as wide as Student's t.
 
-    Φ(-√(n/(n - 1)) t), where n is the runs per task and t has the degrees of freedom of the sum of
-    the tasks' variances (Satterthwaite, 1946, "An approximate distribution").
+    Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN where there
+    is no such t, or no resample so far out.
     """
+    mean = _Mean.of(tasks, 0)
+    if not mean.variance > 0:
+        return math.nan
     counts = np.array([len(task) for task in tasks])
-    squares = np.array([task.var(ddof=1) for task in tasks]) / counts  # of the means' errors
-    total = squares.sum()
-    if total == 0:  # every run scored the same: any tail gives the same bounds
-        return (1 - _checked(confidence)) / 2
-    freedom = total**2 / (squares**2 / (counts - 1)).sum()
-    widening = math.sqrt(total / (squares * (counts - 1) / counts).sum())
-    quantile = float(stats.t.ppf((1 + _checked(confidence)) / 2, freedom))
-    return NormalDist().cdf(-widening * quantile)
+    squares = np.array([task.var() for task in tasks]) / counts / len(tasks) ** 2
+    widening = math.sqrt(mean.variance / squares.sum())
+    tail = NormalDist().cdf(-widening * mean.quantile(confidence))
+    return tail if tail >= _LEAST_TAIL else math.nan
 
 
 def _resampled(
@@ -297,11 +429,13 @@ class Trend:
             size, the share in which the larger scored more, less the share in which it scored less.
         p_rise: chance of at least this concordance if size did not matter.
         p_fall: the same of at most this concordance.
+        least_p: `p` of these scores in perfect order. Few runs have no order that is unlikely.
     """
 
     concordance: float
     p_rise: float
     p_fall: float
+    least_p: float
 
     @property
     def p(self) -> float:
@@ -318,8 +452,9 @@ def size_trend(
 ) -> Trend:
     """Jonckheere and Terpstra's test for ordered alternatives, stratified by task, by permutation.
 
-    Within each task the runs' scores are dealt anew among the sizes (Jonckheere, 1954). Both
-    p-values count the observed order itself, so they are never 0.
+    Within each task the runs' scores are dealt anew among the sizes (Jonckheere, 1954): what it
+    tests is that a run's score is drawn alike at every size, so unequal spreads count against it
+    too. The p-values count the observed order itself, so they are never 0.
 
     Args:
         sizes: per task, the parameters of each run.
@@ -339,11 +474,21 @@ def size_trend(
     dealt = np.zeros(permutations)
     for sign, task in zip(signs, tasks, strict=True):
         dealt += _concordance(sign, generator.permuted(np.tile(task, (permutations, 1)), axis=1))
+    ordered = [
+        _concordance(_size_signs(np.sort(size), task), np.sort(task)[None])[0]
+        for size, task in zip(sizes, tasks, strict=True)
+    ]
     return Trend(
         concordance=float(observed / pairs),
-        p_rise=float((1 + (dealt >= observed).sum()) / (1 + permutations)),
-        p_fall=float((1 + (dealt <= observed).sum()) / (1 + permutations)),
+        p_rise=_share(dealt >= observed),
+        p_fall=_share(dealt <= observed),
+        least_p=min(1.0, 2 * _share(dealt >= sum(ordered))),
     )
+
+
+def _share(deals: NDArray[np.bool_]) -> float:
+    """Of deals and the observed order, the part that is as far out."""
+    return float((1 + deals.sum()) / (1 + len(deals)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -70,7 +70,7 @@ def test_the_plain_path_takes_no_shortcut(monkeypatch):
 
 def test_without_c_no_kernel_in_c_is_called(monkeypatch):
     data = random_transitions(SMALL, episodes=2, length=5)
-    trainer = ours.Trainer(SMALL, config(SMALL), data, ours.Way(c_kernels=False), 0)
+    trainer = ours.Trainer(SMALL, config(SMALL), data, ours.WAYS["without C"], 0)
     assert not trainer.execution.c_kernels
     monkeypatch.setattr(cpu_kernels, "_call", None)
     trainer.step()

@@ -208,7 +208,6 @@ def compiled() -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder, name)
             _run([*command, *sources, "-o", str(made), "-lm"])
-            made.chmod(0o755)  # whatever the umask: it is run
             with made.open("rb") as file:
                 os.fsync(file.fileno())
             made.replace(target)  # whole, whoever else compiles it meanwhile
