@@ -1,15 +1,16 @@
 """Who scores what on which task, from finished runs and from papers.
 
 A board holds runs that may be compared: one protocol, one moment of judging success, one version of
-each simulator. Other runs are on boards of their own. A task whose dataset has two contents has two
-rows, a method that was trained with two settings on one task two columns (variants.py). The run
-(seed) is the unit: a score is the mean over runs, its spread theirs. What a paper prints stands
-beside as reported; it has no runs, so it enters no interval and no test.
+each simulator. Other runs are on boards of their own. A task whose dataset has two contents, or
+whose policies were played in two environments, has two rows; a method that was trained with two
+settings on one task has two columns (variants.py). The run (seed) is the unit: a score is the mean
+over runs, its spread theirs. What a paper prints stands beside as reported; it has no runs, so it
+enters no interval and no test.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from tql_offline.datasets.minari import PREFIX
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
@@ -39,7 +41,7 @@ from tql_offline.eval.statistics import (
     t_interval,
     widened_tail,
 )
-from tql_offline.eval.variants import Settings, settings_of, variant_names
+from tql_offline.eval.variants import Settings, differing, settings_of, variant_names
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
@@ -85,6 +87,8 @@ class Measured:
         seconds: spent in updates; NaN where the run did not record it.
         flops: operations of matrix products in all updates; NaN where they were not counted.
         settings: that the run was trained with; see `variants`.
+        conditions: what runs of one row have in common, as far as it is known: data, environment,
+            step limit, reference.
     """
 
     name: str
@@ -103,6 +107,7 @@ class Measured:
     seconds: float
     flops: float
     settings: Settings
+    conditions: Mapping[str, str]
 
     @property
     def label(self) -> str:
@@ -141,7 +146,7 @@ class Board:
         reported: labels of the columns of papers.
         scores: by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
-        runs: what `measured` was made of.
+        runs: what `measured` was made of; the task of each is its row.
         notes: what a reader must know of the reported columns.
     """
 
@@ -206,15 +211,18 @@ def measured(run: Run) -> Measured | str:
     known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
     known = [e for e in known if math.isfinite(e.score) and run.plans(e)]
     seed = count(result.get("seed"))
-    task = _string(result.get("dataset")) or _string(result.get("task"))
+    task = _task(run)
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
     score = RunScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
     settings = {_setting(run, label, evaluation) for evaluation in score.evaluations}
-    if len(settings) > 1:
-        played = "; ".join(sorted(map(str, settings)))
+    conditions = [_conditions(run, evaluation) for evaluation in score.evaluations]
+    unlike = [*map(str, sorted(settings))] if len(settings) > 1 else []
+    unlike += [f"{key} differs" for key in differing(conditions)]
+    if unlike:
+        played = "; ".join(unlike)
         return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
@@ -235,7 +243,17 @@ def measured(run: Run) -> Measured | str:
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,
         settings=settings_of(run),
+        conditions={key: value for known in conditions for key, value in known.items()},
     )
+
+
+def _task(run: Run) -> str:
+    """Name of a run's dataset; of no dataset the environment's."""
+    name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
+    if name.startswith(PREFIX) or env_id.startswith(PREFIX):
+        # The name may be a folder, which is another one on another machine.
+        return _string(run.provenance.get("dataset.name")) or name
+    return name or env_id
 
 
 def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
@@ -244,6 +262,26 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
     return Setting(protocol, timing, *versions)
+
+
+def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    """What tells a row of a task from another, without what was not recorded."""
+    began = run.provenance
+    limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
+    found = {
+        "data": _string(run.result.get("dataset_sha256"))[:8],
+        "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
+        "step limit": str(limit or ""),
+        # Without its source, which may name a folder of one machine.
+        "reference": evaluation.reference.partition(", from ")[0],
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _environment(env_id: str) -> str:
+    """An environment's id without what differs between machines that have the same one."""
+    # A Minari dataset names its environment, and may be named by the folder it lies in.
+    return "of the dataset" if env_id.startswith(PREFIX) else env_id
 
 
 def _string(value: Any) -> str:
@@ -277,12 +315,13 @@ def make_boards(
 def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
-    names = variant_names(runs)
-    named = [replace(run, method=name) for run, name in zip(runs, names, strict=True)]
+    rows = [replace(run, task=row) for run, row in zip(runs, _row_names(runs), strict=True)]
+    names = variant_names(rows)
+    named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
     distinct = _distinct(named, warnings)
     cells: dict[tuple[str, str], list[Measured]] = {}
-    for run, task in zip(distinct, _row_names(distinct), strict=True):
-        cells.setdefault((task, run.label), []).append(run)
+    for run in distinct:
+        cells.setdefault((run.task, run.label), []).append(run)
     tasks = tuple(sorted({task for task, _ in cells}, key=natural))
     followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
     beside = [p for p in followed if p.task in tasks]
@@ -349,12 +388,13 @@ def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
 
 
 def _row_names(runs: Sequence[Measured]) -> list[str]:
-    """Each run's task, with its data's hash where a task was trained on several contents."""
-    contents: dict[str, set[str]] = {}
+    """Each run's task, with the conditions that differ between the runs of that task."""
+    found: dict[str, list[Mapping[str, str]]] = {}
     for run in runs:
-        contents.setdefault(run.task, set()).add(run.dataset_sha256)
+        found.setdefault(run.task, []).append(run.conditions)
+    keys = {task: differing(conditions) for task, conditions in found.items()}
     return [
-        run.task if len(contents[run.task]) == 1 else f"{run.task}, data {run.dataset_sha256[:8]}"
+        ", ".join([run.task, *(f"{k} {run.conditions.get(k, 'unknown')}" for k in keys[run.task])])
         for run in runs
     ]
 

@@ -143,6 +143,85 @@ def test_a_task_with_two_contents_of_its_data_has_two_rows(tmp_path):
     assert board.tasks == (f"{TASKS[0]}, data 5a5a5a5a", f"{TASKS[0]}, data 6b6b6b6b")
 
 
+def played_in(path, evaluations=slice(None), dataset="hopper-medium-v2", **facts):
+    """A result whose evaluations record these facts."""
+    document = json.loads(path.read_text()) | {"dataset": dataset}
+    for line in document["evaluations"][evaluations]:
+        line.update(facts)
+    path.write_text(json.dumps(document))
+    return path
+
+
+REFERENCE = {"min": 0.0, "max": 3.0, "scale": 1.0, "source": "metadata of /home/a/data"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [
+        ({"env_id": "Hopper-v4"}, {"env_id": "Hopper-v5"},
+         ("environment Hopper-v4", "environment Hopper-v5")),
+        ({"max_episode_steps": 100}, {"max_episode_steps": 200},
+         ("step limit 100", "step limit 200")),
+        ({"reference": REFERENCE}, {"reference": REFERENCE | {"max": 4.0}},
+         ("reference 0 is 0 and 3 is 1", "reference 0 is 0 and 4 is 1")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_scores_of_unlike_environments_are_rows_of_their_own(tmp_path, first, second, rows, seeds):
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json", seed=seed), **facts)
+        for i, (seed, facts) in enumerate(zip(seeds, (first, second), strict=True))
+    ]
+    (board,), warnings = boards_of(paths)
+    assert board.tasks == tuple(f"hopper-medium-v2, {row}" for row in rows)
+    assert [len(score.runs) for score in board.scores.values()] == [1, 1]
+    assert warnings == []
+
+
+def test_an_environment_that_was_not_recorded_is_no_other_one(tmp_path):
+    paths = [write_result(tmp_path / f"{seed}-result.json", seed=seed, task="t") for seed in (0, 1)]
+    played_in(paths[0], reference=REFERENCE, dataset="t")
+    (board,), _ = boards_of(paths)
+    assert board.tasks == ("t",)
+    paths.append(played_in(write_result(tmp_path / "2-result.json", seed=2), dataset="t",
+                           reference=REFERENCE | {"min": 1.0}))  # fmt: skip
+    (board,), _ = boards_of(paths)
+    assert "t, reference unknown" in board.tasks
+    assert len(board.tasks) == 3
+
+
+def test_two_machines_folders_of_one_minari_dataset_are_one_row(tmp_path):
+    name, paths = "mujoco/hopper/medium-v0", []
+    given = ((name, name), ("/home/a/data", "/home/a/data"), (f"minari:{name}", "/b"))
+    for seed, (dataset, folder) in enumerate(given):
+        path = write_result(tmp_path / f"{seed}-result.json", seed=seed)
+        document = json.loads(path.read_text()) | {"task": f"minari:{folder}"}
+        document["provenance"]["dataset"]["name"] = name
+        path.write_text(json.dumps(document))
+        reference = REFERENCE | {"source": f"metadata of Minari dataset {folder}"}
+        facts = {"env_id": f"minari:{folder}", "reference": reference}
+        paths.append(played_in(path, dataset=dataset, **facts))
+    (board,), _ = boards_of(paths)
+    assert board.tasks == (name,)
+    assert len(board.scores[name, "TQL tiny"].runs) == 3
+
+
+def test_a_run_played_in_two_environments_has_no_score(tmp_path):
+    path = played_in(write_result(tmp_path / "result.json"), slice(2), env_id="Hopper-v4")
+    assert "cannot be compared (environment differs)" in measured(read_result(path))
+
+
+def test_sizes_are_compared_within_a_row(tmp_path):
+    """Tiny in two environments, large in one: what they have in common is that one."""
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json", size=size), env_id=env_id)
+        for i, (size, env_id) in enumerate([("tiny", "A-v0"), ("tiny", "B-v0"), ("large", "B-v0")])
+    ]
+    (board,), _ = boards_of(paths)
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+    assert scaling.tasks == ("hopper-medium-v2, environment B-v0",)
+
+
 def test_a_seed_counts_once(tmp_path):
     paths = [
         write_result(tmp_path / name / "result.json", run=name, successes=(k, k, k))
