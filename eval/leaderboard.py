@@ -173,6 +173,11 @@ class Board:
         """Which of a row's scores are near its best."""
         return bold(self.row(task), self.fraction)
 
+    def averages(self, tasks: Sequence[str]) -> bool:
+        """Whether a mean over rows means something: plain returns have a scale of each task's."""
+        known = known_protocol(self.setting.protocol)
+        return len(tasks) < 2 or known is None or known.score != "return"
+
     def complete(self) -> tuple[str, ...]:
         """Labels that have a score on every task."""
         return tuple(
@@ -187,8 +192,9 @@ class Summary:
     """A method over all tasks of a board.
 
     Attributes:
-        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it.
-        interval: of that mean, and of the others below, by stratified bootstrap over runs.
+        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it. NaN
+            where a mean over tasks means nothing.
+        estimates: of that mean and others, with intervals by stratified bootstrap over runs.
         rank: mean over tasks of the rank among all complete columns, 1 the best.
     """
 
@@ -436,8 +442,10 @@ def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, floa
     """Mean over tasks of a method's means and of its deviations, as papers print averages.
 
     Returns:
-        None where it lacks a task.
+        None where it lacks a task, or where their mean means nothing.
     """
+    if not board.averages(tasks):
+        return None
     cells = [board.scores.get((task, label)) for task in tasks]
     known = [cell for cell in cells if cell is not None]
     if len(known) < len(cells):
@@ -458,10 +466,10 @@ def ranks(means: Scores) -> Scores:
 
 
 def summaries(board: Board, generator: np.random.Generator, resamples: int = 2000) -> list[Summary]:
-    """Every complete column over all tasks, best mean first."""
+    """Every complete column over all tasks, best mean first; without means, best rank first."""
     rank = _rank_estimates(board, generator, resamples)
     found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
-    return sorted(found, key=lambda summary: -summary.mean)
+    return sorted(found, key=lambda s: s.rank.value if math.isnan(s.mean) else -s.mean)
 
 
 def _summary(
@@ -469,7 +477,7 @@ def _summary(
 ) -> Summary:
     table = [board.scores[task, label].runs for task in board.tasks]
     estimates = {}
-    if all(table):
+    if all(table) and board.averages(board.tasks):
         named = {
             "mean": mean_of_tasks,
             "IQM": interquartile_mean,

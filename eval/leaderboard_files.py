@@ -50,12 +50,13 @@ def as_json(sections: Sequence[BoardSection]) -> str:
 
 def _board(section: BoardSection) -> dict[str, Any]:
     board = section.board
+    groups = {**domains(board), "all": board.tasks} if board.averages(board.tasks) else {}
     return {
         "setting": board.setting._asdict(),
         "scores": [_score(row) for row in _rows(board)],
         "averages": [
             {"domain": name, "method": label, "mean": found[0], "sd": found[1]}
-            for name, tasks in (*domains(board).items(), ("all", board.tasks))
+            for name, tasks in groups.items()
             for label in board.labels
             if (found := average(board, label, tasks)) is not None
         ],
@@ -119,9 +120,10 @@ def _tabular(board: Board) -> str:
     ]
     for tasks in domains(board).values():
         lines += [_latex_row(board, task) for task in tasks]
-    lines.append(r"\midrule")
-    groups = {**domains(board), f"average of {len(board.tasks)}": board.tasks}
-    lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
+    if board.averages(board.tasks):
+        lines.append(r"\midrule")
+        groups = {**domains(board), f"average of {len(board.tasks)}": board.tasks}
+        lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

@@ -71,9 +71,9 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     """
     generator = np.random.default_rng(0)
     overall = summaries(board, generator)
-    scalings = scaling_of(board, generator)
+    scalings = [s for s in scaling_of(board, generator) if board.averages(s.tasks)]
     percent = is_percent(board)
-    tables = [score_table(board), average_table(board), summary_table(overall, percent)]
+    tables = [score_table(board), average_table(board), summary_table(board, overall)]
     if pairs := improvement_table(board, generator):
         tables.append(pairs)
     tables += [scaling_table(scaling, percent) for scaling in scalings]
@@ -111,6 +111,16 @@ def shortfall(board: Board) -> Iterator[str]:
 def is_success(board: Board) -> bool:
     """Whether scores are success rates in percent."""
     return scores_success(board.setting.protocol)
+
+
+def score_unit(board: Board) -> str:
+    """What a board's scores are."""
+    known = known_protocol(board.setting.protocol)
+    if known is not None and known.score == "return":
+        return "return (not normalised)"
+    if known is not None and known.score == "normalised":
+        return f"normalised return (0 to {SCALES[known.references]:g})"
+    return "success in percent"
 
 
 def is_percent(board: Board) -> bool:
@@ -175,16 +185,16 @@ def score_table(board: Board) -> Table:
         cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
         rows.append((cell(task), *cells))
     return make_table(
-        "Score by task: mean ± standard deviation over runs (number of runs); bold: at least "
-        f"{100 * board.fraction:.0f} % of the row's best",
+        f"Score by task, {score_unit(board)}: mean ± standard deviation over runs (number of "
+        f"runs); bold: at least {100 * board.fraction:.0f} % of the row's best",
         ("task", *board.labels),
         rows,
     )
 
 
 def average_table(board: Board) -> Table:
-    """Means over the tasks of each domain, and over all."""
-    groups = domains(board)
+    """Means over the tasks of each domain, and over all, where these mean something."""
+    groups = domains(board) if board.averages(board.tasks) else {}
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
     rows, percent = [], is_percent(board)
@@ -201,28 +211,33 @@ def average_table(board: Board) -> Table:
     return make_table(caption, ("domain", *board.labels), rows)
 
 
-def summary_table(overall: Sequence[Summary], percent: bool) -> Table:
-    """Columns with a score on every task: aggregates with intervals."""
-    names = ("mean", "IQM", "median", "optimality gap")
+AGGREGATES = ("mean", "IQM", "median", "optimality gap")
+
+
+def summary_table(board: Board, overall: Sequence[Summary]) -> Table:
+    """Columns with a score on every task: ranks and, where they mean something, aggregates."""
+    percent, averages = is_percent(board), board.averages(board.tasks)
     rows = (
         (
             cell(summary.label),
             between(summary.rank, 2),
-            Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
-            *(
-                between(summary.estimates[n], digits_of(percent))
-                if n in summary.estimates
-                else cell("")
-                for n in names
-            ),
+            *(_aggregates(summary, percent) if averages else ()),
         )
         for summary in overall
     )
     return make_table(
         "Over all tasks: 95 % stratified bootstrap intervals over runs, widened for few runs; none "
         "where a task has one run",
-        ("method", "mean rank", "as printed", *names),
+        ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
+    )
+
+
+def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
+    found, digits = summary.estimates, digits_of(percent)
+    return (
+        Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
+        *(between(found[n], digits) if n in found else cell("") for n in AGGREGATES),
     )
 
 
@@ -356,20 +371,20 @@ def board_plots(
 ) -> tuple[PlotGroup, ...]:
     """Scores by size and by cost, and performance profiles, where there is something to draw."""
     groups = (
-        scaling_plots(scalings, anchor, is_success(board)),
-        profile_plots(board, generator, anchor),
+        scaling_plots(scalings, anchor, board),
+        *([profile_plots(board, generator, anchor)] if board.averages(board.tasks) else []),
     )
     return tuple(group for group in groups if group.plots)
 
 
-def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) -> PlotGroup:
+def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> PlotGroup:
     """Score against parameters and against operations, a line per method."""
     shown = scalings[:MAX_COLOUR]
-    unit = "Success, %" if in_percent else "Mean return"
-    panels = [(f"{unit}, by parameters", _scaling_panel(shown, in_percent, "parameters"))]
+    unit = score_unit(board).capitalize()
+    panels = [(f"{unit}, by parameters", _scaling_panel(shown, board, "parameters"))]
     note = "Bands: 95 % intervals over runs."
     if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
-        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, in_percent, "flops")))
+        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, board, "flops")))
         note += (
             " FLOPs: operations of the matrix products of all updates of a run, counted once "
             "(a multiply-add is two); evaluations not included."
@@ -388,12 +403,11 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) ->
 _COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
 
 
-def _scaling_panel(scalings: Sequence[Scaling], in_percent: bool, cost: str) -> Panel:
-    title = "Success in percent" if in_percent else "Mean return"
+def _scaling_panel(scalings: Sequence[Scaling], board: Board, cost: str) -> Panel:
     return Panel(
-        title=title,
+        title=score_unit(board).capitalize(),
         lines=tuple(_scaling_line(s, i, cost) for i, s in enumerate(scalings, start=1)),
-        y_limits=(0, 100) if in_percent else None,
+        y_limits=(0, 100) if is_success(board) else None,
         x_label=_COSTS[cost],
         x_ticks=tuple(sorted({float(getattr(p, cost)) for s in scalings for p in s.points})),
     )
@@ -426,8 +440,8 @@ def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> 
         _profile_line(label, found[label], thresholds_of(board, labels), generator, i)
         for i, label in enumerate(shown, start=1)
     )
-    unit = "success in percent" if is_success(board) else "mean return"
-    panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=f"{unit}, τ")
+    unit = f"{score_unit(board)}, τ"
+    panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=unit)
     left_out = len(several) - len(shown)
     rest = f" {left_out} lower methods are not drawn." if left_out else ""
     return PlotGroup(

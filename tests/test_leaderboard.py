@@ -24,7 +24,7 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
-from tql_offline.eval.leaderboard_files import as_latex
+from tql_offline.eval.leaderboard_files import as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
@@ -463,7 +463,7 @@ def test_scores_stand_against_flops_where_every_run_counted_them(tmp_path):
     assert [point.flops for point in scaling.points] == [300_000 * flops[s] for s in flops]
     page = write_report([], tmp_path / "a", merged=by_size(tmp_path / "counted", flops))
     html = page.html.read_text()
-    assert "Success, %, by FLOPs" in html
+    assert "Success in percent, by FLOPs" in html
     assert "FLOPs of a run&#39;s updates" in html or "FLOPs of a run's updates" in html
     assert ">600G<" in html
     assert ">1.5P<" in html
@@ -513,6 +513,38 @@ def test_profiles_of_returns_reach_over_all_runs(tmp_path):
     drawn = group.plots[0].svg
     assert "A tiny: from 1 at -250 to 0 at -10." in drawn
     assert "B tiny: from 0.6667 at -250 to 0 at -10." in drawn  # one of three is at -250, not above
+
+
+def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    setting = found.setting._replace(protocol="quick-return v1")
+    runs = [
+        replace(
+            found, setting=setting, task=task, seed=seed, score=-10.0 * seed - lower,
+            method=method, size=size, parameters=len(size),
+        )
+        for task in ("hopper-medium-v2", "hopper-expert-v2")
+        for method, lower in (("A", 5), ("B", 0))
+        for size in ("tiny", "large")
+        for seed in range(3)
+    ]  # fmt: skip
+    (board,), _ = make_boards(runs)
+    section = board_section(board, "b")
+    scores, summary, improvement = section.tables
+    assert scores.caption.startswith("Score by task, return (not normalised): mean")
+    assert summary.columns == ("method", "mean rank")
+    assert [row[0].text[0] for row in summary.rows] == ["B", "B", "A", "A"]
+    assert "Probability" in improvement.caption
+    assert section.plots == ()
+    assert "average" not in as_latex([section])
+    (document,) = json.loads(as_json([section]))["boards"]
+    assert (document["averages"], document["scaling"]) == ([], [])
+    assert {summary["mean"] for summary in document["summaries"]} == {None}
+    # On one task alone they are all there.
+    (board,), _ = make_boards([run for run in runs if run.task == "hopper-medium-v2"])
+    section = board_section(board, "b")
+    assert section.tables[2].columns[2:5] == ("as printed", "mean", "IQM")
+    assert [group.title for group in section.plots] == ["Score by size", "Performance profiles"]
 
 
 # Files.
