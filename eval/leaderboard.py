@@ -1,11 +1,11 @@
 """Who scores what on which task, from finished runs and from papers.
 
-A board holds runs that may be compared: one protocol, one moment of judging success, one version of
-each simulator. Other runs are on boards of their own. A task whose dataset has two contents, or
-whose policies were played in two environments, has two rows; a method that was trained with two
-settings on one task has two columns (variants.py). The run (seed) is the unit: a score is the mean
-over runs, its spread theirs. What a paper prints stands beside as reported; it has no runs, so it
-enters no interval and no test.
+A board holds runs that may be compared: one protocol, one suite of datasets, one moment of judging
+success, one version of each simulator. Other runs are on boards of their own. A task whose dataset
+has two contents, or whose policies were played in two environments, has two rows; a method that was
+trained with two settings on one task has two columns (variants.py). The run (seed) is the unit: a
+score is the mean over runs, its spread theirs. What a paper prints stands beside as reported; it
+has no runs, so it enters no interval and no test.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.minari import PREFIX
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
@@ -52,20 +53,22 @@ class Setting(NamedTuple):
     """What must be equal for two runs' scores to be compared."""
 
     protocol: str
-    success_timing: str
-    ogbench: str
-    mujoco: str
-    gymnasium: str
+    suite: str = ""
+    success_timing: str = ""
+    ogbench: str = ""
+    mujoco: str = ""
+    gymnasium: str = ""
 
     def __str__(self) -> str:
-        """Protocol, timing and versions, as far as they are known."""
+        """Protocol, suite, timing and versions, as far as they are known."""
+        data = f"{self.suite} data" if self.suite else ""
         judged = f"success judged '{self.success_timing}'" if self.success_timing else ""
         versions = (
             f"{name} {version}"
-            for name, version in zip(SIMULATORS, self[2:], strict=True)
+            for name, version in zip(SIMULATORS, self[3:], strict=True)
             if version
         )
-        return ", ".join(filter(None, [self.protocol, judged, *versions]))
+        return ", ".join(filter(None, [self.protocol, data, judged, *versions]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +270,7 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     facts, played = run.provenance, dict(evaluation.versions)
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
-    return Setting(protocol, timing, *versions)
+    return Setting(protocol, suite_of(_task(run)), timing, *versions)
 
 
 def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
@@ -348,7 +351,7 @@ def _board(
 def published_board(published: Sequence[Published], fraction: float = BOLD) -> Board:
     """A board of a paper's table alone."""
     return Board(
-        setting=Setting(published[0].protocol, "", "", "", ""),
+        setting=Setting(published[0].protocol),
         tasks=tuple(dict.fromkeys(p.task for p in published)),
         measured=(),
         reported=tuple(dict.fromkeys(reported_label(p) for p in published)),

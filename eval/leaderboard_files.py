@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.leaderboard import Board, Score, average, domains
+from tql_offline.eval.leaderboard import Board, Score, Setting, average, domains
 from tql_offline.eval.leaderboard_page import BoardSection, is_percent, spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
 COLUMNS = (
-    *("protocol", "success_timing", "ogbench", "mujoco", "gymnasium", "task", "method", "origin"),
+    *(*Setting._fields, "task", "method", "origin"),
     *("runs", "mean", "sd", "low", "high", "bold"),
 )
 
@@ -67,8 +67,7 @@ def _board(section: BoardSection) -> dict[str, Any]:
 
 
 def _score(row: dict[str, Any]) -> dict[str, Any]:
-    board_wide = ("protocol", "success_timing", "ogbench", "mujoco", "gymnasium")
-    return {name: value for name, value in row.items() if name not in board_wide}
+    return {name: value for name, value in row.items() if name not in Setting._fields}
 
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:

@@ -134,6 +134,26 @@ def test_unlike_runs_are_on_boards_of_their_own(tmp_path, other):
     assert boards[0].setting != boards[1].setting
 
 
+@pytest.mark.parametrize(
+    ("dataset", "suite"),
+    [
+        ("cube-double-play-singletask-v0", "ogbench"),
+        ("hopper-medium-v2", "d4rl"),
+        ("mujoco/hopper/medium-v0", "minari"),
+        ("mine.npz", "own"),
+    ],
+)
+def test_suites_share_no_board(tmp_path, dataset, suite):
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json"), dataset=name)
+        for i, name in enumerate((dataset, "visual-cube-single-play-singletask-task1-v0"))
+    ]
+    boards, warnings = boards_of(paths)
+    assert {board.setting.suite for board in boards} == {suite, "ogbench-visual"}
+    assert any(f"ogbench-singletask v1, {suite} data, " in str(b.setting) for b in boards)
+    assert warnings == []
+
+
 def test_a_task_with_two_contents_of_its_data_has_two_rows(tmp_path):
     paths = [
         write_result(tmp_path / "a" / "result.json"),
@@ -593,7 +613,7 @@ def test_a_page_of_results_alone_has_its_heading_once(tmp_path):
     html, markdown = files.html.read_text(), files.markdown.read_text()
     assert re.findall(r"<h\d>(Leaderboard)</h\d>", html) == ["Leaderboard"]
     assert re.findall(r"^#+ Leaderboard$", markdown, re.M) == ["# Leaderboard"]
-    assert "<h2>ogbench-singletask v1, success judged" in html
+    assert "<h2>ogbench-singletask v1, ogbench data, success judged" in html
     run = make_run(tmp_path / "runs" / "mine", protocol="ogbench-singletask")
     html = write_report([run], tmp_path / "both", merged=paths).html.read_text()
     assert html.count("<h2>Leaderboard</h2>") == 1
