@@ -20,6 +20,7 @@ from scipy import stats
 
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.minari import PREFIX
+from tql_offline.datasets.names import with_task
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
@@ -257,12 +258,12 @@ def measured(run: Run) -> Measured | str:
 
 
 def _task(run: Run) -> str:
-    """Name of a run's dataset; of no dataset the environment's."""
+    """Name of a run's dataset, its task told; of no dataset the environment's."""
     name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
     if name.startswith(PREFIX) or env_id.startswith(PREFIX):
         # The name may be a folder, which is another one on another machine.
         return _string(run.provenance.get("dataset.name")) or name
-    return name or env_id
+    return with_task(name or env_id)
 
 
 def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
@@ -290,7 +291,7 @@ def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
 def _environment(env_id: str) -> str:
     """An environment's id without what differs between machines that have the same one."""
     # A Minari dataset names its environment, and may be named by the folder it lies in.
-    return "of the dataset" if env_id.startswith(PREFIX) else env_id
+    return "of the dataset" if env_id.startswith(PREFIX) else with_task(env_id)
 
 
 def _string(value: Any) -> str:
@@ -439,6 +440,17 @@ def domains(board: Board) -> dict[str, tuple[str, ...]]:
     for task in board.tasks:
         found.setdefault(domain(task), []).append(task)
     return {name: tuple(tasks) for name, tasks in found.items()}
+
+
+def domain_title(name: str, rows: Sequence[str]) -> str:
+    """A domain's name; of OGBench's five tasks also how many there are, where they are fewer."""
+    tasks = len(tasks_of(rows))
+    return f"{name} ({tasks} of 5 tasks)" if "-singletask" in rows[0] and tasks < 5 else name
+
+
+def tasks_of(rows: Iterable[str]) -> set[str]:
+    """Tasks, of which one may have several rows."""
+    return {row.partition(", ")[0] for row in rows}
 
 
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:

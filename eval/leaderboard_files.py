@@ -9,7 +9,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.leaderboard import Board, Score, Setting, average, domains
+from tql_offline.eval.leaderboard import (
+    Board,
+    Score,
+    Setting,
+    average,
+    domain_title,
+    domains,
+    tasks_of,
+)
 from tql_offline.eval.leaderboard_page import BoardSection, is_percent, spread
 from tql_offline.version import __version__
 
@@ -55,7 +63,13 @@ def _board(section: BoardSection) -> dict[str, Any]:
         "setting": board.setting._asdict(),
         "scores": [_score(row) for row in _rows(board)],
         "averages": [
-            {"domain": name, "method": label, "mean": found[0], "sd": found[1]}
+            {
+                "domain": name,
+                "tasks": len(tasks_of(tasks)),
+                "method": label,
+                "mean": found[0],
+                "sd": found[1],
+            }
             for name, tasks in groups.items()
             for label in board.labels
             if (found := average(board, label, tasks)) is not None
@@ -121,7 +135,8 @@ def _tabular(board: Board) -> str:
         lines += [_latex_row(board, task) for task in tasks]
     if board.averages(board.tasks):
         lines.append(r"\midrule")
-        groups = {**domains(board), f"average of {len(board.tasks)}": board.tasks}
+        groups = {domain_title(name, tasks): tasks for name, tasks in domains(board).items()}
+        groups[f"average of {len(board.tasks)}"] = board.tasks
         lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

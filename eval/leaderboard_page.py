@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
+from tql_offline.eval.leaderboard import (
+    Board,
+    Score,
+    Summary,
+    average,
+    domain_title,
+    domains,
+    summaries,
+)
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
 from tql_offline.eval.protocol import known_protocol, scores_success
 from tql_offline.eval.published import PublishedSize
@@ -194,7 +202,8 @@ def score_table(board: Board) -> Table:
 
 def average_table(board: Board) -> Table:
     """Means over the tasks of each domain, and over all, where these mean something."""
-    groups = domains(board) if board.averages(board.tasks) else {}
+    found_in = domains(board) if board.averages(board.tasks) else {}
+    groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
     rows, percent = [], is_percent(board)

@@ -242,6 +242,39 @@ def test_sizes_are_compared_within_a_row(tmp_path):
     assert scaling.tasks == ("hopper-medium-v2, environment B-v0",)
 
 
+def test_a_default_task_is_the_task_that_it_is(tmp_path):
+    paths = []
+    for seed, task in enumerate(("-task2", "", "-task1")):
+        path = write_result(tmp_path / f"{seed}-result.json", seed=seed)
+        dataset, env_id = (f"cube-double{kind}-singletask{task}-v0" for kind in ("-play", ""))
+        paths.append(played_in(path, dataset=dataset, env_id=env_id))
+    (board,), _ = boards_of(paths, published_scores())
+    assert board.tasks == TASKS[:2]
+    assert len(board.scores[TASKS[1], "TQL tiny"].runs) == 2
+    assert board.scores[TASKS[1], "TQL (reported)"].runs == ()
+
+
+def test_a_domain_short_of_tasks_says_so(tmp_path):
+    """Two tasks of five, one of them in two rows, then all five."""
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json"), dataset=task, env_id=env_id)
+        for i, (task, env_id) in enumerate([(TASKS[0], "A-v0"), (TASKS[1], "A-v0"),
+                                            (TASKS[1], "B-v0")])
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    section = board_section(board, "b")
+    assert section.tables[1].rows[0][0].text == "cube-double-play (2 of 5 tasks)"
+    assert "cube-double-play (2 of 5 tasks)" in as_latex([section])
+    (document,) = json.loads(as_json([section]))["boards"]
+    assert [(a["domain"], a["tasks"]) for a in document["averages"]] == [
+        ("cube-double-play", 2),
+        ("all", 2),
+    ]
+    paths = [write_result(tmp_path / f"{task}-result.json", task=task) for task in TASKS]
+    (board,), _ = boards_of(paths)
+    assert board_section(board, "b").tables[1].rows[0][0].text == "cube-double-play"
+
+
 def test_a_seed_counts_once(tmp_path):
     paths = [
         write_result(tmp_path / name / "result.json", run=name, successes=(k, k, k))
