@@ -91,6 +91,8 @@ class Measured:
         seconds: spent in updates; NaN where the run did not record it.
         flops: operations of matrix products in all updates; NaN where they were not counted.
         settings: that the run was trained with; see `variants`.
+        counted: evaluations that the score is the mean of.
+        reference: what the score was normalised by, in words; empty where it was not.
         conditions: what runs of one row have in common, as far as it is known: data, environment,
             step limit, reference.
     """
@@ -111,6 +113,8 @@ class Measured:
     seconds: float
     flops: float
     settings: Settings
+    counted: int
+    reference: str
     conditions: Mapping[str, str]
 
     @property
@@ -253,6 +257,8 @@ def measured(run: Run) -> Measured | str:
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,
         settings=settings_of(run),
+        counted=score.counted,
+        reference=score.last.reference,
         conditions={key: value for known in conditions for key, value in known.items()},
     )
 

@@ -45,6 +45,14 @@ MAX_NAMED = 6
 MAX_COMPARED = 8
 """Columns of runs of which every pair is compared."""
 
+_FORMULAS = {
+    "success": "success = info['success'] at the last step; score = 100 × success rate",
+    "return": "score = mean undiscounted return",
+    "normalised": "score = scale × (mean return - min) / (max - min), by the references that "
+    "every evaluation records",
+}
+_TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post')"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoardSection:
@@ -90,7 +98,12 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(*trend_sentences(scalings, digits_of(percent)), *shortfall(board), *board.notes),
+        sentences=(
+            *trend_sentences(scalings, digits_of(percent)),
+            *shortfall(board),
+            *formulas(board),
+            *board.notes,
+        ),
         plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
@@ -114,6 +127,34 @@ def shortfall(board: Board) -> Iterator[str]:
             f"{grouped(known.training_steps)} updates: of {len(updates)} cells {seeds} have fewer "
             f"seeds and {short} shorter runs."
         )
+
+
+def formulas(board: Board) -> Iterator[str]:
+    """How a board's scores came about; of each row also the references, where it has some."""
+    timing = board.setting.success_timing
+    for counted in sorted({run.counted for run in board.runs}):
+        yield formula(board.setting.protocol, counted, timing)
+    references = {run.task: run.reference for run in board.runs if run.reference}
+    for task in filter(references.get, board.tasks):
+        yield f"{task}: of the mean return, {references[task]}."
+
+
+def formula(protocol: str, counted: int, success_timing: str) -> str:
+    """What a score means under a protocol.
+
+    Args:
+        protocol: name and version.
+        counted: how many of the last evaluations count.
+        success_timing: the moment of judging success; empty where it is not known.
+    """
+    known = known_protocol(protocol)
+    meaning = _FORMULAS[known.score] if known else "its score is shown as it was recorded"
+    counts = "the last evaluation" if counted == 1 else f"the last {counted} evaluations"
+    timing = f"; success judged on the state {_TIMINGS.get(success_timing, success_timing)}"
+    return (
+        f"{protocol or 'unnamed protocol'}: {meaning}; counted: {counts}"
+        f"{timing if success_timing else ''}."
+    )
 
 
 def is_success(board: Board) -> bool:
