@@ -83,6 +83,8 @@ class Measured:
         size: empty where there is no critic.
         parameters: of the critic.
         dataset_sha256: of the data trained on.
+        env_id: of the environment played in, as the run names it.
+        tql_offline: version that the run was made with; empty where it is not known.
         score: mean of the counted evaluations.
         last: of the last evaluation.
         last_three: mean of the last three; NaN where there are fewer.
@@ -105,6 +107,8 @@ class Measured:
     parameters: int | None
     seed: int
     dataset_sha256: str
+    env_id: str
+    tql_offline: str
     score: float
     last: float
     last_three: float
@@ -249,6 +253,8 @@ def measured(run: Run) -> Measured | str:
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),
+        env_id=score.last.env_id,
+        tql_offline=_string(run.provenance.get("tql_offline")),
         score=_mean([e.score for e in score.evaluations]),
         last=score.last.score,
         last_three=score.last_three,

@@ -11,6 +11,7 @@ from typing import Any
 
 from tql_offline.eval.leaderboard import (
     Board,
+    Measured,
     Score,
     Setting,
     average,
@@ -18,13 +19,16 @@ from tql_offline.eval.leaderboard import (
     domains,
     tasks_of,
 )
-from tql_offline.eval.leaderboard_page import BoardSection, is_percent, spread
+from tql_offline.eval.leaderboard_page import BoardSection, is_percent, score_unit, spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
+RECORDED = ("dataset_sha256", "env_id", "updates", "tql_offline")
+"""What is told of the runs of a score: every value that they have."""
 COLUMNS = (
     *(*Setting._fields, "task", "method", "origin"),
-    *("runs", "mean", "sd", "low", "high", "bold"),
+    *("runs", "score_unit", "mean", "sd", "low", "high", "bold"),
+    *RECORDED,
 )
 
 
@@ -40,7 +44,9 @@ def as_csv(sections: Sequence[BoardSection]) -> str:
 
 
 def _csv_text(value: Any) -> Any:
-    """A foreign text that a spreadsheet takes for a formula becomes a text again."""
+    """Several values joined; a foreign text that a spreadsheet takes for a formula as a text."""
+    if isinstance(value, list):
+        value = ";".join(map(str, value))
     if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value):
         return f"'{value}"
     return "" if value is None else value
@@ -85,6 +91,10 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:
+    runs: dict[tuple[str, str], list[Measured]] = {}
+    for run in board.runs:
+        runs.setdefault((run.task, run.label), []).append(run)
+    unit = score_unit(board)
     for task in board.tasks:
         for label, bold in zip(board.labels, board.bold(task), strict=True):
             score = board.scores.get((task, label))
@@ -92,7 +102,16 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
                 origin = "measured" if label in board.measured else "reported"
                 name = label.removesuffix(" (reported)") if origin == "reported" else label
                 facts = {"task": task, "method": name, "origin": origin, "bold": bold}
+                facts |= {"score_unit": unit, **_recorded(runs.get((task, label), ()))}
                 yield {**board.setting._asdict(), **facts, **_numbers(score)}
+
+
+def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
+    """Distinct values of the runs of a cell, without what was not recorded."""
+    return {
+        name: [value for value in dict.fromkeys(getattr(run, name) for run in runs) if value]
+        for name in RECORDED
+    }
 
 
 def _numbers(score: Score) -> dict[str, Any]:

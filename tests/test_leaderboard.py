@@ -24,7 +24,7 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
-from tql_offline.eval.leaderboard_files import as_json, as_latex
+from tql_offline.eval.leaderboard_files import RECORDED, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
@@ -703,6 +703,29 @@ def test_numbers_of_every_file_agree(tmp_path):
     assert (score["low"], score["high"]) == pytest.approx((140 / 3 - 75.9, 140 / 3 + 75.9), abs=0.1)
     assert "47 $\\pm$ 25" in files.boards[2].read_text()
     assert "47 ± 25 (3)" in files.markdown.read_text()
+
+
+def test_a_score_tells_what_its_runs_were_made_of(tmp_path):
+    paths = [
+        played_in(
+            write_result(tmp_path / f"{seed}-result.json", seed=seed, updates=updates),
+            dataset=TASKS[1],
+            env_id=f"cube-double-singletask{task}-v0",
+        )
+        for seed, (updates, task) in enumerate(((300_000, ""), (400_000, "-task2"), (300_000, "")))
+    ]
+    document = json.loads(paths[1].read_text())
+    document["provenance"]["tql_offline"] = None
+    paths[1].write_text(json.dumps(document))
+    files = write_report([], tmp_path / "report", merged=paths)
+    rows = list(csv.DictReader(files.boards[0].read_text().splitlines()))
+    told = {row["origin"]: [row[name] for name in (*RECORDED, "score_unit")] for row in rows}
+    environments = "cube-double-singletask-v0;cube-double-singletask-task2-v0"
+    unit = "success in percent"
+    assert told["measured"] == ["5a" * 32, environments, "300000;400000", "0.1.0", unit]
+    assert told["reported"] == ["", "", "", "", unit]
+    (board,) = json.loads(files.boards[1].read_text())["boards"]
+    assert [300_000, 400_000] in [score["updates"] for score in board["scores"]]
 
 
 # The command.
