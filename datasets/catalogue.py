@@ -152,6 +152,16 @@ def find(name: str) -> Entry:
     return entry
 
 
+def suite_of(name: str) -> str:
+    """The suite of a dataset's name, `own` where it is of none.
+
+    >>> suite_of("hopper-medium-v2"), suite_of("mine.npz")
+    ('d4rl', 'own')
+    """
+    entry = _entries().get(_file(name))
+    return "own" if entry is None else entry.suite
+
+
 def require_sound(entry: Entry, allow_broken: bool = False) -> None:
     """Refuse a dataset that is known to be wrong, unless it is wanted as it is.
 

@@ -11,6 +11,12 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-v\d+")
 _SINGLETASK = re.compile(
     r"(?P<head>.+)-(?P<kind>[a-z]+)-singletask(-task(?P<task>[1-5]))?-(?P<version>v\d+)"
 )
+_DEFAULT_TASKS = {
+    **dict.fromkeys(("pointmaze", "antmaze", "humanoidmaze"), 1),
+    **dict.fromkeys(("cube", "scene", "puzzle-4x5", "puzzle-4x6"), 2),
+    **dict.fromkeys(("antsoccer", "puzzle-3x3", "puzzle-4x4"), 4),
+}
+"""The task of a name that tells none, by how the name begins, as OGBench's environments set it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,18 @@ def parse_name(name: str) -> DatasetName:
         env_id=f"{head}-singletask{task}-{version}",
         task=int(match["task"]) if match["task"] else 0,
     )
+
+
+def with_task(name: str) -> str:
+    """The name of an OGBench dataset or environment with its task; any other name as it is.
+
+    >>> with_task("cube-double-play-singletask-v0"), with_task("cube-double-singletask-v0")
+    ('cube-double-play-singletask-task2-v0', 'cube-double-singletask-task2-v0')
+    """
+    head, alias, version = name.partition("-singletask-v")
+    family = f"{head.removeprefix('visual-')}-"
+    task = next((t for f, t in _DEFAULT_TASKS.items() if family.startswith(f"{f}-")), None)
+    return f"{head}-singletask-task{task}-v{version}" if alias and task else name
 
 
 def collected_folder() -> Path:

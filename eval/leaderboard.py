@@ -1,15 +1,16 @@
 """Who scores what on which task, from finished runs and from papers.
 
-A board holds runs that may be compared: one protocol, one moment of judging success, one version of
-each simulator. Other runs are on boards of their own. A task whose dataset has two contents has two
-rows, a method that was trained with two settings on one task two columns (variants.py). The run
-(seed) is the unit: a score is the mean over runs, its spread theirs. What a paper prints stands
-beside as reported; it has no runs, so it enters no interval and no test.
+A board holds runs that may be compared: one protocol, one suite of datasets, one moment of judging
+success, one version of each simulator. Other runs are on boards of their own. A task whose dataset
+has two contents, or whose policies were played in two environments, has two rows; a method that was
+trained with two settings on one task has two columns (variants.py). The run (seed) is the unit: a
+score is the mean over runs, its spread theirs. What a paper prints stands beside as reported; it
+has no runs, so it enters no interval and no test.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from tql_offline.datasets.catalogue import suite_of
+from tql_offline.datasets.minari import PREFIX
+from tql_offline.datasets.names import with_task
 from tql_offline.eval.protocol import counted_episodes, known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
@@ -39,7 +43,7 @@ from tql_offline.eval.statistics import (
     optimality_gap,
     widened_tail,
 )
-from tql_offline.eval.variants import Settings, settings_of, variant_names
+from tql_offline.eval.variants import Settings, differing, settings_of, variant_names
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
@@ -50,20 +54,22 @@ class Setting(NamedTuple):
     """What must be equal for two runs' scores to be compared."""
 
     protocol: str
-    success_timing: str
-    ogbench: str
-    mujoco: str
-    gymnasium: str
+    suite: str = ""
+    success_timing: str = ""
+    ogbench: str = ""
+    mujoco: str = ""
+    gymnasium: str = ""
 
     def __str__(self) -> str:
-        """Protocol, timing and versions, as far as they are known."""
+        """Protocol, suite, timing and versions, as far as they are known."""
+        data = f"{self.suite} data" if self.suite else ""
         judged = f"success judged '{self.success_timing}'" if self.success_timing else ""
         versions = (
             f"{name} {version}"
-            for name, version in zip(SIMULATORS, self[2:], strict=True)
+            for name, version in zip(SIMULATORS, self[3:], strict=True)
             if version
         )
-        return ", ".join(filter(None, [self.protocol, judged, *versions]))
+        return ", ".join(filter(None, [self.protocol, data, judged, *versions]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,8 @@ class Measured:
         size: empty where there is no critic.
         parameters: of the critic.
         dataset_sha256: of the data trained on.
+        env_id: of the environment played in, as the run names it.
+        tql_offline: version that the run was made with; empty where it is not known.
         score: mean of the counted evaluations.
         last: of the last evaluation.
         last_three: mean of the last three; NaN where there are fewer.
@@ -85,6 +93,10 @@ class Measured:
         seconds: spent in updates; NaN where the run did not record it.
         flops: operations of matrix products in all updates; NaN where they were not counted.
         settings: that the run was trained with; see `variants`.
+        counted: evaluations that the score is the mean of.
+        reference: what the score was normalised by, in words; empty where it was not.
+        conditions: what runs of one row have in common, as far as it is known: data, environment,
+            step limit, reference.
     """
 
     name: str
@@ -95,6 +107,8 @@ class Measured:
     parameters: int | None
     seed: int
     dataset_sha256: str
+    env_id: str
+    tql_offline: str
     score: float
     last: float
     last_three: float
@@ -103,6 +117,9 @@ class Measured:
     seconds: float
     flops: float
     settings: Settings
+    counted: int
+    reference: str
+    conditions: Mapping[str, str]
 
     @property
     def label(self) -> str:
@@ -136,7 +153,7 @@ class Board:
         reported: labels of the columns of papers.
         scores: by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
-        runs: what `measured` was made of.
+        runs: what `measured` was made of; the task of each is its row.
         notes: what a reader must know of the reported columns.
     """
 
@@ -169,6 +186,11 @@ class Board:
             return Estimate(value=score.mean, low=math.nan, high=math.nan)
         return estimate_mean([score.runs], episodes=counted_episodes(self.setting.protocol))
 
+    def averages(self, tasks: Sequence[str]) -> bool:
+        """Whether a mean over rows means something: plain returns have a scale of each task's."""
+        known = known_protocol(self.setting.protocol)
+        return len(tasks) < 2 or known is None or known.score != "return"
+
     def complete(self) -> tuple[str, ...]:
         """Labels that have a score on every task."""
         return tuple(
@@ -183,8 +205,9 @@ class Summary:
     """A method over all tasks of a board.
 
     Attributes:
-        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it.
-        estimates: of that mean and of other aggregates, with intervals over runs.
+        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it. NaN
+            where a mean over tasks means nothing.
+        estimates: of that mean and others, with intervals over runs.
         rank: mean over tasks of the rank among all complete columns, 1 the best.
     """
 
@@ -207,15 +230,18 @@ def measured(run: Run) -> Measured | str:
     known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
     known = [e for e in known if math.isfinite(e.score) and run.plans(e)]
     seed = count(result.get("seed"))
-    task = _string(result.get("dataset")) or _string(result.get("task"))
+    task = _task(run)
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
     score = RunScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
     settings = {_setting(run, label, evaluation) for evaluation in score.evaluations}
-    if len(settings) > 1:
-        played = "; ".join(sorted(map(str, settings)))
+    conditions = [_conditions(run, evaluation) for evaluation in score.evaluations]
+    unlike = [*map(str, sorted(settings))] if len(settings) > 1 else []
+    unlike += [f"{key} differs" for key in differing(conditions)]
+    if unlike:
+        played = "; ".join(unlike)
         return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
@@ -228,6 +254,8 @@ def measured(run: Run) -> Measured | str:
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),
+        env_id=score.last.env_id,
+        tql_offline=_string(run.provenance.get("tql_offline")),
         score=_mean([e.score for e in score.evaluations]),
         last=score.last.score,
         last_three=score.last_three,
@@ -236,7 +264,19 @@ def measured(run: Run) -> Measured | str:
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,
         settings=settings_of(run),
+        counted=score.counted,
+        reference=score.last.reference,
+        conditions={key: value for known in conditions for key, value in known.items()},
     )
+
+
+def _task(run: Run) -> str:
+    """Name of a run's dataset, its task told; of no dataset the environment's."""
+    name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
+    if name.startswith(PREFIX) or env_id.startswith(PREFIX):
+        # The name may be a folder, which is another one on another machine.
+        return _string(run.provenance.get("dataset.name")) or name
+    return with_task(name or env_id)
 
 
 def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
@@ -244,7 +284,27 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     facts, played = run.provenance, dict(evaluation.versions)
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
-    return Setting(protocol, timing, *versions)
+    return Setting(protocol, suite_of(_task(run)), timing, *versions)
+
+
+def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    """What tells a row of a task from another, without what was not recorded."""
+    began = run.provenance
+    limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
+    found = {
+        "data": _string(run.result.get("dataset_sha256"))[:8],
+        "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
+        "step limit": str(limit or ""),
+        # Without its source, which may name a folder of one machine.
+        "reference": evaluation.reference.partition(", from ")[0],
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _environment(env_id: str) -> str:
+    """An environment's id without what differs between machines that have the same one."""
+    # A Minari dataset names its environment, and may be named by the folder it lies in.
+    return "of the dataset" if env_id.startswith(PREFIX) else with_task(env_id)
 
 
 def _string(value: Any) -> str:
@@ -278,12 +338,13 @@ def make_boards(
 def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
-    names = variant_names(runs)
-    named = [replace(run, method=name) for run, name in zip(runs, names, strict=True)]
+    rows = [replace(run, task=row) for run, row in zip(runs, _row_names(runs), strict=True)]
+    names = variant_names(rows)
+    named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
     distinct = _distinct(named, warnings)
     cells: dict[tuple[str, str], list[Measured]] = {}
-    for run, task in zip(distinct, _row_names(distinct), strict=True):
-        cells.setdefault((task, run.label), []).append(run)
+    for run in distinct:
+        cells.setdefault((run.task, run.label), []).append(run)
     tasks = tuple(sorted({task for task, _ in cells}, key=natural))
     followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
     beside = [p for p in followed if p.task in tasks]
@@ -304,7 +365,7 @@ def _board(
 def published_board(published: Sequence[Published], fraction: float = BOLD) -> Board:
     """A board of a paper's table alone."""
     return Board(
-        setting=Setting(published[0].protocol, "", "", "", ""),
+        setting=Setting(published[0].protocol),
         tasks=tuple(dict.fromkeys(p.task for p in published)),
         measured=(),
         reported=tuple(dict.fromkeys(reported_label(p) for p in published)),
@@ -350,12 +411,13 @@ def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
 
 
 def _row_names(runs: Sequence[Measured]) -> list[str]:
-    """Each run's task, with its data's hash where a task was trained on several contents."""
-    contents: dict[str, set[str]] = {}
+    """Each run's task, with the conditions that differ between the runs of that task."""
+    found: dict[str, list[Mapping[str, str]]] = {}
     for run in runs:
-        contents.setdefault(run.task, set()).add(run.dataset_sha256)
+        found.setdefault(run.task, []).append(run.conditions)
+    keys = {task: differing(conditions) for task, conditions in found.items()}
     return [
-        run.task if len(contents[run.task]) == 1 else f"{run.task}, data {run.dataset_sha256[:8]}"
+        ", ".join([run.task, *(f"{k} {run.conditions.get(k, 'unknown')}" for k in keys[run.task])])
         for run in runs
     ]
 
@@ -393,12 +455,25 @@ def domains(board: Board) -> dict[str, tuple[str, ...]]:
     return {name: tuple(tasks) for name, tasks in found.items()}
 
 
+def domain_title(name: str, rows: Sequence[str]) -> str:
+    """A domain's name; of OGBench's five tasks also how many there are, where they are fewer."""
+    tasks = len(tasks_of(rows))
+    return f"{name} ({tasks} of 5 tasks)" if "-singletask" in rows[0] and tasks < 5 else name
+
+
+def tasks_of(rows: Iterable[str]) -> set[str]:
+    """Tasks, of which one may have several rows."""
+    return {row.partition(", ")[0] for row in rows}
+
+
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:
     """Mean over tasks of a method's means and of its deviations, as papers print averages.
 
     Returns:
-        None where it lacks a task.
+        None where it lacks a task, or where their mean means nothing.
     """
+    if not board.averages(tasks):
+        return None
     cells = [board.scores.get((task, label)) for task in tasks]
     known = [cell for cell in cells if cell is not None]
     if len(known) < len(cells):
@@ -421,10 +496,10 @@ def ranks(means: Scores) -> Scores:
 def summaries(
     board: Board, generator: np.random.Generator, resamples: int = RESAMPLES
 ) -> list[Summary]:
-    """Every complete column over all tasks, best mean first."""
+    """Every complete column over all tasks, best mean first; without means, best rank first."""
     rank = _rank_estimates(board, generator, resamples)
     found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
-    return sorted(found, key=lambda summary: -summary.mean)
+    return sorted(found, key=lambda s: s.rank.value if math.isnan(s.mean) else -s.mean)
 
 
 def _summary(
@@ -432,7 +507,7 @@ def _summary(
 ) -> Summary:
     table = [board.scores[task, label].runs for task in board.tasks]
     estimates = {}
-    if all(table):
+    if all(table) and board.averages(board.tasks):
         named = {
             "IQM": interquartile_mean,
             "median": median_of_tasks,

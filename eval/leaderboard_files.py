@@ -9,14 +9,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.leaderboard import Board, Score, average, domains
-from tql_offline.eval.leaderboard_page import BoardSection, is_percent, spread
+from tql_offline.eval.leaderboard import (
+    Board,
+    Measured,
+    Score,
+    Setting,
+    average,
+    domain_title,
+    domains,
+    tasks_of,
+)
+from tql_offline.eval.leaderboard_page import BoardSection, is_percent, score_unit, spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
+RECORDED = ("dataset_sha256", "env_id", "updates", "tql_offline")
+"""What is told of the runs of a score: every value that they have."""
 COLUMNS = (
-    *("protocol", "success_timing", "ogbench", "mujoco", "gymnasium", "task", "method", "origin"),
-    *("runs", "mean", "sd", "low", "high", "bold"),
+    *(*Setting._fields, "task", "method", "origin"),
+    *("runs", "score_unit", "mean", "sd", "low", "high", "bold"),
+    *RECORDED,
 )
 
 
@@ -32,7 +44,9 @@ def as_csv(sections: Sequence[BoardSection]) -> str:
 
 
 def _csv_text(value: Any) -> Any:
-    """A foreign text that a spreadsheet takes for a formula becomes a text again."""
+    """Several values joined; a foreign text that a spreadsheet takes for a formula as a text."""
+    if isinstance(value, list):
+        value = ";".join(map(str, value))
     if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value):
         return f"'{value}"
     return "" if value is None else value
@@ -50,12 +64,19 @@ def as_json(sections: Sequence[BoardSection]) -> str:
 
 def _board(section: BoardSection) -> dict[str, Any]:
     board = section.board
+    groups = {**domains(board), "all": board.tasks} if board.averages(board.tasks) else {}
     return {
         "setting": board.setting._asdict(),
         "scores": [_score(row) for row in _rows(board)],
         "averages": [
-            {"domain": name, "method": label, "mean": found[0], "sd": found[1]}
-            for name, tasks in (*domains(board).items(), ("all", board.tasks))
+            {
+                "domain": name,
+                "tasks": len(tasks_of(tasks)),
+                "method": label,
+                "mean": found[0],
+                "sd": found[1],
+            }
+            for name, tasks in groups.items()
             for label in board.labels
             if (found := average(board, label, tasks)) is not None
         ],
@@ -66,11 +87,14 @@ def _board(section: BoardSection) -> dict[str, Any]:
 
 
 def _score(row: dict[str, Any]) -> dict[str, Any]:
-    board_wide = ("protocol", "success_timing", "ogbench", "mujoco", "gymnasium")
-    return {name: value for name, value in row.items() if name not in board_wide}
+    return {name: value for name, value in row.items() if name not in Setting._fields}
 
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:
+    runs: dict[tuple[str, str], list[Measured]] = {}
+    for run in board.runs:
+        runs.setdefault((run.task, run.label), []).append(run)
+    unit = score_unit(board)
     for task in board.tasks:
         for label, bold in zip(board.labels, board.bold(task), strict=True):
             score = board.scores.get((task, label))
@@ -78,7 +102,16 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
                 origin = "measured" if label in board.measured else "reported"
                 name = label.removesuffix(" (reported)") if origin == "reported" else label
                 facts = {"task": task, "method": name, "origin": origin, "bold": bold}
+                facts |= {"score_unit": unit, **_recorded(runs.get((task, label), ()))}
                 yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
+
+
+def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
+    """Distinct values of the runs of a cell, without what was not recorded."""
+    return {
+        name: [value for value in dict.fromkeys(getattr(run, name) for run in runs) if value]
+        for name in RECORDED
+    }
 
 
 def _numbers(board: Board, score: Score) -> dict[str, Any]:
@@ -119,9 +152,11 @@ def _tabular(board: Board) -> str:
     ]
     for tasks in domains(board).values():
         lines += [_latex_row(board, task) for task in tasks]
-    lines.append(r"\midrule")
-    groups = {**domains(board), f"average of {len(board.tasks)}": board.tasks}
-    lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
+    if board.averages(board.tasks):
+        lines.append(r"\midrule")
+        groups = {domain_title(name, tasks): tasks for name, tasks in domains(board).items()}
+        groups[f"average of {len(board.tasks)}"] = board.tasks
+        lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

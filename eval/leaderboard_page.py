@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Board, Score, Summary, average, domains, summaries
+from tql_offline.eval.leaderboard import (
+    Board,
+    Score,
+    Summary,
+    average,
+    domain_title,
+    domains,
+    summaries,
+)
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
 from tql_offline.eval.protocol import known_protocol, scores_success
 from tql_offline.eval.published import PublishedSize
@@ -36,6 +44,14 @@ MAX_NAMED = 6
 """Settings that a sentence names."""
 MAX_COMPARED = 8
 """Columns of runs of which every pair is compared."""
+
+_FORMULAS = {
+    "success": "success = info['success'] at the last step; score = 100 × success rate",
+    "return": "score = mean undiscounted return",
+    "normalised": "score = scale × (mean return - min) / (max - min), by the references that "
+    "every evaluation records",
+}
+_TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post')"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +87,9 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     """
     generator = np.random.default_rng(0)
     overall = summaries(board, generator)
-    scalings = scaling_of(board, generator)
+    scalings = [s for s in scaling_of(board, generator) if board.averages(s.tasks)]
     percent = is_percent(board)
-    tables = [score_table(board), average_table(board), summary_table(overall, percent)]
+    tables = [score_table(board), average_table(board), summary_table(board, overall)]
     if pairs := improvement_table(board):
         tables.append(pairs)
     tables += [scaling_table(scaling, percent) for scaling in scalings]
@@ -82,7 +98,12 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(*trend_sentences(scalings, digits_of(percent)), *shortfall(board), *board.notes),
+        sentences=(
+            *trend_sentences(scalings, digits_of(percent)),
+            *shortfall(board),
+            *formulas(board),
+            *board.notes,
+        ),
         plots=board_plots(board, scalings, generator, anchor),
         board=board,
         summaries=tuple(overall),
@@ -108,9 +129,47 @@ def shortfall(board: Board) -> Iterator[str]:
         )
 
 
+def formulas(board: Board) -> Iterator[str]:
+    """How a board's scores came about; of each row also the references, where it has some."""
+    timing = board.setting.success_timing
+    for counted in sorted({run.counted for run in board.runs}):
+        yield formula(board.setting.protocol, counted, timing)
+    references = {run.task: run.reference for run in board.runs if run.reference}
+    for task in filter(references.get, board.tasks):
+        yield f"{task}: of the mean return, {references[task]}."
+
+
+def formula(protocol: str, counted: int, success_timing: str) -> str:
+    """What a score means under a protocol.
+
+    Args:
+        protocol: name and version.
+        counted: how many of the last evaluations count.
+        success_timing: the moment of judging success; empty where it is not known.
+    """
+    known = known_protocol(protocol)
+    meaning = _FORMULAS[known.score] if known else "its score is shown as it was recorded"
+    counts = "the last evaluation" if counted == 1 else f"the last {counted} evaluations"
+    timing = f"; success judged on the state {_TIMINGS.get(success_timing, success_timing)}"
+    return (
+        f"{protocol or 'unnamed protocol'}: {meaning}; counted: {counts}"
+        f"{timing if success_timing else ''}."
+    )
+
+
 def is_success(board: Board) -> bool:
     """Whether scores are success rates in percent."""
     return scores_success(board.setting.protocol)
+
+
+def score_unit(board: Board) -> str:
+    """What a board's scores are."""
+    known = known_protocol(board.setting.protocol)
+    if known is not None and known.score == "return":
+        return "return (not normalised)"
+    if known is not None and known.score == "normalised":
+        return f"normalised return (0 to {SCALES[known.references]:g})"
+    return "success in percent"
 
 
 def is_percent(board: Board) -> bool:
@@ -175,16 +234,17 @@ def score_table(board: Board) -> Table:
         cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
         rows.append((cell(task), *cells))
     return make_table(
-        "Score by task: mean ± standard deviation over runs (number of runs); bold: at least "
-        f"{100 * board.fraction:.0f} % of the row's best",
+        f"Score by task, {score_unit(board)}: mean ± standard deviation over runs (number of "
+        f"runs); bold: at least {100 * board.fraction:.0f} % of the row's best",
         ("task", *board.labels),
         rows,
     )
 
 
 def average_table(board: Board) -> Table:
-    """Means over the tasks of each domain, and over all."""
-    groups = domains(board)
+    """Means over the tasks of each domain, and over all, where these mean something."""
+    found_in = domains(board) if board.averages(board.tasks) else {}
+    groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
     rows, percent = [], is_percent(board)
@@ -201,20 +261,17 @@ def average_table(board: Board) -> Table:
     return make_table(caption, ("domain", *board.labels), rows)
 
 
-def summary_table(overall: Sequence[Summary], percent: bool) -> Table:
-    """Columns with a score on every task: aggregates with intervals."""
-    names = ("mean", "IQM", "median", "optimality gap")
+AGGREGATES = ("mean", "IQM", "median", "optimality gap")
+
+
+def summary_table(board: Board, overall: Sequence[Summary]) -> Table:
+    """Columns with a score on every task: ranks and, where they mean something, aggregates."""
+    percent, averages = is_percent(board), board.averages(board.tasks)
     rows = (
         (
             cell(summary.label),
             between(summary.rank, 2),
-            Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
-            *(
-                between(summary.estimates[n], digits_of(percent))
-                if n in summary.estimates
-                else cell("")
-                for n in names
-            ),
+            *(_aggregates(summary, percent) if averages else ()),
         )
         for summary in overall
     )
@@ -222,8 +279,16 @@ def summary_table(overall: Sequence[Summary], percent: bool) -> Table:
         "Over all tasks, 95 % intervals over training runs, all played from the protocol's own "
         "initial states: the mean's is Student's t, the others' a stratified bootstrap; none where "
         "runs are too few",
-        ("method", "mean rank", "as printed", *names),
+        ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
+    )
+
+
+def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
+    found, digits = summary.estimates, digits_of(percent)
+    return (
+        Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
+        *(between(found[n], digits) if n in found else cell("") for n in AGGREGATES),
     )
 
 
@@ -358,20 +423,20 @@ def board_plots(
 ) -> tuple[PlotGroup, ...]:
     """Scores by size and by cost, and performance profiles, where there is something to draw."""
     groups = (
-        scaling_plots(scalings, anchor, is_success(board)),
-        profile_plots(board, generator, anchor),
+        scaling_plots(scalings, anchor, board),
+        *([profile_plots(board, generator, anchor)] if board.averages(board.tasks) else []),
     )
     return tuple(group for group in groups if group.plots)
 
 
-def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) -> PlotGroup:
+def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> PlotGroup:
     """Score against parameters and against operations, a line per method."""
     shown = scalings[:MAX_COLOUR]
-    unit = "Success, %" if in_percent else "Mean return"
-    panels = [(f"{unit}, by parameters", _scaling_panel(shown, in_percent, "parameters"))]
+    unit = score_unit(board).capitalize()
+    panels = [(f"{unit}, by parameters", _scaling_panel(shown, board, "parameters"))]
     note = "Bands: 95 % intervals over runs."
     if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
-        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, in_percent, "flops")))
+        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, board, "flops")))
         note += (
             " FLOPs: operations of the matrix products of all updates of a run, counted once "
             "(a multiply-add is two); evaluations not included."
@@ -390,12 +455,11 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, in_percent: bool) ->
 _COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
 
 
-def _scaling_panel(scalings: Sequence[Scaling], in_percent: bool, cost: str) -> Panel:
-    title = "Success in percent" if in_percent else "Mean return"
+def _scaling_panel(scalings: Sequence[Scaling], board: Board, cost: str) -> Panel:
     return Panel(
-        title=title,
+        title=score_unit(board).capitalize(),
         lines=tuple(_scaling_line(s, i, cost) for i, s in enumerate(scalings, start=1)),
-        y_limits=(0, 100) if in_percent else None,
+        y_limits=(0, 100) if is_success(board) else None,
         x_label=_COSTS[cost],
         x_ticks=tuple(sorted({float(getattr(p, cost)) for s in scalings for p in s.points})),
     )
@@ -428,8 +492,8 @@ def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> 
         _profile_line(label, found[label], thresholds_of(board, labels), generator, i)
         for i, label in enumerate(shown, start=1)
     )
-    unit = "success in percent" if is_success(board) else "mean return"
-    panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=f"{unit}, τ")
+    unit = f"{score_unit(board)}, τ"
+    panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=unit)
     left_out = len(several) - len(shown)
     rest = f" {left_out} lower methods are not drawn." if left_out else ""
     return PlotGroup(

@@ -21,8 +21,7 @@ from markupsafe import Markup
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
-from tql_offline.eval.leaderboard_page import BoardSection, board_section
-from tql_offline.eval.protocol import known_protocol
+from tql_offline.eval.leaderboard_page import BoardSection, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_data import (
     Evaluation,
@@ -68,15 +67,6 @@ from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20
 """Warnings listed per run; the rest are counted."""
-
-
-_FORMULAS = {
-    "success": "success = info['success'] at the last step; score = 100 × success rate",
-    "return": "score = mean undiscounted return",
-    "normalised": "score = scale × (mean return - min) / (max - min), by the references that "
-    "every evaluation records",
-}
-_TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post')"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,18 +462,7 @@ def _formulas(runs: list[Run]) -> list[str]:
         for e in run.evaluations
         if e.reference
     }
-    return [_formula(*setting) for setting in sorted(used)] + sorted(references)
-
-
-def _formula(protocol: str, counted: int, success_timing: str) -> str:
-    known = known_protocol(protocol)
-    meaning = _FORMULAS[known.score] if known else "its score is shown as it was recorded"
-    counts = "the last evaluation" if counted == 1 else f"the last {counted} evaluations"
-    timing = f"; success judged on the state {_TIMINGS.get(success_timing, success_timing)}"
-    return (
-        f"{protocol or 'unnamed protocol'}: {meaning}; counted: {counts}"
-        f"{timing if success_timing else ''}."
-    )
+    return [formula(*setting) for setting in sorted(used)] + sorted(references)
 
 
 def _differences(runs: list[Run]) -> list[str]:

@@ -82,6 +82,7 @@ class Evaluation:
         details: every episode, where they were recorded.
         versions: of the simulators it was played with, where they were recorded.
         reference: the scores that it was normalised by, in words; empty where it was not.
+        max_episode_steps: the environment's limit; None where it has none or it was not recorded.
     """
 
     step: int
@@ -98,6 +99,7 @@ class Evaluation:
     details: tuple[Episode, ...]
     versions: tuple[tuple[str, str], ...] = ()
     reference: str = ""
+    max_episode_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,6 +450,7 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         details=details,
         versions=_versions(line),
         reference=_reference(line),
+        max_episode_steps=count(line.get("max_episode_steps")),
     )
 
 
@@ -537,8 +540,8 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         policy=_text(row.get("policy"), "policy"),
         protocol=protocol_label(protocol),
         counted=_counted(protocol),
-        env_id=str(result.get("task") or ""),
-        success_timing="",
+        env_id=str(row.get("env_id") or result.get("task") or ""),
+        success_timing=str(row.get("success_timing") or ""),
         episodes=episodes,
         successes=round(rate * episodes) if scores_success(protocol) and 0 <= rate <= 1 else None,
         return_mean=number(row.get("return_mean")),
@@ -547,6 +550,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         details=(),
         versions=_versions(row),
         reference=_reference(row),
+        max_episode_steps=count(row.get("max_episode_steps")),
     )
 
 

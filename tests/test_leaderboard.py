@@ -25,7 +25,7 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
-from tql_offline.eval.leaderboard_files import as_latex
+from tql_offline.eval.leaderboard_files import RECORDED, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
@@ -135,6 +135,26 @@ def test_unlike_runs_are_on_boards_of_their_own(tmp_path, other):
     assert boards[0].setting != boards[1].setting
 
 
+@pytest.mark.parametrize(
+    ("dataset", "suite"),
+    [
+        ("cube-double-play-singletask-v0", "ogbench"),
+        ("hopper-medium-v2", "d4rl"),
+        ("mujoco/hopper/medium-v0", "minari"),
+        ("mine.npz", "own"),
+    ],
+)
+def test_suites_share_no_board(tmp_path, dataset, suite):
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json"), dataset=name)
+        for i, name in enumerate((dataset, "visual-cube-single-play-singletask-task1-v0"))
+    ]
+    boards, warnings = boards_of(paths)
+    assert {board.setting.suite for board in boards} == {suite, "ogbench-visual"}
+    assert any(f"ogbench-singletask v1, {suite} data, " in str(b.setting) for b in boards)
+    assert warnings == []
+
+
 def test_a_task_with_two_contents_of_its_data_has_two_rows(tmp_path):
     paths = [
         write_result(tmp_path / "a" / "result.json"),
@@ -142,6 +162,118 @@ def test_a_task_with_two_contents_of_its_data_has_two_rows(tmp_path):
     ]
     (board,), _ = boards_of(paths)
     assert board.tasks == (f"{TASKS[0]}, data 5a5a5a5a", f"{TASKS[0]}, data 6b6b6b6b")
+
+
+def played_in(path, evaluations=slice(None), dataset="hopper-medium-v2", **facts):
+    """A result whose evaluations record these facts."""
+    document = json.loads(path.read_text()) | {"dataset": dataset}
+    for line in document["evaluations"][evaluations]:
+        line.update(facts)
+    path.write_text(json.dumps(document))
+    return path
+
+
+REFERENCE = {"min": 0.0, "max": 3.0, "scale": 1.0, "source": "metadata of /home/a/data"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [
+        ({"env_id": "Hopper-v4"}, {"env_id": "Hopper-v5"},
+         ("environment Hopper-v4", "environment Hopper-v5")),
+        ({"max_episode_steps": 100}, {"max_episode_steps": 200},
+         ("step limit 100", "step limit 200")),
+        ({"reference": REFERENCE}, {"reference": REFERENCE | {"max": 4.0}},
+         ("reference 0 is 0 and 3 is 1", "reference 0 is 0 and 4 is 1")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_scores_of_unlike_environments_are_rows_of_their_own(tmp_path, first, second, rows, seeds):
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json", seed=seed), **facts)
+        for i, (seed, facts) in enumerate(zip(seeds, (first, second), strict=True))
+    ]
+    (board,), warnings = boards_of(paths)
+    assert board.tasks == tuple(f"hopper-medium-v2, {row}" for row in rows)
+    assert [len(score.runs) for score in board.scores.values()] == [1, 1]
+    assert warnings == []
+
+
+def test_an_environment_that_was_not_recorded_is_no_other_one(tmp_path):
+    paths = [write_result(tmp_path / f"{seed}-result.json", seed=seed, task="t") for seed in (0, 1)]
+    played_in(paths[0], reference=REFERENCE, dataset="t")
+    (board,), _ = boards_of(paths)
+    assert board.tasks == ("t",)
+    paths.append(played_in(write_result(tmp_path / "2-result.json", seed=2), dataset="t",
+                           reference=REFERENCE | {"min": 1.0}))  # fmt: skip
+    (board,), _ = boards_of(paths)
+    assert "t, reference unknown" in board.tasks
+    assert len(board.tasks) == 3
+
+
+def test_two_machines_folders_of_one_minari_dataset_are_one_row(tmp_path):
+    name, paths = "mujoco/hopper/medium-v0", []
+    given = ((name, name), ("/home/a/data", "/home/a/data"), (f"minari:{name}", "/b"))
+    for seed, (dataset, folder) in enumerate(given):
+        path = write_result(tmp_path / f"{seed}-result.json", seed=seed)
+        document = json.loads(path.read_text()) | {"task": f"minari:{folder}"}
+        document["provenance"]["dataset"]["name"] = name
+        path.write_text(json.dumps(document))
+        reference = REFERENCE | {"source": f"metadata of Minari dataset {folder}"}
+        facts = {"env_id": f"minari:{folder}", "reference": reference}
+        paths.append(played_in(path, dataset=dataset, **facts))
+    (board,), _ = boards_of(paths)
+    assert board.tasks == (name,)
+    assert len(board.scores[name, "TQL tiny"].runs) == 3
+
+
+def test_a_run_played_in_two_environments_has_no_score(tmp_path):
+    path = played_in(write_result(tmp_path / "result.json"), slice(2), env_id="Hopper-v4")
+    assert "cannot be compared (environment differs)" in measured(read_result(path))
+
+
+def test_sizes_are_compared_within_a_row(tmp_path):
+    """Tiny in two environments, large in one: what they have in common is that one."""
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json", size=size), env_id=env_id)
+        for i, (size, env_id) in enumerate([("tiny", "A-v0"), ("tiny", "B-v0"), ("large", "B-v0")])
+    ]
+    (board,), _ = boards_of(paths)
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+    assert scaling.tasks == ("hopper-medium-v2, environment B-v0",)
+
+
+def test_a_default_task_is_the_task_that_it_is(tmp_path):
+    paths = []
+    for seed, task in enumerate(("-task2", "", "-task1")):
+        path = write_result(tmp_path / f"{seed}-result.json", seed=seed)
+        dataset, env_id = (f"cube-double{kind}-singletask{task}-v0" for kind in ("-play", ""))
+        paths.append(played_in(path, dataset=dataset, env_id=env_id))
+    (board,), _ = boards_of(paths, published_scores())
+    assert board.tasks == TASKS[:2]
+    assert len(board.scores[TASKS[1], "TQL tiny"].runs) == 2
+    assert board.scores[TASKS[1], "TQL (reported)"].runs == ()
+
+
+def test_a_domain_short_of_tasks_says_so(tmp_path):
+    """Two tasks of five, one of them in two rows, then all five."""
+    paths = [
+        played_in(write_result(tmp_path / f"{i}-result.json"), dataset=task, env_id=env_id)
+        for i, (task, env_id) in enumerate([(TASKS[0], "A-v0"), (TASKS[1], "A-v0"),
+                                            (TASKS[1], "B-v0")])
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    section = board_section(board, "b")
+    assert section.tables[1].rows[0][0].text == "cube-double-play (2 of 5 tasks)"
+    assert "cube-double-play (2 of 5 tasks)" in as_latex([section])
+    (document,) = json.loads(as_json([section]))["boards"]
+    assert [(a["domain"], a["tasks"]) for a in document["averages"]] == [
+        ("cube-double-play", 2),
+        ("all", 2),
+    ]
+    paths = [write_result(tmp_path / f"{task}-result.json", task=task) for task in TASKS]
+    (board,), _ = boards_of(paths)
+    assert board_section(board, "b").tables[1].rows[0][0].text == "cube-double-play"
 
 
 def test_a_seed_counts_once(tmp_path):
@@ -404,7 +536,7 @@ def test_scores_stand_against_flops_where_every_run_counted_them(tmp_path):
     assert [point.flops for point in scaling.points] == [300_000 * flops[s] for s in flops]
     page = write_report([], tmp_path / "a", merged=by_size(tmp_path / "counted", flops))
     html = page.html.read_text()
-    assert "Success, %, by FLOPs" in html
+    assert "Success in percent, by FLOPs" in html
     assert "FLOPs of a run&#39;s updates" in html or "FLOPs of a run's updates" in html
     assert ">600G<" in html
     assert ">1.5P<" in html
@@ -456,6 +588,38 @@ def test_profiles_of_returns_reach_over_all_runs(tmp_path):
     assert "B tiny: from 0.6667 at -250 to 0 at -10." in drawn  # one of three is at -250, not above
 
 
+def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    setting = found.setting._replace(protocol="quick-return v1")
+    runs = [
+        replace(
+            found, setting=setting, task=task, seed=seed, score=-10.0 * seed - lower,
+            method=method, size=size, parameters=len(size),
+        )
+        for task in ("hopper-medium-v2", "hopper-expert-v2")
+        for method, lower in (("A", 5), ("B", 0))
+        for size in ("tiny", "large")
+        for seed in range(3)
+    ]  # fmt: skip
+    (board,), _ = make_boards(runs)
+    section = board_section(board, "b")
+    scores, summary, improvement = section.tables
+    assert scores.caption.startswith("Score by task, return (not normalised): mean")
+    assert summary.columns == ("method", "mean rank")
+    assert [row[0].text[0] for row in summary.rows] == ["B", "B", "A", "A"]
+    assert "Probability" in improvement.caption
+    assert section.plots == ()
+    assert "average" not in as_latex([section])
+    (document,) = json.loads(as_json([section]))["boards"]
+    assert (document["averages"], document["scaling"]) == ([], [])
+    assert {summary["mean"] for summary in document["summaries"]} == {None}
+    # On one task alone they are all there.
+    (board,), _ = make_boards([run for run in runs if run.task == "hopper-medium-v2"])
+    section = board_section(board, "b")
+    assert section.tables[2].columns[2:5] == ("as printed", "mean", "IQM")
+    assert [group.title for group in section.plots] == ["Score by size", "Performance profiles"]
+
+
 # Files.
 
 
@@ -502,7 +666,7 @@ def test_a_page_of_results_alone_has_its_heading_once(tmp_path):
     html, markdown = files.html.read_text(), files.markdown.read_text()
     assert re.findall(r"<h\d>(Leaderboard)</h\d>", html) == ["Leaderboard"]
     assert re.findall(r"^#+ Leaderboard$", markdown, re.M) == ["# Leaderboard"]
-    assert "<h2>ogbench-singletask v1, success judged" in html
+    assert "<h2>ogbench-singletask v1, ogbench data, success judged" in html
     run = make_run(tmp_path / "runs" / "mine", protocol="ogbench-singletask")
     html = write_report([run], tmp_path / "both", merged=paths).html.read_text()
     assert html.count("<h2>Leaderboard</h2>") == 1
@@ -559,6 +723,29 @@ def test_numbers_of_every_file_agree(tmp_path):
     assert (score["low"], score["high"]) == pytest.approx((30 - 24.84, 30 + 24.84), abs=0.01)
     assert "30 $\\pm$ 8" in files.boards[2].read_text()
     assert "30 ± 8 (3)" in files.markdown.read_text()
+
+
+def test_a_score_tells_what_its_runs_were_made_of(tmp_path):
+    paths = [
+        played_in(
+            write_result(tmp_path / f"{seed}-result.json", seed=seed, updates=updates),
+            dataset=TASKS[1],
+            env_id=f"cube-double-singletask{task}-v0",
+        )
+        for seed, (updates, task) in enumerate(((300_000, ""), (400_000, "-task2"), (300_000, "")))
+    ]
+    document = json.loads(paths[1].read_text())
+    document["provenance"]["tql_offline"] = None
+    paths[1].write_text(json.dumps(document))
+    files = write_report([], tmp_path / "report", merged=paths)
+    rows = list(csv.DictReader(files.boards[0].read_text().splitlines()))
+    told = {row["origin"]: [row[name] for name in (*RECORDED, "score_unit")] for row in rows}
+    environments = "cube-double-singletask-v0;cube-double-singletask-task2-v0"
+    unit = "success in percent"
+    assert told["measured"] == ["5a" * 32, environments, "300000;400000", "0.1.0", unit]
+    assert told["reported"] == ["", "", "", "", unit]
+    (board,) = json.loads(files.boards[1].read_text())["boards"]
+    assert [300_000, 400_000] in [score["updates"] for score in board["scores"]]
 
 
 # The command.

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-from report_runs import PROTOCOLS, make_run, write_lines
+from report_runs import PROTOCOLS, make_run, write_lines, write_result
 
 from tql_offline.errors import InputError
 from tql_offline.eval import plots, report, report_plots, report_scores
@@ -114,6 +114,29 @@ def test_the_references_of_a_normalised_score_are_told(run, tmp_path):
     write_lines(run.evaluations, [line | {"reference": reference} for line in lines])
     _, markdown = written([run], tmp_path / "out")
     assert "96.2628 is 0 and 3076.83 is 100, from d4rl/infos" in markdown
+
+
+@pytest.mark.parametrize("with_own", [False, True])
+def test_a_board_of_merged_results_tells_formula_and_references(run, tmp_path, with_own):
+    reference = {"min": -20.0, "max": 3234.0, "scale": 100, "source": "d4rl/infos"}
+    paths = [
+        write_result(
+            tmp_path / f"{seed}-result.json", task="hopper-medium-v2", seed=seed, successes=(1,),
+            updates=100_000, protocol={"name": "d4rl", "version": 1, "counted": "last"},
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    for path in paths:
+        document = json.loads(path.read_text())
+        document["evaluations"][0]["reference"] = reference
+        path.write_text(json.dumps(document))
+    files = write_report([run] if with_own else [], tmp_path / "out", merged=paths)
+    for page in (files.html.read_text(), files.markdown.read_text()):
+        board = page.split("d4rl v1, d4rl data")[1]
+        assert "d4rl v1: score = scale × (mean return - min) / (max - min)" in board
+        assert "counted: the last evaluation" in board
+        told = "hopper-medium-v2: of the mean return, -20 is 0 and 3234 is 100, from d4rl/infos."
+        assert board.count(told) == 1
 
 
 def test_last_three_evaluations_are_pooled_where_the_protocol_counts_them(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import gymnasium
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 import rollout_environments
 
+from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol, workers
-from tql_offline.eval.environments import SeededEnvironment, describe, make
+from tql_offline.eval.environments import SeededEnvironment, describe, make, quiet
 from tql_offline.eval.rollout import evaluate, rollout, run_episodes
 from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
 
@@ -115,6 +117,20 @@ def test_the_callers_global_generator_is_left_alone():
 
 
 # Making environments.
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("pointmaze-medium", "antmaze-large", "humanoidmaze-medium", "antsoccer-arena"),
+        *("cube-double", "scene", "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"),
+    ],
+)
+def test_default_tasks_are_ogbenchs(family):
+    with closing(make(f"{family}-singletask-v0")) as env, quiet():
+        env.reset()
+        task = env.unwrapped.cur_task_id
+    assert with_task(f"{family}-singletask-v0") == f"{family}-singletask-task{task}-v0"
 
 
 def test_success_timing_reaches_the_environment():

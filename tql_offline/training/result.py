@@ -174,6 +174,9 @@ def _summary(line: dict[str, Any]) -> dict[str, Any]:
         "success_rate": line["success_rate"],
         "return_mean": line["return_mean"],
         "score": line["score"],
+        "env_id": line.get("env_id"),
+        "success_timing": line.get("success_timing"),
+        "max_episode_steps": line.get("max_episode_steps"),
         "versions": line.get("versions"),
         "reference": line.get("reference"),
     }
