@@ -159,7 +159,10 @@ def performance_profile(tasks: Sequence[Scores], thresholds: Sequence[float]) ->
     Returns:
         `(..., thresholds)`.
     """
-    above = [mean_of_tasks([task > threshold for task in tasks]) for threshold in thresholds]
+    above = [
+        mean_of_tasks([(task > threshold).astype(np.float64) for task in tasks])
+        for threshold in thresholds
+    ]
     return np.stack(above, axis=-1)
 
 

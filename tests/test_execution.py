@@ -349,6 +349,14 @@ def test_a_launch_is_no_longer_than_what_lies_between_two_lines():
     assert execution.updates_of_a_launch(config) == 10
 
 
+def test_kernels_in_c_are_for_eager_float32_on_a_cpu():
+    wants = execution.wants_c_kernels
+    assert wants(CPU, "eager", "float32")
+    assert not wants(CPU, "compiled", "float32")
+    assert not wants(CPU, "eager", "bfloat16")
+    assert not wants(torch.device("cuda"), "eager", "float32")
+
+
 def test_without_triton_attention_is_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(attention, "HAS_TRITON", True)
     agent, buffer = agent_and_buffer()
