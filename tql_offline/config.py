@@ -92,7 +92,9 @@ class EntropyConfig(Table):
     target: Fraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
     last_target: Fraction = Field(0.65, description="the last layer's")
     targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
-        (), description="([VALUE], others) per layer in nats, instead of the fractions"
+        (),
+        description="([VALUE], others) per layer in nats, instead of the fractions; "
+        "V takes the same fractions of its own ln(tokens)",
     )
 
 

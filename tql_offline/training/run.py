@@ -439,4 +439,9 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
 def _critic_facts(agent: Agent) -> dict[str, Any]:
     critic = agent.networks.get("critic")  # behaviour cloning has none
     parameters = critic.parameters() if critic else ()
-    return {"tokens": agent.num_tokens, "critic_parameters": sum(p.numel() for p in parameters)}
+    value: Any = agent.networks.get("value")
+    return {
+        "tokens": agent.num_tokens,
+        **({"value_tokens": value.num_tokens} if value else {}),
+        "critic_parameters": sum(p.numel() for p in parameters),
+    }
