@@ -119,6 +119,8 @@ def test_preset_follows_the_dataset_family():
         ({"seed": -1}, ["seed"]),
         ({"critic": 4}, ["critic"]),
         ({"entropy": {"targets_nats": [[1, 1]]}}, ["targets_nats", "depth"]),
+        ({"entropy": {"target": 1.0}}, ["entropy.target", "1.0", "less than 1"]),
+        ({"entropy": {"last_target": 1.0}}, ["entropy.last_target", "1.0", "less than 1"]),
         ({"objective": "magic"}, ["objective", "magic"]),
     ],
 )

@@ -75,8 +75,8 @@ def entropy_targets(
     Args:
         depth: N.
         num_tokens: L.
-        fraction: of every layer but the last, in (0, 1].
-        last_fraction: of the last layer, in (0, 1].
+        fraction: of every layer but the last, in (0, 1).
+        last_fraction: of the last layer, in (0, 1).
     """
     fractions = torch.full((depth, 2), fraction)
     fractions[-1] = last_fraction
