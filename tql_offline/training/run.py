@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,15 @@ def _findings(dataset: Dataset) -> tuple[str, ...]:
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
 
 
+def _shift_told(config: Config) -> Iterator[str]:
+    """That training sees other rewards than the data's, which a preset may have asked for."""
+    if shift := config.dataset.reward_shift:
+        yield (
+            f"note: rewards are shifted by {shift:+g} for training: --set dataset.reward_shift=0 "
+            "leaves them"
+        )
+
+
 def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
     """What scoring may wait for in vain."""
     if environment is not None and environment["max_episode_steps"] is None:
@@ -344,7 +354,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
-    for sentence in (*first.findings, *_endless(first.environment), *_slower(first)):
+    notes = (_shift_told(first.config), _endless(first.environment), _slower(first))
+    for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
     for one in made:
         if one.execution.reason:
