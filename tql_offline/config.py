@@ -133,7 +133,10 @@ class ConservativeConfig(Table):
     alpha: PositiveFloat = Field(5.0, description="weight of the conservative gap, or its start")
     samples: Many = Field(10, description="n: 3n critic evaluations per transition")
     target_gap: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="gap that a learned weight holds; 0: constant"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="gap that a learned weight holds, CQL's τ less ln 3n; 0: constant",
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
     rows_at_once: int = Field(
