@@ -300,10 +300,14 @@ def _outcome_cell(score: Score | None) -> Cell:
 
 def _collapse_cell(run: Run) -> Cell:
     """Layers whose attention has collapsed; a dash where no entropy was logged."""
-    layers, _ = collapse_of(run)
     if not layers_of(run):
         return cell("")
-    return cell(f"layer {', '.join(map(str, layers))}" if layers else "none")
+    found = [
+        f"{whose}layer {', '.join(map(str, layers))}"
+        for of, whose in (("", ""), ("value_", "V's "))
+        if (layers := collapse_of(run, of)[0])
+    ]
+    return cell("; ".join(found) or "none")
 
 
 def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:

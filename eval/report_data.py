@@ -46,8 +46,11 @@ MAX_VERSIONS = 20
 MAX_SENTENCE = 500
 """Characters of what a run was warned of."""
 
-LAYERED = ("entropy", "entropy_target", "temperature")
-"""Metrics that are one pair per layer: the [VALUE] query's number and the other queries'."""
+LAYERED = tuple(
+    of + name for of in ("", "value_") for name in ("entropy", "entropy_target", "temperature")
+)
+"""Metrics that are one pair per layer: the [VALUE] query's number and the other queries'; of the
+critic, and of V where it is a transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ def run_plots(run: Run, anchor: str) -> tuple[PlotGroup, ...]:
     drawn = (
         _learning_plots(run, f"{anchor}-learning"),
         _entropy_plots(run, f"{anchor}-entropy"),
+        _entropy_plots(run, f"{anchor}-value-entropy", "value_", " of V"),
         _temperature_plots(run, f"{anchor}-temperature"),
         _loss_plots(run, f"{anchor}-loss"),
         *_inspection_plots(run, f"{anchor}-inspect"),
@@ -161,18 +162,20 @@ def _policy_label(policy: str) -> str:
     return f"{policy} policy" if policy in ("learned", "behaviour") else policy
 
 
-def _entropy_plots(run: Run, key: str) -> PlotGroup:
-    tokens = tokens_of(run)
+def _entropy_plots(run: Run, key: str, of: str = "", whose: str = "") -> PlotGroup:
+    tokens = tokens_of(run, of)
     most = math.log(tokens) if tokens else None
     keys = [Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, start=1)]
-    if any(name.startswith("entropy_target/") for name in run.curves):
+    if any(name.startswith(f"{of}entropy_target/") for name in run.curves):
         keys += [Key(label="its target", colour=0, style="dashed")]
     if most is not None:
         label = f"ln L = {most:.2f}, the most there can be; {COLLAPSED:g}, the mark of collapse"
         keys += [Key(label=label, colour=0, style="dotted")]
-    panels = [(f"Layer {n + 1}, nats", _entropy_panel(run, n, most)) for n in layers_of(run)]
+    panels = [
+        (f"Layer {n + 1}, nats", _entropy_panel(run, n, most, of)) for n in layers_of(run, of)
+    ]
     return PlotGroup(
-        title="Attention entropy",
+        title=f"Attention entropy{whose}",
         note="Mean over batch and heads. Near 0, a query looks at one token only; at ln L, at all "
         f"alike. A layer whose mean over all L queries is below {COLLAPSED:g} nats has collapsed.",
         keys=tuple(keys),
@@ -180,16 +183,16 @@ def _entropy_plots(run: Run, key: str) -> PlotGroup:
     )
 
 
-def _entropy_panel(run: Run, layer: int, most: float | None) -> Panel:
+def _entropy_panel(run: Run, layer: int, most: float | None, of: str) -> Panel:
     lines = []
     for group, name in enumerate(GROUPS):
-        for metric, dashed in (("entropy", False), ("entropy_target", True)):
+        for metric, dashed in ((f"{of}entropy", False), (f"{of}entropy_target", True)):
             curve = run.curves.get(f"{metric}/{layer}/{group}")
             if curve is not None:
                 label = f"target of {name}" if dashed else name
                 lines.append(_curve_line(curve, label, group + 1, dashed))
     if most is not None:
-        across = (0, run.curves[f"entropy/{layer}/0"].steps[-1])
+        across = (0, run.curves[f"{of}entropy/{layer}/0"].steps[-1])
         lines += [
             Line(label=label, x=across, y=(level, level), colour=0, style="dotted")
             for label, level in (("ln L", most), ("collapse", COLLAPSED))

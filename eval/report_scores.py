@@ -263,30 +263,34 @@ def last_value(curve: Curve | None) -> float:
     return math.nan if curve is None else curve.values[-1]
 
 
-def layers_of(run: Run) -> list[int]:
-    """Layers whose entropy was logged."""
-    return [n for n in range(MAX_LAYERS) if f"entropy/{n}/0" in run.curves]
+def layers_of(run: Run, of: str = "") -> list[int]:
+    """Layers whose entropy was logged, of the critic or with `of="value_"` of V."""
+    return [n for n in range(MAX_LAYERS) if f"{of}entropy/{n}/0" in run.curves]
 
 
-def tokens_of(run: Run) -> int | None:
-    """L of the critic, where it is known."""
-    recorded = count(fact(run, "tokens"))
-    last = last_value(run.curves.get("tokens"))
+def tokens_of(run: Run, of: str = "") -> int | None:
+    """L of the critic, or with `of="value_"` of V, where it is known."""
+    recorded = count(fact(run, f"{of}tokens"))
+    last = last_value(run.curves.get(f"{of}tokens"))
     return recorded or (None if math.isnan(last) or last < 1 else round(last))
 
 
-def collapse_of(run: Run) -> tuple[tuple[int, ...], int]:
+def collapse_of(run: Run, of: str = "") -> tuple[tuple[int, ...], int]:
     """Layers, from 1, whose attention has collapsed, and since which logged update one has.
+
+    Args:
+        run: any.
+        of: `""` for the critic, `"value_"` for V.
 
     Returns:
         No layers where none has, or where entropies or tokens were not logged.
     """
-    tokens, layers = tokens_of(run), layers_of(run)
+    tokens, layers = tokens_of(run, of), layers_of(run, of)
     if tokens is None or not layers:
         return (), 0
     found, since = [], []
     for layer in layers:
-        pair = [run.curves.get(f"entropy/{layer}/{group}") for group in (0, 1)]
+        pair = [run.curves.get(f"{of}entropy/{layer}/{group}") for group in (0, 1)]
         value, others = (curve.values if curve else () for curve in pair)
         steps = pair[0].steps if pair[0] else ()
         if len(value) != len(others):
@@ -299,13 +303,16 @@ def collapse_of(run: Run) -> tuple[tuple[int, ...], int]:
 
 
 def alarm_of(run: Run) -> str:
-    """The alarm in a sentence, empty where there is none."""
-    layers, since = collapse_of(run)
+    """The alarm, a sentence each of the critic and of V, empty where there is none."""
+    return " ".join(filter(None, [_alarm(run, "", ""), _alarm(run, "value_", "in V ")]))
+
+
+def _alarm(run: Run, of: str, where: str) -> str:
+    layers, since = collapse_of(run, of)
     if not layers:
         return ""
     entropy = [
-        [last_value(run.curves.get(f"entropy/{layer}/{group}")) for group in (0, 1)]
-        for layer in layers_of(run)
+        [last_value(run.curves.get(f"{of}entropy/{layer}/{group}")) for group in (0, 1)]
+        for layer in layers_of(run, of)
     ]
-    where = f"since update {grouped(since)}"
-    return alarm_sentence(entropy, tokens_of(run) or 1, where)
+    return alarm_sentence(entropy, tokens_of(run, of) or 1, f"{where}since update {grouped(since)}")

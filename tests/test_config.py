@@ -7,6 +7,7 @@ import pytest
 
 from tql_offline.config import Config, family_of, presets, reference, resolve, validate
 from tql_offline.errors import InputError
+from tql_offline.networks import MLPCritic
 
 
 def test_config_survives_its_toml():
@@ -50,6 +51,19 @@ def test_every_preset_makes_a_config(family, method, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(config.to_toml())
     assert resolve({}, file=file) == config
+
+
+def test_the_families_with_coefficients_are_those_that_presets_toml_and_the_readme_name():
+    named = {"cube-single", "cube-double", "cube-triple", "scene", "puzzle", "humanoidmaze"}
+    for table in ("implicit", "rebrac"):
+        assert {name for name, family in presets()["family"].items() if table in family} == named
+
+
+def test_the_mlp_methods_published_size_is_medium():
+    """Four hidden layers of 512, by cube-double's 37 and 5 dims."""
+    critic = MLPCritic.of_size("medium", 37, 5)
+    widths = [p.shape[0] for p in critic.members[0].parameters() if p.ndim == 2]
+    assert widths == [pytest.approx(512, rel=0.02)] * 4 + [1]
 
 
 def test_a_method_lies_over_the_datasets_family_and_under_the_flags():
@@ -119,6 +133,8 @@ def test_preset_follows_the_dataset_family():
         ({"seed": -1}, ["seed"]),
         ({"critic": 4}, ["critic"]),
         ({"entropy": {"targets_nats": [[1, 1]]}}, ["targets_nats", "depth"]),
+        ({"entropy": {"target": 1.0}}, ["entropy.target", "1.0", "less than 1"]),
+        ({"entropy": {"last_target": 1.0}}, ["entropy.last_target", "1.0", "less than 1"]),
         ({"objective": "magic"}, ["objective", "magic"]),
     ],
 )

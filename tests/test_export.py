@@ -536,6 +536,35 @@ def test_scores_of_the_step_with_their_intervals(scored, tmp_path):
     assert '- type: "success_rate"\n            value: 75.0\n' in text
 
 
+def test_bounds_of_the_environments_actions_are_told_with_the_way_back(trained, tmp_path):
+    run = RunFolder(shutil.copytree(trained("rebrac").path, tmp_path / "run"))
+    plain = export_run(run.path, tmp_path / "plain", onnx=False)
+    assert plain.facts["action_bounds"] is None
+    assert "multiply" not in (plain.folder / "README.md").read_text()
+
+    bounds = [[-2.0, -2.0], [2.0, 4.0]]
+    facts = json.loads(run.provenance.read_text())
+    facts["dataset"]["action_bounds"] = bounds
+    run.provenance.write_text(json.dumps(facts))
+    out = export_run(run.path, tmp_path / "scaled", onnx=False).folder
+    assert tql_offline.load(out).facts["action_bounds"] == bounds
+    card = (out / "README.md").read_text()
+    assert "multiply each number by (high - low)/2 and add (high + low)/2" in card
+    assert "where low is -2 and high is [2, 4]" in card
+
+    facts["dataset"]["action_bounds"] = [[-2.0], [2.0]]
+    run.provenance.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="'action_bounds' in .*provenance.json are not 2 least"):
+        export_run(run.path, tmp_path / "wrong", onnx=False)
+
+
+def test_a_model_from_before_bounds_were_told_is_loaded(model):
+    facts = json.loads((model / "model.json").read_text())
+    del facts["action_bounds"]
+    (model / "model.json").write_text(json.dumps(facts))
+    assert tql_offline.load(model).facts["action_bounds"] is None
+
+
 def test_a_card_says_how_the_model_was_made(trained, own, tmp_path):
     folder = trained()
     facts = json.loads(folder.provenance.read_text())
@@ -611,6 +640,11 @@ def spoil_tensor(path, change):
         (lambda m: rewrite(m / "model.json", action_dim=10**9), "'action_dim' in .* not a whole"),
         (lambda m: rewrite(m / "model.json", step=True), "'step' in .* is not a whole number"),
         (lambda m: rewrite(m / "model.json", observation_dim=4), "does not fit"),
+        *(
+            (lambda m, b=bounds: rewrite(m / "model.json", action_bounds=b), "'action_bounds' in")
+            for bounds in (2, [[-2, -2]], [[-2], [2]], [[-2, 2], [2, 2]], [[-2, "x"], [2, 2]])
+        ),
+        (lambda m: rewrite(m / "model.json", action_bounds=[[0, 0], [1, 10**400]]), "2 least and"),
         (lambda m: (m / "config.toml").unlink(), "config.toml cannot be read"),
         (lambda m: (m / "config.toml").write_text("a.b = 1"), "unknown setting 'a'"),
         (lambda m: (m / "config.toml").write_text("objective = 'x'"), "must be one of"),

@@ -322,11 +322,12 @@ def test_a_layer_collapses_by_the_mean_over_all_its_queries():
     assert "layer 3 is 0.03 nats" in said  # 0.025, to even
 
 
-def collapse(run, layer, first, last):
+def collapse(run, layer, first, last, of=""):
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     for line in lines:
+        entropy = line.setdefault(f"{of}entropy", [[1.0, 1.0], [1.0, 1.0]])
         if first <= line["step"] <= last:
-            line["entropy"][layer] = [0.1, 0.2]
+            entropy[layer] = [0.1, 0.2]
     write_lines(run.metrics, lines)
 
 
@@ -342,6 +343,20 @@ def test_report_sounds_the_alarm_from_when_it_lasts(tmp_path):
         assert text.count("Attention alarm: layer 2 has collapsed") == 1
     assert re.search(r"\| a \|.*\| layer 2 \|", files.markdown.read_text())
     assert re.search(r"\| b \|.*\| none \|", files.markdown.read_text())
+
+
+def test_report_sounds_the_alarm_of_v(tmp_path):
+    run = make_run(tmp_path / "a", steps=2000)
+    facts = json.loads(run.provenance.read_text()) | {"value_tokens": 4}
+    run.provenance.write_text(json.dumps(facts))
+    collapse(run, 0, 500, 2000, of="value_")
+    assert collapse_of(read_run(run)) == ((), 0)
+    assert collapse_of(read_run(run), "value_") == ((1,), 500)
+    files = write_report([run, make_run(tmp_path / "b", steps=2000)], tmp_path / "out")
+    for text in (files.html.read_text(), files.markdown.read_text()):
+        assert text.count("Attention alarm: layer 1 has collapsed in V since update 500") == 1
+    assert "V's layer 1" in files.markdown.read_text()
+    assert "Attention entropy of V" in files.html.read_text()
 
 
 def test_report_draws_the_mark_of_collapse(tmp_path):

@@ -1,13 +1,17 @@
 """Every objective with every critic in every entropy mode: trains, saves, loads and acts."""
 
 import itertools
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from agent_cases import CPU, METHODS, build, make_batch, train
 
-from tql_offline.agents import numpy_policy
+from tql_offline.agents import make_agent, numpy_policy
+from tql_offline.config import resolve
+from tql_offline.errors import InputError
 from tql_offline.networks import (
     ENTROPY_MODES,
     SIZES,
@@ -174,6 +178,67 @@ def test_best_of_n_takes_the_sample_with_the_highest_q():
     best = torch.stack(q).argmax(dim=0)
     for row in range(6):
         torch.testing.assert_close(chosen[row], samples[best[row]][row])
+
+
+def value_gradients(entropy, critic="transformer"):
+    agent = build("implicit awr", critic, entropy)
+    loss, metrics = agent.critic_loss(make_batch(), None)
+    return torch.autograd.grad(loss, list(agent.value.parameters())), metrics
+
+
+def test_the_entropy_modes_act_on_v_where_it_has_attention():
+    none, logged = value_gradients("none")
+    assert logged["value_entropy"].shape == (2, 2)  # looked at, though nothing pulls at it
+    for mode in ("fixed", "single", "layerwise"):  # at temperatures of 1 all pull alike
+        controlled, _ = value_gradients(mode)
+        assert not all(map(partial(torch.allclose, atol=1e-5), controlled, none))
+    none, logged = value_gradients("none", "mlp")
+    controlled, _ = value_gradients("layerwise", "mlp")
+    assert all(map(torch.equal, controlled, none))
+    assert not any("entropy" in name for name in logged if name.startswith("value"))
+
+
+@pytest.mark.parametrize("nats", [(), ((1.2, 1.0), (0.6, 0.5))])
+def test_vs_control_is_the_critics_with_vs_own_entropies_and_tokens(nats):
+    """Entropies from V's attention maps; targets of 6 tokens carried over to V's 4."""
+    settings = {"objective": "implicit", "critic": {"size": "tiny"}, "flow": {"hidden": [16]}}
+    agent = make_agent(resolve(settings | {"entropy": {"targets_nats": nats}}), 3, 2, CPU)
+    tau = torch.tensor([[0.5, 2.0], [1.5, 3.0]])
+    with torch.no_grad():
+        agent.value_control.log_temperature.copy_(tau.log())
+    batch = make_batch()
+    loss, metrics = agent.critic_loss(batch, None)
+
+    with torch.no_grad():
+        p = agent.value.attention_maps(batch.observations, torch.zeros(16, 0)).numpy()
+    each = -(p * np.log(p)).sum(-1)  # (layer, batch, head, query)
+    entropy = np.stack([each[..., 0].mean((1, 2)), each[..., 1:].mean((1, 2, 3))], axis=1)
+    fractions = np.array(nats) / np.log(6) if nats else np.array([[0.8, 0.8], [0.65, 0.65]])
+    target = fractions * np.log(4)
+    np.testing.assert_allclose(metrics["value_entropy"].detach(), entropy, rtol=1e-5)
+    np.testing.assert_allclose(metrics["value_entropy_target"], target, rtol=1e-6)
+    np.testing.assert_allclose(metrics["value_temperature"].detach(), tau, rtol=1e-6)
+
+    h, h_target = metrics["entropy"], metrics["entropy_target"]
+    of_q = metrics["td_loss"] - h.mean() + (h - h_target).mean()  # Q's temperatures are 1
+    of_v = (tau.numpy() * (entropy - target)).mean() - (tau.numpy() * entropy).mean()
+    assert (loss - of_q - metrics["value_loss"]).item() == pytest.approx(of_v, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss, [agent.value_control.log_temperature])
+    np.testing.assert_allclose(gradient, tau.numpy() * (entropy - target) / 4, atol=1e-6)
+
+
+def test_a_checkpoint_from_before_vs_control_is_refused_where_it_would_have_acted(tmp_path):
+    for mode, refused in (("layerwise", True), ("fixed", True), ("none", False)):
+        agent = build("implicit awr", entropy=mode)
+        state = checkpoint.State(step=3, observation_dim=3, action_dim=2)
+        path = checkpoint.save(tmp_path / mode, agent, torch.Generator(), state)
+        (path / "value_control.safetensors").unlink(missing_ok=True)
+        with (
+            pytest.raises(InputError, match="value_control.*is missing; .*the version of")
+            if refused
+            else nullcontext()
+        ):
+            checkpoint.load_networks(path, build("implicit awr", entropy=mode))
 
 
 @pytest.mark.parametrize("critic", ["transformer", "mlp"])

@@ -101,6 +101,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(data, whole, tmp_path, event, cou
     assert folder.result.is_file()
 
 
+def test_a_run_with_two_controlled_transformers_goes_on_to_the_same_bits(data, tmp_path):
+    config = resolve(SETTINGS | {"objective": "implicit"})
+    whole = run(config, data, tmp_path, "whole", SilentReporter())
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", At("advanced", 8, kill))
+    assert "value_control.safetensors" in contents(whole)
+    assert contents(go_on(data, tmp_path / "r")) == contents(whole)
+
+
 def test_a_run_may_be_killed_again_and_again(data, whole, tmp_path):
     with pytest.raises(Killed):
         run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 8, kill))

@@ -82,6 +82,16 @@ def test_a_collapsed_layer_is_the_reports():
     assert found("entropy", [[]] * 5) == [], "a critic without attention"
 
 
+def test_vs_collapse_is_by_its_own_tokens():
+    """(0.1 + 5·0.6)/6 = 0.517 of six tokens holds; (0.1 + 3·0.6)/4 = 0.475 of four does not."""
+    groups = [[0.1, 0.6]]
+    watch = Watch(WatchConfig(patience=1), 100.0, 6, value_tokens=4)
+    assert watch.see({"step": 1, "entropy": groups}) == []
+    (warned,) = watch.see({"step": 2, "entropy": groups, "value_entropy": groups})
+    assert warned.rule == "collapsed_entropy"
+    assert "layer 1 has collapsed in V at update 2" in warned.sentence
+
+
 def test_a_run_that_goes_on_finds_what_it_would_have_found():
     values = [1.0, *[301.0] * 5, 1.0, *[301.0] * 4]
     whole = found("q_mean", values)
@@ -207,8 +217,17 @@ def test_the_bound_is_of_the_rewards_that_training_sees(explosive, tmp_path, mon
 
     monkeypatch.setattr("tql_offline.training.run.make_watch", make)
     config = settings(discount=0.99, dataset={"reward_shift": -2.0})
-    run_seeds(config, [0, 1], explosive, tmp_path, "r", SilentReporter())
+    noting = Noting()
+    run_seeds(config, [0, 1], explosive, tmp_path, "r", noting)
     assert bounds == pytest.approx([200.0, 200.0])
+    told = "note: rewards are shifted by -2 for training: --set dataset.reward_shift=0 leaves them"
+    assert noting.sentences.count(told) == 1
+
+
+def test_rewards_that_are_not_shifted_are_not_spoken_of(explosive, tmp_path):
+    noting = Noting()
+    run(settings(), explosive, tmp_path, "r", noting)
+    assert not any("shifted" in sentence for sentence in noting.sentences)
 
 
 def test_real_training_that_explodes_is_warned_of(explosive, tmp_path):
@@ -233,6 +252,20 @@ def test_real_attention_that_collapses_is_warned_of(explosive, tmp_path):
     )
     run(config, explosive, tmp_path, "r", noting)
     assert any("Attention alarm: layer" in sentence for sentence in noting.sentences)
+
+
+def test_a_run_of_the_implicit_objective_watches_v(explosive, tmp_path, monkeypatch):
+    """By pointmaze's three tokens of a state: (0.1 + 2·0.6)/3 = 0.43; five would have 0.5."""
+    made = []
+    keep = "tql_offline.training.run.make_watch"
+    monkeypatch.setattr(keep, lambda *arguments: made.append(make_watch(*arguments)) or made[0])
+    config = settings(objective="implicit", watch={"patience": 1})
+    folder = run(config, explosive, tmp_path, "r", SilentReporter())
+    assert read_json(folder.provenance)["value_tokens"] == 3
+    line = list(read_jsonl(folder.metrics))[-1]
+    assert made[0].see(line) == []
+    (warned,) = made[0].see(line | {"value_entropy": [[0.1, 0.6], [1.0, 1.0]]})
+    assert "collapsed in V" in warned.sentence
 
 
 def test_the_command_ends_with_code_2(explosive, tmp_path, exploding, monkeypatch, capsys):

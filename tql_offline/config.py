@@ -45,6 +45,7 @@ Many = Annotated[int, Field(gt=0, le=2**14)]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+ProperFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Table(BaseModel):
@@ -89,10 +90,13 @@ class EntropyConfig(Table):
     mode: Literal["none", "fixed", "single", "layerwise"] = Field(
         "layerwise", description="control"
     )
-    target: Fraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
-    last_target: Fraction = Field(0.65, description="the last layer's")
+    # Only even attention has ln(tokens): a temperature would grow for ever.
+    target: ProperFraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
+    last_target: ProperFraction = Field(0.65, description="the last layer's")
     targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
-        (), description="([VALUE], others) per layer in nats, instead of the fractions"
+        (),
+        description="([VALUE], others) per layer in nats, instead of the fractions; "
+        "V takes the same fractions of its own ln(tokens)",
     )
 
 
@@ -117,7 +121,7 @@ class FlowConfig(Table):
 class ImplicitConfig(Table):
     """The implicit objective (IQL); its policies have the layer widths of `flow.hidden`."""
 
-    expectile: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="of V over actions")
+    expectile: ProperFraction = Field(0.9, description="of V over actions")
     extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is made")
     inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights")
     samples: Many = Field(32, description="flow samples of best-of-n")
@@ -129,7 +133,10 @@ class ConservativeConfig(Table):
     alpha: PositiveFloat = Field(5.0, description="weight of the conservative gap, or its start")
     samples: Many = Field(10, description="n: 3n critic evaluations per transition")
     target_gap: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="gap that a learned weight holds; 0: constant"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="gap that a learned weight holds, CQL's τ less ln 3n; 0: constant",
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
     rows_at_once: int = Field(

@@ -5,6 +5,10 @@ over 3n sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of th
 Q of the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
 calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one
 batch or in passes of bounded memory (docs/cost.md has figures per size).
+
+Unlike in its authors' code the policy is not warmed up by behaviour cloning, the target has no
+maximum over sampled actions (max-backup), and the gap is of a mean over the 3n actions (-ln 3n): a
+published target gap τ (at weight 1) is τ - ln 3n here.
 """
 
 from dataclasses import dataclass

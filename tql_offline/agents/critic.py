@@ -4,6 +4,8 @@ No objective knows which critic it has: all of them call `critic(observations, a
 entropies `(N, 2)`, N = 0 for one without attention.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,6 +43,14 @@ def make_target(critic: nn.Module, other: Critic) -> Critic:
 def make_control(config: Config, critic: Critic) -> EntropyController:
     """The entropy controller of a critic, with the config's targets in nats."""
     return EntropyController(config.entropy.mode, _targets(config, critic))
+
+
+def make_value_control(config: Config, value: Critic, critic: Critic) -> EntropyController:
+    """The entropy controller of V: the critic's targets as fractions of ln L, for V's own L."""
+    targets = _targets(config, critic)
+    if targets.numel():
+        targets = targets * (math.log(value.num_tokens) / math.log(critic.num_tokens))
+    return EntropyController(config.entropy.mode, targets)
 
 
 def _targets(config: Config, critic: Critic) -> Float[Tensor, "layer 2"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import ActorCritic, Metrics
-from tql_offline.agents.critic import controlled_td_loss, make_value
+from tql_offline.agents.critic import controlled_td_loss, make_value, make_value_control
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, VelocityField, integrate_flow
@@ -32,7 +32,10 @@ class Noise:
 
 
 class ImplicitQ(ActorCritic):
-    """A critic, a value function, and a policy extracted from the data's own actions."""
+    """A critic, a value function, and a policy extracted from the data's own actions.
+
+    V is a network as the critic is, and its attention is controlled in the critic's mode.
+    """
 
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
@@ -40,6 +43,7 @@ class ImplicitQ(ActorCritic):
         super().__init__(config, observation_dim, action_dim, device)
         dims, hidden = (observation_dim, action_dim), config.flow.hidden
         self.value = make_value(config, observation_dim)
+        self.value_control = make_value_control(config, self.value, self.critic).to(device)
         self._judged: tuple[Tensor, Tensor]  # Q and V of the batch at hand
         if config.implicit.extraction == "awr":
             self.gaussian = GaussianPolicy(*dims, hidden)
@@ -48,7 +52,10 @@ class ImplicitQ(ActorCritic):
             self.behaviour = VelocityField(*dims, hidden)
             policies = {"behaviour": self.behaviour}
             self.policies = ("learned", "behaviour")
-        self.make_optimizers(policies, {"value": self.value})
+        critic_side: dict[str, nn.Module] = {"value": self.value}
+        if self.value_control.acts:
+            critic_side["value_control"] = self.value_control
+        self.make_optimizers(policies, critic_side)
 
     def draw_noise(
         self, actions: Float[Tensor, "batch action"], generator: torch.Generator
@@ -59,15 +66,18 @@ class ImplicitQ(ActorCritic):
         return Noise(x_0, torch.rand((len(actions), 1), generator=generator, device=device))
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Expectile regression of V, and TD regression of Q on V with entropy control."""
+        """Expectile regression of V, and TD regression of Q on V, both with entropy control."""
         del noise
         # V loss.
         target_q = self._target_q(batch)
-        value = self._state_value(batch.observations)
+        value, entropy = self._value_and_entropy(batch.observations)
         self._judged = target_q, value.detach()
         errors = expectile_error(value, target_q, self.config.implicit.expectile)
         assert errors.shape == batch.rewards.shape
         value_loss = errors.mean()
+
+        # Entropy control of V.
+        entropy_bonus, temperature_term = self.value_control(entropy)
 
         # Q loss.
         with torch.no_grad():
@@ -76,8 +86,14 @@ class ImplicitQ(ActorCritic):
         q_loss, _, metrics = controlled_td_loss(self.critic, self.control, batch, target)
 
         # Total loss.
-        loss = value_loss + q_loss
+        loss = value_loss + entropy_bonus + temperature_term + q_loss
         value_metrics = {"value_loss": value_loss, "value_mean": value.mean()}
+        if self.value.num_tokens:
+            value_metrics |= {
+                "value_entropy": entropy,
+                "value_entropy_target": self.value_control.targets,
+                "value_temperature": self.value_control.temperatures,
+            }
         return loss, metrics | value_metrics | {"critic_loss": loss}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -126,6 +142,16 @@ class ImplicitQ(ActorCritic):
         with torch.no_grad():
             return ensemble_value(self.target_critic(batch.observations, batch.actions), "min")
 
+    def _value_and_entropy(
+        self, observations: Float[Tensor, "batch state"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "layer 2"]]:
+        """V and its entropies."""
+        value, entropy = self.value(observations, _no_action(observations), return_entropy=True)
+        return value.squeeze(-1), entropy
+
     def _state_value(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch"]:
-        no_action = observations.new_zeros(len(observations), 0)
-        return self.value(observations, no_action).squeeze(-1)
+        return self.value(observations, _no_action(observations)).squeeze(-1)
+
+
+def _no_action(observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch 0"]:
+    return observations.new_zeros(len(observations), 0)

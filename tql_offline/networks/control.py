@@ -47,13 +47,18 @@ class EntropyController(nn.Module):
             self.register_buffer("log_temperature", start)
 
     @property
+    def acts(self) -> bool:
+        """Whether it adds anything to the loss: not in mode `none`, nor without attention."""
+        return self.mode != "none" and self.targets.numel() > 0
+
+    @property
     def temperatures(self) -> Float[Tensor, "N 2"]:
         """τ of every layer and token group (equal ones in mode `single`)."""
         return self.log_temperature.exp().expand(self.targets.shape)
 
     def forward(self, entropy: Float[Tensor, "N 2"]) -> tuple[Tensor, Tensor]:
         """The two terms added to the critic loss: the entropy bonus and the temperatures' own."""
-        if self.mode == "none" or self.targets.numel() == 0:
+        if not self.acts:
             zero = entropy.new_zeros(())
             return zero, zero
         bonus = entropy_loss(entropy, self.temperatures)
@@ -70,8 +75,8 @@ def entropy_targets(
     Args:
         depth: N.
         num_tokens: L.
-        fraction: of every layer but the last, in (0, 1].
-        last_fraction: of the last layer, in (0, 1].
+        fraction: of every layer but the last, in (0, 1).
+        last_fraction: of the last layer, in (0, 1).
     """
     fractions = torch.full((depth, 2), fraction)
     fractions[-1] = last_fraction

@@ -115,6 +115,13 @@ def _usage(facts: Mapping[str, Any]) -> str:
         f"environment gives them; an action has {facts['action_dim']}, each in [-1, 1]. NumPy in "
         "and out, one observation or a batch.",
     ]
+    if facts["action_bounds"]:
+        low, high = map(_bound, facts["action_bounds"])
+        lines.append(
+            "The environment itself takes other actions: multiply each number by (high - low)/2 "
+            f"and add (high + low)/2, where low is {low} and high is {high} (`action_bounds` in "
+            "`model.json`)."
+        )
     noise = facts["policies"]["learned"]
     if noise:
         lines.append(
@@ -135,6 +142,16 @@ def _usage(facts: Mapping[str, Any]) -> str:
             f"first; output `action`. {facts['onnx']}"
         )
     return "\n\n".join(lines)
+
+
+def _bound(numbers: Sequence[float]) -> str:
+    """One number where all are the same.
+
+    >>> _bound([2.0, 2.0]), _bound([0.5, 1])
+    ('2', '[0.5, 1]')
+    """
+    each = [f"{number:g}" for number in numbers]
+    return each[0] if len(set(each)) == 1 else f"[{', '.join(each)}]"
 
 
 def _scores(facts: Mapping[str, Any]) -> str:

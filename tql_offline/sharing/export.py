@@ -15,7 +15,7 @@ from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, put_folder, write_atomic, write_json, writing
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
-from tql_offline.sharing.model import SCHEMA, ModelFolder
+from tql_offline.sharing.model import SCHEMA, ModelFolder, action_bounds
 from tql_offline.sharing.onnx_policies import TOLERANCE, Comparison, check_onnx, export_onnx
 from tql_offline.sharing.scores import scores_of_step
 from tql_offline.training import checkpoint
@@ -161,6 +161,7 @@ def _facts(
         "seed": config.seed,
         "observation_dim": state.observation_dim,
         "action_dim": state.action_dim,
+        "action_bounds": action_bounds(provenance["dataset"], state.action_dim, run.provenance),
         "policies": dict(acting.noise_dims),
         "networks": list(acting.networks),
         "onnx": "",

@@ -11,6 +11,8 @@ A folder may be a stranger's: nothing in it is unpickled, and what its files cla
 what they hold before memory is taken for it.
 """
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,8 @@ class SharedPolicy:
         name: `learned` or `behaviour`.
         observation_dim: numbers of an observation, as the environment gives them: the policy
             normalises them itself.
-        action_dim: numbers of an action, each in [-1, 1].
+        action_dim: numbers of an action, each in [-1, 1]; `facts["action_bounds"]` are those of the
+            environment where they are others.
         noise_dim: numbers of noise per action; 0 for a deterministic policy.
         step: updates it was trained for.
         facts: `model.json`, as whoever exported the model claims it.
@@ -184,7 +187,10 @@ def load(
 
 
 def read_facts(model: ModelFolder) -> dict[str, Any]:
-    """A model's `model.json`; its `step`, `observation_dim` and `action_dim` are in bounds.
+    """A model's `model.json`.
+
+    Its `step`, `observation_dim` and `action_dim` are in bounds, and its `action_bounds` are None
+    or two rows of `action_dim` numbers.
 
     Raises:
         InputError: it is missing, damaged, or of another schema.
@@ -199,7 +205,43 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
             f"{model.document} has schema {shown(facts.get('schema'))} where {SCHEMA!r} is needed; "
             "use the version of tql-offline that wrote it"
         )
-    return facts | read_numbers(facts, model.document)
+    facts |= read_numbers(facts, model.document)
+    return facts | {"action_bounds": action_bounds(facts, facts["action_dim"], model.document)}
+
+
+def action_bounds(
+    table: Mapping[str, Any], action_dim: int, path: Path
+) -> list[list[float]] | None:
+    """The environment's least and greatest actions, None where a table has none.
+
+    Args:
+        table: of a model or of a run's dataset.
+        action_dim: numbers of each.
+        path: of its file.
+
+    Raises:
+        InputError: they are not two rows of finite numbers, each least below its greatest.
+    """
+    bounds = table.get("action_bounds")
+    if bounds is None:
+        return None
+    are_two = isinstance(bounds, list) and len(bounds) == 2
+    fit = are_two and all(_are_numbers(row, action_dim) for row in bounds)
+    if not fit or not all(low < high for low, high in zip(*bounds, strict=True)):
+        raise InputError(
+            f"'action_bounds' in {path} are not {action_dim} least and as many greatest actions; "
+            "restore them from the run that wrote it"
+        )
+    rows: list[list[float]] = bounds
+    return rows
+
+
+def _are_numbers(row: Any, count: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == count
+        and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in row)
+    )
 
 
 def read_config(model: ModelFolder) -> Config:

@@ -301,7 +301,10 @@ def _damage_named(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; restore the checkpoint or use another one") from error
+        raise InputError(
+            f"{path} is missing; restore it, use another checkpoint, or use the version of "
+            "tql-offline that wrote this one"
+        ) from error
     # What the library raises on hostile bytes is in no document.
     except Exception as error:
         raise InputError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,15 @@ def _findings(dataset: Dataset) -> tuple[str, ...]:
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
 
 
+def _shift_told(config: Config) -> Iterator[str]:
+    """That training sees other rewards than the data's, which a preset may have asked for."""
+    if shift := config.dataset.reward_shift:
+        yield (
+            f"note: rewards are shifted by {shift:+g} for training: --set dataset.reward_shift=0 "
+            "leaves them"
+        )
+
+
 def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
     """What scoring may wait for in vain."""
     if environment is not None and environment["max_episode_steps"] is None:
@@ -351,7 +361,8 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
-    for sentence in (*first.findings, *_endless(first.environment), *_slower(first)):
+    notes = (_shift_told(first.config), _endless(first.environment), _slower(first))
+    for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
     for sentence in _other_limit(first):
         reporter.noted(f"note: {sentence}")
@@ -448,4 +459,9 @@ def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
 def _critic_facts(agent: Agent) -> dict[str, Any]:
     critic = agent.networks.get("critic")  # behaviour cloning has none
     parameters = critic.parameters() if critic else ()
-    return {"tokens": agent.num_tokens, "critic_parameters": sum(p.numel() for p in parameters)}
+    value: Any = agent.networks.get("value")
+    return {
+        "tokens": agent.num_tokens,
+        **({"value_tokens": value.num_tokens} if value else {}),
+        "critic_parameters": sum(p.numel() for p in parameters),
+    }

@@ -45,13 +45,16 @@ class Watch:
         settings: `[watch]` of its config.
         bound: the largest return that the data allow, in absolute value.
         tokens: L of the critic; 0 without attention.
+        value_tokens: L of V, where there is one.
     """
 
-    def __init__(self, settings: WatchConfig, bound: float, tokens: int) -> None:
+    def __init__(
+        self, settings: WatchConfig, bound: float, tokens: int, value_tokens: int = 0
+    ) -> None:
         self.settings = settings
         rules: dict[str, Callable[[dict[str, Any]], str]] = {
             "exploding_q": lambda line: _exploded(line, settings.q_factor, bound),
-            "collapsed_entropy": lambda line: _collapsed(line, tokens),
+            "collapsed_entropy": lambda line: _collapsed(line, tokens, value_tokens),
         }
         self._rules = {n: rule for n, rule in rules.items() if getattr(settings, n) != "off"}
         self._good = dict.fromkeys(self._rules, 0)  # step of the last line that was
@@ -78,7 +81,9 @@ class Watch:
 
 def make_watch(config: Config, episodes: Episodes, tokens: int) -> Watch:
     """The rules of a run on its data."""
-    return Watch(config.watch, largest_return(episodes, config.discount), tokens)
+    # V has a token per scalar of the state; no line has entropies of a V that is not there.
+    value_tokens = 1 + episodes.observations.shape[1]
+    return Watch(config.watch, largest_return(episodes, config.discount), tokens, value_tokens)
 
 
 def largest_return(episodes: Episodes, discount: float) -> float:
@@ -113,8 +118,12 @@ def _exploded(line: dict[str, Any], factor: float, bound: float) -> str:
     )
 
 
-def _collapsed(line: dict[str, Any], tokens: int) -> str:
-    entropy = line.get("entropy")
-    if not tokens or not entropy:
-        return ""
-    return alarm_sentence(entropy, tokens, f"at update {line['step']}").rstrip(".")
+def _collapsed(line: dict[str, Any], tokens: int, value_tokens: int) -> str:
+    """Of the critic's attention, else of V's."""
+    at = f"at update {line['step']}"
+    of_critic = _alarm(line.get("entropy"), tokens, at)
+    return of_critic or _alarm(line.get("value_entropy"), value_tokens, f"in V {at}")
+
+
+def _alarm(entropy: list[list[float]] | None, tokens: int, where: str) -> str:
+    return alarm_sentence(entropy, tokens, where).rstrip(".") if tokens and entropy else ""
