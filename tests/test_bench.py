@@ -59,7 +59,7 @@ def test_the_plain_path_takes_no_shortcut(monkeypatch):
 
     data = random_transitions(SMALL, episodes=2, length=5)
     trainer = ours.Trainer(SMALL, config(SMALL), data, ours.Way(plain=True), 0)
-    for piece in (kernels.Attention, kernels.FeedForward, kernels.Gelu, kernels.ValueAttention):
+    for piece in (kernels.AffineProjection, kernels.FeedForward, kernels.Gelu):
         monkeypatch.setattr(piece, "apply", refuse)
     monkeypatch.setattr(cpu_kernels, "_call", refuse)
     monkeypatch.setattr(TransformerCritic, "forward", refuse)

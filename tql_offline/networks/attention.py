@@ -1,10 +1,9 @@
 """Multi-head attention that can also report the entropy of its weights.
 
 Several ways of one computation: the plain one, which the others are tested against; on a CPU a
-kernel in C, a head at a time (cpu_kernels.py), or without a compiler slices of the batch
-(kernels.py); a kernel that keeps a head's weights in registers (triton_attention.py), on a GPU; and
-for many tokens a fused kernel, with the entropy from the log-sum-exp that such a kernel has anyway,
-in memory linear in L.
+kernel in C, a head at a time (cpu_kernels.py); a kernel that keeps a head's weights in registers
+(triton_attention.py), on a GPU; and for many tokens a fused kernel, with the entropy from the
+log-sum-exp that such a kernel has anyway, in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from tql_offline.networks import kernels
+from tql_offline.networks import cpu_kernels, kernels
 
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
@@ -78,8 +77,8 @@ def mix(
         heads: H.
         return_entropy: whether the second result is wanted.
     """
-    if qkv_BL3D.shape[1] <= LONG and kernels.by_hand(qkv_BL3D):
-        mixed_BLD, entropy_BHL = kernels.attend(qkv_BL3D, 3, heads, return_entropy)
+    if in_c(qkv_BL3D, 3, heads):
+        mixed_BLD, entropy_BHL = cpu_kernels.Attention.apply(qkv_BL3D, 3, heads, return_entropy)
         return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
     if in_registers(qkv_BL3D, 3, heads):
         mixed_BLD, entropy_BHL, _ = triton_attention.attend(autocast(qkv_BL3D), 3, heads)
@@ -106,8 +105,8 @@ def value_weights(
         qk_BL2D: queries and keys beside each other.
         heads: H.
     """
-    if qk_BL2D.shape[1] <= LONG and kernels.by_hand(qk_BL2D):
-        p_BHL, entropy_BHL = kernels.attend(qk_BL2D, 2, heads, True)
+    if in_c(qk_BL2D, 2, heads):
+        p_BHL, entropy_BHL = cpu_kernels.Attention.apply(qk_BL2D, 2, heads, True)
         return p_BHL, group_entropy(entropy_BHL)
     if in_registers(qk_BL2D, 2, heads):
         p_BHL, entropy_BHL, _ = triton_attention.attend(autocast(qk_BL2D), 2, heads)
@@ -118,6 +117,11 @@ def value_weights(
         return log_p_BHLL[:, :, 0].exp(), group_entropy(weights_entropy(log_p_BHLL))
     p_BH1L = attention_log_weights(q[:, :, :1], k).exp()
     return p_BH1L.squeeze(2), group_entropy(LongEntropy.apply(q, k))
+
+
+def in_c(joint: Tensor, parts: int, heads: int) -> bool:
+    """Whether the kernel in C takes it: few tokens on a CPU, in float32."""
+    return kernels.by_hand(joint) and cpu_kernels.takes_attention(joint, parts, heads)
 
 
 def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:

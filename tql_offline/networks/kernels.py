@@ -6,8 +6,8 @@ backward pass only what it needs. Where they can be had, kernels in C take the p
 (cpu_kernels.py). `torch.compile` and GPUs fuse the plain expressions themselves. Tests compare the
 three, gradients included.
 
-Shape suffixes: B batch, L tokens, D width, H heads, K = D/H, R rows (all leading dims flattened),
-F = 4D hidden width.
+Shape suffixes: B batch, L tokens, D width, R rows (all leading dims flattened), F = 4D hidden
+width.
 """
 
 import math
@@ -27,8 +27,8 @@ from tql_offline.networks import cpu_kernels
 ROWS = 1024
 """Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
 
-SCORES = 2**17
-"""Attention weights of a slice: 0.5 MiB of float32."""
+NUMBERS = 2**17
+"""Of a slice of the first projection: 0.5 MiB of float32."""
 
 # gelu(x) = x·σ(w) in its tanh form, with w = x·(LINEAR + CUBIC·x²): a sigmoid costs a third of a
 # tanh (docs/log.md).
@@ -181,7 +181,7 @@ class AffineProjection(Function):
         result = a.new_empty(*a.shape, len(shift))
         if cpu_kernels.takes(p, q, shift, a, r):
             return cpu_kernels.affine(a, r, p, q, shift, result)
-        size = max(1, SCORES // result[0].numel())
+        size = max(1, NUMBERS // result[0].numel())
         for a_BL1, r_BL1, y in zip(
             a.unsqueeze(-1).split(size),
             r.unsqueeze(-1).split(size),
@@ -207,137 +207,3 @@ class AffineProjection(Function):
         weights_L3B = torch.stack([a, r, torch.ones_like(a)]).permute(2, 0, 1)
         dp, dq, dshift = (weights_L3B @ dy_LBC).unbind(1)
         return da, dr, dp, dq, dshift.sum(0)
-
-
-def attend(joint: Tensor, parts: int, heads: int, return_entropy: bool) -> tuple[Tensor, Tensor]:
-    """Attention of three parts, or of two for the first query's weights, as the classes below."""
-    result: tuple[Tensor, Tensor]
-    if cpu_kernels.takes_attention(joint, parts, heads):
-        result = cpu_kernels.Attention.apply(joint, parts, heads, return_entropy)
-    elif parts == 2:
-        result = ValueAttention.apply(joint, heads)
-    else:
-        result = Attention.apply(joint, heads, return_entropy)
-    return result
-
-
-class Attention(Function):
-    """Softmax attention of `qkv (B, L, 3D)` and the entropy of each query's weights.
-
-    Returns the mixed values `(B, L, D)` and, with `return_entropy`, `e_i = -Σ_j p_ij log p_ij`
-    `(B, H, L)` in nats, else an empty tensor.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, return_entropy: bool) -> tuple[Tensor, Tensor]:
-        """Slices of the batch; keeps the weights, and for the entropy their logarithms."""
-        batch, length, width = qkv.shape
-        mixed = qkv.new_empty(batch, length, width // 3)
-        p_BHLL = qkv.new_empty(batch, heads, length, length)
-        log_p_BHLL = torch.empty_like(p_BHLL) if return_entropy else p_BHLL.new_empty(batch, 0)
-        entropy_BHL = qkv.new_empty(batch, heads, length) if return_entropy else log_p_BHLL
-        size = max(1, SCORES // p_BHLL[0].numel())
-        tensors = (qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL)
-        for part, out, p, log_p, entropy in zip(*(t.split(size) for t in tensors), strict=True):
-            q, k, v = _heads(part, 3, heads)
-            _weights(q, k, p, log_p, entropy)
-            out.unflatten(-1, (heads, -1)).copy_((p @ v).transpose(1, 2))
-        ctx.save_for_backward(qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL)
-        return mixed, entropy_BHL
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """`ds_ij = p_ij·(do_i·v_j - do_i·o_i - g_i·(log p_ij + e_i))` for gradients do and g."""
-        qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors
-        heads = p_BHLL.shape[1]
-        dqkv = torch.empty_like(qkv)
-        size = max(1, SCORES // p_BHLL[0].numel())
-        tensors = (qkv, mixed, p_BHLL, log_p_BHLL, entropy_BHL, *gradients, dqkv)
-        for part, out, p, log_p, entropy, do, de, dpart in zip(
-            *(t.split(size) for t in tensors), strict=True
-        ):
-            q, k, v = _heads(part, 3, heads)
-            do_BHLK = do.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
-            out_BHLK = out.unflatten(-1, (heads, -1)).transpose(1, 2)
-            ds = do_BHLK @ v.mT
-            ds.sub_((do_BHLK * out_BHLK).sum(-1, keepdim=True))
-            _subtract_entropy_gradient(ds, log_p, entropy, de)
-            ds.mul_(p)
-            dq, dk, dv = dpart.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-            _store_score_gradient(ds, q, k, dq, dk)
-            dv.copy_(p.mT @ do_BHLK)
-        return dqkv, None, None
-
-
-class ValueAttention(Function):
-    """Weights of the first query and entropies of all, of `qk (B, L, 2D)`.
-
-    Returns `p_0j (B, H, L)` and `e_i (B, H, L)` in nats.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-        """Slices of the batch; keeps the weights and their logarithms."""
-        batch, length, _ = qk.shape
-        p_BHLL = qk.new_empty(batch, heads, length, length)
-        log_p_BHLL, entropy_BHL = torch.empty_like(p_BHLL), qk.new_empty(batch, heads, length)
-        size = max(1, SCORES // p_BHLL[0].numel())
-        tensors = (qk, p_BHLL, log_p_BHLL, entropy_BHL)
-        for part, p, log_p, entropy in zip(*(t.split(size) for t in tensors), strict=True):
-            q, k = _heads(part, 2, heads)
-            _weights(q, k, p, log_p, entropy)
-        ctx.save_for_backward(qk, p_BHLL, log_p_BHLL, entropy_BHL)
-        return p_BHLL[:, :, 0].clone(), entropy_BHL
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """As `Attention`, but for the values, which only the first query's weights meet."""
-        qk, p_BHLL, log_p_BHLL, entropy_BHL = ctx.saved_tensors
-        heads = p_BHLL.shape[1]
-        dqk = torch.empty_like(qk)
-        size = max(1, SCORES // p_BHLL[0].numel())
-        tensors = (qk, p_BHLL, log_p_BHLL, entropy_BHL, *gradients, dqk)
-        for part, p, log_p, entropy, dp, de, dpart in zip(
-            *(t.split(size) for t in tensors), strict=True
-        ):
-            q, k = _heads(part, 2, heads)
-            ds = torch.zeros_like(p)
-            ds[:, :, 0] = dp - (dp * p[:, :, 0]).sum(-1, keepdim=True)
-            _subtract_entropy_gradient(ds, log_p, entropy, de)
-            ds.mul_(p)
-            dq, dk = dpart.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-            _store_score_gradient(ds, q, k, dq, dk)
-        return dqk, None
-
-
-def _heads(joint: Tensor, count: int, heads: int) -> Tensor:
-    """`(B, L, count·D)` as `(count, B, H, L, K)`, contiguous for the products that follow."""
-    split: Tensor = joint.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-    return split
-
-
-def _weights(q: Tensor, k: Tensor, p: Tensor, log_p: Tensor, entropy: Tensor) -> None:
-    """Fill in the softmax weights and, where there is room for them, logarithms and entropies."""
-    scores = (q @ k.mT).mul_(q.shape[-1] ** -0.5)
-    if log_p.shape != p.shape:
-        torch.softmax(scores, dim=-1, out=p)
-        return
-    torch.log_softmax(scores, dim=-1, out=log_p)
-    torch.exp(log_p, out=p)
-    torch.sum(scores.copy_(p).mul_(log_p), dim=-1, out=entropy)
-    entropy.neg_()
-
-
-def _subtract_entropy_gradient(ds: Tensor, log_p: Tensor, entropy: Tensor, de: Tensor) -> None:
-    """`ds_ij ← ds_ij - g_i·(log p_ij + e_i)`, where entropies were asked for."""
-    if log_p.shape == ds.shape:
-        ds.addcmul_(log_p + entropy.unsqueeze(-1), de.unsqueeze(-1), value=-1)
-
-
-def _store_score_gradient(ds: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> None:
-    """The gradients of q and k, of that of the scores `q·k/√K`."""
-    ds.mul_(q.shape[-1] ** -0.5)
-    dq.copy_(ds @ k)
-    dk.copy_(ds.mT @ q)
