@@ -123,7 +123,7 @@ def shortfall(board: Board) -> Iterator[str]:
     short = sum(min(found) < known.training_steps for found in updates.values())
     if seeds or short:
         yield (
-            f"A full result of {board.setting.protocol} is {known.seeds} seeds of "
+            f"A full result of {board.setting.protocol} is {known.seeds} seed{'s' * (known.seeds > 1)} of "
             f"{grouped(known.training_steps)} updates: of {len(updates)} cells {seeds} have fewer "
             f"seeds and {short} shorter runs."
         )
