@@ -122,8 +122,9 @@ def shortfall(board: Board) -> Iterator[str]:
     seeds = sum(len(found) < known.seeds for found in updates.values())
     short = sum(min(found) < known.training_steps for found in updates.values())
     if seeds or short:
+        full = "1 seed" if known.seeds == 1 else f"{known.seeds} seeds"
         yield (
-            f"A full result of {board.setting.protocol} is {known.seeds} seed{'s' * (known.seeds > 1)} of "
+            f"A full result of {board.setting.protocol} is {full} of "
             f"{grouped(known.training_steps)} updates: of {len(updates)} cells {seeds} have fewer "
             f"seeds and {short} shorter runs."
         )
