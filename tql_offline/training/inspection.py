@@ -20,6 +20,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.inspect_plots import pictures
 from tql_offline.eval.inspections import (
     DOCUMENT,
+    MAX_DOCUMENT_BYTES,
     MAX_GRID,
     MAX_STATES,
     SCHEMA,
@@ -372,15 +373,21 @@ def _write(
     maps: NDArray[np.float32] | None,
     drawn: dict[str, str],
 ) -> None:
-    """Pictures and maps first, inspect.json last; pictures of an earlier look go."""
+    """Images and maps first, inspect.json last; images of an earlier look go."""
+    text = json.dumps(document, allow_nan=False) + "\n"
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise InputError(
+            f"{folder / DOCUMENT} would have {len(text):,} bytes where at most "
+            f"{MAX_DOCUMENT_BYTES:,} are read; choose fewer states or a smaller --grid"
+        )
     with writing(folder / DOCUMENT):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, text in drawn.items():
-        write_atomic(folder / name, text)
+    for name, svg in drawn.items():
+        write_atomic(folder / name, svg)
     if maps is not None:
         rows = np.array([state["transition"] for state in document["states"]])
         _write_maps(folder / "attention.npz", maps, rows)
-    write_atomic(folder / DOCUMENT, json.dumps(document, allow_nan=False) + "\n")
+    write_atomic(folder / DOCUMENT, text)
     kept = {*drawn, *(["attention.npz"] if maps is not None else [])}
     with writing(folder / DOCUMENT):
         for pattern in ("attention*.svg", "q-*.svg", "attention.npz"):
