@@ -114,6 +114,8 @@ def test_bfloat16_learns_about_the_same():
     low, _ = weights_after(5, compile="off", updates_per_launch=0, precision="bfloat16")
     assert all(value.dtype == torch.float32 for value in low.values())
     assert any((low[name] != value).any() for name, value in eager.items())
+    for name, value in eager.items():
+        torch.testing.assert_close(low[name], value, rtol=0.1, atol=5e-3, msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
