@@ -1,6 +1,6 @@
 """What `inspect` found in a run, as its inspect.json holds it (docs/inspect.md).
 
-A report reads the numbers and draws them anew: no picture of a foreign folder gets into the page.
+A report reads the numbers and draws them anew: no image of a foreign folder gets into the page.
 """
 
 import math

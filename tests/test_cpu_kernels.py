@@ -84,7 +84,7 @@ def test_all_weight_on_one_key_and_scores_beyond_what_float32_can_exponentiate()
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1])
 @pytest.mark.parametrize("parts", [2, 3])
-def test_no_number_in_none_out(parts, bits):
+def test_nan_in_gives_nan_out(parts, bits):
     joint = torch.zeros(2, 5, parts * 8)
     joint.view(torch.int32)[1, 0, 0] = bits  # the first query of the second of the batch
     out, entropy = cpu_kernels.Attention.apply(joint, parts, 1, True)

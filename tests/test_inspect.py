@@ -224,12 +224,12 @@ def test_the_same_call_writes_the_same_bytes(transformer, inspected, tmp_path):
         assert (tmp_path / name).read_bytes() == (inspected / name).read_bytes(), name
 
 
-def test_pictures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_path):
+def test_figures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert inspect(transformer, "--states", "3", "--out", tmp_path) == 0
     assert inspect(transformer, "--states", "4", "--out", tmp_path) == 0
-    pictures = {path.name for path in tmp_path.glob("*.svg")}
-    assert pictures == {"attention-4.svg", "attention-heads-4.svg", "q-4.svg"}
+    figures = {path.name for path in tmp_path.glob("*.svg")}
+    assert figures == {"attention-4.svg", "attention-heads-4.svg", "q-4.svg"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -136,7 +136,7 @@ def test_tanh_gaussian_density_integrates_to_one_and_matches_torch():
     torch.manual_seed(0)
     policy = TanhGaussianPolicy(3, 1, (8,)).double()
     state = torch.zeros(1, 3, dtype=torch.float64)
-    with torch.no_grad():  # a deviation of e^-1: wider ones pile up at the edges of the grid
+    with torch.no_grad():  # std e^-1: a wider one piles up at the edges
         policy.net[-1].bias[1] = np.arctanh(0.5 / 3.5)
         policy.net[-1].weight[1] = 0
     grid = torch.linspace(-1, 1, 200_002, dtype=torch.float64)[1:-1].unsqueeze(1)

@@ -17,7 +17,7 @@ from tql_offline.agents.critic import Critic
 from tql_offline.config import Config
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
-from tql_offline.eval.inspect_plots import pictures
+from tql_offline.eval.inspect_plots import figures
 from tql_offline.eval.inspections import (
     DOCUMENT,
     MAX_DOCUMENT_BYTES,
@@ -79,7 +79,7 @@ def inspect_run(
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
 ) -> tuple[Path, Inspection]:
-    """Look into the critic of a run's checkpoint, and write what is seen as numbers and pictures.
+    """Look into the critic of a run's checkpoint, and write what is seen as numbers and figures.
 
     Args:
         path: the run folder.
@@ -94,7 +94,7 @@ def inspect_run(
         The folder and what was found.
 
     Raises:
-        InputError: the run has no critic or no such checkpoint, its data are others now, or the
+        InputError: the run has no critic or no such checkpoint, its dataset has changed, or the
             choice does not fit them.
     """
     folder, config = open_run(path)
@@ -120,7 +120,7 @@ def inspect_run(
     document, maps = inspect_agent(agent, dataset, choice, torch_device, reporter)
     found = parse_inspection(facts | document)
     to = folder.inspection if out is None else out
-    _write(to, facts | document, maps, pictures(found, maps))
+    _write(to, facts | document, maps, figures(found, maps))
     return to, found
 
 
@@ -373,7 +373,7 @@ def _write(
     maps: NDArray[np.float32] | None,
     drawn: dict[str, str],
 ) -> None:
-    """Images and maps first, inspect.json last; images of an earlier look go."""
+    """Figures and maps first, inspect.json last; figures of an earlier look go."""
     text = json.dumps(document, allow_nan=False) + "\n"
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InputError(
