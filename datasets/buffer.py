@@ -203,7 +203,7 @@ class Buffer:
     """A dataset's columns on one device; the next observation is a row of the same matrix.
 
     Attributes:
-        observations: `(N + E, n_s)` every episode's observations, its last one included; pictures
+        observations: `(N + E, n_s)` every episode's observations, its last one included; images
             `(N + E, height, width, channels)` stay uint8, and only a batch's become float32.
         actions: `(N, n_a)`.
         returns: `(N,)` n-step returns.
@@ -252,7 +252,7 @@ class Buffer:
 
 
 def _floats(observations: Tensor) -> Tensor:
-    """Float32; bytes of pictures, 0 to 255, become 0 to 1."""
+    """Float32; bytes of images, 0 to 255, become 0 to 1."""
     numbers = observations.float()
     return numbers.div_(255) if observations.dtype == torch.uint8 else numbers
 

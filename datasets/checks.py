@@ -1,7 +1,7 @@
 """What is wrong with data, or looks wrong: each finding is one sentence with its episode and row.
 
 A finding is a warning where the data cannot be meant as they are (a last observation is lost, a
-jump where an end is missing, a number that is none), and a note where they may be (a reward that is
+jump where an end is missing, a NaN or an infinity), and a note where they may be (a reward that is
 the same everywhere, an action dim that is never used). Every check works on a `View`, which any
 reader can give, a block at a time. `quick_check` looks at a part of the rows only, so that it can
 run before every training.
@@ -479,7 +479,7 @@ def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
     """Steps inside an episode that are far from what steps are."""
     flat = view.observations.reshape(len(view.observations), -1)
     if view.observations.ndim != 2 or len(flat) < 32:
-        return  # pictures change as they like
+        return  # images change as they like
     ends = np.cumsum(view.observation_counts) - 1
     is_end = np.zeros(len(flat), bool)
     is_end[ends] = True

@@ -434,7 +434,7 @@ def _core_columns(
 
 
 def is_images(observations: Array) -> bool:
-    """Whether observations are pictures `(rows, height, width, channels)`, a byte a number."""
+    """Whether observations are images `(rows, height, width, channels)`, a byte a number."""
     is_bytes = observations.dtype == np.uint8 and observations.ndim == 4
     return is_bytes and 0 not in observations.shape
 
@@ -450,7 +450,7 @@ def relabel(
 
     Locomotion: reward = success - 1. Manipulation: (sub-goals met) - (sub-goals). The mask is 0
     where the task is solved. Both come from the simulator's states, so that of a dataset of
-    pictures (`observation_dim` None) the environment without them gives the same.
+    images (`observation_dim` None) the environment without them gives the same.
 
     Raises:
         InputError: the file's shapes are not the environment's, or its state columns are missing or
@@ -463,7 +463,7 @@ def relabel(
     if observation_dim is None:
         if not name.env_id.startswith("visual-"):
             raise InputError(
-                f"{path} has pictures where {name.env_id} has numbers; it is not {name.file}, so "
+                f"{path} has images where {name.env_id} has numbers; it is not {name.file}, so "
                 "give the right file or name"
             )
         name = replace(name, env_id=name.env_id.removeprefix("visual-"))

@@ -71,8 +71,8 @@ class Leaf:
         return ".".join(("observations", *map(str, self.keys)))
 
     @property
-    def is_picture(self) -> bool:
-        """Whether it holds pictures `(height, width, channels)`, a byte a number."""
+    def is_image(self) -> bool:
+        """Whether it holds images `(height, width, channels)`, a byte a number."""
         return self.is_bytes and len(self.shape) == 3
 
 
@@ -163,7 +163,7 @@ def spaces_of(metadata: Mapping[str, Any], folder: Path) -> tuple[list[Leaf], Le
     """The leaves of the observation space, in the order in which they are flattened; the actions'.
 
     Raises:
-        InputError: a space is none that can be learnt from.
+        InputError: a space has a type that training does not support.
     """
     observations = read_space(metadata.get("observation_space"), "observations", folder)
     actions = read_space(metadata.get("action_space"), "actions", folder)
@@ -178,10 +178,10 @@ def spaces_of(metadata: Mapping[str, Any], folder: Path) -> tuple[list[Leaf], Le
             f"{folder} has actions of shape {actions[0].shape} where one row of numbers is needed; "
             "choose another dataset"
         )
-    pictures = [leaf for leaf in observations if leaf.is_picture]
-    if pictures and len(observations) > 1:
+    images = [leaf for leaf in observations if leaf.is_image]
+    if images and len(observations) > 1:
         raise InputError(
-            f"{folder} has pictures ({shown(pictures[0].name)}) among its observations, which "
+            f"{folder} has images ({shown(images[0].name)}) among its observations, which "
             "cannot be laid beside numbers; choose a dataset of states"
         )
     return observations, actions[0]
@@ -213,7 +213,7 @@ def read_space(text: Any, what: str, folder: Path) -> list[Leaf]:
 
 
 class _UnflattenableError(Exception):
-    """A type of space that is none of ours."""
+    """A type of space that is not supported."""
 
 
 def _leaves(space: Any, keys: tuple[str | int, ...]) -> Iterable[Leaf]:
@@ -348,16 +348,16 @@ def _check_steps(one: RawEpisode, number: int, action_dim: int, folder: Path) ->
 def _flat(
     stored: Sequence[Array], leaves: Sequence[Leaf], number: int, folder: Path
 ) -> NDArray[Any]:
-    """An episode's observations side by side, `(T + 1, n_s)`; pictures as they are."""
+    """An episode's observations side by side, `(T + 1, n_s)`; images as they are."""
     parts = []
     for column, leaf in zip(stored, leaves, strict=True):
         if column.shape[1:] != leaf.shape or column.dtype.kind not in "biuf":
             raise InputError(
                 f"episode {number} of {folder} has {shown(leaf.name)} of shape "
-                f"{column.shape} where its space has {leaf.shape}; if they are pictures packed as "
+                f"{column.shape} where its space has {leaf.shape}; if they are images packed as "
                 "JPEG, have Minari write them without jpeg_encoding"
             )
-        if leaf.is_picture and column.dtype == np.uint8:
+        if leaf.is_image and column.dtype == np.uint8:
             return column
         parts.append(_numbers(column, leaf, number, folder))
     return np.concatenate(parts, axis=1)

@@ -199,7 +199,7 @@ def _item(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:
     if isinstance(made, h5py.Dataset) and made.dtype.kind not in "biuf":
         raise InputError(
             f"{path} holds {shown(name)} in {shown(group.name)}, which is not an array of numbers; "
-            "leave infos out with --without-infos, or store pictures without JPEG"
+            "leave infos out with --without-infos, or store images without JPEG"
         )
     return hdf5_item(path, cast(h5py.File, group), name)
 

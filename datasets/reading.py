@@ -89,7 +89,7 @@ class Wanted:
         return self.only is None or name in self.only
 
     def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """What a column of a stored type is kept as; bytes, which may be pictures, stay bytes."""
+        """What a column of a stored type is kept as; bytes, which may be images, stay bytes."""
         convert = name in self.floats and stored.kind in NUMBER_KINDS and stored != np.uint8
         return np.dtype(np.float32) if convert else stored
 

@@ -1,4 +1,4 @@
-"""Pictures of an inspection: attention maps and Q landscapes, for the page and as files."""
+"""Figures of an inspection: attention maps and Q landscapes, for the page and as files."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -210,8 +210,8 @@ def state_drawings(state: InspectedState, found: Inspection, key: str) -> list[t
     return drawn + landscape_svgs(state.landscape, f"Q at {state.title}", f"{key}-q")
 
 
-def pictures(found: Inspection, heads: NDArray[np.float32] | None) -> dict[str, str]:
-    """Every picture of an inspection as a file of its own, by name.
+def figures(found: Inspection, heads: NDArray[np.float32] | None) -> dict[str, str]:
+    """Every figure of an inspection as a file of its own, by name.
 
     Args:
         found: as its inspect.json holds it.

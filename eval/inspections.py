@@ -1,6 +1,6 @@
 """What `inspect` found in a run, as its inspect.json holds it (docs/inspect.md).
 
-A report reads the numbers and draws them anew: no picture of a foreign folder gets into the page.
+A report reads the numbers and draws them anew: no image of a foreign folder gets into the page.
 """
 
 import math
@@ -19,6 +19,8 @@ SCHEMA = "tql-offline/inspect/1"
 DOCUMENT = "inspect.json"
 
 MAX_DOCUMENT_BYTES = 32 * 2**20
+"""`inspect` writes no larger document, and none is read."""
+
 MAX_STATES, MAX_LAYERS, MAX_TOKENS, MAX_GRID = 64, 32, 1024, 101
 """Beyond these a document is not ours; drawing it could exhaust memory."""
 
@@ -107,9 +109,7 @@ def read_inspection(folder: Path) -> Inspection:
         InputError: it is missing, damaged, too large, or of another schema.
     """
     path = folder / DOCUMENT
-    if path.is_file() and path.stat().st_size > MAX_DOCUMENT_BYTES:
-        raise InputError(f"{path} is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB; it is not ours")
-    document = read_json(path)
+    document = read_json(path, MAX_DOCUMENT_BYTES)
     if document.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema {str(document.get('schema'))[:80]!r} where {SCHEMA!r} is known; "

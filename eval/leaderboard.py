@@ -205,8 +205,8 @@ class Summary:
     """A method over all tasks of a board.
 
     Attributes:
-        mean: over tasks; its `sd` is the mean of the tasks' deviations, as papers print it. NaN
-            where a mean over tasks means nothing.
+        mean: over tasks; its `sd` is the mean of the tasks' standard deviations, as papers print
+            it. NaN where a mean over tasks means nothing.
         estimates: of that mean and others, with intervals over runs.
         rank: mean over tasks of the rank among all complete columns, 1 the best.
     """
@@ -467,7 +467,7 @@ def tasks_of(rows: Iterable[str]) -> set[str]:
 
 
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:
-    """Mean over tasks of a method's means and of its deviations, as papers print averages.
+    """Mean over tasks of a method's means and of its standard deviations, as papers print averages.
 
     Returns:
         None where it lacks a task, or where their mean means nothing.

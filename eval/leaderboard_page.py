@@ -192,7 +192,7 @@ def plain(value: float, percent: bool) -> str:
 
 
 def spread(mean: float, sd: float, percent: bool) -> str:
-    """Mean and deviation, the latter in two figures beside a mean of four.
+    """Mean and standard deviation, the latter in two figures beside a mean of four.
 
     >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
     ('40 ± 7', '0.5876 ± 0.012')
@@ -214,7 +214,7 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
 
 
 def score_cell(score: Score | None, bold: bool, percent: bool) -> Cell:
-    """Mean ± deviation over runs and how many runs there are, if they are known."""
+    """Mean ± standard deviation over runs and how many runs there are, if they are known."""
     if score is None:
         return Cell(text=NONE)
     text = spread(score.mean, score.sd, percent)
@@ -374,7 +374,7 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
     return make_table(f"Reported by size: {source}", ("method", "parameters", "score"), rows)
 
 
-# Scaling in a sentence and a picture.
+# Scaling in a sentence and a figure.
 
 
 def trend_sentences(scalings: Sequence[Scaling], digits: int = 1) -> Iterator[str]:

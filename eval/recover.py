@@ -286,7 +286,7 @@ def _by_minari(
 def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """An environment whose observations are laid in a row, as a Minari dataset's are."""
     space = _sorted(env.observation_space)
-    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_picture(space)):
+    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_image(space)):
         return env
     return gymnasium.wrappers.TransformObservation(
         env,
@@ -314,5 +314,5 @@ def _sorted(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-def _is_picture(space: spaces.Box) -> bool:
+def _is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) == 3

@@ -24,6 +24,16 @@ def private_home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def same_threads():
+    """PyTorch's number of threads is the same afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def short_protocols():
     """Every protocol has two episodes: untrained policies play each to its last step."""

@@ -51,17 +51,17 @@ def first_weights(qk, heads):
     return log_p[:, :, 0].exp(), attention.weights_entropy(log_p)
 
 
+def layer_by_layer(x, w1, b1, w2, b2):
+    hidden = functional.gelu(functional.linear(x, w1, b1), approximate="tanh")
+    return (functional.linear(hidden, w2, b2),)
+
+
 @DTYPES
 @pytest.mark.parametrize("rows", [1, 4, 5, 12])
 def test_feed_forward_and_gelu(dtype, rows, monkeypatch):
     monkeypatch.setattr(kernels, "ROWS", 4)
     shapes = ((rows, 6), (24, 6), (24,), (6, 24), (6,))
     x, *layers = (torch.randn(shape, dtype=dtype) for shape in shapes)
-
-    def layer_by_layer(x, w1, b1, w2, b2):
-        hidden = functional.gelu(functional.linear(x, w1, b1), approximate="tanh")
-        return (functional.linear(hidden, w2, b2),)
-
     assert_same_passes(
         lambda *t: (kernels.FeedForward.apply(*t, True),), layer_by_layer, x, *layers
     )

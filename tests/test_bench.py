@@ -21,14 +21,9 @@ from tql_offline.bench.workload import (
 from tql_offline.cli import main
 from tql_offline.networks import TransformerCritic, cpu_kernels, kernels
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 SMALL = Workload(objective="flow", size="tiny", batch_size=4)
-
-
-@pytest.fixture(autouse=True)
-def _same_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac"])

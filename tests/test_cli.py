@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import command
 
 from tql_offline.cli import main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations
@@ -229,12 +230,6 @@ def test_the_readmes_example_runs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "runs" / "my-run" / "result.json").is_file()
-
-
-def command(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code, capsys.readouterr()
 
 
 def test_datasets_are_listed_by_suite_with_what_is_broken_or_here(tmp_path, capsys):

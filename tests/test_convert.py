@@ -100,10 +100,10 @@ def test_minari_reads_what_was_written(tmp_path):
     assert not second.terminations.any()
 
 
-def test_pictures_go_to_minari_without_jpeg(tmp_path):
+def test_images_go_to_minari_without_jpeg(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
-    columns = made() | {"observations": pictures}
+    images = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    columns = made() | {"observations": images}
     np.savez(tmp_path / "a.npz", **columns)
     convert(tmp_path / "a.npz", tmp_path / "mine")
     assert_same(read_any(tmp_path / "mine"), columns)

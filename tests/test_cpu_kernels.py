@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import first_weights, plain
+from test_attention import first_weights, layer_by_layer, plain
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
@@ -18,7 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tql_offline.networks import TransformerCritic, attention, cpu_kernels, kernels
 from tql_offline.networks.critics import affine_projection
 
-pytestmark = pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
+pytestmark = [
+    pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not()),
+    pytest.mark.usefixtures("same_threads"),
+]
 
 shapes = {
     "batch": st.integers(1, 5),
@@ -28,13 +31,6 @@ shapes = {
     "spread": st.sampled_from([0.0, 0.3, 1.0]),
     "seed": st.integers(0, 1000),
 }
-
-
-@pytest.fixture(autouse=True)
-def _same_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -88,7 +84,7 @@ def test_all_weight_on_one_key_and_scores_beyond_what_float32_can_exponentiate()
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1])
 @pytest.mark.parametrize("parts", [2, 3])
-def test_no_number_in_none_out(parts, bits):
+def test_nan_in_gives_nan_out(parts, bits):
     joint = torch.zeros(2, 5, parts * 8)
     joint.view(torch.int32)[1, 0, 0] = bits  # the first query of the second of the batch
     out, entropy = cpu_kernels.Attention.apply(joint, parts, 1, True)
@@ -103,11 +99,6 @@ def test_feed_forward_and_gelu(rows, monkeypatch):
     monkeypatch.setattr(kernels, "ROWS", 4)
     x, *layers = (torch.randn(s) for s in ((rows, 8), (32, 8), (32,), (8, 32), (8,)))
     assert cpu_kernels.takes(x)
-
-    def layer_by_layer(x, w1, b1, w2, b2):
-        hidden = functional.gelu(functional.linear(x, w1, b1), approximate="tanh")
-        return (functional.linear(hidden, w2, b2),)
-
     assert_near(lambda *t: (kernels.FeedForward.apply(*t, True),), layer_by_layer, [x, *layers])
 
 

@@ -100,13 +100,28 @@ def test_a_launch_is_its_updates_one_by_one(objective):
         torch.testing.assert_close(graphed[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def stray(have, want):
+    """How far each network's weights are from the wanted ones, as a part of how far those moved.
+
+    Five updates of the warm-up move no weight by more than 3e-5, so that a bound on weights alone
+    would hold for any updates. On a CPU the plain path strays by 0.003, emulated bfloat16 by 0.14.
+    """
+    start, _ = weights_after(0, compile="off", updates_per_launch=0)
+    off, moved = {}, {}
+    for name, value in want.items():
+        network = name.split(".")[0]
+        off[network] = off.get(network, 0) + (have[name] - value).square().sum().item()
+        moved[network] = moved.get(network, 0) + (value - start[name]).square().sum().item()
+    assert {network for network, sum_ in moved.items() if not sum_} == {"normaliser"}
+    return {network: (off[network] / sum_) ** 0.5 for network, sum_ in moved.items() if sum_}
+
+
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_compiled_updates_are_the_eager_ones():
     eager, _ = weights_after(5, compile="off", updates_per_launch=0)
     compiled, trainer = weights_after(5, compile="on", updates_per_launch=0)
     assert trainer.execution.mode == "compiled", trainer.execution.reason
-    for name, value in eager.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-4, msg=name)
+    assert max(stray(compiled, eager).values()) < 0.1
 
 
 def test_bfloat16_learns_about_the_same():
@@ -114,6 +129,7 @@ def test_bfloat16_learns_about_the_same():
     low, _ = weights_after(5, compile="off", updates_per_launch=0, precision="bfloat16")
     assert all(value.dtype == torch.float32 for value in low.values())
     assert any((low[name] != value).any() for name, value in eager.items())
+    assert max(stray(low, eager).values()) < 0.5
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -61,7 +61,7 @@ def merged(*layers):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Two episodes of 30 and 20 transitions, far from mean 0 and deviation 1."""
+    """Two episodes of 30 and 20 transitions, far from mean 0 and standard deviation 1."""
     path = tmp_path_factory.mktemp("data") / "mine.npz"
     return write_own(path, (30, 20), S, mean=5, deviation=3)
 
@@ -526,7 +526,7 @@ def test_scores_of_the_step_with_their_intervals(scored, tmp_path):
     np.testing.assert_allclose(
         by_protocol["quick"]["score_interval"], [30.0642, 95.4413], atol=1e-3
     )
-    # Mean -3, deviation √(14/3) = 2.1602, t of 3 degrees of freedom 3.1824: ± 3.4374.
+    # Mean -3, standard deviation √(14/3) = 2.1602, t of 3 degrees of freedom 3.1824: ± 3.4374.
     np.testing.assert_allclose(
         by_protocol["quick-return"]["score_interval"], [-6.4374, 0.4374], atol=1e-3
     )

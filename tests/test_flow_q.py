@@ -198,6 +198,6 @@ def test_known_answer_one_step_bandit():
     assert (q + (grid.squeeze(1) - 0.5).square()).abs().mean() < 0.06
     assert abs(learned.mean() - 0.5) < 0.15
     assert learned.std() < 0.1
-    # The flow imitates the data: uniform on [-1, 1], mean 0 and deviation 1/√3.
+    # The flow imitates the data: uniform on [-1, 1], mean 0 and standard deviation 1/√3.
     assert abs(behaviour.mean()) < 0.15
     assert abs(behaviour.std() - 3**-0.5) < 0.1

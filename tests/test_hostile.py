@@ -868,6 +868,12 @@ INPUTS = {
 }
 
 
+def test_the_documented_table_has_every_target():
+    page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = page.split(fuzz.HEAD + "\n")[1].split("\n\n")[0].splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(fuzz.TARGETS)
+
+
 def test_spoiled_files_give_nothing_but_input_errors(tmp_path):
     chosen = [(fuzz.TARGETS[name], range(count)) for name, count in INPUTS.items()]
     for summary in fuzz.fuzz(chosen, seed=1, out=tmp_path):

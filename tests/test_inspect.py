@@ -11,17 +11,19 @@ import pytest
 import torch
 from report_runs import make_run, write_lines
 
+from tql_offline import documents
 from tql_offline.cli import main
 from tql_offline.cli.inspect import parse_indices
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.attention_health import alarm_sentence, collapsed_layers, layer_means
-from tql_offline.eval.inspections import DOCUMENT, read_inspection
+from tql_offline.eval.inspections import DOCUMENT, MAX_STATES, read_inspection
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import read_run
 from tql_offline.eval.report_scores import alarm_of, collapse_of
 from tql_offline.networks import TransformerCritic
+from tql_offline.training import inspection
 from tql_offline.training.evaluation import chosen_checkpoint
 from tql_offline.training.inspection import Choice, _default_states, map_entropy
 from tql_offline.training.loop import SilentReporter
@@ -222,12 +224,12 @@ def test_the_same_call_writes_the_same_bytes(transformer, inspected, tmp_path):
         assert (tmp_path / name).read_bytes() == (inspected / name).read_bytes(), name
 
 
-def test_pictures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_path):
+def test_figures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert inspect(transformer, "--states", "3", "--out", tmp_path) == 0
     assert inspect(transformer, "--states", "4", "--out", tmp_path) == 0
-    pictures = {path.name for path in tmp_path.glob("*.svg")}
-    assert pictures == {"attention-4.svg", "attention-heads-4.svg", "q-4.svg"}
+    figures = {path.name for path in tmp_path.glob("*.svg")}
+    assert figures == {"attention-4.svg", "attention-heads-4.svg", "q-4.svg"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -394,6 +396,25 @@ def test_report_shows_the_landscapes_of_an_mlp(mlp, tmp_path):
     html = write_report([run], tmp_path / "out").html.read_text()
     assert "An MLP critic has no attention." in html
     assert "Q, mean ± spread of the ensemble" in html
+
+
+def test_report_reads_a_document_beyond_the_limit_of_others(mlp, tmp_path):
+    run = make_run(tmp_path / "run", steps=2000)
+    assert inspect(mlp, "--states", "0", "--grid", "101", "--out", tmp_path / "one") == 0
+    document = json.loads((tmp_path / "one" / DOCUMENT).read_text())
+    document["states"] *= MAX_STATES
+    inspection._write(run.inspection, document, None, {})
+    assert (run.inspection / DOCUMENT).stat().st_size > documents.MAX_DOCUMENT_BYTES
+    read = read_run(run)
+    assert read.warnings == ()
+    assert len(read.inspection.states) == MAX_STATES
+
+
+def test_a_document_too_large_to_read_is_not_written(mlp, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inspection, "MAX_DOCUMENT_BYTES", 1000)
+    assert inspect(mlp, "--states", "0", "--out", tmp_path / "out") == 2
+    assert "choose fewer states or a smaller --grid" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Averages of metrics between log steps, and the stop at a number that is none."""
+"""Averages of metrics between log steps, and the stop at a NaN or an infinity."""
 
 import pytest
 import torch

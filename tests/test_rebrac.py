@@ -12,7 +12,7 @@ def test_terms_by_hand():
     actions = torch.tensor([[0.5, -0.5], [0.0, 1.0]])
     penalty = behaviour_penalty(actions, torch.tensor([[0.0, 0.5], [0.0, 0.0]]))
     assert penalty.tolist() == [0.25 + 1.0, 1.0]
-    # Deviation 0.2 of noise ±10 is cut to ±0.5, and the action to [-1, 1].
+    # Standard deviation 0.2 of noise ±10 is cut to ±0.5, and the action to [-1, 1].
     noise = torch.tensor([[10.0, -10.0], [1.0, 10.0]])
     torch.testing.assert_close(
         smoothed_action(actions, noise, 0.2, 0.5), torch.tensor([[1.0, -1.0], [0.2, 1.0]])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from command_line import command
 from safetensors import SafetensorError
 
 from tql_offline.agents import make_agent
@@ -53,12 +54,6 @@ def whole(data, tmp_path_factory):
 def folder(whole, tmp_path):
     """A copy to damage."""
     return RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
-
-
-def command(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code, capsys.readouterr()
 
 
 def fails_in_one_sentence(arguments, capsys):

@@ -1,4 +1,4 @@
-"""Folders of slices equal one file of all their rows; pictures stay bytes."""
+"""Folders of slices equal one file of all their rows; images stay bytes."""
 
 import subprocess
 import sys
@@ -158,7 +158,7 @@ def test_nothing_is_held_twice(tmp_path):
     assert taken < 1.1 * columns
 
 
-def pictures(lengths=(3, 2)):
+def images(lengths=(3, 2)):
     rows = sum(lengths) + len(lengths)
     columns = made(0, lengths)
     rng = np.random.default_rng(1)
@@ -167,24 +167,24 @@ def pictures(lengths=(3, 2)):
 
 @pytest.fixture
 def seen(tmp_path):
-    np.savez_compressed(tmp_path / "seen.npz", **pictures())
+    np.savez_compressed(tmp_path / "seen.npz", **images())
     return load(str(tmp_path / "seen.npz"))
 
 
-def test_pictures_stay_bytes_until_they_are_sampled(seen):
+def test_images_stay_bytes_until_they_are_sampled(seen):
     assert seen.episodes.observations.dtype == np.uint8
-    np.testing.assert_array_equal(seen.episodes.observations, pictures()["observations"])
+    np.testing.assert_array_equal(seen.episodes.observations, images()["observations"])
     buffer = make_buffer(seen.episodes, n_step=1, discount=0.99, device=torch.device("cpu"))
     assert buffer.observations.dtype == torch.uint8
     assert buffer.observations.nbytes == 7 * 8 * 8 * 3
     batch = buffer.take(torch.tensor([0, 4]))
-    want = pictures()["observations"][[0, 5]].astype(np.float32) / np.float32(255)
+    want = images()["observations"][[0, 5]].astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch.observations.numpy(), want)
-    after = pictures()["observations"][[1, 6]].astype(np.float32) / np.float32(255)
+    after = images()["observations"][[1, 6]].astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch.next_observations.numpy(), after)
 
 
-def test_bytes_that_are_no_pictures_are_numbers(tmp_path):
+def test_bytes_that_are_no_images_are_numbers(tmp_path):
     columns = made(0, (3, 2)) | {"observations": np.arange(14, dtype=np.uint8).reshape(7, 2)}
     np.savez(tmp_path / "mine.npz", **columns)
     observations = load(str(tmp_path / "mine.npz")).episodes.observations
@@ -192,17 +192,17 @@ def test_bytes_that_are_no_pictures_are_numbers(tmp_path):
     np.testing.assert_array_equal(observations, columns["observations"])
 
 
-def test_slices_of_pictures_stay_bytes(tmp_path):
+def test_slices_of_images_stay_bytes(tmp_path):
     folder = tmp_path / "seen"
     folder.mkdir()
     for number in range(2):
-        np.savez(folder / f"{number}.npz", **pictures())
+        np.savez(folder / f"{number}.npz", **images())
     observations = load(str(folder)).episodes.observations
     assert observations.dtype == np.uint8
-    np.testing.assert_array_equal(observations[7:], pictures()["observations"])
+    np.testing.assert_array_equal(observations[7:], images()["observations"])
 
 
-def test_training_on_pictures_is_refused(seen, tmp_path):
+def test_training_on_images_is_refused(seen, tmp_path):
     config = resolve({"dataset": {"name": str(seen.path)}})
     with pytest.raises(InputError, match="holds images of 8x8x3, for which there is no encoder"):
         run(config, seen, tmp_path / "runs", "", SilentReporter())

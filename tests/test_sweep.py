@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import command
 from filelock import FileLock
 
 from tql_offline.cli import main
@@ -69,12 +70,6 @@ def suite(tmp_path):
         return read_suite(path)
 
     return write
-
-
-def command(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code, capsys.readouterr()
 
 
 def test_a_suite_expands_to_every_combination_and_seed(suite):

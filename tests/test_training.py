@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import command
 
 from tql_offline.agents import make_agent, numpy_policy
-from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
@@ -185,12 +185,6 @@ def test_run_names(tmp_path):
     for name in ("../out", "a/b", ".hidden"):
         with pytest.raises(InputError, match="plain folder name"):
             new_run_folder(tmp_path, config, name)
-
-
-def command(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code, capsys.readouterr()
 
 
 def bad_commands(data, tmp_path):

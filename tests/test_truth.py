@@ -98,7 +98,7 @@ def test_cloned_flow_lies_on_two_moons_and_a_gaussian_between_them():
     gaussian = fit(sample, 400, objective="cloning")
     with torch.no_grad():
         mean, log_std = gaussian.policy(states)
-        # It is the best Gaussian: its mean and deviation are the data's.
+        # It is the best Gaussian: its mean and standard deviation are the data's.
         torch.testing.assert_close(mean[0], data.mean(dim=0), atol=0.05, rtol=0)
         torch.testing.assert_close(log_std[0].exp(), data.std(dim=0), atol=0.05, rtol=0)
         off_gaussian = share_off_the_data(mean + log_std.exp() * noise, data)

@@ -10,7 +10,7 @@ class Batch(NamedTuple):
     """B transitions, all on the training device.
 
     Attributes:
-        observations: `(B, n_s)` s; pictures are `(B, height, width, channels)` from 0 to 1.
+        observations: `(B, n_s)` s; images are `(B, height, width, channels)` from 0 to 1.
         actions: `(B, n_a)` a.
         rewards: `(B,)` the discounted sum of the n rewards that follow (n = 1: the reward).
         next_observations: `(B, n_s)` the observation n steps on, fewer where the episode or the

@@ -61,7 +61,9 @@ class DataConfig(Table):
     path: Text = Field("", description="file to take for that name; empty: the installed one")
     env_id: Text = Field("", description="environment to score an own file's policies in")
     slices: int = Field(0, ge=0, le=10_000, description="first slices of a folder to take; 0: all")
-    normalise: bool = Field(False, description="observations to zero mean and unit deviation")
+    normalise: bool = Field(
+        False, description="standardise observations to zero mean and unit standard deviation"
+    )
     reward_shift: float = Field(
         0.0,
         allow_inf_nan=False,
@@ -157,7 +159,10 @@ class RebracConfig(Table):
         0.01, ge=0, allow_inf_nan=False, description="weight of the target's behaviour penalty"
     )
     smoothing: float = Field(
-        0.2, ge=0, allow_inf_nan=False, description="deviation of the noise on target actions"
+        0.2,
+        ge=0,
+        allow_inf_nan=False,
+        description="standard deviation of the noise on target actions",
     )
     smoothing_bound: PositiveFloat = Field(0.5, description="bound of that noise")
 
@@ -203,7 +208,7 @@ Reaction = Literal["warn", "stop", "off"]
 
 
 class WatchConfig(Table):
-    """What is done when training goes wrong; a number that is none always stops it."""
+    """What is done when training goes wrong; a NaN or infinite metric always stops the run."""
 
     exploding_q: Reaction = Field("warn", description="mean Q beyond what the data's rewards allow")
     q_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
@@ -236,8 +241,8 @@ class Config(Table):
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")
     discount: Fraction = Field(0.99, description="γ")
-    n_step: Positive = Field(1, description="rewards before the bootstrap")
-    polyak: Fraction = Field(0.005, description="step of the target critic towards the critic")
+    n_step: Positive = Field(1, description="n of the n-step returns")
+    polyak: Fraction = Field(0.005, description="Polyak rate τ of the target networks")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(50_000, description="updates between checkpoints")

@@ -332,13 +332,13 @@ def claimed(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of bounded size.
+def read_json(path: Path, most: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+    """Read a JSON object of at most so many bytes.
 
     Raises:
         InputError: the file is missing, too large, no JSON, or not an object.
     """
-    data = read_bounded(path, MAX_DOCUMENT_BYTES)
+    data = read_bounded(path, most)
     try:
         document = parse_json(data)
     except ValueError as error:

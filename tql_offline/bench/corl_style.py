@@ -92,7 +92,7 @@ class TwinQ(nn.Module):
 
 
 class GaussianPolicy(nn.Module):
-    """IQL's policy: the mean of the state, one learned deviation per action dim."""
+    """IQL's policy: a mean given the state, one learned standard deviation per action dim."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class GaussianPolicy(nn.Module):
 
 
 class TanhGaussianPolicy(nn.Module):
-    """SAC's policy: mean and deviation of the state, squashed by a tanh."""
+    """SAC's policy: mean and standard deviation given the state, squashed by a tanh."""
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()

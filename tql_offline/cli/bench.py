@@ -105,7 +105,7 @@ def workloads(
     """Every combination asked for.
 
     Raises:
-        InputError: a name or number is none.
+        InputError: a name is unknown, or a number is not a positive integer.
     """
     from tql_offline.bench.workload import OBJECTIVES, Workload
     from tql_offline.networks import SIZES
@@ -147,7 +147,7 @@ def numbers(text: str, separator: str, flag: str) -> tuple[int, ...]:
     """Positive whole numbers.
 
     Raises:
-        InputError: some text is none.
+        InputError: a part is not a positive integer below 2^20.
     """
     parts = text.split(separator)
     if not all(part.strip().isdecimal() and 0 < int(part) < 2**20 for part in parts):

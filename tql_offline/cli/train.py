@@ -71,7 +71,7 @@ def train(
         int | None, typer.Option(help="Transitions per update. Default: 256.")
     ] = None,
     n_step: Annotated[
-        int | None, typer.Option(help="Rewards before the bootstrap. Default: 1 (pointmaze 25).")
+        int | None, typer.Option(help="n of the n-step returns. Default: 1 (pointmaze 25).")
     ] = None,
     discount: Annotated[float | None, typer.Option(help="γ in (0, 1]. Default: 0.99.")] = None,
     alpha: Annotated[

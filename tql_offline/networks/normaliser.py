@@ -11,7 +11,7 @@ ROUNDING = 1e-6
 
 
 class Normaliser(nn.Module):
-    """Brings every observation dim to zero mean and unit deviation; the identity until fitted."""
+    """Standardises observations: zero mean, unit standard deviation; the identity until fitted."""
 
     mean: Tensor
     std: Tensor
@@ -22,9 +22,10 @@ class Normaliser(nn.Module):
         self.register_buffer("std", torch.ones(observation_dim))
 
     def fit(self, observations: NDArray[np.generic]) -> None:
-        """Take mean and deviation of observations `(rows, n_s)`; a constant dim keeps its scale.
+        """Take mean and standard deviation of observations `(rows, n_s)`.
 
-        So does one whose deviation is what rounding to float32 leaves of a constant.
+        A constant dim keeps its scale, and so does one whose standard deviation is what rounding
+        to float32 leaves of a constant.
         """
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64)

@@ -18,7 +18,8 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 SMALL = 0.01
 """Scale of the last layer's initial weights where an output starts near 0. A Gaussian that starts
-far from the data drives its deviation to the upper bound, whose tanh lets it out no more."""
+far from the data drives its standard deviation to the upper bound, where the tanh has no gradient
+to bring it back."""
 
 
 class Gelu(nn.Module):
@@ -106,7 +107,7 @@ class DeterministicPolicy(nn.Module):
 
 
 class _MeanAndDeviation(nn.Module):
-    """Mean and log-deviation of the state, the latter brought into [-5, 2] by a tanh."""
+    """Mean and log standard deviation given the state, the latter kept in [-5, 2] by a tanh."""
 
     def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ class _MeanAndDeviation(nn.Module):
     def forward(
         self, observations: Float[Tensor, "batch state"]
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
-        """Mean and log-deviation."""
+        """Mean and log standard deviation."""
         mean, raw = self.net(observations).chunk(2, dim=-1)
         middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
         return mean, middle + half * torch.tanh(raw)
@@ -125,7 +126,7 @@ class GaussianPolicy(_MeanAndDeviation):
     """`a ~ N(mean(s), std(s)²)`, clipped to [-1, 1]: fitted to the data's actions.
 
     Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538);
-    unlike theirs its deviation is learned and depends on the state. The likelihood of a
+    unlike theirs its standard deviation is learned and depends on the state. The likelihood of a
     tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and outweighs all
     others; a mean inside a tanh, as IQL's code has it, can saturate for good (docs/log.md).
     """

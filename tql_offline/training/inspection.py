@@ -17,9 +17,10 @@ from tql_offline.agents.critic import Critic
 from tql_offline.config import Config
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
-from tql_offline.eval.inspect_plots import pictures
+from tql_offline.eval.inspect_plots import figures
 from tql_offline.eval.inspections import (
     DOCUMENT,
+    MAX_DOCUMENT_BYTES,
     MAX_GRID,
     MAX_STATES,
     SCHEMA,
@@ -78,7 +79,7 @@ def inspect_run(
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
 ) -> tuple[Path, Inspection]:
-    """Look into the critic of a run's checkpoint, and write what is seen as numbers and pictures.
+    """Look into the critic of a run's checkpoint, and write what is seen as numbers and figures.
 
     Args:
         path: the run folder.
@@ -93,7 +94,7 @@ def inspect_run(
         The folder and what was found.
 
     Raises:
-        InputError: the run has no critic or no such checkpoint, its data are others now, or the
+        InputError: the run has no critic or no such checkpoint, its dataset has changed, or the
             choice does not fit them.
     """
     folder, config = open_run(path)
@@ -119,7 +120,7 @@ def inspect_run(
     document, maps = inspect_agent(agent, dataset, choice, torch_device, reporter)
     found = parse_inspection(facts | document)
     to = folder.inspection if out is None else out
-    _write(to, facts | document, maps, pictures(found, maps))
+    _write(to, facts | document, maps, figures(found, maps))
     return to, found
 
 
@@ -372,15 +373,21 @@ def _write(
     maps: NDArray[np.float32] | None,
     drawn: dict[str, str],
 ) -> None:
-    """Pictures and maps first, inspect.json last; pictures of an earlier look go."""
+    """Figures and maps first, inspect.json last; figures of an earlier look go."""
+    text = json.dumps(document, allow_nan=False) + "\n"
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise InputError(
+            f"{folder / DOCUMENT} would have {len(text):,} bytes where at most "
+            f"{MAX_DOCUMENT_BYTES:,} are read; choose fewer states or a smaller --grid"
+        )
     with writing(folder / DOCUMENT):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, text in drawn.items():
-        write_atomic(folder / name, text)
+    for name, svg in drawn.items():
+        write_atomic(folder / name, svg)
     if maps is not None:
         rows = np.array([state["transition"] for state in document["states"]])
         _write_maps(folder / "attention.npz", maps, rows)
-    write_atomic(folder / DOCUMENT, json.dumps(document, allow_nan=False) + "\n")
+    write_atomic(folder / DOCUMENT, text)
     kept = {*drawn, *(["attention.npz"] if maps is not None else [])}
     with writing(folder / DOCUMENT):
         for pattern in ("attention*.svg", "q-*.svg", "attention.npz"):

@@ -49,7 +49,8 @@ class MetricsWindow:
 
         Raises:
             KeyError: a sum has no count.
-            ValueError: a sum or a count is none.
+            ValueError: a sum is not finite or has more than two dims, or a count is not a positive
+                int64 scalar.
         """
         sums = {k.removeprefix("sum."): v for k, v in tensors.items() if k.startswith("sum.")}
         self._counts = {name: _count(tensors[f"count.{name}"], name) for name in sums}
@@ -74,7 +75,7 @@ class MetricsWindow:
 
 def _count(tensor: Tensor, name: str) -> int:
     if tensor.dtype != torch.int64 or tensor.shape != () or tensor < 1:
-        raise ValueError(f"the count of {name} is none")
+        raise ValueError(f"the count of {name} is not a positive int64 scalar")
     return int(tensor)
 
 

@@ -195,7 +195,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         reporter: where progress goes.
 
     Raises:
-        InputError: it is finished, being trained, or damaged, or the data are others now.
+        InputError: it is finished, being trained, or damaged, or the dataset has changed.
     """
     folder, config = open_run(path)
     with claimed(folder):

@@ -189,8 +189,8 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
     """All runs of a suite: one per combination of labels and seed, the last axis varying first.
 
     Args:
-        suite: its settings lie over a preset's, an axis's over those, a later axis's on top.
-        over: nested settings over all of these.
+        suite: its settings override a preset's; axes override both, a later axis an earlier one.
+        over: nested settings that override all of these.
         processes: runs that train at once, which share the machine's cores.
 
     Raises:

@@ -1,6 +1,6 @@
 """Watching a run at its log steps: Q beyond what the data allow, and attention that has collapsed.
 
-Numbers that are none end a run in any case (metrics.py). These rules look at a line of
+A NaN or infinite metric always stops the run (metrics.py). These rules look at a line of
 `metrics.jsonl` and at nothing else, so that they cost no look at the device, and a run that goes on
 finds what it would have found.
 """
