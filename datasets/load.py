@@ -69,6 +69,10 @@ if TYPE_CHECKING:
 _CORE_FLOATS = ("observations", "actions")
 _OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
 _STATE_COLUMNS = ("qpos", "button_states")
+WITHOUT_MASKS = (
+    "without a column 'masks' no transition ends the task, and of each episode's last row only the "
+    "observation is used (docs/data.md)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +296,8 @@ def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
 def _of_own_columns(
     columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
 ) -> Dataset:
-    return _own(own_episodes(columns, path), path, digest, env_id=env_id)
+    notes = () if "masks" in columns else (WITHOUT_MASKS,)
+    return _own(own_episodes(columns, path), path, digest, env_id=env_id, notes=notes)
 
 
 def own_episodes(columns: Mapping[str, Array], path: Path) -> Episodes:

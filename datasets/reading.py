@@ -27,6 +27,16 @@ _PACKING = 1100
 _MAX_REASON = 200
 """Characters quoted of a library's error, which may repeat a foreign name at length."""
 FLAT_COLUMNS = ("timeouts", "next_observations")
+STEP_MARKS = (
+    "truncations",
+    "truncateds",
+    "truncated",
+    "terminations",
+    "terminated",
+    "dones",
+    "done",
+)
+"""Marks of each step, as Gymnasium gives them, that no layout of ours has."""
 HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
 
@@ -129,7 +139,16 @@ def check_names(path: Path, names: list[str], flat: bool) -> None:
     """
     if len(names) > MAX_COLUMNS:
         raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
-    for foreign in () if flat else FLAT_COLUMNS:
+    if flat:
+        return
+    for marks in STEP_MARKS:
+        if marks in names:
+            raise InputError(
+                f"{path} has a column {marks!r}, which no layout of docs/data.md has; where each "
+                "row is a step, name the marks as D4RL does: 'terminals' where the task ended, "
+                "'timeouts' where an episode was cut off"
+            )
+    for foreign in FLAT_COLUMNS:
         if foreign in names:
             raise InputError(
                 f"{path} has a column {foreign!r}, which is D4RL's layout; write it in the layout "
