@@ -2,8 +2,8 @@
 
     python benchmarks/cost.py > docs/cost.md
 
-Counted, not timed: multiply-adds by PyTorch's counter (one is two operations), and the bytes that
-the forward passes keep for the backward ones, both per transition of a batch, for cube-double.
+Counted, not timed: multiply-adds, half of `flops_per_update` (training/arithmetic.py), and bytes
+that the forward passes keep for the backward ones, both per transition of a batch, for cube-double.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from tql_offline.agents import make_agent
 from tql_offline.batch import Batch
-from tql_offline.config import resolve
-from tql_offline.networks import SIZES, MLPCritic, TransformerCritic
+from tql_offline.config import Config, resolve
+from tql_offline.networks import SIZES, MLPCritic, TransformerCritic, cpu_kernels, kernels
+from tql_offline.training.arithmetic import flops_per_update
 
-OBSERVATION_DIM, ACTION_DIM, BATCH = 37, 5, 2
+OBSERVATION_DIM, ACTION_DIM, BATCH = 37, 5, 256
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "flow": {},
     "implicit": {"objective": "implicit"},
@@ -32,6 +32,15 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
+ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds (and how many times those of flow),
+and memory kept for the backward pass on a CPU without the kernels in C. What a batch needs once,
+such as the tables of the first projection, is shared out. Times 2 × {BATCH} the first are
+`flops_per_update` of `result.json`, so of rebrac, whose policy steps at every other update, the
+mean; its memory is that of an update with the policy's step. The conservative objective evaluates
+the critic at 3n sampled actions per state more; `conservative.rows_at_once` bounds the memory of
+these to one pass, at the price of one forward pass more."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one update, per transition of its batch."""
@@ -40,19 +49,37 @@ class Cost:
     kept_bytes: float
 
 
-def random_batch() -> Batch:
+def random_batch(rows: int) -> Batch:
     """Transitions of cube-double's shape."""
-    states = torch.randn(2, BATCH, OBSERVATION_DIM)
-    actions = torch.rand(2, BATCH, ACTION_DIM) * 1.9 - 0.95
-    ones = torch.ones(BATCH)
+    states = torch.randn(2, rows, OBSERVATION_DIM)
+    actions = torch.rand(2, rows, ACTION_DIM) * 1.9 - 0.95
+    ones = torch.ones(rows)
     return Batch(states[0], actions[0], -ones, states[1], ones, -ones, actions[1], ones)
 
 
-def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
-    """Count one update, in which the policy steps too."""
+def config_of(settings: dict[str, Any], kind: str, size: str) -> Config:
+    """The settings of a cell of the tables."""
     dataset = {"name": "cube-double-play-singletask-task1-v0"}
-    config = resolve(settings | {"critic": {"kind": kind, "size": size}, "dataset": dataset})
+    critic = {"kind": kind, "size": size}
+    config = resolve(settings | {"critic": critic, "dataset": dataset, "batch_size": BATCH})
     assert config.flow.hidden == (512,) * 4  # what the page says
+    return config
+
+
+def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
+    """Count one update at batch `BATCH`.
+
+    Bytes are affine in the batch, and so many rows of a large critic fill no memory here: two small
+    batches give them.
+    """
+    config = config_of(settings, kind, size)
+    flops = flops_per_update(config, OBSERVATION_DIM, ACTION_DIM)
+    two, four = (kept_bytes(config, rows) for rows in (2, 4))
+    return Cost(flops / 2 / BATCH, (two + (BATCH - 2) * (four - two) / 2) / BATCH)
+
+
+def kept_bytes(config: Config, rows: int) -> int:
+    """What an update in which the policy steps, too, keeps for its backward passes."""
     agent = make_agent(config, OBSERVATION_DIM, ACTION_DIM, torch.device("cpu"))
     weights = {
         p.untyped_storage().data_ptr() for n in agent.networks.values() for p in n.parameters()
@@ -67,11 +94,10 @@ def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
         return tensor
 
     generator = torch.Generator().manual_seed(0)
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
-        agent.update(random_batch(), generator, step=2)
-    return Cost(
-        counter.get_total_flops() / 2 / BATCH, sum(s.nbytes() for s in kept.values()) / BATCH
-    )
+    # A machine without a C compiler prints this page, too.
+    with kernels.turned_off(cpu_kernels), saved_tensors_hooks(keep, lambda t: t):
+        agent.update(random_batch(rows), generator, step=2)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def parameters(size: str) -> tuple[int, int]:
@@ -102,15 +128,18 @@ def cost_table(kind: str, sizes: list[str]) -> Iterator[str]:
     """Markdown rows: arithmetic and kept activations per objective, at each size."""
     yield f"| {kind} | {' | '.join(sizes)} |"
     yield "|---|" + "---|" * len(sizes)
-    flow = {size: cost({}, kind, size) for size in sizes}
+    flow: dict[str, Cost] = {}
     for name, settings in OBJECTIVES.items():
-        cells = []
-        for size in sizes:
-            this = cost(settings, kind, size)
-            ratio = this.multiply_adds / flow[size].multiply_adds
-            kept = this.kept_bytes / 2**20
-            cells.append(f"{this.multiply_adds / 1e6:,.0f}M (× {ratio:.1f}), {kept:,.1f} MiB")
+        costs = {size: cost(settings, kind, size) for size in sizes}
+        flow = flow or costs  # the first row
+        cells = (cell(costs[size], flow[size]) for size in sizes)
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def cell(cost: Cost, flow: Cost) -> str:
+    """A cost, and its ratio to the flow objective's."""
+    ratio, kept = cost.multiply_adds / flow.multiply_adds, cost.kept_bytes / 2**20
+    return f"{cost.multiply_adds / 1e6:,.0f}M (× {ratio:.2f}), {kept:,.1f} MiB"
 
 
 def main() -> None:
@@ -127,10 +156,7 @@ def main() -> None:
     print("An MLP critic has as many parameters as the transformer of its size, to 5 % (a test).\n")
     print("\n".join(size_table()))
     print("\n## One update\n")
-    print("Per transition of the batch: multiply-adds (and how many times those of the flow")
-    print("objective), and memory kept for the backward pass. The conservative objective evaluates")
-    print("the critic at 3n sampled actions per state more; `conservative.rows_at_once` bounds the")
-    print("memory of these to one pass, at the price of one forward pass more.")
+    print(ABOUT)
     for kind in ("transformer", "mlp"):
         print()
         print("\n".join(cost_table(kind, sizes)))

@@ -20,6 +20,7 @@ from tql_offline.bench.workload import (
 )
 from tql_offline.cli import main
 from tql_offline.networks import TransformerCritic, cpu_kernels, kernels
+from tql_offline.training.arithmetic import flops_per_update
 
 pytestmark = pytest.mark.usefixtures("same_threads")
 
@@ -98,12 +99,19 @@ def critic_flops(workload, plain):
     return counter.get_total_flops()
 
 
-def test_counted_flops_are_those_of_an_update_and_grow_with_the_batch():
-    data = random_transitions(SMALL, episodes=2, length=5)
-    small, large = (
-        ours.counted_flops(replace(SMALL, batch_size=size), data, plain=True) for size in (4, 8)
-    )
+def test_counted_flops_are_a_runs_own_and_the_plain_paths_grow_with_the_batch():
+    workloads = [replace(SMALL, objective="implicit", batch_size=size) for size in (4, 8)]
+    recorded = flops_per_update(config(workloads[0]), 37, 5)
+    assert ours.counted_flops(workloads[0], plain=False) == recorded
+    small, large = (ours.counted_flops(workload, plain=True) for workload in workloads)
     assert large == 2 * small  # the plain path computes nothing once per batch
+
+
+@pytest.mark.parametrize("objective", ["implicit", "conservative"])
+def test_flops_of_mlps_of_given_widths_are_counted(objective):
+    workload = replace(SMALL, objective=objective, hidden=(8, 8))
+    wider = replace(workload, hidden=(16, 16))
+    assert 0 < ours.counted_flops(workload, False) < ours.counted_flops(wider, False)
 
 
 def sleeper(clock, seconds, updates=1, flops=0):

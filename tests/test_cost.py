@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tql_offline.training.arithmetic import flops_per_update
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,7 +27,9 @@ def test_the_page_has_the_parameter_counts(cost):
 
 
 @pytest.mark.parametrize("kind", ["transformer", "mlp"])
-def test_the_page_has_the_costs_of_an_update(cost, kind):
+def test_the_page_has_the_costs_of_an_update(cost, kind, monkeypatch):
+    some = ("flow", "implicit", "conservative, n = 1")
+    monkeypatch.setattr(cost, "OBJECTIVES", {name: cost.OBJECTIVES[name] for name in some})
     page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").splitlines()
     pages = {line.split("|")[1].strip(): line.split("|")[2] for line in _section(page, kind)}
     for row in list(cost.cost_table(kind, ["tiny"]))[2:]:
@@ -33,13 +37,31 @@ def test_the_page_has_the_costs_of_an_update(cost, kind):
         assert pages[name.strip()] == cell, "run `python benchmarks/cost.py > docs/cost.md`"
 
 
+def test_the_page_has_what_a_run_records(cost):
+    """`flops_per_update` of cube-double's default run, of the method's size of 0.4M."""
+    config = cost.config_of({}, "transformer", "small")
+    recorded = flops_per_update(config, cost.OBSERVATION_DIM, cost.ACTION_DIM)
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    (flow,) = (line for line in _section(page.splitlines(), "transformer") if "| flow |" in line)
+    assert "batch of 256" in page
+    assert flow.split("|")[3].startswith(f" {recorded / 2 / 256 / 1e6:,.0f}M ")
+
+
+def test_kept_memory_is_affine_in_the_batch(cost):
+    config = cost.config_of({}, "transformer", "tiny")
+    two, four, eight = (cost.kept_bytes(config, rows) for rows in (2, 4, 8))
+    assert eight - four == 2 * (four - two)
+
+
 def test_conservative_cost_grows_by_the_sampled_actions_alone(cost):
     """The critic at 3n more actions, forward and backward: each of them costs the same."""
-    counts = {}
+    counts = []
     for samples in (1, 2, 4):
         settings = {"objective": "conservative", "conservative": {"samples": samples}}
-        counts[samples] = cost.cost(settings, "transformer", "tiny").multiply_adds
-    assert counts[4] - counts[2] == pytest.approx(2 * (counts[2] - counts[1]), rel=1e-6)
+        config = cost.config_of(settings, "transformer", "tiny")
+        counts.append(flops_per_update(config, cost.OBSERVATION_DIM, cost.ACTION_DIM))
+    one, two, four = counts
+    assert four - two == 2 * (two - one)
 
 
 def _section(page, kind):

@@ -304,7 +304,7 @@ def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
 def test_a_run_whose_losses_were_replaced_trains_and_counts_its_arithmetic(
     how, data, alone, tmp_path, monkeypatch
 ):
-    """Counting works on a copy of the agent, whose losses must not be the original's."""
+    """What is counted is the method's arithmetic, however it is run."""
     monkeypatch.setattr("tql_offline.training.run.check_execution", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *arguments: loss(*arguments))
     folder = train(data, tmp_path, execution=how)
@@ -382,11 +382,10 @@ class Accelerator:
 
 
 def test_arithmetic_is_counted_without_a_warning_where_a_gpu_is(monkeypatch):
-    agent, _ = agent_and_buffer()
     monkeypatch.setattr(torch, "accelerator", Accelerator)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert flops_per_update(agent, 16) > 0
+        assert flops_per_update(settings(batch_size=3), 3, 2) > 0
 
 
 class CountSyncs(TorchDispatchMode):

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tql_offline.agents import Agent, make_agent
 from tql_offline.agents.actor_critic import ActorCritic
@@ -22,6 +21,7 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic, TransformerCritic, cpu_kernels, kernels
+from tql_offline.training.arithmetic import META, flops_of
 from tql_offline.training.compile import WARM_UP, Execution, Updates, check_execution, prepare
 from tql_offline.training.metrics import MetricsWindow
 
@@ -75,7 +75,7 @@ def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
         check_execution(config, torch.device(workload.device))
     except InputError as error:
         raise Unavailable(str(error)) from error
-    flops = counted_flops(workload, data, plain=way.plain)
+    flops = counted_flops(workload, plain=way.plain)
     trainers = [Trainer(workload, config, data, way, index) for index in range(way.seeds)]
 
     def step() -> int:
@@ -130,17 +130,16 @@ class Trainer:
         return done
 
 
-def counted_flops(workload: Workload, data: Transitions, plain: bool) -> int:
-    """Operations of the matrix products of one update with a policy step, by PyTorch's counter."""
+def counted_flops(workload: Workload, plain: bool) -> int:
+    """Operations of one update, counted as a run's `result.json` counts them.
+
+    The same for every way of a path, whatever a way computes again or in another form: a faster way
+    is not charged for more. With `plain` they are the plain path's own.
+    """
     config = config_of(workload, Way())
-    agent, generator = agent_of(workload, config, plain), torch.Generator(workload.device)
-    batch = buffer_of(workload, data).sample(workload.batch_size, generator)
-    # The counter does not see into the attention kernel of a GPU.
-    by_operation = plain or workload.device == "cuda"
-    path = pytorch_operations if by_operation else nullcontext
-    with path(), FlopCounterMode(display=False) as counter:
-        agent.update(batch, generator, getattr(agent, "policy_delay", 1))
-    return int(counter.get_total_flops())
+    with META:
+        agent = agent_of(replace(workload, device="meta"), config, plain)
+    return flops_of(agent, workload.batch_size)
 
 
 # The parts of a training step.

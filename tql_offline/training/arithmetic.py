@@ -1,68 +1,64 @@
 """The arithmetic of one update, counted: a cost that no machine, thread or library changes."""
 
-from copy import deepcopy
-from typing import Any
+from functools import lru_cache
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
-from tql_offline.agents import Agent
+from tql_offline.agents import Agent, make_agent
 from tql_offline.batch import Batch
-from tql_offline.networks import kernels
-from tql_offline.training.compile import LOSSES
+from tql_offline.config import Config
+
+META = torch.device("meta")
+
+WITHOUT_PRODUCTS = (
+    *("seed", "steps", "device", "log_every", "checkpoint_every"),
+    *("dataset", "optimizer", "execution", "watch", "evaluation"),
+)
+"""Settings that runs of the same arithmetic mostly differ in."""
 
 
-def flops_per_update(agent: Agent, batch_size: int) -> int:
-    """Operations of the matrix products of one update; a multiply-add is two.
+def flops_per_update(config: Config, observation_dim: int, action_dim: int) -> int:
+    """Operations of the matrix products of one update of a config; a multiply-add is two.
 
-    Counted in a copy of the agent on the CPU, in plain operations, whatever the run's device, so
-    that nothing of it and no generator is touched. A product's size is affine in the batch, so two
-    small batches give any other. Of a delayed policy it is the mean over its period.
+    Counted in an agent of its own that has shapes and no numbers, so that the run's device,
+    precision, compilation and hand-written passes have no say. See `flops_of`.
 
     Args:
-        agent: before its first update.
-        batch_size: transitions per update.
+        config: its batch size counts.
+        observation_dim: n_s.
+        action_dim: n_a.
     """
-    copy = deepcopy(agent)
-    for name in LOSSES:
-        vars(copy).pop(name, None)  # one compiled or autocast goes on with the agent's networks
-    for network in copy.networks.values():
-        network.to("cpu")  # a GPU's products are padded
-    for optimizer in copy.optimizers.values():
-        optimizer.param_groups.clear()  # a step has no products, but would take memory
-        # Of no parameters all count as on a GPU: it would warn, as the copy forgets that it did.
-        vars(optimizer)["_warned_capturable_if_run_uncaptured"] = True
-    one, two = (_of_batch(copy, rows) for rows in (1, 2))
-    return one + (batch_size - 1) * (two - one)
+    # Seeds trained at once ask for the same count, which takes a second.
+    defaults = Config()
+    same = {name: getattr(defaults, name) for name in WITHOUT_PRODUCTS}
+    return _counted(config.model_copy(update=same), observation_dim, action_dim)
 
 
-def _of_batch(agent: Agent, rows: int) -> int:
-    states = torch.zeros(rows, len(agent.normaliser.mean))
-    actions, numbers = states.new_zeros(rows, agent.action_dim), states.new_zeros(rows)
-    batch = Batch(states, actions, numbers, states, numbers, numbers, actions, numbers)
-    generator, period = torch.Generator(), getattr(agent, "policy_delay", 1)
-    # A CPU's own passes compute a little again instead of keeping it.
-    with kernels.turned_off(kernels), _Products() as products:
+@lru_cache(maxsize=64)
+def _counted(config: Config, observation_dim: int, action_dim: int) -> int:
+    with META:
+        agent = make_agent(config, observation_dim, action_dim, META)
+    return flops_of(agent, config.batch_size)
+
+
+def flops_of(agent: Agent, batch_size: int) -> int:
+    """Operations of the matrix products of one update of an agent on `meta`.
+
+    By PyTorch's formulas, which know every product there: on a CPU they have none for its fused
+    attention. Of a delayed policy it is the mean over its period.
+    """
+    batch = _batch(agent, batch_size)
+    period = getattr(agent, "policy_delay", 1)
+    with FlopCounterMode(display=False) as counter:
         for step in range(1, period + 1):
-            agent.update(batch, generator, step)
-    flops: int = products.flops // period
-    return flops
+            agent.update(batch, torch.Generator(), step)
+    flops: int = counter.get_total_flops()
+    return flops // period
 
 
-class _Products(TorchDispatchMode):
-    """Adds up the operations of products by PyTorch's own formulas.
-
-    `FlopCounterMode` sums the same formulas up by module, at many times the time.
-    """
-
-    flops: int = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+def _batch(agent: Agent, rows: int) -> Batch:
+    """Transitions of the agent's dims, without numbers."""
+    states = torch.empty(rows, len(agent.normaliser.mean), device=META)
+    actions, numbers = states.new_empty(rows, agent.action_dim), states.new_empty(rows)
+    return Batch(states, actions, numbers, states, numbers, numbers, actions, numbers)

@@ -297,7 +297,7 @@ def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         **facts,
         **_critic_facts(made.agent),
-        "flops_per_update": flops_per_update(made.agent, made.config.batch_size),
+        "flops_per_update": flops_per_update(made.config, *_dims(made.dataset)),
         "execution": asdict(made.execution),
         "seeds_at_once": list(seeds),
         "data_findings": list(made.findings),
