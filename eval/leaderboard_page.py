@@ -395,23 +395,50 @@ def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
         tests: methods that were asked for.
         digits: decimals of a difference of scores.
     """
-    trend, last = scaling.trend, scaling.points[-1]
-    answer = "no trend with size is shown"
-    if min(1.0, tests * trend.least_p) >= 0.05:
-        answer = "too few runs to show a trend with size, whatever their order"
-    elif p < 0.05:
-        answer = f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
-    difference = between(last.difference, digits, "+").text
+    trend, first, last = scaling.trend, scaling.points[0], scaling.points[-1]
+    chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""
+    return (
+        f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
+        f"{_confounded(scaling)}{_answer(scaling, p, tests)} (Jonckheere and Terpstra's test by "
+        f"permutation within tasks: concordance {trend.concordance:+.2f}, two-sided {chance}"
+        f"{corrected}); {last.size} against {first.size}: "
+        f"{between(last.difference, digits, '+').text}.{_within(scaling, digits)}"
+    )
+
+
+def _confounded(scaling: Scaling) -> str:
+    """What else differs between the sizes, said before any answer."""
+    if not scaling.differing:
+        return ""
     names = ", ".join(scaling.differing[:MAX_NAMED])
     more = ", …" if len(scaling.differing) > MAX_NAMED else ""
-    beside = f" Beside the size these runs differ in {names}{more}." if names else ""
-    return (
-        f"{scaling.method}, {scaling.points[0].size} to {last.size}, over {_tasks(scaling)}: "
-        f"{answer} (Jonckheere and Terpstra's test by permutation within tasks: concordance "
-        f"{trend.concordance:+.2f}, two-sided p = {p:.3f}{corrected}); "
-        f"{last.size} against {scaling.points[0].size}: {difference}.{beside}"
-    )
+    return f"these runs differ in {names}{more} too, so this is not of size alone: "
+
+
+def _answer(scaling: Scaling, p: float, tests: int) -> str:
+    trend = scaling.trend
+    if scaling.alike:
+        return "all runs of a task score the same, so that size cannot show"
+    if min(1.0, tests * trend.least_p) >= 0.05:
+        return "too few runs to show a trend with size, whatever their order"
+    if p < 0.05:
+        return f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
+    return "no trend with size is shown"
+
+
+def _within(scaling: Scaling, digits: int) -> str:
+    """What one trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
+    said = ""
+    if scaling.risen and scaling.fallen:
+        said = f" It scores more on {scaling.risen} of these tasks and less on {scaling.fallen}."
+    best, first, last = scaling.best, scaling.points[0], scaling.points[-1]
+    if best.size not in (first.size, last.size):
+        said += (
+            f" The best size is {best.size}, chosen by these scores: "
+            f"{between(best.difference, digits, '+').text} against {first.size}."
+        )
+    return said
 
 
 def _tasks(scaling: Scaling) -> str:

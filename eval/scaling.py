@@ -60,6 +60,9 @@ class Scaling:
 
     Attributes:
         trend: whether scores rise with size.
+        risen: tasks on which the largest size scores more than the smallest.
+        fallen: tasks on which it scores less.
+        alike: whether all runs of each task have the same score.
         differing: settings other than the size that differ between runs of one task.
     """
 
@@ -67,7 +70,15 @@ class Scaling:
     tasks: tuple[str, ...]
     points: tuple[SizePoint, ...]
     trend: Trend
+    risen: int
+    fallen: int
+    alike: bool
     differing: tuple[str, ...]
+
+    @property
+    def best(self) -> SizePoint:
+        """The size that scored most."""
+        return max(self.points, key=lambda point: point.score.value)
 
 
 def scaling_of(
@@ -104,6 +115,11 @@ def _scaling(
     flat = [[run for table in tables.values() for run in table[task]] for task in tasks]
     if all(len({run.parameters for run in task}) == 1 for task in flat):
         return None  # two names of one size
+    smallest, *_, largest = (tables[size] for size in tables)
+    changes = [
+        _mean([run.score for run in largest[t]]) - _mean([run.score for run in smallest[t]])
+        for t in tasks
+    ]
     return Scaling(
         method=method,
         tasks=tasks,
@@ -114,6 +130,9 @@ def _scaling(
             generator,
             permutations=permutations,
         ),
+        risen=sum(change > 0 for change in changes),
+        fallen=sum(change < 0 for change in changes),
+        alike=all(len({run.score for run in task}) == 1 for task in flat),
         differing=tuple(
             dict.fromkeys(key for task in flat for key in differing(run.settings for run in task))
         ),

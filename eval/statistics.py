@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from tql_offline.errors import InputError
 
@@ -113,7 +112,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, f
     if len(scores) == 1:
         return math.nan, math.nan
     error = scores.std(ddof=1) / math.sqrt(len(scores))
-    half_width = float(stats.t.ppf((1 + _checked(confidence)) / 2, len(scores) - 1) * error)
+    half_width = _student_t(len(scores) - 1, confidence) * error
     return float(scores.mean()) - half_width, float(scores.mean()) + half_width
 
 
@@ -137,7 +136,8 @@ def interquartile_mean(tasks: Sequence[Scores]) -> Any:
     """
     scores = np.concatenate(tasks, axis=-1)
     if len({task.shape[-1] for task in tasks}) == 1:
-        return stats.trim_mean(scores, 0.25, axis=-1)
+        cut = scores.shape[-1] // 4
+        return np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
     shares = [np.full(task.shape[-1], 1 / task.shape[-1] / len(tasks)) for task in tasks]
     order = np.argsort(scores, axis=-1)
     share = np.concatenate(shares)[order]
@@ -189,10 +189,9 @@ def estimate_mean(table: Table, *, episodes: int = 0, confidence: float = 0.95) 
 
     Args:
         table: one vector of runs' scores per task.
-        episodes: that a run's success rate, its score in percent, was counted over. The variance
-            is then taken for no less than theirs, so that runs that agree by chance, at 100 % say,
-            do not count as known exactly, and bounds lie in [0, 100]. 0 if scores are no such
-            rates.
+        episodes: that a run's success rate, its score in percent, was counted over. Runs of a task
+            that all agree, at 100 % say, then have their episodes' variance and do not count as
+            known exactly, and bounds lie in [0, 100]. 0 if scores are no such rates.
         confidence: coverage in (0, 1).
 
     Raises:
@@ -213,7 +212,8 @@ def estimate_difference(
     one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
     value = one.value - other.value
     half = one.quantile(confidence, other) * math.sqrt(one.variance + other.variance)
-    return _estimate(value, value - half, value + half)
+    most = 100.0 if episodes else math.inf
+    return _estimate(value, max(value - half, -most), min(value + half, most))
 
 
 def estimate_gain(
@@ -275,22 +275,28 @@ class _Mean:
         variance, doubt = self.variance, self.doubt
         if other is not None:
             variance, doubt = variance + other.variance, doubt + other.doubt
-        tail = (1 + _checked(confidence)) / 2
-        return float(stats.t.ppf(tail, variance**2 / doubt)) if doubt > 0 else math.nan
+        return _student_t(variance**2 / doubt, confidence) if doubt > 0 else math.nan
 
 
 def _variance(task: Scores, episodes: int) -> float:
-    """Of runs' scores; of success rates in percent no less than their episodes' own.
+    """Of runs' scores; of success rates in percent that all agree that of their episodes.
 
     That one is of a rate drawn to a half by two successes and two failures (Agresti and Coull,
     1998): runs without a failure are no proof that there is none.
     """
     variance = float(task.var(ddof=1))
-    if not episodes:
+    if variance > 0 or not episodes:
         return variance
     played = episodes * len(task)
     rate = (float(task.mean()) / 100 * played + 2) / (played + 4)
-    return max(variance, 100**2 * rate * (1 - rate) / episodes)
+    return 100**2 * rate * (1 - rate) / episodes
+
+
+def _student_t(freedom: float, confidence: float) -> float:
+    """Two-sided quantile."""
+    from scipy import special  # takes half a second, which every command would pay: on use
+
+    return float(special.stdtrit(freedom, (1 + _checked(confidence)) / 2))
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:
@@ -379,6 +385,8 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
         return abs(theta - value) - z * math.sqrt(_improvement_variance(theta, sizes))
 
     near = 1e-9  # at 0 and 1 themselves V is 0
+    from scipy import optimize  # on use, as above
+
     low = optimize.brentq(beyond, 0.0, value - near) if value > 0 else 0.0
     high = optimize.brentq(beyond, value + near, 1.0) if value < 1 else 1.0
     return _estimate(value, float(low), float(high))

@@ -433,7 +433,8 @@ def test_sizes_of_unlike_settings_are_told(tmp_path):
         for seed in range(2)
     ]
     page = write_report([], tmp_path / "out", merged=paths, published=False)
-    assert "Beside the size these runs differ in steps." in page.markdown.read_text()
+    text = page.markdown.read_text()
+    assert "these runs differ in steps too, so this is not of size alone: " in text
 
 
 def test_an_interval_needs_two_runs_of_every_task(tmp_path):
@@ -514,6 +515,47 @@ def test_scaling_by_size_of_a_known_table(tmp_path):
     assert first.best == pytest.approx(28)
     assert scaling.trend.concordance == pytest.approx(1)
     assert scaling.trend.p_rise < 0.01 < scaling.trend.p_fall
+
+
+def sentence_of(tmp_path, scores):
+    """What is said of sizes by their successes of 50 on two tasks, over six seeds."""
+    paths = [
+        write_result(
+            tmp_path / f"{size}-{seed}-{task}-result.json",
+            size=size, seed=seed, task=TASKS[task], successes=(k + seed * step,) * 3,
+        )
+        for size, tasks in scores.items()
+        for task, (k, step) in enumerate(tasks)
+        for seed in range(6)
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
+    return sentence
+
+
+def test_tasks_that_disagree_are_counted(tmp_path):
+    sentence = sentence_of(tmp_path, {"tiny": [(5, 1), (40, 1)], "large": [(40, 1), (5, 1)]})
+    assert "no trend with size is shown" in sentence
+    assert "It scores more on 1 of these tasks and less on 1." in sentence
+
+
+def test_a_size_in_between_that_is_best_is_named(tmp_path):
+    scores = {"tiny": [(5, 1)] * 2, "small": [(40, 1)] * 2, "large": [(5, 1)] * 2}
+    sentence = sentence_of(tmp_path, scores)
+    assert "The best size is small, chosen by these scores: +70.0 [" in sentence
+    assert "It scores more" not in sentence
+
+
+def test_runs_at_the_ceiling_are_not_called_few(tmp_path):
+    sentence = sentence_of(tmp_path, {"tiny": [(50, 0)] * 2, "large": [(50, 0)] * 2})
+    assert "all runs of a task score the same, so that size cannot show" in sentence
+    assert "few" not in sentence
+
+
+def test_a_small_chance_is_not_printed_as_none(tmp_path):
+    sentence = sentence_of(tmp_path, {"tiny": [(5, 1)] * 2, "large": [(40, 1)] * 2})
+    assert "scores rise with size" in sentence
+    assert "two-sided p < 0.001" in sentence
 
 
 def by_size(folder, flops):
