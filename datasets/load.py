@@ -52,7 +52,7 @@ from tql_offline.datasets.names import (
     find_file,
     parse_name,
 )
-from tql_offline.datasets.reading import Floats
+from tql_offline.datasets.reading import Floats, is_there
 from tql_offline.datasets.required import (
     require_marks,
     require_matrix,
@@ -146,7 +146,7 @@ def load(
     """
     if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
         return _load_minari(dataset, path, env_id, slices)
-    if Path(dataset).suffix in (".npz", *HDF5_SUFFIXES) or _is_folder(Path(dataset)):
+    if _is_own(Path(dataset)):
         if path is not None:
             raise InputError(
                 f"two data files are given, {dataset} and {path}; leave one out, or give a "
@@ -175,6 +175,12 @@ def _published(name: str) -> Entry | None:
         return find(name)
     except InputError:  # of the form of OGBench's, whose reader has a better word for it
         return None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is meant, and not a dataset's name; a file of another kind is named later."""
+    is_file = path.suffix in (".npz", *HDF5_SUFFIXES) or (bool(path.suffix) and is_there(path))
+    return is_file or _is_folder(path)
 
 
 def _is_folder(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Settings: layers, round trip, and one sentence for everything wrong with them."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -170,3 +171,19 @@ def test_missing_file_and_double_preset(tmp_path):
 def test_the_settings_page_is_up_to_date():
     page = Path(__file__).parent.parent / "docs" / "config.md"
     assert page.read_text(encoding="utf-8") == reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("setting", "meant"),
+    [
+        ("batchsize", "did you mean batch_size?"),
+        ("critic.siz", "did you mean critic.size, "),
+        ("alpha", "did you mean flow.alpha, conservative.alpha?"),
+        ("zzz", "docs/config.md lists all settings"),
+        ("y" * 10**6, "docs/config.md lists all settings"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest_ones(setting, meant):
+    table, _, name = setting.rpartition(".")
+    with pytest.raises(InputError, match=re.escape(meant)):
+        resolve({table: {name: 1}} if table else {name: 1})

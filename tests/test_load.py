@@ -9,11 +9,13 @@ import h5py
 import numpy as np
 import ogbench
 import pytest
+from own_data import write_own
 
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.load import load, relabel
 from tql_offline.datasets.names import find_file, parse_name
+from tql_offline.datasets.reading import STEP_MARKS
 from tql_offline.errors import InputError
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -374,3 +376,31 @@ def test_only_what_can_be_collected_is_said_to_be(tmp_path, monkeypatch):
             InputError, match="run `tql-offline download antmaze-large-navigate-v0`$"
         ):
             load(name, path)
+
+
+@pytest.mark.parametrize("marks", STEP_MARKS)
+def test_marks_of_gymnasium_are_refused_with_the_names_to_give_them(tmp_path, marks):
+    path = write_own(tmp_path / "mine.npz", (4, 4), 2)
+    with np.load(path) as archive:
+        columns = dict(archive)
+    np.savez(path, **columns, **{marks: np.zeros(10)})
+    with pytest.raises(InputError, match=f"column '{marks}'.*'timeouts' where an episode was cut"):
+        load(str(path))
+
+
+def test_without_masks_it_is_said_what_is_read(tmp_path):
+    path = write_own(tmp_path / "mine.npz", (4, 4), 2)
+    with np.load(path) as archive:
+        columns = dict(archive)
+    masks = columns.pop("masks")
+    np.savez(path, **columns)
+    assert any("without a column 'masks'" in note for note in load(str(path)).notes)
+    np.savez(path, **columns, masks=masks)
+    assert load(str(path)).notes == ()
+
+
+def test_a_file_of_another_kind_is_named_as_a_file(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b")
+    with pytest.raises(InputError, match="neither .npz nor HDF5"):
+        load(str(path))

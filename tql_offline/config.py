@@ -5,6 +5,7 @@ the preset of the dataset's family (presets.toml), a config file, flags. What re
 and is written to the run folder: it repeats the run without any of the layers.
 """
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -404,11 +405,31 @@ def validate(document: Mapping[str, Any], source: str) -> Config:
 def _sentence(error: Mapping[str, Any], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {shown(key)} in {source}; docs/config.md lists all settings"
+        return f"unknown setting {shown(key)} in {source}; {_nearest(key)}"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
     expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"setting {key!r} in {source} is {shown(error['input'])} but {expected}; correct it"
+
+
+def _nearest(key: str) -> str:
+    """Settings of nearly that name, or whose last word it is."""
+    names = _names(Config)
+    same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(key[:100], names, n=3, cutoff=0.6)
+    return f"did you mean {', '.join(near)}?" if near else "docs/config.md lists all settings"
+
+
+def _names(table: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a table."""
+    found = []
+    for name, field in table.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _names(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
