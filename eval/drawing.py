@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -186,6 +187,11 @@ def serve(connection: "Connection[Any, Any]", env_id: str, success_timing: str |
         while True:
             name, argument = connection.recv()
             connection.send(getattr(stage, name)(argument))
+    except gymnasium.error.DependencyNotInstalled as error:
+        # It says itself what to install, and no other renderer makes up for it.
+        mend = "install what is missing, or leave --video out"
+        why = f"environment {env_id!r} cannot be drawn here ({one_line(error)}); {mend}"
+        _send(connection, InputError(why))
     except Exception as error:
         _send(connection, error)
 

@@ -10,7 +10,8 @@ import hashlib
 import importlib.resources
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,12 @@ MAX_LISTED_WARNINGS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where a report was written."""
+    """Where a report was written, and a sentence for everything that it leaves out."""
 
     html: Path
     markdown: Path
     boards: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def write_report(
         The files' places.
 
     Raises:
-        InputError: there is no run, or `out` cannot be written to.
+        InputError: there is neither a run nor a usable result, or `out` cannot be written to.
     """
     if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
@@ -144,6 +146,7 @@ def write_report(
         html=out / "report.html",
         markdown=out / "report.md",
         boards=tuple(out / name for name in texts if name.startswith("leaderboard")),
+        warnings=(*warnings, *(f"{s.name}: {w}" for s in sections for w in s.warnings)),
     )
 
 
@@ -162,15 +165,15 @@ def _boards(
 ) -> tuple[list[BoardSection], list[str]]:
     """The leaderboard's sections, and what was left out of it."""
     own = [measured(replace(run, name=name)) for name, run in named]
-    found, warnings = [scores for scores in own if isinstance(scores, Measured)], []
-    for path in merged:
-        run = read_result(path)
-        scores = measured(run)
-        if isinstance(scores, Measured):
-            found.append(scores)
-        else:
-            reason = "; ".join(run.warnings) or f"the run {scores} and was left out"
-            warnings.append(f"{path}: {reason}")
+    others, warnings = _read_merged(merged)
+    if not own and not others:
+        more = f"; nor can {len(warnings) - 1} more" if len(warnings) > 1 else ""
+        raise InputError(
+            f"nothing to report: no result can be used ({warnings[0]}{more}); "
+            "name run folders, or result.json files of finished runs"
+        )
+    found = [scores for scores in own if isinstance(scores, Measured)]
+    found += _with_paths(others, {name for name, _ in named})
     boards, left_out = make_boards(found, published_scores() if published else ())
     printed = published_sizes() if published else ()
     sections = [
@@ -181,6 +184,31 @@ def _boards(
         *warnings,
         *left_out,
     ]
+
+
+def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], list[str]]:
+    """The results that can be used, and a sentence for every other."""
+    usable, warnings = [], []
+    for path in paths:
+        run = read_result(path)
+        scores = measured(run)
+        if isinstance(scores, Measured):
+            usable.append((path, scores))
+        else:
+            reason = "; ".join(run.warnings) or f"the run {scores} and was left out"
+            warnings.append(f"{path}: {reason}")
+    return usable, warnings
+
+
+def _with_paths(results: list[tuple[Path, Measured]], taken: set[str]) -> Iterator[Measured]:
+    """Merged results; those of a name that another has, too, are told by their files.
+
+    The path stands behind the name, so that a run of one's own still comes first.
+    """
+    times = Counter(scores.name for _, scores in results) + Counter(taken)
+    for path, scores in results:
+        is_shared = times[scores.name] > 1
+        yield replace(scores, name=f"{scores.name} ({path})") if is_shared else scores
 
 
 def render(template: str, page: dict[str, Any]) -> str:

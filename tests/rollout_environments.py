@@ -131,6 +131,11 @@ class Undrawable(Drawn):
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
 
+class LacksPackage(Drawn):
+    def render(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip install`")
+
+
 class DrawsNothing(Drawn):
     def render(self):
         return None
@@ -220,7 +225,7 @@ def once() -> bool:
 ENVIRONMENTS = (
     Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
     EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
-    DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
+    LacksPackage, DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
 )  # fmt: skip
 for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]

@@ -254,3 +254,21 @@ def test_bad_flags_are_one_sentence(flags, sentence, capsys):
     error = capsys.readouterr().err
     assert re.fullmatch(r"tql-offline: [^\n]*\n", error)
     assert sentence in error
+
+
+@pytest.mark.parametrize("earlier", [None, "figures\n"])
+def test_a_refusal_leaves_the_file_as_it_was(tmp_path, earlier):
+    file = tmp_path / "bench.json"
+    if earlier:
+        file.write_text(earlier)
+    with pytest.raises(SystemExit):
+        main(["bench", "--size", "huge", "--out", str(file)])
+    assert (file.read_text() if file.exists() else None) == earlier
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "compare", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--size", "tiny", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "(Is a directory)" in capsys.readouterr().err

@@ -263,7 +263,8 @@ def test_a_seed_below_zero_is_refused(model):
 
 def test_importing_the_package_imports_no_pytorch():
     code = (
-        "import sys, tql_offline; assert 'torch' not in sys.modules; tql_offline.load; print('ok')"
+        "import sys, tql_offline; assert 'load' in dir(tql_offline); "
+        "assert 'torch' not in sys.modules; tql_offline.load; print('ok')"
     )
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
@@ -360,6 +361,20 @@ def test_two_exports_are_the_same_bytes(trained, tmp_path):
     assert contents(tmp_path / "b") == contents(first)
     here = str(Path(tql_offline.__file__).parent).encode()
     assert not any(here in data for data in contents(first).values())
+
+
+def test_every_file_has_the_mode_of_the_umask(trained, tmp_path):
+    saved, before = trained().checkpoints / "4", os.umask(0o027)
+    try:
+        model = export_run(trained().path, tmp_path / "model", onnx=False).folder
+        checkpoint.save_network(torch.nn.Linear(2, 1), tmp_path / "linear.safetensors")
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in [*model.iterdir(), *tmp_path.glob("*.s*")]}
+    assert {"policy.safetensors", "model.json", "linear.safetensors"} <= modes.keys()
+    assert set(modes.values()) == {0o640}, modes
+    kept = {path.name: path.stat().st_mode & 0o777 for path in saved.iterdir()}
+    assert set(kept.values()) == {0o666 & ~before}, kept
 
 
 def test_a_folder_that_exists_is_replaced_by_force_alone(trained, tmp_path, capsys):

@@ -804,6 +804,69 @@ def test_the_command_merges(tmp_path, capsys):
         assert name in printed.replace("\n", "")
 
 
+def reported(capsys, *arguments):
+    """Exit code, output and error lines of `report`."""
+    with pytest.raises(SystemExit) as stop:
+        main(["report", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return stop.value.code, printed.out, printed.err.splitlines()
+
+
+def test_the_command_says_what_it_leaves_out(tmp_path, capsys):
+    others, out = tmp_path / "others", tmp_path / "out"
+    write_result(others / "alice-result.json")
+    (others / "bob\x1b-result.json").write_text("no JSON")
+    code, _, lines = reported(capsys, "--merge", others, "--out", out)
+    assert code == 0
+    assert len(lines) == 1
+    assert lines[0].startswith(f"warning: {others}/bob\\x1b-result.json: ")
+    for number in range(12):
+        (others / f"z{number}-result.json").write_text("no JSON")
+    code, _, lines = reported(capsys, "--merge", others, "--out", out)
+    assert code == 0
+    assert len(lines) == 11
+    assert lines[-1] == "and 3 more"
+
+
+def test_a_damaged_run_is_warned_of(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    run.provenance.write_text("no JSON")
+    code, _, lines = reported(capsys, run.path, "--out", tmp_path / "out")
+    assert code == 0
+    assert [line for line in lines if line.startswith("warning: run: provenance.json")]
+
+
+@pytest.mark.parametrize(("files", "more"), [(1, ""), (3, "; nor can 2 more")])
+def test_results_of_which_none_can_be_used_are_refused(tmp_path, capsys, files, more):
+    paths = [tmp_path / f"{number}.npz" for number in range(files)]
+    for path in paths:
+        path.write_bytes(b"PK")
+    merge = [part for path in paths for part in ("--merge", path)]
+    code, out, lines = reported(capsys, *merge, "--out", tmp_path / "out")
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert lines[0].startswith(f"tql-offline: nothing to report: no result can be used ({paths[0]}")
+    assert f"{more}); name run folders" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_equal_names_are_told_by_their_files(tmp_path, capsys):
+    paths = [write_result(tmp_path / who / "result.json") for who in ("alice", "bob")]
+    lines = write_report([], tmp_path / "out", merged=paths).warnings
+    (line,) = [line for line in lines if "has another run of seed 0" in line]
+    assert line.startswith(f"result ({paths[1]}): ")
+    assert f"result ({paths[0]}), which is the one that counts" in line
+
+
+def test_of_a_run_and_its_copy_the_run_counts(tmp_path):
+    run = make_run(tmp_path / "mine", protocol="ogbench-singletask")
+    copy = tmp_path / "copy-result.json"
+    copy.write_bytes(run.result.read_bytes())
+    lines = write_report([run], tmp_path / "out", merged=[copy]).warnings
+    (line,) = [line for line in lines if "has another run of seed" in line]
+    assert line.startswith(f"mine ({copy}): ")
+    assert ", mine, which is the one that counts" in line
+
+
 @pytest.mark.parametrize("wrong", [[], ["--merge", "nowhere"], ["--merge", "."]])
 def test_nothing_to_merge_is_a_sentence(tmp_path, monkeypatch, capsys, wrong):
     monkeypatch.chdir(tmp_path)

@@ -246,6 +246,15 @@ def test_without_a_renderer_it_is_said_what_to_install(no_choice):
     assert "install libegl1 or libosmesa6" in str(refusal.value)
 
 
+def test_a_package_that_is_missing_is_the_one_to_install(no_choice):
+    with pytest.raises(InputError) as refusal:
+        Drawing(named("LacksPackage"))
+    assert str(refusal.value) == (
+        f"environment {named('LacksPackage')!r} cannot be drawn here (pygame is not installed, run "
+        "`pip install`); install what is missing, or leave --video out"
+    )
+
+
 @pytest.mark.parametrize("name", ["Uneven", "DrawsNothing"])
 def test_an_environment_without_frames_is_told(name, no_choice):
     with pytest.raises(InputError, match=f"^environment '[^']*{name}-v0' draws no frames"):

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         if sentence is None or "--debug" in arguments:
             raise
         if sentence:
-            typer.echo(f"tql-offline: {_printable(sentence)}", err=True)
+            typer.echo(f"tql-offline: {printable(sentence)}", err=True)
         raise SystemExit(2) from None
     if code == CTRL_C:
         _stop("")
@@ -82,7 +82,7 @@ def _stop(note: str) -> NoReturn:
     raise SystemExit(CTRL_C) from None
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text whose control characters, which may be a file's, reach no terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

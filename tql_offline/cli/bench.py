@@ -14,6 +14,7 @@ import typer
 from tql_offline.cli import app
 from tql_offline.cli.tables import print_table, say
 from tql_offline.errors import InputError
+from tql_offline.runs import writing
 
 if TYPE_CHECKING:
     from tql_offline.bench.workload import Workload
@@ -71,8 +72,8 @@ def bench(
     from tql_offline.bench.workload import peers_of
     from tql_offline.training.device import pick_device
 
-    if out and not out.resolve().parent.is_dir():
-        raise InputError(f"{out}: its folder is not there; make it or name another file")
+    if out:
+        check_writable(out)
     where = pick_device(device)
     document, results = head(where), []
     for workload in workloads(sizes, objectives, batch_sizes, hidden, where.type):
@@ -82,7 +83,24 @@ def bench(
         show(results[-1])
         if out:
             text = json.dumps(document | {"results": results}, indent=2)
-            out.write_text(f"{text}\n", encoding="utf-8")
+            with writing(out):
+                out.write_text(f"{text}\n", encoding="utf-8")
+
+
+def check_writable(out: Path) -> None:
+    """See that a file can be written, before what goes into it is measured; it stays as it is.
+
+    Raises:
+        InputError: it cannot.
+    """
+    file = out.resolve()
+    if not file.parent.is_dir():
+        raise InputError(f"{out}: its folder is not there; make it or name another file")
+    is_new = not file.exists()
+    with writing(out):
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
 
 
 def share_machine(threads: int) -> None:

@@ -10,6 +10,7 @@ checkpoints/<step>/
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -263,8 +264,12 @@ def _check_moments(moments: dict[str, Tensor], parameter: Tensor, name: str) -> 
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    # The library's file is its owner's alone; an empty one has the mode that the umask gives.
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(tensors, path)
+        path.chmod(mode)
     except SafetensorError as error:
         # The library hides the system's refusal in an error of its own.
         raise OSError(_last_line(error)) from error
