@@ -137,7 +137,7 @@ def test_no_machine_has_a_say(monkeypatch):
     def refuse(*_):
         raise AssertionError("a kernel was called")
 
-    for piece in (kernels.Attention, kernels.FeedForward, kernels.Gelu, kernels.ValueAttention):
+    for piece in (kernels.AffineProjection, kernels.FeedForward, kernels.Gelu):
         monkeypatch.setattr(piece, "apply", refuse)
     monkeypatch.setattr(cpu_kernels, "_call", refuse)
     monkeypatch.setattr(attention, "HAS_TRITON", not attention.HAS_TRITON)
