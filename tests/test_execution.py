@@ -133,7 +133,7 @@ def test_seeds_that_were_stopped_go_on_one_by_one(data, alone, tmp_path):
         assert numbers(folder) == numbers(alone[seed])
 
 
-@pytest.mark.parametrize("objective", ["flow", "implicit"])
+@pytest.mark.parametrize("objective", ["flow", pytest.param("implicit", marks=pytest.mark.slow)])
 def test_scoring_beside_training_changes_no_number(data, tmp_path, objective):
     """Also for best-of-n, which asks the critic."""
     over = {"objective": objective, "implicit": {"extraction": "best-of-n", "samples": 4}}

@@ -71,7 +71,8 @@ def test_policy_and_targets_step_at_every_other_update():
             assert torch.equal(next(agent.networks[name].parameters()), old) is not moves, name
 
 
-@pytest.mark.parametrize("alpha", [pytest.param(0.3, marks=pytest.mark.slow), 100.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.3, 100.0])
 def test_policy_balances_the_datas_mean_against_the_best_action(alpha):
     """Actions uniform on [-1, 1], r = 1 - (a - 0.6)²: the data's mean is 0, the optimum 0.6.
 

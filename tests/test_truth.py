@@ -89,6 +89,7 @@ def share_off_the_data(actions, data):
     return (torch.cdist(actions, data).min(dim=1).values > 0.1).float().mean().item()
 
 
+@pytest.mark.slow
 def test_cloned_flow_lies_on_two_moons_and_a_gaussian_between_them():
     data = torch.cat([moons(torch.Generator().manual_seed(seed)) for seed in range(1, 5)])
     noise = torch.randn(len(data), 2, generator=torch.Generator().manual_seed(0))
