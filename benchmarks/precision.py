@@ -173,10 +173,16 @@ class Curves:
 
 
 def curves_of(folder: Path) -> Curves:
-    """Read the runs of a precision, all of them finished."""
+    """Read the runs of a precision.
+
+    Raises:
+        InputError: one of them is unfinished.
+    """
     lines, successes = {}, defaultdict(list)
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         run = RunFolder(path)
+        if not run.result.is_file():
+            raise InputError(f"run {path} is unfinished; delete it, and train it anew")
         lines[int(path.name.rpartition("-")[2])] = list(read_jsonl(run.metrics))
         for line in read_jsonl(run.evaluations) if run.evaluations.is_file() else ():
             if line["policy"] == "learned":

@@ -69,6 +69,9 @@ def test_runs_of_every_precision_are_compared(tmp_path, capsys, monkeypatch):
     assert row["tf32"]["by seed"] == [pytest.approx(q["tf32"][-1] - q["float32"][-1])]
     assert "| quantity |" in capsys.readouterr().out
     assert json.dumps(document)
+    (runs / "tf32" / "tf32-0" / "result.json").unlink()
+    with pytest.raises(InputError, match="tf32-0 is unfinished"):
+        precision.curves_of(runs / "tf32")
 
 
 def made_up(seeds, values):
