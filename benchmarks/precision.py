@@ -11,7 +11,7 @@ does to learning, not what a GPU's kernels do. Policies are scored in float32.
 Whatever rounds otherwise goes another way after some hundred updates, float32 too. So there is a
 **control**: float32 by PyTorch's own operations instead of our kernels, the same equations in
 another order of sums. `table` says how far each precision ends from float32 with the same seed,
-with an interval over seeds, and beside it how far the control does.
+with an interval over seeds, and beside it how far the control does; and how far they were at most.
 """
 
 import argparse
@@ -53,6 +53,8 @@ PRODUCTS = {
     for operation in (getattr(aten, name).default, getattr(aten, name).out)
 }
 CONTROL = "control"
+SKIPPED = 1000
+"""Updates before curves are compared: the entropies of all runs fall from the same height."""
 LATE = 0.2
 """The part of a run, its last, over whose mean precisions are compared."""
 
@@ -224,8 +226,25 @@ def differences(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def distances(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
+    """Of each quantity, how far any seed is at most from float32 with that seed, at one update.
+
+    And how far float32's own seeds are from one another.
+    """
+    reference = curves["float32"]
+    late = reference.steps > min(SKIPPED, reference.steps[-1] // 2)
+    for name, values in reference.values.items():
+        exact = values[:, late]
+        row: dict[str, Any] = {"quantity": name, "another seed": float(np.ptp(exact, axis=0).max())}
+        for precision in curves:
+            if precision != "float32":
+                there = curves[precision].values[name][:, late]
+                row[precision] = float(np.abs(there - exact).max())
+        yield row
+
+
 def table(arguments: argparse.Namespace) -> None:
-    """Print both tables, and write them with the curves.
+    """Print the tables, and write them with the curves.
 
     Raises:
         InputError: there is nothing to compare with.
@@ -234,7 +253,9 @@ def table(arguments: argparse.Namespace) -> None:
     if "float32" not in curves:
         raise InputError(f"{arguments.runs} has no runs in float32; train them first")
     rows = list(differences(curves))
-    print(markdown([{key: _shown(x) for key, x in row.items()} for row in rows]))
+    apart = list(distances(curves))
+    for found in (rows, apart):
+        print(markdown([{key: _shown(x) for key, x in row.items()} for row in found]))
     steps = sorted(curves["float32"].successes)
     scored = [
         {"precision": name, **{f"{s:,}": _listed(found.successes.get(s, [])) for s in steps}}
@@ -251,6 +272,7 @@ def table(arguments: argparse.Namespace) -> None:
             "versions": facts["versions"],
             "emulated": on_cpu(facts),
             "differences": rows,
+            "distances": apart,
             "successes of 50, by update": scored,
             "curves": {
                 name: {

@@ -92,6 +92,13 @@ def test_the_last_fifth_is_compared_seed_by_seed():
     assert row["tf32"]["plus or minus"] == pytest.approx(12.706, abs=1e-3)
 
 
+def test_the_largest_distance_is_that_of_one_seed_at_one_update():
+    base = np.arange(20.0).reshape(2, 10)
+    more = base + np.array([[50] * 5 + [1, 1, -3, 1, 1], [50] * 5 + [2] * 5])
+    curves = {"float32": made_up([0, 1], base), "tf32": made_up([0, 1], more)}
+    assert list(precision.distances(curves)) == [{"quantity": "Q", "another seed": 10, "tf32": 3}]
+
+
 def test_seeds_that_were_not_trained_are_named():
     curves = {"float32": made_up([0, 1], np.ones((2, 10))), "tf32": made_up([0], np.ones((1, 10)))}
     with pytest.raises(InputError, match=r"tf32 has runs of seeds \[0\] and float32 of \[0, 1\]"):
