@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tql_offline.errors import InputError
-from tql_offline.eval.statistics import wilson_interval
+from tql_offline.eval.statistics import t_interval, wilson_interval
 from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,11 +67,10 @@ def interval(rates: list[float], episodes: int) -> tuple[float, float]:
 
     At least Wilson's of these: that every seed fails from 50 states tells little of other states.
     """
-    mean, seeds = float(np.mean(rates)), len(rates)
-    low, high = wilson_interval(mean * episodes, episodes)
-    if seeds > 1:
-        half = float(stats.t.ppf(0.975, seeds - 1) * np.std(rates, ddof=1) / np.sqrt(seeds))
-        low, high = min(low, mean - half), max(high, mean + half)
+    low, high = wilson_interval(float(np.mean(rates)) * episodes, episodes)
+    if len(rates) > 1:
+        least, most = t_interval(rates)
+        low, high = min(low, least), max(high, most)
     return max(low, 0.0), min(high, 1.0)
 
 

@@ -132,7 +132,7 @@ def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
 
 
 def check_names(path: Path, names: list[str], flat: bool) -> None:
-    """Refuse too many columns, and where not `flat` those of D4RL's layout.
+    """Refuse too many columns, and where not `flat` those of D4RL's layout and Gymnasium's marks.
 
     Raises:
         InputError: names the file and what to do.

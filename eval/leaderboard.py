@@ -171,6 +171,11 @@ class Board:
         """All columns."""
         return (*self.reported, *self.measured)
 
+    @property
+    def episodes(self) -> int:
+        """That make a run's success rate; 0 where scores are none."""
+        return counted_episodes(self.setting.protocol)
+
     def row(self, task: str) -> list[float]:
         """Means of a task in the order of `labels`; NaN where there is none."""
         cells = [self.scores.get((task, label)) for label in self.labels]
@@ -183,8 +188,8 @@ class Board:
     def interval(self, score: Score) -> Estimate:
         """Student's t interval of a cell's mean; none for one run and for what is reported."""
         if not score.runs:
-            return Estimate(value=score.mean, low=math.nan, high=math.nan)
-        return estimate_mean([score.runs], episodes=counted_episodes(self.setting.protocol))
+            return Estimate(value=score.mean)
+        return estimate_mean([score.runs], episodes=self.episodes)
 
     def averages(self, tasks: Sequence[str]) -> bool:
         """Whether a mean over rows means something: plain returns have a scale of each task's."""
@@ -520,8 +525,7 @@ def _summary(
             name: estimate(statistic, table, generator, resamples=resamples)
             for name, statistic in named.items()
         }
-        episodes = counted_episodes(board.setting.protocol)
-        estimates["mean"] = estimate_mean(table, episodes=episodes)
+        estimates["mean"] = estimate_mean(table, episodes=board.episodes)
     mean, sd = average(board, label, board.tasks) or (math.nan, math.nan)
     return Summary(label=label, mean=mean, sd=sd, estimates=estimates, rank=rank)
 
@@ -541,14 +545,14 @@ def _rank_estimates(
         for label in labels
         if label in board.measured
     ]
-    tail = min(tails, default=math.nan) if not any(map(math.isnan, tails)) else math.nan
+    found = {label: Estimate(value=value) for label, value in mean_ranks(board).items()}
+    if not tails or np.isnan(tails).any():
+        return found
     spread = _drawn_ranks(board, labels, generator, resamples)
-    found = {}
-    for index, (label, value) in enumerate(mean_ranks(board).items()):
-        low = high = math.nan
-        if label in board.measured and not math.isnan(tail):
-            low, high = np.quantile(spread[:, index], [tail, 1 - tail]).tolist()
-        found[label] = Estimate(value=value, low=low, high=high)
+    bounds = np.quantile(spread, [min(tails), 1 - min(tails)], axis=0).T.tolist()
+    for label, (low, high) in zip(labels, bounds, strict=True):
+        if label in board.measured:
+            found[label] = replace(found[label], low=low, high=high)
     return found
 
 

@@ -420,7 +420,7 @@ def _answer(scaling: Scaling, p: float, tests: int) -> str:
     trend = scaling.trend
     if scaling.alike:
         return "all runs of a task score the same, so that size cannot show"
-    if min(1.0, tests * trend.least_p) >= 0.05:
+    if tests * trend.least_p >= 0.05:
         return "too few runs to show a trend with size, whatever their order"
     if p < 0.05:
         return f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"

@@ -1,6 +1,7 @@
 """Evaluation protocols: what makes two scores comparable, as versioned data (`protocols.toml`)."""
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -123,7 +124,13 @@ def counted_episodes(protocol: Any) -> int:
     known = known_protocol(protocol_label(protocol))
     if known is None or known.score != "success":
         return 0
-    return known.episodes * max(known.goals, 1) * (3 if known.counted == "last-3" else 1)
+    return known.episodes * max(known.goals, 1) * evaluations_counted(known.counted)
+
+
+def evaluations_counted(counted: Any) -> int:
+    """How many of the last evaluations count: `last` is 1, `last-3` is 3, of anything else 1."""
+    match = re.fullmatch(r"last-(\d{1,3})", counted) if isinstance(counted, str) else None
+    return max(1, int(match[1])) if match else 1
 
 
 def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:

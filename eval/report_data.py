@@ -5,7 +5,6 @@ A run may be unfinished, still running, or damaged. Whatever cannot be read is l
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +22,7 @@ from tql_offline.documents import (
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import (
+    evaluations_counted,
     is_planned,
     known_protocol,
     protocol_label,
@@ -503,10 +503,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _counted(protocol: Any) -> int:
-    """How many of the last evaluations count: `last` is 1, `last-3` is 3."""
-    counted = protocol.get("counted") if isinstance(protocol, dict) else None
-    match = re.fullmatch(r"last-(\d{1,3})", counted) if isinstance(counted, str) else None
-    return max(1, int(match[1])) if match else 1
+    return evaluations_counted(protocol.get("counted") if isinstance(protocol, dict) else None)
 
 
 def _rate_agrees(evaluation: Evaluation, recorded: Any) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from tql_offline.eval.leaderboard import Board, Measured
-from tql_offline.eval.protocol import counted_episodes
 from tql_offline.eval.statistics import (
     RESAMPLES,
     Estimate,
@@ -19,7 +18,7 @@ from tql_offline.eval.statistics import (
 )
 from tql_offline.eval.variants import differing
 
-NOTHING = Estimate(value=math.nan, low=math.nan, high=math.nan)
+NOTHING = Estimate(value=math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +88,8 @@ def scaling_of(
     for run in board.runs:
         if run.parameters:
             methods.setdefault(run.method, []).append(run)
-    episodes = counted_episodes(board.setting.protocol)
     found = (
-        _scaling(method, runs, episodes, generator, permutations)
+        _scaling(method, runs, board.episodes, generator, permutations)
         for method, runs in sorted(methods.items())
     )
     return [scaling for scaling in found if scaling is not None]

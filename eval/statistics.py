@@ -39,8 +39,8 @@ class Estimate:
     """A statistic and its interval; bounds are NaN where the runs are too few for one."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -202,7 +202,7 @@ def estimate_mean(table: Table, *, episodes: int = 0, confidence: float = 0.95) 
     low, high = mean.value - half, mean.value + half
     if episodes:
         low, high = max(low, 0.0), min(high, 100.0)
-    return _estimate(mean.value, low, high)
+    return Estimate(value=mean.value, low=low, high=high)
 
 
 def estimate_difference(
@@ -213,7 +213,7 @@ def estimate_difference(
     value = one.value - other.value
     half = one.quantile(confidence, other) * math.sqrt(one.variance + other.variance)
     most = 100.0 if episodes else math.inf
-    return _estimate(value, max(value - half, -most), min(value + half, most))
+    return Estimate(value=value, low=max(value - half, -most), high=min(value + half, most))
 
 
 def estimate_gain(
@@ -227,13 +227,14 @@ def estimate_gain(
     one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
     a, b = one.value, other.value
     if b <= 0:
-        return Estimate(value=math.nan, low=math.nan, high=math.nan)
+        return Estimate(value=math.nan)
     t = one.quantile(confidence, other.times(a / b))
     sure = b**2 - t**2 * other.variance
     if not sure > 0:
-        return Estimate(value=a / b - 1, low=math.nan, high=math.nan)
+        return Estimate(value=a / b - 1)
     root = math.sqrt(max((a * b) ** 2 - sure * (a**2 - t**2 * one.variance), 0.0))
-    return _estimate(a / b - 1, (a * b - root) / sure - 1, (a * b + root) / sure - 1)
+    low, high = ((a * b + sign * root) / sure - 1 for sign in (-1, 1))
+    return Estimate(value=a / b - 1, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,10 +300,6 @@ def _student_t(freedom: float, confidence: float) -> float:
     return float(special.stdtrit(freedom, (1 + _checked(confidence)) / 2))
 
 
-def _estimate(value: float, low: float, high: float) -> Estimate:
-    return Estimate(value=value, low=low, high=high)
-
-
 # Intervals of other statistics, by bootstrap.
 
 
@@ -335,10 +332,10 @@ def estimate(
     value = float(statistic(tasks))
     tail = widened_tail(tasks, confidence)
     if math.isnan(tail):
-        return _estimate(value, math.nan, math.nan)
+        return Estimate(value=value)
     drawn = _resampled(statistic, tasks, generator, resamples)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return _estimate(value, float(low), float(high))
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
 def estimate_profile(
@@ -376,6 +373,8 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
     as a function of θ itself (Newcombe, 2006, "Confidence intervals for an effect size measure
     based on the Mann-Whitney statistic", method 5): certainty is no bound of few runs.
     """
+    from scipy import optimize  # on use, as `_student_t`
+
     tables = checked_table(first), checked_table(second)
     value = float(improvement_probability(*tables))
     sizes = [(len(a), len(b)) for a, b in zip(*tables, strict=True)]
@@ -385,11 +384,9 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
         return abs(theta - value) - z * math.sqrt(_improvement_variance(theta, sizes))
 
     near = 1e-9  # at 0 and 1 themselves V is 0
-    from scipy import optimize  # on use, as above
-
     low = optimize.brentq(beyond, 0.0, value - near) if value > 0 else 0.0
     high = optimize.brentq(beyond, value + near, 1.0) if value < 1 else 1.0
-    return _estimate(value, float(low), float(high))
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
 def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> float:

@@ -7,7 +7,7 @@ and is written to the run folder: it repeats the run without any of the layers.
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -414,22 +414,19 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
 
 def _nearest(key: str) -> str:
     """Settings of nearly that name, or whose last word it is."""
-    names = _names(Config)
+    names = list(_names())
     same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key[:100], names, n=3, cutoff=0.6)
     return f"did you mean {', '.join(near)}?" if near else "docs/config.md lists all settings"
 
 
-def _names(table: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all settings of a table."""
-    found = []
-    for name, field in table.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += _names(inner, f"{prefix}{name}.")
+def _names() -> Iterator[str]:
+    """Dotted names of all settings."""
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, Table):
+            yield from (f"{name}.{inner}" for inner in type(field.default).model_fields)
         else:
-            found.append(prefix + name)
-    return found
+            yield name
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,11 @@
 """Agents: one method per file, in its paper's order."""
 
-from tql_offline.agents.base import Agent, make_agent, numpy_policy
+from tql_offline.agents.base import (
+    META,
+    Agent,
+    make_agent,
+    make_agent_of_shapes,
+    numpy_policy,
+)
 
-__all__ = ["Agent", "make_agent", "numpy_policy"]
+__all__ = ["META", "Agent", "make_agent", "make_agent_of_shapes", "numpy_policy"]

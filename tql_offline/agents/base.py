@@ -14,6 +14,7 @@ from tql_offline.batch import Batch
 from tql_offline.config import OBJECTIVES, Config
 from tql_offline.networks import Normaliser
 
+META = torch.device("meta")
 Metrics = dict[str, Tensor]
 NumpyPolicy = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -87,6 +88,12 @@ def make_agent(
         make = resolve_name(f"tql_offline.agents.{OBJECTIVES[config.objective]}")
         agent: Agent = make(config, observation_dim, action_dim, device)
     return agent
+
+
+def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:
+    """The same agent without memory for its numbers: on `meta`, where operations give shapes."""
+    with META:
+        return make_agent(config, observation_dim, action_dim, META)
 
 
 def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:

@@ -92,8 +92,17 @@ def controlled_td_loss(
             "td_loss": td_loss,
             "q_mean": q.mean(),
             "target_mean": target.mean(),
-            "entropy": entropy,
-            "entropy_target": control.targets,
-            "temperature": control.temperatures,
+            **entropy_metrics(control, entropy),
         },
     )
+
+
+def entropy_metrics(
+    control: EntropyController, entropy: Float[Tensor, "layer 2"], of: str = ""
+) -> Metrics:
+    """Entropies of a network beside what controls them, by names that begin with `of`."""
+    return {
+        f"{of}entropy": entropy,
+        f"{of}entropy_target": control.targets,
+        f"{of}temperature": control.temperatures,
+    }

@@ -14,7 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import ActorCritic, Metrics
-from tql_offline.agents.critic import controlled_td_loss, make_value, make_value_control
+from tql_offline.agents.critic import (
+    controlled_td_loss,
+    entropy_metrics,
+    make_value,
+    make_value_control,
+)
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, VelocityField, integrate_flow
@@ -89,11 +94,7 @@ class ImplicitQ(ActorCritic):
         loss = value_loss + entropy_bonus + temperature_term + q_loss
         value_metrics = {"value_loss": value_loss, "value_mean": value.mean()}
         if self.value.num_tokens:
-            value_metrics |= {
-                "value_entropy": entropy,
-                "value_entropy_target": self.value_control.targets,
-                "value_temperature": self.value_control.temperatures,
-            }
+            value_metrics |= entropy_metrics(self.value_control, entropy, "value_")
         return loss, metrics | value_metrics | {"critic_loss": loss}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import META, Agent, make_agent
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.conservative_q import ConservativeQ
 from tql_offline.agents.critic import make_control, make_target
@@ -21,7 +21,7 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic, TransformerCritic, cpu_kernels, kernels
-from tql_offline.training.arithmetic import META, flops_of
+from tql_offline.training.arithmetic import flops_of
 from tql_offline.training.compile import WARM_UP, Execution, Updates, check_execution, prepare
 from tql_offline.training.metrics import MetricsWindow
 

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import META, Agent, make_agent_of_shapes
 from tql_offline.config import Config
 from tql_offline.training.checkpoint import load_network
-
-META = torch.device("meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +40,13 @@ def load_acting(
         InputError: a file is missing, damaged, or does not fit the config.
     """
     runs, noisy = _probe(config, observation_dim, action_dim)
-    agent = _without_memory(config, observation_dim, action_dim)
+    agent = make_agent_of_shapes(config, observation_dim, action_dim)
     networks = {name: agent.networks[name] for name in sorted(runs)}
     for name, network in networks.items():
         load_network(folder / f"{name}.safetensors", network, device)
         network.eval().requires_grad_(False)
     noise_dims = {name: agent.noise_dim(name) if name in noisy else 0 for name in agent.policies}
     return Acting(agent=agent, noise_dims=noise_dims, networks=networks)
-
-
-def _without_memory(config: Config, observation_dim: int, action_dim: int) -> Agent:
-    """An agent of shapes alone."""
-    with META:
-        return make_agent(config, observation_dim, action_dim, META)
 
 
 def _probe(config: Config, observation_dim: int, action_dim: int) -> tuple[set[str], set[str]]:
@@ -66,7 +58,7 @@ def _probe(config: Config, observation_dim: int, action_dim: int) -> tuple[set[s
         "flow": config.flow.model_copy(update={"flow_steps": 1}),
         "implicit": config.implicit.model_copy(update={"samples": 1}),
     }
-    agent = _without_memory(config.model_copy(update=short), observation_dim, action_dim)
+    agent = make_agent_of_shapes(config.model_copy(update=short), observation_dim, action_dim)
     runs: set[str] = set()
     for name, network in agent.networks.items():
         network.register_forward_pre_hook(_note(runs, name))

@@ -5,11 +5,9 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import META, Agent, make_agent_of_shapes
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-
-META = torch.device("meta")
 
 WITHOUT_PRODUCTS = (
     *("seed", "steps", "device", "log_every", "checkpoint_every"),
@@ -37,8 +35,7 @@ def flops_per_update(config: Config, observation_dim: int, action_dim: int) -> i
 
 @lru_cache(maxsize=64)
 def _counted(config: Config, observation_dim: int, action_dim: int) -> int:
-    with META:
-        agent = make_agent(config, observation_dim, action_dim, META)
+    agent = make_agent_of_shapes(config, observation_dim, action_dim)
     return flops_of(agent, config.batch_size)
 
 

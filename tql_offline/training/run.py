@@ -361,11 +361,10 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
-    notes = (_shift_told(first.config), _endless(first.environment), _slower(first))
+    limit = (f"note: {sentence}" for sentence in _other_limit(first))
+    notes = (_shift_told(first.config), _endless(first.environment), _slower(first), limit)
     for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
-    for sentence in _other_limit(first):
-        reporter.noted(f"note: {sentence}")
     for one in made:
         if one.execution.reason:
             reporter.noted(f"running eagerly: {one.execution.reason}")
