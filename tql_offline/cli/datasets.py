@@ -123,8 +123,9 @@ def convert_data(
 
 
 def _findings(data: str, env: str) -> "list[Finding]":
-    from tql_offline.datasets.checks import check, check_spaces, view_of, view_of_columns
+    from tql_offline.datasets.checks import Finding, check, check_spaces, view_of, view_of_columns
     from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
+    from tql_offline.datasets.load import WITHOUT_MASKS, load
 
     teleports = "teleport" in Path(data).name
     entry = _published(data)
@@ -136,8 +137,8 @@ def _findings(data: str, env: str) -> "list[Finding]":
         view = view_of_columns(columns, data)
         found = check(view, jumps=not teleports)
         found = (check_spaces(view, env) if env else []) + found
+        found += [] if "masks" in columns else [Finding("note", "masks", WITHOUT_MASKS)]
         return [*_refused(columns, Path(data)), *found]
-    from tql_offline.datasets.load import load
     from tql_offline.datasets.minari import PREFIX, is_minari
 
     is_minaris = data.startswith(PREFIX) or (entry is not None and entry.suite == "minari")

@@ -226,8 +226,8 @@ class Counter:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Counter]:
-    """A bar over `total` units on a terminal, a line now and then in a log."""
-    if not console.is_terminal:
+    """A bar over `total` units on a terminal, if there are any; a line now and then in a log."""
+    if not console.is_terminal or not total:
         plain = _PlainProgress(title, total)
         yield Counter(plain.advance)
         return
