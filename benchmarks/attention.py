@@ -10,6 +10,7 @@ operation; what a fused kernel allocates for itself is not seen (it is of a bloc
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from tql_offline.networks.attention import LongEntropy, attention_with_entropy
 from tql_offline.training.device import pick_device
-from tql_offline.training.provenance import device_name, package_versions
+from tql_offline.training.provenance import device_name, git_commit, package_versions
 
 BATCH, HEADS, WIDTH = 2, 4, 32
 LENGTHS = (43, 512, 4096)
@@ -113,6 +114,8 @@ def main() -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
     if arguments.out:
         document = {
+            "command": "python " + " ".join(sys.argv),
+            "git_commit": git_commit(),
             "device": device_name(device),
             "threads": torch.get_num_threads(),
             "versions": package_versions(),

@@ -316,7 +316,7 @@ def main() -> None:
     print(table(results))
     document = {
         "command": "python " + " ".join(sys.argv),
-        "commit": git_commit(),
+        "git_commit": git_commit(),
         "device": device_name(torch.device(arguments.device)),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),

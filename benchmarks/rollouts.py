@@ -40,7 +40,7 @@ import torch
 
 from tql_offline.eval.rollout import Array, Policy, run_episodes
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.training.provenance import device_name, package_versions
+from tql_offline.training.provenance import device_name, git_commit, package_versions
 
 SLOTS = 25
 ENVIRONMENTS = ("pointmaze-medium-singletask-task1-v0", "cube-single-singletask-task1-v0")
@@ -209,6 +209,7 @@ def main() -> None:
             )
     document = {
         "command": "python " + " ".join(sys.argv),
+        "git_commit": git_commit(),
         "device": device_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "versions": package_versions(),
