@@ -35,7 +35,7 @@ def test_count_is_that_of_a_real_agents_updates_with_mlps():
 
 def assert_counts_alike(agent):
     """With the updates of a period on a CPU, whose fused attention has no formula."""
-    period = getattr(agent, "policy_delay", 1)
+    period = agent.policy_delay
     config = agent.config.model_copy(update={"batch_size": 16})
     plain = sdpa_kernel(SDPBackend.MATH)
     with pytorch_operations(), plain, FlopCounterMode(display=False) as counter:

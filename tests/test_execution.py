@@ -286,9 +286,8 @@ def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
 
         return noting
 
-    for name in execution.LOSSES:
-        if hasattr(agent, name):
-            setattr(agent, name, note(getattr(agent, name)))
+    for name in agent.losses:
+        setattr(agent, name, note(getattr(agent, name)))
     have = three_updates(agent, buffer)
     assert dtypes == {torch.float32}
     weights = {p.dtype for network in agent.networks.values() for p in network.parameters()}

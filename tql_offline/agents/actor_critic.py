@@ -9,13 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tql_offline.agents.base import Metrics
 from tql_offline.agents.critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import Normaliser
-
-Metrics = dict[str, Tensor]
 
 
 class ActorCritic(ABC):
@@ -26,12 +25,14 @@ class ActorCritic(ABC):
         optimizers: `critic` (critic, temperatures, value) and `policy` (the rest).
         learning_rates: by optimizer, the rate after warm-up.
         policies: names accepted by `act`, `learned` first.
+        losses: names of its losses, as `update` calls them.
         num_tokens: L of the critic; 0 without attention.
         policy_delay: critic steps per step of the policies and of the target networks.
         targets: pairs of a target network and the network it follows.
     """
 
     policies: tuple[str, ...] = ("learned",)
+    losses = ("critic_loss", "policy_loss")
     policy_delay = 1
 
     def __init__(

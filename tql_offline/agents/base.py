@@ -43,6 +43,19 @@ class Agent(Protocol):
         ...
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of its methods `(batch, noise) → (loss, metrics)`, in the order of an update.
+
+        training/compile.py puts compiled ones in their place.
+        """
+        ...
+
+    @property
+    def policy_delay(self) -> int:
+        """Updates per step of the policies."""
+        ...
+
+    @property
     def normaliser(self) -> Normaliser:
         """Applied to every observation, in updates and in `act`; one of `networks`."""
         ...

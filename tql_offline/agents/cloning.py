@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tql_offline.agents.actor_critic import Metrics, normalised
+from tql_offline.agents.actor_critic import normalised
+from tql_offline.agents.base import Metrics
 from tql_offline.agents.optimizers import make_adamw
 from tql_offline.batch import Batch
 from tql_offline.config import Config
@@ -29,6 +30,8 @@ class BehaviourCloning:
     """A policy fitted to the data's actions; it has no critic, hence no size."""
 
     policies = ("learned",)
+    losses = ("policy_loss",)
+    policy_delay = 1
     num_tokens = 0
 
     def __init__(

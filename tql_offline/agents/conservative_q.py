@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tql_offline.agents.actor_critic import ActorCritic, Metrics
+from tql_offline.agents.actor_critic import ActorCritic
+from tql_offline.agents.base import Metrics
 from tql_offline.agents.critic import controlled_td_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config

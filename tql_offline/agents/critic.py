@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tql_offline.agents.base import Metrics
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import EntropyController, MLPCritic, TransformerCritic
@@ -17,7 +18,6 @@ from tql_offline.networks.control import entropy_targets, entropy_targets_in_nat
 from tql_offline.objectives.td import squared_td_error
 
 Critic = TransformerCritic | MLPCritic
-Metrics = dict[str, Tensor]
 
 
 def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tql_offline.agents.actor_critic import ActorCritic, Metrics
+from tql_offline.agents.actor_critic import ActorCritic
+from tql_offline.agents.base import Metrics
 from tql_offline.agents.critic import (
     controlled_td_loss,
     entropy_metrics,

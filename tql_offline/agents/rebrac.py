@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tql_offline.agents.actor_critic import ActorCritic, Metrics
+from tql_offline.agents.actor_critic import ActorCritic
+from tql_offline.agents.base import Metrics
 from tql_offline.agents.critic import controlled_td_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config

@@ -31,7 +31,6 @@ from tql_offline.networks import attention, cpu_kernels, kernels
 from tql_offline.training.memory import keep_freed_memory
 from tql_offline.training.metrics import MetricsWindow
 
-LOSSES = ("critic_loss", "policy_loss")
 RECOMPILES = 64
 WARM_UP = 3
 """Updates before a capture: libraries pick their kernels and workspaces in the first ones."""
@@ -149,9 +148,8 @@ def set_precision(agent: Agent, precision: str, device_type: str) -> None:
     set_matrix_precision(precision)
     if precision != "bfloat16":
         return
-    for name in LOSSES:
-        if loss := getattr(agent, name, None):
-            setattr(agent, name, _autocast(loss, device_type))
+    for name in agent.losses:
+        setattr(agent, name, _autocast(getattr(agent, name), device_type))
 
 
 def set_matrix_precision(precision: str) -> None:
@@ -181,7 +179,7 @@ def compile_losses(
     Returns:
         Seconds it took, and why it was not possible (the losses are then what they were), or "".
     """
-    plain = {name: loss for name in LOSSES if (loss := getattr(agent, name, None))}
+    plain = {name: getattr(agent, name) for name in agent.losses}
     started = time.perf_counter()
     try:
         folder = cpu_kernels.compiled_folder()
@@ -211,9 +209,8 @@ def _try_losses(agent: Agent, buffer: Buffer, batch_size: int) -> None:
     index = torch.arange(batch_size, device=device) % buffer.num_transitions
     batch = buffer.take(index)
     noise = agent.draw_noise(batch.actions, torch.Generator(device).manual_seed(0))
-    for name in LOSSES:
-        if loss := getattr(agent, name, None):
-            loss(batch, noise)[0].backward()
+    for name in agent.losses:
+        getattr(agent, name)(batch, noise)[0].backward()
     for network in agent.networks.values():
         network.zero_grad()
 
@@ -280,7 +277,7 @@ class Graphed(_OneByOne):
         window: MetricsWindow,
     ) -> None:
         super().__init__(config, agent, buffer, generator, window)
-        delay = getattr(agent, "policy_delay", 1)
+        delay = agent.policy_delay
         most = updates_of_a_launch(config)
         self.count = max(delay, most // delay * delay)
         self.rates = rate_table(config, agent).to(generator.device)
