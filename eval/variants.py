@@ -22,7 +22,8 @@ _ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
 """Told by the method, the size and the seed."""
 _WITHOUT_EFFECT = (
     *("dataset.", "execution.", "watch.", "evaluation."),
-    *("device", "log_every", "checkpoint_every", "tracker", "conservative.rows_at_once"),
+    *("device", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
+    "conservative.rows_at_once",
 )
 _KEPT = ("dataset.normalise", "dataset.reward_shift", "execution.precision")
 _OBJECTIVES = ("implicit", "conservative", "rebrac", "cloning")

@@ -12,6 +12,8 @@ from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, append_jsonl, claimed, read_jsonl, rewind_jsonl
+from tql_offline.training import checkpoint
+from tql_offline.training.evaluation import Evaluator, RunScores
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run
 
@@ -117,6 +119,47 @@ def test_a_run_may_be_killed_again_and_again(data, whole, tmp_path):
         with pytest.raises(Killed):
             resume(tmp_path / "r", lambda _config: data, At("advanced", count, kill))
     assert contents(go_on(data, tmp_path / "r")) == contents(whole)
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_the_newest_checkpoints_are_kept(data, whole, tmp_path, overlap):
+    evaluation = {"processes": 1, "overlap": overlap}
+    config = resolve(SETTINGS | {"keep_checkpoints": 2, "evaluation": evaluation})
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", At("logged", 5, kill))
+    steps = RunFolder(tmp_path / "r").checkpoint_steps()
+    assert steps == [14, 21] if overlap == "off" else steps[-2:] == [18, 21]
+    folder = go_on(data, tmp_path / "r")
+    assert contents(folder) == contents(whole)
+    assert len(folder.checkpoint_steps()) == 2
+    assert not list(folder.checkpoints.glob(".*"))
+
+
+def test_the_checkpoint_of_a_score_to_be_made_is_kept(data, whole, tmp_path, monkeypatch):
+    """Scores that overlap are behind: a kill leaves them to be made of what was saved."""
+    settings = SETTINGS | {"keep_checkpoints": 1, "checkpoint_every": 4}
+    config = resolve(settings | {"evaluation": {"processes": 1, "overlap": "on"}})
+    monkeypatch.setattr(RunScores, "wait", lambda _self: None)
+    monkeypatch.setattr(Evaluator, "begin", lambda *_arguments: None)
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", At("advanced", 21, kill))
+    assert RunFolder(tmp_path / "r").checkpoint_steps() == [6, 12, 18, 20]
+    monkeypatch.undo()
+    folder = go_on(data, tmp_path / "r")
+    assert contents(folder) == contents(whole)
+    assert folder.checkpoint_steps() == [24]
+
+
+def test_a_checkpoint_half_deleted_is_none(data, tmp_path, monkeypatch):
+    config = resolve(SETTINGS | {"keep_checkpoints": 1})
+    monkeypatch.setattr(checkpoint, "remove", lambda _path: kill())
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", SilentReporter())
+    folder = RunFolder(tmp_path / "r")
+    assert folder.checkpoint_steps() == [14]
+    assert list(folder.checkpoints.glob(".7.*.part"))
+    monkeypatch.undo()
+    assert not list(go_on(data, folder.path).checkpoints.glob(".*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,7 @@ from tql_offline.datasets.load import load
 from tql_offline.datasets.slices import read_slices, slice_paths
 from tql_offline.errors import InputError
 from tql_offline.training.loop import SilentReporter
-from tql_offline.training.run import run
+from tql_offline.training.run import check, run
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 
@@ -207,6 +207,12 @@ def test_training_on_images_is_refused(seen, tmp_path):
     with pytest.raises(InputError, match="holds images of 8x8x3, for which there is no encoder"):
         run(config, seen, tmp_path / "runs", "", SilentReporter())
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_are_refused_before_they_are_looked_for(tmp_path):
+    for name in ("visual-scene-play-singletask-task1-v0", "powderworld-easy-play-v0"):
+        with pytest.raises(InputError, match=f"{name} holds images, for which there is no encoder"):
+            check(resolve({"dataset": {"name": name}}), tmp_path, "")
 
 
 def test_reading_gives_what_it_is_asked_for(folder):

@@ -106,6 +106,37 @@ def test_run_folder_holds_the_contract(scored):
     assert not keys & {"seconds", "updates_per_second"}
 
 
+def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path, capsys):
+    folder = train_own(own, tmp_path)
+    score = ["eval", str(folder.path), "--policy", "learned"]
+    before = folder.provenance.read_bytes(), folder.result.read_bytes()
+    for env, said in (
+        ("", "no environment to score policies in; give --env"),
+        ("cube-single-v0", "2 observation dims where cube-single-v0 has 28"),
+        ("NoSuch-v0", "NoSuch"),
+    ):
+        code, output = command([*score, "--env", env], capsys)
+        assert (code, said in output.err) == (2, True), output.err
+    assert (folder.provenance.read_bytes(), folder.result.read_bytes()) == before
+    maze = "rollout_environments:ShortMaze-v0"
+    assert command([*score, "--env", maze], capsys)[0] == 0
+    code, output = command([*score, "--protocol", "quick-return"], capsys)
+    assert code == 0, "its record has it now"
+    assert "judged by its own protocol, 'ogbench-singletask'" in " ".join(output.out.split())
+    result = read_json(folder.result)
+    assert result["task"] == maze
+    assert result["provenance"]["environment"]["env_id"] == maze
+    assert [(e["policy"], e["step"], e["env_id"]) for e in result["evaluations"]] == [
+        ("learned", 20, maze)
+    ]
+    first, second = read_jsonl(folder.evaluations)
+    assert first["episodes"] == second["episodes"]
+    code, output = command([*score, "--env", TASK], capsys)
+    assert code == 2
+    assert "scores in " in output.err
+    assert "another task; leave --env out" in output.err
+
+
 def test_policies_see_the_same_initial_states(scored):
     lines = list(read_jsonl(scored.evaluations))
     seeds = [[episode["seed"] for episode in line["episodes"]] for line in lines]

@@ -247,6 +247,9 @@ class Config(Table):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(50_000, description="updates between checkpoints")
+    keep_checkpoints: int = Field(
+        0, ge=0, le=MAX_COUNT, description="newest checkpoints to keep of a run; 0: all"
+    )
     tracker: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="where metrics go besides metrics.jsonl"
     )

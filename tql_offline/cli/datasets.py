@@ -97,7 +97,8 @@ def check_data(
     for finding in found:
         say(str(finding))
     warnings = sum(finding.level == "warning" for finding in found)
-    say(f"{warnings} warnings, {len(found) - warnings} notes")
+    notes = len(found) - warnings
+    say(f"{warnings} warning{'s' * (warnings != 1)}, {notes} note{'s' * (notes != 1)}")
     if warnings:
         raise typer.Exit(1)
 

@@ -23,6 +23,9 @@ def evaluate(
         list[str] | None, typer.Option(help="learned or behaviour. Default: both.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    env: Annotated[
+        str, typer.Option(help="Environment id, of a run that was trained without one.")
+    ] = "",
     video: Annotated[
         bool, typer.Option("--video", help="Also film the best, median and worst episode.")
     ] = False,
@@ -39,6 +42,7 @@ def evaluate(
             policies=tuple(policy or ()),
             device=device,
             reporter=reporter,
+            env_id=env,
             video=video,
         )
     print_evaluations(list(read_jsonl(folder.evaluations))[before:])

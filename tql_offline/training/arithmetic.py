@@ -10,7 +10,7 @@ from tql_offline.batch import Batch
 from tql_offline.config import Config
 
 WITHOUT_PRODUCTS = (
-    *("seed", "steps", "device", "log_every", "checkpoint_every"),
+    *("seed", "steps", "device", "log_every", "checkpoint_every", "keep_checkpoints"),
     *("dataset", "optimizer", "execution", "watch", "evaluation"),
 )
 """Settings that runs of the same arithmetic mostly differ in."""
@@ -46,7 +46,7 @@ def flops_of(agent: Agent, batch_size: int) -> int:
     attention. Of a delayed policy it is the mean over its period.
     """
     batch = _batch(agent, batch_size)
-    period = getattr(agent, "policy_delay", 1)
+    period = agent.policy_delay
     with FlopCounterMode(display=False) as counter:
         for step in range(1, period + 1):
             agent.update(batch, torch.Generator(), step)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tql_offline.agents import Agent
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import put_folder, read_json, write_json, writing
+from tql_offline.runs import put_folder, read_json, remove, write_json, writing
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
@@ -84,6 +84,18 @@ def save(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; a reader sees all of it or nothing.
+
+    Raises:
+        InputError: it cannot be deleted.
+    """
+    aside = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.part")
+    with writing(checkpoint):
+        checkpoint.rename(aside)
+        remove(aside)
 
 
 def non_finite_parameter(agent: Agent) -> str:

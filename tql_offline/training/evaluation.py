@@ -1,6 +1,6 @@
 """Scoring a run's policies: while it trains, and afterwards from any of its checkpoints."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,15 +13,16 @@ import torch
 from tql_offline.agents import Agent, make_agent, numpy_policy
 from tql_offline.config import Config, DataConfig
 from tql_offline.cores import usable_cores
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval import video as videos
 from tql_offline.eval.drawing import Drawing
+from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, other_limit, reference_for
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl
+from tql_offline.runs import RunFolder, append_jsonl, write_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
@@ -79,6 +80,57 @@ def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
             "run are not; use it from Python (docs/evaluation.md), or choose ogbench-singletask"
         )
     return reference_for(protocol, data.name, data.path)
+
+
+def fitting_environment(
+    env_id: str, config: Config, observation_dim: int, action_dim: int, *, whose: str
+) -> dict[str, Any]:
+    """What a run's record says of an environment that its policies can be scored in.
+
+    Args:
+        env_id: of the environment.
+        config: names protocol and success timing.
+        observation_dim: of the policies.
+        action_dim: of the policies.
+        whose: dims these are, for the message.
+
+    Raises:
+        InputError: its dims or the bounds of its actions are others, or it does not report what the
+            protocol scores.
+    """
+    described = describe(env_id, config.evaluation.success_timing or None)
+    for what, have, want in (
+        ("observation", observation_dim, described["observation_dim"]),
+        ("action", action_dim, described["action_dim"]),
+    ):
+        if have != want:
+            raise InputError(
+                f"{whose} has {have} {what} dims where {env_id} has {want}; "
+                "give the environment the data came from"
+            )
+    protocol = protocols.get(config.evaluation.protocol)
+    scale_of_scores(protocol, config.dataset)
+    low, high = action_bounds(env_id)
+    if (low, high) != (-1.0, 1.0):
+        raise InputError(
+            f"environment {env_id!r} takes actions from {low:g} to {high:g} where policies "
+            "give -1 to 1; register it with gymnasium.wrappers.RescaleAction"
+        )
+    if protocol.score == "success" and not reports_success(env_id):
+        raise InputError(
+            f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
+            "scores; give --protocol quick-return, which scores the return"
+        )
+    return described
+
+
+def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
+    """A note of what scoring may wait for in vain."""
+    if environment is not None and environment["max_episode_steps"] is None:
+        yield (
+            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
+            "that does not end by itself is played for ever; register it with max_episode_steps"
+        )
 
 
 class Evaluator:
@@ -214,6 +266,10 @@ class RunScores:
             if self.by and (missing := unscored(self.folder, self.config, self.agent, step)):
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
+    def needs(self, step: int) -> bool:
+        """Whether scores of a step are not written yet, which its checkpoint can make again."""
+        return self.by is not None and bool(unscored(self.folder, self.config, self.agent, step))
+
     def wait(self) -> None:
         """Return when all that was begun is written.
 
@@ -292,6 +348,7 @@ def evaluate_run(
     policies: tuple[str, ...],
     device: str,
     reporter: Reporter,
+    env_id: str = "",
     video: bool = False,
 ) -> RunFolder:
     """Score the policies of a run's checkpoint and add the lines to its evaluations.jsonl.
@@ -303,6 +360,7 @@ def evaluate_run(
         policies: names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
         reporter: where progress goes.
+        env_id: of the environment, where the run was trained without one; its record then has it.
         video: also write videos of each policy's best, median and worst episode (eval/video.py).
 
     Raises:
@@ -311,9 +369,7 @@ def evaluate_run(
     """
     folder, config = open_run(path)
     provenance = read_provenance(folder)
-    env_id = (provenance.get("environment") or {}).get("env_id")
-    if env_id is None:
-        raise InputError(f"run {path} has no environment to score policies in{_why(provenance)}")
+    env_id = _environment_of(path, provenance, env_id)
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
     )
@@ -330,6 +386,12 @@ def evaluate_run(
             f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
         )
     scored = config.model_copy(update={"evaluation": evaluation})
+    environment = None
+    if not provenance.get("environment"):
+        dims = state.observation_dim, state.action_dim
+        environment = fitting_environment(env_id, scored, *dims, whose=f"run {path}")
+    for sentence in (*endless(environment), *_aside(evaluation.protocol, config, path)):
+        reporter.noted(sentence)
     timing = evaluation.success_timing or None
     with evaluator(scored, env_id, torch_device) as by:
         assert by is not None
@@ -339,6 +401,8 @@ def evaluate_run(
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
+            if environment is not None:
+                write_json(folder.provenance, provenance | {"environment": environment})
             # Of an unfinished run a result would say that it is finished.
             if is_complete(folder, config):
                 write_result(folder)
@@ -347,13 +411,34 @@ def evaluate_run(
     return folder
 
 
+def _environment_of(path: Path, provenance: dict[str, Any], wanted: str) -> str:
+    """The environment that a run is scored in, which only a run without one can be given."""
+    has: str | None = (provenance.get("environment") or {}).get("env_id")
+    if has and wanted not in ("", has):
+        raise InputError(
+            f"run {path} is scored in {has!r}, and scores in {shown(wanted)} are of another task; "
+            "leave --env out"
+        )
+    if not (has or wanted):
+        raise InputError(f"run {path} has no environment to score policies in{_why(provenance)}")
+    return has or wanted
+
+
+def _aside(protocol: str, config: Config, path: Path) -> Iterator[str]:
+    if protocol != (own := config.evaluation.protocol):
+        yield (
+            f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
+            "in its report, but in no leaderboard"
+        )
+
+
 def _why(provenance: dict[str, Any]) -> str:
     """What is missing, in the words of whoever read the data."""
     dataset = provenance.get("dataset")
     unscored = dataset.get("unscored") if isinstance(dataset, dict) else None
     if isinstance(unscored, str) and unscored.isprintable():
         return f": {unscored[:_MAX_REASON]}"
-    return "; train it with --env"
+    return "; give --env"
 
 
 def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:

@@ -153,6 +153,10 @@ class Scores(Protocol):
         """Return when all that was begun is written."""
         ...
 
+    def needs(self, step: int) -> bool:
+        """Whether scores of a step are not written yet, which its checkpoint can make again."""
+        ...
+
 
 class Stopped(Exception):  # noqa: N818 - it is no error
     """A run left in order: its checkpoint is written."""
@@ -317,6 +321,7 @@ def finish(training: Training, stop: Stop) -> None:
         raise Stopped from interrupt
     finally:
         stop.at_once = False
+    prune(training)
 
 
 def update(training: Training, step: int, most: int) -> int:
@@ -374,6 +379,19 @@ def save(training: Training, step: int) -> None:
     folder, agent = training.folder.checkpoints, training.agent
     checkpoint.save(folder, agent, training.generator, state, training.window)
     training.saved = step
+    prune(training)
+
+
+def prune(training: Training) -> None:
+    """Delete checkpoints older than those to keep, but none of a score that is not written yet.
+
+    Raises:
+        InputError: one cannot be deleted.
+    """
+    if newest := training.config.keep_checkpoints:
+        for step in training.folder.checkpoint_steps()[:-newest]:
+            if step not in training.evaluation_steps or not training.scores.needs(step):
+                checkpoint.delete(training.folder.checkpoints / str(step))
 
 
 def _last_checkpoint(folder: RunFolder, until: float = math.inf) -> str:

@@ -1,6 +1,6 @@
 """A whole run: from loaded data and settings to result.json."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -13,11 +13,11 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
-from tql_offline.eval.environments import action_bounds, describe, reports_success
 from tql_offline.eval.references import other_limit
 from tql_offline.networks import cpu_kernels
 from tql_offline.runs import (
@@ -43,8 +43,9 @@ from tql_offline.training.evaluation import (
     Evaluator,
     RunScores,
     check_fit,
+    endless,
     evaluator,
-    scale_of_scores,
+    fitting_environment,
 )
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
@@ -56,17 +57,24 @@ from tql_offline.training.watch import make_watch
 MAX_RUN_NAMES = 10_000
 MAX_NAME_BYTES = 240
 """Of a run's name: file systems allow 255 with what is appended."""
+_NO_ENCODER = (
+    "for which there is no encoder here; train on data whose observations are numbers, such as "
+    "OGBench's without 'visual-'"
+)
 
 
 def check(config: Config, runs: Path, name: str) -> None:
     """What can be refused before any data are collected or loaded.
 
     Raises:
-        InputError: no such device, tracker or protocol, or the run's name is taken or no name.
+        InputError: no such device, tracker or protocol, images to train on, or the run's name is
+            taken or no name.
     """
     check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
     protocols.get(config.evaluation.protocol)
+    if suite_of(config.dataset.name) == "ogbench-visual":
+        raise InputError(f"{config.dataset.name} holds images, {_NO_ENCODER}")
     if name and not _is_folder_name(name):
         raise InputError(
             f"run name {shown(name)} must be one plain folder name; choose another --name"
@@ -308,9 +316,7 @@ def _refuse_images(dataset: Dataset) -> None:
     shape = dataset.episodes.observations.shape[1:]
     if len(shape) != 1:
         raise InputError(
-            f"{dataset.path} holds images of {'x'.join(map(str, shape))}, for which there is no "
-            "encoder here; train on data whose observations are numbers, such as OGBench's "
-            "without 'visual-'"
+            f"{dataset.path} holds images of {'x'.join(map(str, shape))}, {_NO_ENCODER}"
         )
 
 
@@ -327,15 +333,6 @@ def _shift_told(config: Config) -> Iterator[str]:
         yield (
             f"note: rewards are shifted by {shift:+g} for training: --set dataset.reward_shift=0 "
             "leaves them"
-        )
-
-
-def _endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
-    """What scoring may wait for in vain."""
-    if environment is not None and environment["max_episode_steps"] is None:
-        yield (
-            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
-            "that does not end by itself is played for ever; register it with max_episode_steps"
         )
 
 
@@ -362,7 +359,7 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
     limit = (f"note: {sentence}" for sentence in _other_limit(first))
-    notes = (_shift_told(first.config), _endless(first.environment), _slower(first), limit)
+    notes = (_shift_told(first.config), endless(first.environment), _slower(first), limit)
     for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
     for one in made:
@@ -429,30 +426,7 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     if dataset.env_id is None:
         return None
-    described = describe(dataset.env_id, config.evaluation.success_timing or None)
-    for what, have, want in (
-        ("observation", dataset.episodes.observations.shape[1], described["observation_dim"]),
-        ("action", dataset.episodes.actions.shape[1], described["action_dim"]),
-    ):
-        if have != want:
-            raise InputError(
-                f"{dataset.path} has {have} {what} dims where {dataset.env_id} has {want}; "
-                "give the environment the data came from"
-            )
-    protocol = protocols.get(config.evaluation.protocol)
-    scale_of_scores(protocol, config.dataset)
-    low, high = action_bounds(dataset.env_id)
-    if (low, high) != (-1.0, 1.0):
-        raise InputError(
-            f"environment {dataset.env_id!r} takes actions from {low:g} to {high:g} where policies "
-            "give -1 to 1; register it with gymnasium.wrappers.RescaleAction"
-        )
-    if protocol.score == "success" and not reports_success(dataset.env_id):
-        raise InputError(
-            f"environment {dataset.env_id!r} reports no success, which protocol {protocol.name!r} "
-            "scores; give --protocol quick-return, which scores the return"
-        )
-    return described
+    return fitting_environment(dataset.env_id, config, *_dims(dataset), whose=str(dataset.path))
 
 
 def _critic_facts(agent: Agent) -> dict[str, Any]:
