@@ -170,6 +170,25 @@ def load(
     return _load_ogbench(name, path, slices)
 
 
+def find_data(dataset: str, path: Path | None = None) -> Path:
+    """Where the data lie that `load` would read; reads none.
+
+    Raises:
+        InputError: they are not there; the message names the command that brings them.
+    """
+    if path is not None or _is_own(Path(dataset)):
+        file = path or Path(dataset)
+        if not (_is_folder(file) or is_there(file)):
+            raise InputError(f"data file {file} is not there; check the path")
+        return file
+    entry = _published(dataset)
+    if dataset.startswith(PREFIX) or (entry is not None and entry.suite == "minari"):
+        return _minari_folder(dataset, None)
+    if entry is not None and entry.suite == "d4rl":
+        return d4rl_file(entry)
+    return find_file(parse_name(dataset))
+
+
 def _published(name: str) -> Entry | None:
     try:
         return find(name)
@@ -258,16 +277,9 @@ def _load_flat(
 
 
 def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
-    folder = given or folder_of(name)
     if slices:
-        raise InputError(f"{folder} is not a folder of slices; leave --slices out")
-    if not is_minari(folder):
-        own = name.removeprefix(PREFIX)
-        command = "tql-offline" if _published(own) else "minari"
-        raise InputError(
-            f"Minari dataset {shown(own)} is not here: {folder} has no data/metadata.json; run "
-            f"`{command} download {shown(own)[1:-1]}`"
-        )
+        raise InputError(f"{given or name} is not a folder of slices; leave --slices out")
+    folder = _minari_folder(name, given)
     if COLUMNS in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
         digest = in_background(lambda: slices_sha256(files_of(folder)))
         return _of_own_columns(read_minari(folder), folder, digest, env_id)
@@ -290,6 +302,18 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
         unscored=unscored,
         action_bounds=made.action_bounds,
     )
+
+
+def _minari_folder(name: str, given: Path | None) -> Path:
+    folder = given or folder_of(name)
+    if not is_minari(folder):
+        own = name.removeprefix(PREFIX)
+        command = "tql-offline" if _published(own) else "minari"
+        raise InputError(
+            f"Minari dataset {shown(own)} is not here: {folder} has no data/metadata.json; run "
+            f"`{command} download {shown(own)[1:-1]}`"
+        )
+    return folder
 
 
 def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:

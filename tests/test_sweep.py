@@ -25,11 +25,14 @@ from tql_offline.training.sweep import (
     Ended,
     Run,
     alone,
+    check_data,
     cores_each,
     discard,
     expand,
+    find_suite,
     first_difference,
     last_line,
+    only,
     read_suite,
     state_of,
     train_runs,
@@ -98,6 +101,83 @@ def test_a_suite_expands_to_every_combination_and_seed(suite):
         | {"objective": "flow", "seed": 0, "steps": 50, "evaluation": evaluation}
         | {"dataset": {"name": "cube-single-play-singletask-task1-v0"}}
     )
+
+
+def test_a_part_of_a_suite_is_chosen_by_names(suite):
+    read = suite(GRID)
+    runs = expand(read, {}, 1)
+    chosen, collect = only(runs, ["pointmaze-*-s7", "*-ifql-tiny-s0"], read)
+    assert [run.name for run in chosen] == [
+        "pointmaze-flow-tiny-s7",
+        "pointmaze-ifql-tiny-s0",
+        "pointmaze-ifql-tiny-s7",
+        "cube-single-ifql-tiny-s0",
+    ]
+    assert collect == {"cube-single-play-v0": 100}
+    assert only(runs, ["pointmaze-*"], read)[1] == {}, "of what nothing is trained on"
+    with pytest.raises(InputError, match=r"--only 'cube-double\*' matches no run"):
+        only(runs, ["pointmaze-*", "cube-double*"], read)
+
+
+SHIPPED = {"scaling": 25 * 3 * 4 * 8, "ablation": 5 * 4 * 8}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_suites_that_come_along_are_the_papers(name):
+    runs = expand(read_suite(find_suite(Path(name))), {}, 1)
+    assert len(runs) == SHIPPED[name]
+    for run in runs:
+        config, family = run.config, run.name.split("-task")[0]
+        alpha = 1000.0 if family.startswith("puzzle") else 300.0
+        targets = ((3.0, 3.0), (2.5, 2.5)) if family == "cube-double" else ((3.5, 3.5), (3.0, 3.0))
+        assert (config.steps, config.batch_size, config.objective) == (1_000_000, 256, "flow")
+        assert (config.flow.alpha, config.entropy.targets_nats) == (alpha, targets)
+        evaluation = config.evaluation
+        assert (evaluation.protocol, evaluation.success_timing) == ("ogbench-singletask", "post")
+        assert config.dataset.name.startswith(f"{family}-play-singletask-task")
+        is_larger = family == "cube-triple" and config.critic.size == "xl"
+        assert config.optimizer.critic_lr == (4e-4 if is_larger else 1e-4), run.name
+    modes = {(r.config.critic.kind, r.config.entropy.mode) for r in runs}
+    assert (
+        modes
+        == {
+            "scaling": {("transformer", "layerwise"), ("transformer", "none"), ("mlp", "none")},
+            "ablation": {("transformer", m) for m in ("none", "fixed", "single", "layerwise")},
+        }[name]
+    )
+
+
+def test_a_suite_is_a_file_or_comes_along(tmp_path, monkeypatch, capsys):
+    assert find_suite(tmp_path / "x.toml") == tmp_path / "x.toml"
+    code, output = command(["sweep", "scalin", "--list"], capsys)
+    assert (code, "there is no suite 'scalin'" in output.err) == (2, True)
+    assert "ablation, scaling" in output.err
+    monkeypatch.chdir(tmp_path)
+    Path("scaling").write_text("[axis.a.x]")
+    assert find_suite(Path("scaling")) == Path("scaling"), "one's own file goes first"
+
+
+def test_a_sweep_takes_data_of_every_kind(suite, private_home):
+    places = {
+        "hopper-medium-v2": private_home / "d4rl" / "hopper_medium-v2.hdf5",
+        "mujoco/hopper/medium-v0": private_home
+        / "minari/mujoco/hopper/medium-v0/data/metadata.json",
+        "minari:mine/own-v0": private_home / "minari" / "mine" / "own-v0" / "data/metadata.json",
+        "cube-double-play-singletask-task1-v0": private_home / "ogbench/cube-double-play-v0.npz",
+        str(private_home / "slices"): private_home / "slices" / "one.npz",
+        str(private_home / "mine.hdf5"): private_home / "mine.hdf5",
+    }
+    for name, place in places.items():
+        read = suite(f"[settings]\ndataset.name = '{name}'\nevaluation.protocol = 'quick'\n")
+        (run,) = expand(read, {}, 1)
+        with pytest.raises(
+            InputError,
+            match=r"grid\.toml, run s0: .*(not here|not there|neither|not a dataset name)",
+        ):
+            check_data(run, read)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        check_data(run, read)
 
 
 def test_later_layers_win(suite):

@@ -1,5 +1,6 @@
 """`tql-offline sweep`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    suite: Annotated[Path, typer.Argument(help="TOML file of a grid of runs: docs/sweep.md.")],
+    suite: Annotated[
+        Path,
+        typer.Argument(help="TOML file of a grid of runs (docs/sweep.md), or scaling or ablation."),
+    ],
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     processes: Annotated[
         int, typer.Option(min=1, help="Runs at a time; they share the cores.")
@@ -23,6 +27,10 @@ def sweep(
     list_: Annotated[
         bool, typer.Option("--list", help="Print the runs and their states; train nothing.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Runs of such names alone, e.g. '*-xl-s0'; may be repeated."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting over all of the suite's, e.g. steps=100."),
@@ -30,21 +38,24 @@ def sweep(
 ) -> None:
     """Train all runs of a grid; the same command goes on where a stopped sweep left off."""
     from tql_offline.datasets.collect import official_size
-    from tql_offline.training.sweep import check_collected, check_data, expand, read_suite, state_of
+    from tql_offline.training import sweep as sweeps
 
     over: dict[str, Any] = {}
     for assignment in set_ or []:
         assign(over, assignment)
-    read = read_suite(suite)
-    planned = expand(read, over, processes)
-    states = [(run, state_of(run, runs)) for run in planned]
+    read = sweeps.read_suite(sweeps.find_suite(suite))
+    planned = sweeps.expand(read, over, processes)
+    if only:
+        planned, collect = sweeps.only(planned, only, read)
+        read = replace(read, collect=collect)
+    states = [(run, sweeps.state_of(run, runs)) for run in planned]
     if list_:
         _list(states)
         return
-    check_collected(read)
+    sweeps.check_collected(read)
     for run, state in states:
         if state != "finished":
-            check_data(run, read)
+            sweeps.check_data(run, read)
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
     failed = _train(read, planned, runs, processes)

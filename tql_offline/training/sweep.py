@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -30,9 +31,10 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tql_offline.config import DEFAULT_DATASET, Config, merge, read_toml, resolve
+from tql_offline.config import DEFAULT_DATASET, Config, DataConfig, merge, read_toml, resolve
 from tql_offline.cores import usable_cores
-from tql_offline.datasets.names import collected_folder, downloaded_folder, find_file, parse_name
+from tql_offline.datasets.load import find_data
+from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, read_json, writing
 from tql_offline.training.result import open_run
@@ -44,6 +46,7 @@ MAX_NAME = 200
 POLL_SECONDS = 0.1
 LOG_TAIL_BYTES = 2**16
 
+_SUITES = Path(__file__).resolve().parent.parent / "suites"
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 State = Literal["finished", "unfinished", "to do"]
@@ -102,6 +105,21 @@ class Ended:
 
 
 # The suite file.
+
+
+def find_suite(name: Path) -> Path:
+    """A suite file, or the one of that name that comes with the package.
+
+    Raises:
+        InputError: there is neither; the message lists those that come with it.
+    """
+    shipped = {path.stem: path for path in sorted(_SUITES.glob("*.toml"))}
+    if not name.exists() and not name.suffix and len(name.parts) == 1:
+        if str(name) not in shipped:
+            listed = ", ".join(shipped)
+            raise InputError(f"there is no suite {shown(str(name))}; give a file, or {listed}")
+        return shipped[str(name)]
+    return name
 
 
 def read_suite(path: Path) -> Suite:
@@ -212,6 +230,33 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
     return runs
 
 
+def only(
+    runs: Sequence[Run], patterns: Sequence[str], suite: Suite
+) -> tuple[list[Run], dict[str, int]]:
+    """Runs whose names match one of some shell patterns, and what is to be collected for them.
+
+    Raises:
+        InputError: a pattern matches no run.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(run.name, pattern) for run in runs):
+            raise InputError(
+                f"--only {shown(pattern)} matches no run of suite {suite.path}; --list names them"
+            )
+    chosen = [run for run in runs if any(fnmatchcase(run.name, p) for p in patterns)]
+    files = {_ogbench_file(run.config.dataset) for run in chosen}
+    collect = {name: n for name, n in suite.collect.items() if parse_name(name).file in files}
+    return chosen, collect
+
+
+def _ogbench_file(data: DataConfig) -> str:
+    """The file of a dataset of OGBench's that is given by name; empty of all other data."""
+    try:
+        return "" if data.path else parse_name(data.name).file
+    except InputError:
+        return ""
+
+
 def cores_each(processes: int) -> int:
     """Cores for each of so many runs at once."""
     return max(1, usable_cores() // processes)
@@ -247,15 +292,11 @@ def check_data(run: Run, suite: Suite) -> None:
         InputError: they are not; the message names the commands that bring them.
     """
     wanted = run.config.dataset
+    collected = _ogbench_file(wanted) in {parse_name(name).file for name in suite.collect}
+    if collected or (wanted.name == DEFAULT_DATASET and not wanted.path):
+        return
     with _naming(f"suite {suite.path}, run {run.name}"):
-        file = wanted.path or (wanted.name if Path(wanted.name).suffix else "")
-        if file and not Path(file).is_file():
-            raise InputError(f"data file {file} is not there; check the path")
-        if file or wanted.name == DEFAULT_DATASET:
-            return
-        name = parse_name(wanted.name)
-        if name.file not in {parse_name(collected).file for collected in suite.collect}:
-            find_file(name)
+        find_data(wanted.name, Path(wanted.path) if wanted.path else None)
 
 
 def check_collected(suite: Suite) -> None:
