@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.leaderboard import (
     Board,
     Score,
@@ -100,6 +101,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         tables=tuple(table for table in tables if table.rows),
         sentences=(
             *trend_sentences(scalings, digits_of(percent)),
+            *claim_sentences(board, scalings, printed),
             *shortfall(board),
             *formulas(board),
             *board.notes,

@@ -35,9 +35,14 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSize:
-    """One printed point of score against size: mean over tasks, in percent."""
+    """One printed point of score against size: mean over tasks, in percent.
+
+    Attributes:
+        ours: what a run of the method is called here (`method_name` of training/result.py).
+    """
 
     method: str
+    ours: str
     parameters: float
     mean: float
     sd: float
@@ -67,6 +72,7 @@ def published_sizes() -> tuple[PublishedSize, ...]:
     return tuple(
         PublishedSize(
             method=row["method"],
+            ours=table["ours"].get(row["method"], row["method"]),
             parameters=1e6 * float(row["critic_parameters_millions"]),
             mean=float(row["success_mean_percent"]),
             sd=float(row["success_std_percent"]),
@@ -76,7 +82,7 @@ def published_sizes() -> tuple[PublishedSize, ...]:
     )
 
 
-def _rows(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+def _rows(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     folder: Traversable = resources.files(__package__).joinpath("published")
     tables = tomllib.loads(folder.joinpath("sources.toml").read_text(encoding="utf-8"))["table"]
     for table in tables:
