@@ -2,36 +2,43 @@
 
     python benchmarks/claim.py
 
-A paper prints mean ± standard deviation (divisor n, as NumPy's) and not its runs. An interval of t
-needs no more: `runs` makes scores that have them, and `tql_offline.eval.statistics` does with these
-what it does with a user's own. How many seeds there were is not stated, so there are several rows;
-and neither is what the ± of an average over tasks is:
+A paper prints mean ± standard deviation (taken to have the divisor n, as NumPy's), not its runs. An
+interval of t needs no more: `runs` makes scores that have them, and `tql_offline.eval.statistics`
+does with these what it does with a user's own. How many seeds there were is not known here, and
+neither is what the ± of an average over tasks is:
 
-    mean of deviations   the mean of the tasks' standard deviations over seeds
-    deviation of means   the standard deviation over seeds of the mean over tasks
+    spread of tasks   the mean of the tasks' standard deviations over seeds
+    spread of means   the standard deviation over seeds of the mean over tasks
 
-Of the first the tasks' own deviations are needed: those of the method's column in the table of 25
-tasks, in proportion.
+For the first the tasks' own deviations are needed: `task_deviations`.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from tql_offline.eval.published import PublishedSize, published_scores, published_sizes
+from tql_offline.eval.published import (
+    PublishedSize,
+    published_scores,
+    published_sizes,
+    task_deviations,
+)
 from tql_offline.eval.statistics import Estimate, Scores, estimate_difference, estimate_gain
 
-SEEDS = (2, 4, 8)
-COLUMN = {"Transformer without entropy control": "TQL"}
-"""Method of the table by size → the one of the table of tasks whose deviations it is given."""
+SEEDS = 8
+"""The protocol's."""
+MOST_SEEDS = 200
+PRINTED = {
+    "FQL, 25 tasks": ("FQL", "", 4),
+    "floq, 25 tasks": ("floq", "", 7),
+    "TQL, 25 tasks": ("TQL", "", 7),
+    "TQL, 5 tasks of cube-double (ablation)": ("TQL", "cube-double", 6),
+}
+"""Average → its method, how its tasks begin, and the ± printed for it (the paper's website)."""
 
-Tasks = dict[str, tuple[float, float]]
-"""Task → mean and standard deviation, in percent."""
-
-
-def tasks_of(method: str) -> Tasks:
-    """A method's column of the table of 25 tasks."""
-    return {p.task: (p.mean, p.sd) for p in published_scores() if p.method == method}
+Reading = Callable[[PublishedSize, int], list[Scores]]
 
 
 def runs(mean: float, sd: float, seeds: int) -> Scores:
@@ -41,81 +48,132 @@ def runs(mean: float, sd: float, seeds: int) -> Scores:
     return scores
 
 
-def mean_of_deviations(point: PublishedSize, seeds: int) -> list[Scores]:
+def spread_of_tasks(point: PublishedSize, seeds: int) -> list[Scores]:
     """Runs of 25 tasks, if ± is the mean of their deviations."""
-    deviations = np.array(
-        [sd for _, sd in tasks_of(COLUMN.get(point.method, point.method)).values()]
-    )
-    return [runs(point.mean, sd, seeds) for sd in deviations * point.sd / deviations.mean()]
+    return [runs(point.mean, sd, seeds) for sd in task_deviations(point)]
 
 
-def deviation_of_means(point: PublishedSize, seeds: int) -> list[Scores]:
+def spread_of_means(point: PublishedSize, seeds: int) -> list[Scores]:
     """Runs of one task, the average, if ± is its deviation."""
     return [runs(point.mean, point.sd, seeds)]
 
 
-def which_deviation() -> Iterator[str]:
-    """What the ± of a printed average over 25 tasks may be, of the methods that have one."""
-    yield "| method | mean of the tasks' ± | ± of the mean, tasks independent |"
-    yield "|---|---|---|"
-    for method in ("FQL", "floq", "TQL"):
-        deviations = np.array([sd for _, sd in tasks_of(method).values()])
-        of_mean = np.sqrt((deviations**2).sum()) / len(deviations)
-        yield f"| {method} | {deviations.mean():.1f} | {of_mean:.1f} |"
+READINGS: tuple[Reading, Reading] = (spread_of_tasks, spread_of_means)
 
 
-def claims() -> Iterator[str]:
-    """Change from the smallest to the largest size of every method, with intervals."""
-    readings = "95 %, ± a mean of deviations | 95 %, ± a deviation of means"
-    yield f"| method | 0.4M | 26M | change | seeds | {readings} |"
-    yield "|---|---|---|---|---|---|---|"
-    points: dict[str, list[PublishedSize]] = {}
-    for point in published_sizes():
-        points.setdefault(point.method, []).append(point)
-    for method, sizes in points.items():
-        small, large = (pick(sizes, key=lambda p: p.parameters) for pick in (min, max))
+def methods() -> dict[str, list[PublishedSize]]:
+    """The printed means by size, smallest first."""
+    found: dict[str, list[PublishedSize]] = {}
+    for point in sorted(published_sizes(), key=lambda p: p.parameters):
+        found.setdefault(point.method, []).append(point)
+    return found
+
+
+# What ± is.
+
+
+def deviations() -> Iterator[str]:
+    """The ± of printed averages beside what it may be."""
+    yield "| average | printed ± | mean of its tasks' ± | ± of the mean, if tasks are independent |"
+    yield "|---|---|---|---|"
+    for name, (method, begins, printed) in PRINTED.items():
+        tasks = np.array(
+            [s.sd for s in published_scores() if s.method == method and s.task.startswith(begins)]
+        )
+        of_mean = math.sqrt((tasks**2).sum()) / len(tasks)
+        yield f"| {name} | {printed} | {tasks.mean():.1f} | {of_mean:.1f} |"
+
+
+# What can be said of changes.
+
+
+def changes() -> Iterator[str]:
+    """Change from the smallest to the largest size of every method, by both readings of ±."""
+    yield (
+        f"| method | 0.4M, 1M, 7M, 26M | change | 95 %, {SEEDS} seeds, spread of tasks "
+        f"| 95 %, {SEEDS} seeds, spread of means | fewest seeds |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for method, sizes in methods().items():
+        small, large = sizes[0], sizes[-1]
         change = f"{large.mean - small.mean:+.0f} ({100 * (large.mean / small.mean - 1):+.0f} %)"
-        for seeds in SEEDS:
-            cells = [
-                _interval(reading(large, seeds), reading(small, seeds))
-                for reading in (mean_of_deviations, deviation_of_means)
-            ]
-            scores = f"{small.mean:.0f} ± {small.sd:.0f} | {large.mean:.0f} ± {large.sd:.0f}"
-            yield f"| {method} | {scores} | {change} | {seeds} | {cells[0]} | {cells[1]} |"
+        means = ", ".join(f"{point.mean:.0f}" for point in sizes)
+        cells = [_interval(r(large, SEEDS), r(small, SEEDS)) for r in READINGS]
+        few = " / ".join(fewest_seeds(small, large, reading) for reading in READINGS)
+        yield f"| {method} | {means} | {change} | {cells[0]} | {cells[1]} | {few} |"
 
 
 def _interval(large: Sequence[Scores], small: Sequence[Scores]) -> str:
-    """`+9 to +15 (+31 to +56 %)`: of the difference, and of the relative one."""
+    """`+9 to +15 (+31 to +57 %)`: of the difference, and of the relative one."""
     difference, gain = estimate_difference(large, small), estimate_gain(large, small)
     relative = Estimate(value=100 * gain.value, low=100 * gain.low, high=100 * gain.high)
-    within = f" ({_bounds(relative)} %)" if np.isfinite(gain.low) else ""
-    return _bounds(difference) + within
+    within = f" ({_bounds(relative, 0)} %)" if np.isfinite(gain.low) else ""
+    return _bounds(difference, 1) + within
 
 
-def _bounds(estimate: Estimate) -> str:
-    return f"{round(estimate.low):+d} to {round(estimate.high):+d}"
+def _bounds(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.low:+.{digits}f} to {estimate.high:+.{digits}f}"
+
+
+def fewest_seeds(small: PublishedSize, large: PublishedSize, reading: Reading) -> str:
+    """From how many seeds on the change is none of chance, if rounding hid the worst.
+
+    That is means half a percent nearer to each other, and deviations half a percent larger.
+    """
+    nearer = math.copysign(0.5, large.mean - small.mean)
+    first = replace(small, mean=small.mean + nearer, sd=small.sd + 0.5)
+    last = replace(large, mean=large.mean - nearer, sd=large.sd + 0.5)
+    for seeds in range(2, MOST_SEEDS + 1):
+        change = estimate_difference(reading(last, seeds), reading(first, seeds))
+        if change.low > 0 or change.high < 0:
+            return str(seeds)
+    return f"over {MOST_SEEDS}"
+
+
+def contrasts() -> Iterator[str]:
+    """How much more TQL changes than the others."""
+    yield "| TQL's change less that of | points | spread of tasks | spread of means |"
+    yield "|---|---|---|---|"
+    found = methods()
+    ours = found.pop("TQL")
+    for method, sizes in found.items():
+        cells = []
+        for reading in READINGS:
+            up = [*reading(ours[-1], SEEDS), *reading(sizes[0], SEEDS)]
+            down = [*reading(ours[0], SEEDS), *reading(sizes[-1], SEEDS)]
+            # The mean of two means is half their sum.
+            half = estimate_difference(up, down)
+            twice = Estimate(value=2 * half.value, low=2 * half.low, high=2 * half.high)
+            cells.append(_bounds(twice, 1))
+        yield f"| {method} | {twice.value:+.0f} | {cells[0]} | {cells[1]} |"
+
+
+# What a part of the suite can tell.
 
 
 def precision() -> Iterator[str]:
-    """Half the interval of a difference between two sizes, by tasks and seeds."""
-    columns = " | ".join(f"{seeds} seeds" for seeds in SEEDS)
-    yield f"| tasks | {columns} |"
-    yield "|---|" + "---|" * len(SEEDS)
-    tasks = tasks_of("TQL")
-    parts = {name.partition("-play")[0]: "five tasks of" for name in tasks}
-    for part in [*parts, ""]:
-        chosen = [sd for name, (_, sd) in tasks.items() if name.startswith(part)]
+    """Half the interval of TQL's change, by tasks and seeds, if tasks spread as printed."""
+    counts = (2, 4, SEEDS)
+    yield f"| tasks | {' | '.join(f'{seeds} seeds' for seeds in counts)} |"
+    yield "|---|" + "---|" * len(counts)
+    names = [s.task for s in published_scores() if s.method == "TQL"]
+    sizes = methods()["TQL"]
+    spreads = [dict(zip(names, task_deviations(p), strict=True)) for p in (sizes[0], sizes[-1])]
+    for part in [*dict.fromkeys(name.partition("-play")[0] for name in names), ""]:
         cells = []
-        for seeds in SEEDS:
-            table = [runs(0.0, sd, seeds) for sd in chosen]
-            cells.append(f"± {estimate_difference(table, table).high:.0f}")
-        name = f"the five of {part}" if part else f"all {len(chosen)}"
+        for seeds in counts:
+            small, large = (
+                [runs(0.0, sd, seeds) for name, sd in spread.items() if name.startswith(part)]
+                for spread in spreads
+            )
+            cells.append(f"± {estimate_difference(large, small).high:.0f}")
+        name = f"the five of {part}" if part else f"all {len(names)}"
         yield f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Print the tables."""
-    for table in (which_deviation, claims, precision):
+    for table in (deviations, changes, contrasts, precision):
         print("\n".join(table()), end="\n\n")
 
 

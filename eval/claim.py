@@ -3,41 +3,50 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from tql_offline.eval.leaderboard import Board
+from tql_offline.config import resolve
+from tql_offline.eval.leaderboard import Board, Measured
 from tql_offline.eval.protocol import known_protocol
-from tql_offline.eval.published import PublishedSize, published_scores
-from tql_offline.eval.scaling import Scaling, SizePoint
+from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
+from tql_offline.eval.report_data import flatten
+from tql_offline.eval.scaling import tables_by_size
+from tql_offline.eval.statistics import Estimate, estimate_difference
+from tql_offline.eval.variants import Settings, differing, effective
 
+_MADE_BY = {
+    "TQL": {},
+    "TQL-none": {"entropy": {"mode": "none"}},
+    "FQL": {"preset": "fql"},
+}
+"""Method → what makes it, over the preset of a task's family."""
 _SAME_SIZE = 0.1
 """Parameters that differ by less are one size: those of the first layer depend on the task."""
+_SEEDS = 8
+"""Of a printed mean: OGBench's protocol; the paper's own number is not known here."""
+_ROUNDING = 1 / 6
+"""Variance of a difference of two means that are printed as whole percents."""
+_MAX_NAMED = 3
+
+Tasks = dict[str, list[Measured]]
 
 
-def claim_sentences(
-    board: Board, scalings: Sequence[Scaling], printed: Sequence[PublishedSize]
-) -> Iterator[str]:
-    """What the runs of a board say of the changes that a paper prints, a sentence a method.
+def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[str]:
+    """What the runs of a board say of the changes that a paper prints, a sentence or two a method.
 
-    Only of a method that was trained at the paper's smallest and largest size.
+    Only of a method that was trained at the paper's smallest and at its largest size.
     """
-    for scaling in scalings:
-        sizes = sorted(
-            (point for point in printed if point.ours == scaling.method),
-            key=lambda point: point.parameters,
-        )
-        if len(sizes) > 1:
-            small, large = (_point_of(scaling, point) for point in (sizes[0], sizes[-1]))
-            if small is scaling.points[0] and large is not None:
-                claimed = _printed_change(sizes[0], sizes[-1])
-                yield f"{claimed} {_measured_change(board, scaling, large, sizes)}"
+    for method in _MADE_BY:
+        sizes = sorted((p for p in printed if p.ours == method), key=lambda p: p.parameters)
+        if len(sizes) < 2:
+            continue
+        ends = sizes[0], sizes[-1]
+        small, large = ([r for r in board.runs if _is_of(r, method, point)] for point in ends)
+        if small and large:
+            yield f"{_printed_change(*ends)} {_verdict(board, small, large, *ends)}"
 
 
-def _point_of(scaling: Scaling, printed: PublishedSize) -> SizePoint | None:
-    near = (
-        point
-        for point in scaling.points
-        if math.isclose(point.parameters, printed.parameters, rel_tol=_SAME_SIZE)
-    )
-    return next(near, None)
+def _is_of(run: Measured, method: str, point: PublishedSize) -> bool:
+    have = run.parameters or 0
+    return run.method == method and math.isclose(have, point.parameters, rel_tol=_SAME_SIZE)
 
 
 def _printed_change(small: PublishedSize, large: PublishedSize) -> str:
@@ -48,35 +57,80 @@ def _printed_change(small: PublishedSize, large: PublishedSize) -> str:
     )
 
 
-def _measured_change(
-    board: Board, scaling: Scaling, large: SizePoint, sizes: Sequence[PublishedSize]
+def _verdict(
+    board: Board,
+    small: list[Measured],
+    large: list[Measured],
+    printed_small: PublishedSize,
+    printed_large: PublishedSize,
 ) -> str:
-    """The verdict, or why these runs give none."""
-    tasks = {score.task for score in published_scores() if score.source == sizes[0].source}
-    if missing := len(tasks.difference(scaling.tasks)):
-        return f"No verdict: {missing} of its {len(tasks)} tasks are not among these runs."
-    protocol = known_protocol(board.setting.protocol)
-    updates = min(run.updates for run in board.runs if run.method == scaling.method)
-    if protocol is not None and updates < protocol.training_steps:
-        return (
-            f"No verdict: it is of {protocol.training_steps:,} updates, and some of these runs are "
-            f"of {updates:,}."
-        )
-    claimed, change = sizes[-1].mean - sizes[0].mean, large.difference
-    if math.isnan(change.low):
+    """What was measured against what is printed, or why that is not to be compared."""
+    if why := _unlike(board, small, large, published_tasks(printed_small.source)):
+        return f"No verdict: {why}."
+    first, last = tables_by_size([*small, *large]).values()
+    measured = estimate_difference(_scores(last), _scores(first), episodes=board.episodes)
+    if math.isnan(measured.low):
         return "No verdict: one run of a task has no interval."
-    found = "within" if change.low <= claimed <= change.high else "outside"
+    gap = measured.value - (printed_large.mean - printed_small.mean)
+    variances = map(_printed_variance, (printed_small, printed_large))
+    # Both are twice a standard error, more or less.
+    reach = math.hypot(measured.high - measured.low, 4 * math.sqrt(sum(variances) + _ROUNDING)) / 2
+    explained = "no more than" if abs(gap) <= reach else "more than"
     return (
-        f"Measured over the same tasks: {change.value:+.1f} "
-        f"[{change.low:+.1f}, {change.high:+.1f}] points; what is printed, in doubt itself "
-        f"(docs/claim.md), lies {found} the interval of these runs.{_timing(board)}"
+        f"Measured over the same tasks: {measured.value:+.1f} "
+        f"[{measured.low:+.1f}, {measured.high:+.1f}] points, {_direction(measured)}; from the "
+        f"printed change it differs by {gap:+.1f} ± {reach:.1f}, {explained} seeds and rounding "
+        f"explain (its ± taken for the mean of the tasks' deviations over {_SEEDS} seeds)."
+        f"{_timing(board)}"
     )
+
+
+def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: set[str]) -> str:
+    """Why runs do not repeat what was printed; empty if they do."""
+    have = {run.task for run in small} & {run.task for run in large}
+    if missing := len(tasks - have):
+        return f"{missing} of its {len(tasks)} tasks are not among the runs of both sizes"
+    protocol = known_protocol(board.setting.protocol)
+    wanted = protocol.training_steps if protocol else 0
+    if any(run.updates != wanted for run in (*small, *large)):
+        return f"it is of {wanted:,} updates, which some of these runs are not"
+    runs = [run for run in (*small, *large) if run.task in tasks]
+    if not all(run.settings for run in runs):
+        return "the settings of some of these runs are not known"
+    keys = dict.fromkeys(k for r in runs for k in differing([r.settings, _settings(r)]))
+    if keys:
+        named = ", ".join(list(keys)[:_MAX_NAMED]) + (", …" if len(keys) > _MAX_NAMED else "")
+        return f"some of these runs have other settings than the paper's ({named})"
+    return ""
+
+
+def _settings(run: Measured) -> Settings:
+    """The paper's for a run's method, task and size, as far as the presets have them."""
+    chosen = {"dataset": {"name": run.task}, "critic": {"size": run.size}}
+    config = resolve({**_MADE_BY[run.method], **chosen})
+    return effective(flatten(config.model_dump(mode="json")), config.objective)
+
+
+def _scores(table: Tasks) -> list[list[float]]:
+    return [[run.score for run in runs] for runs in table.values()]
+
+
+def _printed_variance(point: PublishedSize) -> float:
+    """Of a printed mean over tasks, whose runs are taken for independent."""
+    deviations = task_deviations(point)
+    return math.fsum(d**2 for d in deviations) / len(deviations) ** 2 / (_SEEDS - 1)
+
+
+def _direction(change: Estimate) -> str:
+    if change.low > 0:
+        return "a rise"
+    return "a fall" if change.high < 0 else "neither a rise nor a fall"
 
 
 def _timing(board: Board) -> str:
     if board.setting.success_timing == "post":
         return ""
-    return " Success was judged after the action there (`post`), and not here."
+    return " Success was not judged as in ogbench 1.1.0 (`post`), which the paper's tables follow."
 
 
 def _millions(point: PublishedSize) -> str:

@@ -101,7 +101,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         tables=tuple(table for table in tables if table.rows),
         sentences=(
             *trend_sentences(scalings, digits_of(percent)),
-            *claim_sentences(board, scalings, printed),
+            *claim_sentences(board, printed),
             *shortfall(board),
             *formulas(board),
             *board.notes,

@@ -39,10 +39,13 @@ class PublishedSize:
 
     Attributes:
         ours: what a run of the method is called here (`method_name` of training/result.py).
+        spread_like: the method whose deviations by task are taken in proportion for this one's,
+            which are not printed by size.
     """
 
     method: str
     ours: str
+    spread_like: str
     parameters: float
     mean: float
     sd: float
@@ -73,6 +76,7 @@ def published_sizes() -> tuple[PublishedSize, ...]:
         PublishedSize(
             method=row["method"],
             ours=table["ours"].get(row["method"], row["method"]),
+            spread_like=table["spread_like"].get(row["method"], row["method"]),
             parameters=1e6 * float(row["critic_parameters_millions"]),
             mean=float(row["success_mean_percent"]),
             sd=float(row["success_std_percent"]),
@@ -80,6 +84,24 @@ def published_sizes() -> tuple[PublishedSize, ...]:
         )
         for table, row in _rows("scaling")
     )
+
+
+def published_tasks(source: str) -> set[str]:
+    """The tasks of a paper's table."""
+    return {score.task for score in published_scores() if score.source == source}
+
+
+def task_deviations(point: PublishedSize) -> tuple[float, ...]:
+    """Each task's standard deviation at a size, if the printed one is the mean of them.
+
+    They are printed for one size alone, and are taken in proportion at the others.
+    """
+    printed = [
+        score.sd
+        for score in published_scores()
+        if (score.source, score.method) == (point.source, point.spread_like)
+    ]
+    return tuple(point.sd * sd * len(printed) / sum(printed) for sd in printed)
 
 
 def _rows(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

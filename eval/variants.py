@@ -37,7 +37,11 @@ def settings_of(run: Run) -> dict[str, str]:
     """What a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
     flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
-    objective = as_text(flat.get("objective") or run.result.get("objective"))
+    return effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
+
+
+def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
+    """Of flattened settings those that may change the policy of an objective."""
     idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *_idle(objective, flat))
     return {
         key: as_text(value)[:_WIDTH]

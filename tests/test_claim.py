@@ -1,11 +1,21 @@
-"""What is said of the published claim is what the published scores give."""
+"""What is said of the published claim is what the published scores and the runs give."""
 
 import importlib.util
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from report_runs import write_result
 from scipy import stats
+
+from tql_offline.config import resolve
+from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.published import published_scores, published_sizes
+from tql_offline.eval.report_data import flatten, read_result
+from tql_offline.eval.variants import effective
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +28,7 @@ def claim():
     return module
 
 
-@pytest.mark.parametrize("table", ["which_deviation", "claims", "precision"])
+@pytest.mark.parametrize("table", ["deviations", "changes", "contrasts", "precision"])
 def test_the_page_has_what_the_script_prints(claim, table):
     page = (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
     assert "\n".join(getattr(claim, table)()) in page, "run `python benchmarks/claim.py`"
@@ -31,25 +41,142 @@ def test_scores_have_the_printed_mean_and_deviation(claim):
         assert (scores.mean(), scores.std()) == pytest.approx((40.0, 7.0))
 
 
+def ends(claim, method="TQL"):
+    sizes = claim.methods()[method]
+    return sizes[0], sizes[-1]
+
+
 def test_an_interval_of_means_is_welchs(claim):
-    """SciPy's, of the printed numbers alone."""
-    points = {p.parameters: p for p in claim.published_sizes() if p.method == "TQL"}
-    small, large = points[0.4e6], points[26e6]
+    """Of the printed numbers alone, by the formula."""
+    small, large = ends(claim)
     assert (small.mean, small.sd, large.mean, large.sd) == (28, 11, 40, 7)
-    unbiased = np.array([large.sd, small.sd]) * np.sqrt(8 / 7)
-    error = np.sqrt((unbiased**2 / 8).sum())
-    freedom = error**4 / ((unbiased**2 / 8) ** 2 / 7).sum()
-    half = stats.t.isf(0.025, freedom) * error
+    variances = np.array([large.sd, small.sd]) ** 2 * 8 / 7 / 8
+    freedom = variances.sum() ** 2 / (variances**2 / 7).sum()
+    half = stats.t.isf(0.025, freedom) * np.sqrt(variances.sum())
     have = claim.estimate_difference(
-        claim.deviation_of_means(large, 8), claim.deviation_of_means(small, 8)
+        claim.spread_of_means(large, 8), claim.spread_of_means(small, 8)
     )
     assert (have.low, have.high) == pytest.approx((12 - half, 12 + half))
 
 
 def test_the_mean_of_the_tasks_deviations_is_the_printed_one(claim):
-    (point,) = (p for p in claim.published_sizes() if p.method == "TQL" and p.parameters == 26e6)
-    table = claim.mean_of_deviations(point, 8)
+    _, large = ends(claim)
+    table = claim.spread_of_tasks(large, 8)
     assert len(table) == 25
-    assert np.mean([task.std() for task in table]) == pytest.approx(point.sd)
-    printed = [sd for _, sd in claim.tasks_of("TQL").values()]
-    assert np.round(np.mean(printed)) == point.sd, "which is why ± is read so"
+    assert np.mean([task.std() for task in table]) == pytest.approx(large.sd)
+    printed = [score.sd for score in published_scores() if score.method == "TQL"]
+    assert np.round(np.mean(printed)) == large.sd, "which is why ± is read so"
+
+
+def test_the_difference_of_two_changes_has_the_error_of_four_means(claim):
+    """TQL's against the transformer without control, ± a deviation of means, by the formula."""
+    points = [*ends(claim), *ends(claim, "Transformer without entropy control")]
+    variances = np.array([point.sd for point in points]) ** 2 * 8 / 7 / 8
+    freedom = variances.sum() ** 2 / (variances**2 / 7).sum()
+    half = stats.t.isf(0.025, freedom) * np.sqrt(variances.sum())
+    row = next(line for line in claim.contrasts() if "without entropy" in line)
+    low, high = 14 - half, 14 + half
+    assert row.split("|")[4].strip() == f"{low:+.1f} to {high:+.1f}"
+
+
+def test_the_fewest_seeds_are_the_first_without_chance(claim):
+    small, large = ends(claim)
+    assert claim.fewest_seeds(small, large, claim.spread_of_means) == "9"
+    small, large = (replace(p, sd=p.sd + 0.5) for p in (small, large))
+    for seeds, sure in ((8, False), (9, True)):
+        change = claim.estimate_difference(
+            claim.spread_of_means(replace(large, mean=39.5), seeds),
+            claim.spread_of_means(replace(small, mean=28.5), seeds),
+        )
+        assert (change.low > 0) is sure
+
+
+# A verdict beside measured runs.
+
+CLAIMED = {"tiny": 107_458, "small": 419_714, "xl": 26_295_298}
+
+
+def claim_of(tmp_path, change=12.0, tasks=25, updates=1_000_000, seeds=2, timing="post", **other):
+    """What is said of runs whose xl scores `change` more than small, and tiny 20 less."""
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    setting = found.setting._replace(success_timing=timing)
+    names = list(dict.fromkeys(p.task for p in published_scores()))[:tasks]
+    method = other.pop("method", "TQL")
+    made_by = {"TQL-none": {"entropy": {"mode": "none"}}, "FQL": {"preset": "fql"}}.get(method, {})
+    changed = other.pop("changed", {})
+    runs = []
+    for task, (size, parameters), seed in product(names, CLAIMED.items(), range(seeds)):
+        config = resolve({"dataset": {"name": task}, "critic": {"size": size}} | made_by)
+        settings = effective(flatten(config.model_dump(mode="json")), config.objective)
+        score = 28.0 + seed + {"xl": change, "tiny": -20.0}.get(size, 0.0)
+        runs.append(
+            replace(
+                found, setting=setting, task=task, seed=seed, size=size, parameters=parameters,
+                updates=updates, name=f"{task}-{size}-{seed}", method=method, score=score,
+                settings=settings | (changed if size == "xl" else {}),
+            )
+        )  # fmt: skip
+    (board,), _ = make_boards([replace(run, **other) for run in runs], published_scores())
+    sentences = board_section(board, "b", published_sizes()).sentences
+    return [sentence for sentence in sentences if sentence.startswith("Printed for")]
+
+
+def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
+    (sentence,) = claim_of(tmp_path)
+    assert sentence.startswith(
+        "Printed for TQL from 0.4M to 26M: 28 to 40 %, +12 points (+43 %). "
+        "Measured over the same tasks: +12.0 [+11.7, +12.3] points, a rise; from the printed "
+        "change it differs by +0.0 ± "
+    )
+    assert "no more than seeds and rounding explain" in sentence
+    assert sentence.endswith("over 8 seeds).")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (5.0, "a rise; from the printed change it differs by -7.0 ± 2.8, more than seeds"),
+        (9.5, "a rise; from the printed change it differs by -2.5 ± 2.8, no more than seeds"),
+        (14.5, "a rise; from the printed change it differs by +2.5 ± 2.8, no more than seeds"),
+        (18.0, "a rise; from the printed change it differs by +6.0 ± 2.8, more than seeds"),
+        (-4.0, "a fall; from the printed change"),
+        (0.1, "neither a rise nor a fall; from the printed change"),
+    ],
+)
+def test_both_the_runs_and_what_is_printed_are_in_doubt(tmp_path, change, said):
+    (sentence,) = claim_of(tmp_path, change=change)
+    assert said in sentence
+
+
+def test_methods_have_the_papers_other_names(tmp_path):
+    (sentence,) = claim_of(tmp_path, change=-2.0, method="TQL-none", timing="pre")
+    assert sentence.startswith("Printed for Transformer without entropy control from 0.4M to 26M: ")
+    assert "-2 points (-7 %)" in sentence
+    assert sentence.endswith(
+        "Success was not judged as in ogbench 1.1.0 (`post`), which the paper's tables follow."
+    )
+    (sentence,) = claim_of(tmp_path, change=-3.0, method="FQL")
+    assert "it differs by +0.0 ± " in sentence
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"tasks": 24}, "1 of its 25 tasks are not among the runs of both sizes"),
+        ({"updates": 999_999}, "it is of 1,000,000 updates, which some of these runs are not"),
+        ({"updates": 2_000_000}, "it is of 1,000,000 updates, which some of these runs are not"),
+        ({"seeds": 1}, "one run of a task has no interval"),
+        ({"settings": {}}, "the settings of some of these runs are not known"),
+        ({"changed": {"flow.alpha": "10.0"}}, "than the paper's (flow.alpha)"),
+        ({"changed": {"n_step": "5", "discount": "0.9"}}, "than the paper's (discount, n_step)"),
+    ],
+)
+def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path, how, said):
+    (sentence,) = claim_of(tmp_path, **how)
+    assert "No verdict: " in sentence
+    assert said in sentence
+    assert "differs by" not in sentence
+
+
+def test_of_what_is_not_printed_nothing_is_said(tmp_path):
+    assert claim_of(tmp_path, parameters=5_000_000) == []

@@ -101,6 +101,9 @@ def test_a_preset_named_in_a_file_is_applied(tmp_path):
 def test_presets_know_sizes_and_yield_to_what_was_asked_for():
     triple = {"dataset": {"name": "cube-triple-play-singletask-task1-v0"}}
     assert resolve(triple | {"critic": {"size": "xl"}}).optimizer.critic_lr == 4e-4
+    for mlp in ({"preset": "fql"}, {"entropy": {"mode": "none"}, "critic": {"kind": "mlp"}}):
+        given = triple | mlp | {"critic": {"size": "xl", **mlp.get("critic", {})}}
+        assert resolve(given).optimizer.critic_lr == 1e-4, "it is the transformer's"
     assert resolve(triple | {"critic": {"size": "large"}}).optimizer.critic_lr == 1e-4
     fractions = resolve(triple | {"entropy": {"target": 0.5}})
     assert (fractions.entropy.targets_nats, fractions.entropy.target) == ((), 0.5)

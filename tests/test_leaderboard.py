@@ -558,56 +558,6 @@ def test_a_small_chance_is_not_printed_as_none(tmp_path):
     assert "two-sided p < 0.001" in sentence
 
 
-CLAIMED = {"small": (419_714, 28.0), "xl": (26_295_298, 40.0)}
-
-
-def claim_of(tmp_path, change=12.0, tasks=25, updates=1_000_000, seeds=2, timing="post", **other):
-    """What is said of runs of small and xl, whose scores differ by `change`."""
-    found = measured(read_result(write_result(tmp_path / "r.json")))
-    setting = found.setting._replace(success_timing=timing)
-    names = list(dict.fromkeys(p.task for p in published_scores()))[:tasks]
-    runs = [
-        replace(
-            found, setting=setting, task=task, seed=seed, size=size, parameters=parameters,
-            updates=updates, name=f"{task}-{size}-{seed}", **other,
-            score=28.0 + seed + (change if size == "xl" else 0.0),
-        )
-        for task in names
-        for size, (parameters, _) in CLAIMED.items()
-        for seed in range(seeds)
-    ]  # fmt: skip
-    (board,), _ = make_boards(runs, published_scores())
-    section = board_section(board, "b", published_sizes())
-    return [s for s in section.sentences if s.startswith("Printed for")]
-
-
-def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
-    (sentence,) = claim_of(tmp_path)
-    assert sentence.startswith(
-        "Printed for TQL from 0.4M to 26M: 28 to 40 %, +12 points (+43 %). "
-        "Measured over the same tasks: +12.0 [+1"
-    )
-    assert sentence.endswith("lies within the interval of these runs.")
-    (sentence,) = claim_of(tmp_path, change=5.0, timing="pre")
-    assert "+5.0 [+4." in sentence
-    assert "lies outside the interval of these runs. Success was judged after" in sentence
-    (sentence,) = claim_of(tmp_path, change=-2.0, method="TQL-none")
-    assert sentence.startswith("Printed for Transformer without entropy control from 0.4M to 26M: ")
-    assert "-2 points (-7 %)" in sentence
-    assert "within the interval" in sentence
-
-
-def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path):
-    (sentence,) = claim_of(tmp_path, tasks=24)
-    assert "No verdict: 1 of its 25 tasks are not among these runs." in sentence
-    (sentence,) = claim_of(tmp_path, updates=999_999)
-    assert "No verdict: it is of 1,000,000 updates" in sentence
-    (sentence,) = claim_of(tmp_path, seeds=1)
-    assert "No verdict: one run of a task has no interval." in sentence
-    assert claim_of(tmp_path, method="IQL") == [], "of which nothing is printed"
-    assert claim_of(tmp_path, method="TQL (α 10)") == []
-
-
 def by_size(folder, flops):
     """Two sizes of two seeds on two tasks; `flops` of an update by size, where it is counted."""
     return [

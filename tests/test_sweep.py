@@ -135,7 +135,8 @@ def test_the_suites_that_come_along_are_the_papers(name):
         evaluation = config.evaluation
         assert (evaluation.protocol, evaluation.success_timing) == ("ogbench-singletask", "post")
         assert config.dataset.name.startswith(f"{family}-play-singletask-task")
-        is_larger = family == "cube-triple" and config.critic.size == "xl"
+        critic = config.critic.kind, config.critic.size
+        is_larger = family == "cube-triple" and critic == ("transformer", "xl")
         assert config.optimizer.critic_lr == (4e-4 if is_larger else 1e-4), run.name
     modes = {(r.config.critic.kind, r.config.entropy.mode) for r in runs}
     assert (

@@ -372,11 +372,12 @@ def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:
 
 def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What presets set, given the size asked for and what the file and the flags override."""
-    preset = dict(presets()["family"].get(family, {}))
+    preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
     by_size = preset.pop("at", {})
-    size = _table(given, "critic").get("size")
-    preset = merge(preset, by_size.get(size, {}) if isinstance(size, str) else {})
-    preset = merge(preset, presets()["method"].get(method, {}))
+    critic = {**_table(own, "critic"), **_table(given, "critic")}
+    if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
+        preset = merge(preset, by_size.get(critic["size"], {}))
+    preset = merge(preset, own)
     entropy = _table(given, "entropy")
     if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
         preset = merge(preset, {"entropy": {"targets_nats": []}})
