@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,49 +144,73 @@ def load(
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
-    if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
+    kind = _kind(dataset, path, allow_broken)
+    if kind == "minari":
         return _load_minari(dataset, path, env_id, slices)
-    if _is_own(Path(dataset)):
-        if path is not None:
-            raise InputError(
-                f"two data files are given, {dataset} and {path}; leave one out, or give a "
-                "dataset's name with the path of its file"
-            )
+    if kind == "own":
         return _load_own(Path(dataset), env_id, slices)
-    entry = _published(dataset)
-    if entry is not None and entry.suite == "d4rl":
-        require_sound(entry, allow_broken)
-        return _load_d4rl(entry, path, env_id, slices)
-    if entry is not None and entry.suite == "minari":
-        return _load_minari(dataset, path, env_id, slices)
+    if kind == "d4rl":
+        return _load_d4rl(find(dataset), path, env_id, slices)
     name = parse_name(dataset)
     if env_id is not None:
         raise InputError(
             f"environment {env_id!r} is given for {dataset}, whose own environment is "
             f"{name.env_id}; leave --env out, which is for files of your own"
         )
-    if name.task is None:
-        raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
     return _load_ogbench(name, path, slices)
 
 
-def find_data(dataset: str, path: Path | None = None) -> Path:
+def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = False) -> Path:
     """Where the data lie that `load` would read; reads none.
 
+    Args:
+        dataset: as for `load`.
+        path: as for `load`.
+        allow_broken: as for `load`.
+
     Raises:
-        InputError: they are not there; the message names the command that brings them.
+        InputError: they are not there (the message names the command that brings them), or `load`
+            would refuse the arguments.
     """
-    if path is not None or _is_own(Path(dataset)):
+    kind = _kind(dataset, path, allow_broken)
+    if kind == "minari":
+        return _minari_folder(dataset, path)
+    if path is not None or kind == "own":
         file = path or Path(dataset)
         if not (_is_folder(file) or is_there(file)):
             raise InputError(f"data file {file} is not there; check the path")
         return file
+    return d4rl_file(find(dataset)) if kind == "d4rl" else find_file(parse_name(dataset))
+
+
+def _kind(
+    dataset: str, path: Path | None, allow_broken: bool
+) -> Literal["minari", "own", "d4rl", "ogbench"]:
+    """Whose data are meant.
+
+    Raises:
+        InputError: it is no dataset's name, one without rewards or known to be wrong, or there are
+            two files.
+    """
+    if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
+        return "minari"
+    if _is_own(Path(dataset)):
+        if path is not None:
+            raise InputError(
+                f"two data files are given, {dataset} and {path}; leave one out, or give a "
+                "dataset's name with the path of its file"
+            )
+        return "own"
     entry = _published(dataset)
-    if dataset.startswith(PREFIX) or (entry is not None and entry.suite == "minari"):
-        return _minari_folder(dataset, None)
     if entry is not None and entry.suite == "d4rl":
-        return d4rl_file(entry)
-    return find_file(parse_name(dataset))
+        require_sound(entry, allow_broken)
+        return "d4rl"
+    if entry is not None and entry.suite == "minari":
+        return "minari"
+    name = parse_name(dataset)
+    if name.task is None:
+        raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
+    return "ogbench"
 
 
 def _published(name: str) -> Entry | None:

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tql_offline.config import resolve
+from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Board, Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
 from tql_offline.eval.report_data import flatten
-from tql_offline.eval.scaling import tables_by_size
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, differing, effective
 
-_MADE_BY = {
+_MADE_BY: dict[str, dict[str, Any]] = {
     "TQL": {},
     "TQL-none": {"entropy": {"mode": "none"}},
     "FQL": {"preset": "fql"},
@@ -26,8 +27,6 @@ _ROUNDING = 1 / 6
 """Variance of a difference of two means that are printed as whole percents."""
 _MAX_NAMED = 3
 
-Tasks = dict[str, list[Measured]]
-
 
 def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[str]:
     """What the runs of a board say of the changes that a paper prints, a sentence or two a method.
@@ -35,7 +34,7 @@ def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[
     Only of a method that was trained at the paper's smallest and at its largest size.
     """
     for method in _MADE_BY:
-        sizes = sorted((p for p in printed if p.ours == method), key=lambda p: p.parameters)
+        sizes = sorted((p for p in printed if p.called_here == method), key=lambda p: p.parameters)
         if len(sizes) < 2:
             continue
         ends = sizes[0], sizes[-1]
@@ -67,8 +66,8 @@ def _verdict(
     """What was measured against what is printed, or why that is not to be compared."""
     if why := _unlike(board, small, large, published_tasks(printed_small.source)):
         return f"No verdict: {why}."
-    first, last = tables_by_size([*small, *large]).values()
-    measured = estimate_difference(_scores(last), _scores(first), episodes=board.episodes)
+    tables = (_scores(runs, published_tasks(printed_small.source)) for runs in (large, small))
+    measured = estimate_difference(*tables, episodes=board.episodes)
     if math.isnan(measured.low):
         return "No verdict: one run of a task has no interval."
     gap = measured.value - (printed_large.mean - printed_small.mean)
@@ -92,12 +91,13 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
         return f"{missing} of its {len(tasks)} tasks are not among the runs of both sizes"
     protocol = known_protocol(board.setting.protocol)
     wanted = protocol.training_steps if protocol else 0
-    if any(run.updates != wanted for run in (*small, *large)):
-        return f"it is of {wanted:,} updates, which some of these runs are not"
     runs = [run for run in (*small, *large) if run.task in tasks]
-    if not all(run.settings for run in runs):
+    if any(run.updates != wanted for run in runs):
+        return f"it is of {wanted:,} updates, which some of these runs are not"
+    pairs = [(run.settings, _settings(run)) for run in runs]
+    if not all(have and paper for have, paper in pairs):
         return "the settings of some of these runs are not known"
-    keys = dict.fromkeys(k for r in runs for k in differing([r.settings, _settings(r)]))
+    keys = dict.fromkeys(key for pair in pairs for key in differing(pair))
     if keys:
         named = ", ".join(list(keys)[:_MAX_NAMED]) + (", …" if len(keys) > _MAX_NAMED else "")
         return f"some of these runs have other settings than the paper's ({named})"
@@ -105,14 +105,17 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
 
 
 def _settings(run: Measured) -> Settings:
-    """The paper's for a run's method, task and size, as far as the presets have them."""
+    """The paper's for a run's method, task and size, by the presets; none of a size of its own."""
     chosen = {"dataset": {"name": run.task}, "critic": {"size": run.size}}
-    config = resolve({**_MADE_BY[run.method], **chosen})
+    try:
+        config = resolve({**_MADE_BY[run.method], **chosen})
+    except InputError:
+        return {}
     return effective(flatten(config.model_dump(mode="json")), config.objective)
 
 
-def _scores(table: Tasks) -> list[list[float]]:
-    return [[run.score for run in runs] for runs in table.values()]
+def _scores(runs: list[Measured], tasks: set[str]) -> list[list[float]]:
+    return [[run.score for run in runs if run.task == task] for task in sorted(tasks)]
 
 
 def _printed_variance(point: PublishedSize) -> float:
@@ -128,7 +131,7 @@ def _direction(change: Estimate) -> str:
 
 
 def _timing(board: Board) -> str:
-    if board.setting.success_timing == "post":
+    if board.setting.success_timing in ("", "post"):
         return ""
     return " Success was not judged as in ogbench 1.1.0 (`post`), which the paper's tables follow."
 

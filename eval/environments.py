@@ -69,19 +69,26 @@ def make(
 
             env = gymnasium.make(env_id, disable_env_checker=True, **options)
             return _flat(env)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise InputError(
-            f"environment {env_id!r} cannot be made ({one_line(error)}); check its name, and that "
-            "the package that registers it is installed"
-        ) from error
+    except InputError:
+        raise
     except TypeError as error:
         if "render_mode" in str(error):
             raise no_frames(env_id) from error
         if "success_timing" not in str(error):
-            raise
+            raise _unmakeable(env_id, error) from error
         raise InputError(
             f"environment {env_id!r} has no success timing; leave the setting out"
         ) from error
+    except Exception as error:  # whatever the environment's own code raises
+        raise _unmakeable(env_id, error) from error
+
+
+def _unmakeable(env_id: str, error: Exception) -> InputError:
+    said = one_line(error) or type(error).__name__
+    return InputError(
+        f"environment {env_id!r} cannot be made ({said}); check its name, and that the package "
+        "that registers it is installed"
+    )
 
 
 def no_frames(env_id: str) -> InputError:
@@ -204,20 +211,32 @@ def reports_success(env_id: str) -> bool:
 
     Plays one episode of zero actions, at most `PROBE_STEPS` long; an environment that has not ended
     by then is given the benefit of the doubt.
+
+    Raises:
+        InputError: it cannot be made, or fails.
     """
     env = SeededEnvironment(make(env_id))
     try:
-        env.reset(0)
-        action = np.zeros(env.action_dim, dtype=np.float32)
-        for _ in range(PROBE_STEPS):
-            *_, terminated, truncated, success = env.step(action)
-            if not np.isnan(success):
-                return True
-            if terminated or truncated:
-                return False
-        return True
+        return _probed(env)
+    except Exception as error:  # whatever the environment's own code raises
+        raise InputError(
+            f"environment {env_id!r} fails in an episode of zero actions ({one_line(error)}); "
+            "mend it"
+        ) from error
     finally:
         env.close()
+
+
+def _probed(env: "SeededEnvironment") -> bool:
+    env.reset(0)
+    action = np.zeros(env.action_dim, dtype=np.float32)
+    for _ in range(PROBE_STEPS):
+        *_, terminated, truncated, success = env.step(action)
+        if not np.isnan(success):
+            return True
+        if terminated or truncated:
+            return False
+    return True
 
 
 class SeededEnvironment:

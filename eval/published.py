@@ -38,13 +38,13 @@ class PublishedSize:
     """One printed point of score against size: mean over tasks, in percent.
 
     Attributes:
-        ours: what a run of the method is called here (`method_name` of training/result.py).
+        called_here: what a run of the method is called here (`method_name` of training/result.py).
         spread_like: the method whose deviations by task are taken in proportion for this one's,
             which are not printed by size.
     """
 
     method: str
-    ours: str
+    called_here: str
     spread_like: str
     parameters: float
     mean: float
@@ -75,7 +75,7 @@ def published_sizes() -> tuple[PublishedSize, ...]:
     return tuple(
         PublishedSize(
             method=row["method"],
-            ours=table["ours"].get(row["method"], row["method"]),
+            called_here=table["called_here"].get(row["method"], row["method"]),
             spread_like=table["spread_like"].get(row["method"], row["method"]),
             parameters=1e6 * float(row["critic_parameters_millions"]),
             mean=float(row["success_mean_percent"]),

@@ -222,7 +222,24 @@ def once() -> bool:
     return True
 
 
+class Unmakeable(Uneven):
+    """Refuses to be made."""
+
+    def __init__(self):
+        raise ValueError("no room")
+
+
+class FailsAtOnce(Uneven):
+    """Cannot begin an episode; of the dims of a maze."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+
+    def reset(self, **_options):
+        raise RuntimeError("no maze")
+
+
 ENVIRONMENTS = (
+    Unmakeable, FailsAtOnce,
     Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
     EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
     LacksPackage, DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,

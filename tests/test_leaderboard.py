@@ -330,6 +330,7 @@ def test_runs_of_unlike_settings_are_columns_of_their_own(tmp_path):
         with_settings(
             write_result(tmp_path / f"{task}-{seed}-result.json", task=TASKS[task], seed=seed),
             **common, seed=seed, flow={"alpha": alpha}, device="cuda" if seed else "cpu",
+            keep_checkpoints=seed,
         )
         for task, seed, alpha in ((0, 0, 300.0), (0, 1, 3.0), (1, 0, 3.0), (1, 1, 3.0))
     ]  # fmt: skip
@@ -515,6 +516,24 @@ def test_scaling_by_size_of_a_known_table(tmp_path):
     assert first.best == pytest.approx(28)
     assert scaling.trend.concordance == pytest.approx(1)
     assert scaling.trend.p_rise < 0.01 < scaling.trend.p_fall
+
+
+def test_several_methods_need_more_runs_for_any_trend(tmp_path):
+    """Four runs each of two sizes: 2 of C(8, 4) = 70 deals, 0.03, which is 0.06 of two methods."""
+    paths = [
+        write_result(
+            tmp_path / f"{m}-{size}-{seed}-result.json",
+            method=m, size=size, seed=seed, successes=(k + seed,) * 3,
+        )
+        for m in ("A", "B")
+        for size, k in (("tiny", 5), ("large", 40))
+        for seed in range(4)
+    ]  # fmt: skip
+    few = "too few runs to show a trend with size, whatever their order"
+    (board,), _ = boards_of(paths)
+    scalings = scaling_of(board, np.random.default_rng(0))
+    assert [few in sentence for sentence in trend_sentences(scalings)] == [True, True]
+    assert [few in sentence for sentence in trend_sentences(scalings[:1])] == [False]
 
 
 def sentence_of(tmp_path, scores):

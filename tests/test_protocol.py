@@ -9,6 +9,7 @@ from tql_offline.cli import main
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
 from tql_offline.eval.protocol import (
+    counted_episodes,
     episode_seeds,
     evaluation_steps,
     get,
@@ -74,6 +75,20 @@ def test_the_documents_table_is_that_of_the_protocols():
 def test_names_and_versions_are_unique_keys():
     keys = [(p.name, p.version) for p in protocols()]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "episodes"),
+    [
+        ("quick", 50),
+        ("ogbench-singletask", 3 * 50),
+        ("ogbench-goal", 3 * 5 * 50),
+        ("quick-return", 0),  # no success rate
+        ("of mine", 0),
+    ],
+)
+def test_a_success_rate_is_of_all_counted_episodes(name, episodes):
+    assert counted_episodes({"name": name, "version": 1}) == episodes
 
 
 @pytest.mark.parametrize(("name", "version"), [("ogbench", None), ("quick", 9)])

@@ -1,5 +1,6 @@
 """A run that was stopped at any moment goes on to the same bits as one that never was."""
 
+import errno
 import json
 import os
 import signal
@@ -13,9 +14,9 @@ from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, append_jsonl, claimed, read_jsonl, rewind_jsonl
 from tql_offline.training import checkpoint
-from tql_offline.training.evaluation import Evaluator, RunScores
+from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.loop import SilentReporter
-from tql_offline.training.run import resume, run
+from tql_offline.training.run import resume, run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -48,8 +49,9 @@ class At(SilentReporter):
             if self.left == 0:
                 self.act()
 
-    def advanced(self, _step, **_title):
+    def advanced(self, _step, title="training"):
         self._count("advanced")
+        self._count(f"advanced_{title}")
 
     def logged(self, _line, _updates_per_second):
         self._count("logged")
@@ -139,11 +141,15 @@ def test_the_checkpoint_of_a_score_to_be_made_is_kept(data, whole, tmp_path, mon
     """Scores that overlap are behind: a kill leaves them to be made of what was saved."""
     settings = SETTINGS | {"keep_checkpoints": 1, "checkpoint_every": 4}
     config = resolve(settings | {"evaluation": {"processes": 1, "overlap": "on"}})
-    monkeypatch.setattr(RunScores, "wait", lambda _self: None)
-    monkeypatch.setattr(Evaluator, "begin", lambda *_arguments: None)
+    begin = Evaluator.begin
+
+    def never_ending(self, *arguments):
+        return Future() if arguments[2] == 12 else begin(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "begin", never_ending)
     with pytest.raises(Killed):
-        run(config, data, tmp_path, "r", At("advanced", 21, kill))
-    assert RunFolder(tmp_path / "r").checkpoint_steps() == [6, 12, 18, 20]
+        run(config, data, tmp_path, "r", At("advanced_training", 17, kill))
+    assert RunFolder(tmp_path / "r").checkpoint_steps() == [12, 16]
     monkeypatch.undo()
     folder = go_on(data, tmp_path / "r")
     assert contents(folder) == contents(whole)
@@ -160,6 +166,29 @@ def test_a_checkpoint_half_deleted_is_none(data, tmp_path, monkeypatch):
     assert list(folder.checkpoints.glob(".7.*.part"))
     monkeypatch.undo()
     assert not list(go_on(data, folder.path).checkpoints.glob(".*"))
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(data, whole, tmp_path, monkeypatch):
+    noted = []
+    reporter = SilentReporter()
+    reporter.noted = noted.append
+    refuse = OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    def remove(_path):
+        raise refuse
+
+    monkeypatch.setattr(checkpoint, "remove", remove)
+    folder = run(resolve(SETTINGS | {"keep_checkpoints": 1}), data, tmp_path, "r", reporter)
+    assert contents(folder) == contents(whole)
+    assert folder.checkpoint_steps() == [24]
+    (note, *_) = [sentence for sentence in noted if "cannot be deleted" in sentence]
+    assert "checkpoints/7 cannot be deleted whole (Directory not empty)" in note
+
+
+def test_each_of_several_seeds_keeps_its_newest_checkpoints(data, tmp_path):
+    config = resolve(SETTINGS | {"keep_checkpoints": 2})
+    folders = run_seeds(config, (0, 1), data, tmp_path, "r", SilentReporter())
+    assert [folder.checkpoint_steps() for folder in folders] == [[21, 24], [21, 24]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -230,6 +230,24 @@ def test_a_gain_of_a_known_base_is_the_means():
     assert (got.low, got.high) == pytest.approx((mean.low / 20 - 1, mean.high / 20 - 1))
 
 
+def test_a_gain_is_fiellers():
+    """By the formula, its degrees of freedom at the ratio found."""
+    one, other = np.array([70.0, 90.0, 85.0]), np.array([30.0, 31.0, 36.0, 26.0, 30.5])
+    a, b = one.mean(), other.mean()
+    u, v = one.var(ddof=1) / 3, other.var(ddof=1) / 5
+    freedom = (u + (a / b) ** 2 * v) ** 2 / (u**2 / 2 + ((a / b) ** 2 * v) ** 2 / 4)
+    t2 = stats.t.isf(0.025, freedom) ** 2
+    roots = np.roots([b**2 - t2 * v, -2 * a * b, a**2 - t2 * u])
+    got = estimate_gain([one], [other])
+    assert (got.low, got.high) == pytest.approx(tuple(sorted(roots - 1)))
+
+
+def test_a_difference_of_rates_is_none_beyond_a_hundred_points():
+    got = estimate_difference([[100.0, 0.0]], [[0.0, 50.0]], episodes=50)
+    assert (got.low, got.high) == (-100.0, 100.0)
+    assert estimate_difference([[100.0, 0.0]], [[0.0, 50.0]]).high > 100
+
+
 def test_a_gain_has_no_bound_over_a_base_that_may_be_nothing():
     got = estimate_gain([[30.0, 50.0, 70.0]], [[0.0, 1.0, 8.0]])
     assert got.value == pytest.approx(50 / 3 - 1)

@@ -32,8 +32,8 @@ from tql_offline.training.sweep import (
     find_suite,
     first_difference,
     last_line,
-    only,
     read_suite,
+    select,
     state_of,
     train_runs,
 )
@@ -106,7 +106,7 @@ def test_a_suite_expands_to_every_combination_and_seed(suite):
 def test_a_part_of_a_suite_is_chosen_by_names(suite):
     read = suite(GRID)
     runs = expand(read, {}, 1)
-    chosen, collect = only(runs, ["pointmaze-*-s7", "*-ifql-tiny-s0"], read)
+    chosen, collect = select(runs, ["pointmaze-*-s7", "*-ifql-tiny-s0"], read)
     assert [run.name for run in chosen] == [
         "pointmaze-flow-tiny-s7",
         "pointmaze-ifql-tiny-s0",
@@ -114,9 +114,9 @@ def test_a_part_of_a_suite_is_chosen_by_names(suite):
         "cube-single-ifql-tiny-s0",
     ]
     assert collect == {"cube-single-play-v0": 100}
-    assert only(runs, ["pointmaze-*"], read)[1] == {}, "of what nothing is trained on"
+    assert select(runs, ["pointmaze-*"], read)[1] == {}, "of what nothing is trained on"
     with pytest.raises(InputError, match=r"--only 'cube-double\*' matches no run"):
-        only(runs, ["pointmaze-*", "cube-double*"], read)
+        select(runs, ["pointmaze-*", "cube-double*"], read)
 
 
 SHIPPED = {"scaling": 25 * 3 * 4 * 8, "ablation": 5 * 4 * 8}
@@ -156,6 +156,8 @@ def test_a_suite_is_a_file_or_comes_along(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("scaling").write_text("[axis.a.x]")
     assert find_suite(Path("scaling")) == Path("scaling"), "one's own file goes first"
+    Path("ablation").mkdir()
+    assert find_suite(Path("ablation")).is_file(), "a folder of runs may have the suite's name"
 
 
 def test_a_sweep_takes_data_of_every_kind(suite, private_home):
@@ -178,6 +180,22 @@ def test_a_sweep_takes_data_of_every_kind(suite, private_home):
             check_data(run, read)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
+        check_data(run, read)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("dataset.name = 'antmaze-umaze-v0'", "antmaze-umaze-v0 is broken"),
+        ("dataset.name = 'cube-double-play-v0'", "has no rewards; name a task"),
+        ("dataset = { name = 'a.npz', path = 'b.npz' }", "two data files are given"),
+        ("dataset = { name = 'mujoco/hopper/medium-v0', path = '.' }", "no data/metadata.json"),
+    ],
+)
+def test_data_that_no_run_could_load_are_refused_before_the_first(suite, settings, said):
+    read = suite(f"[settings]\n{settings}\nevaluation.protocol = 'quick'\n")
+    (run,) = expand(read, {}, 1)
+    with pytest.raises(InputError, match=said):
         check_data(run, read)
 
 

@@ -1,6 +1,7 @@
 """Runs from end to end: same seed same bits, checkpoints, results, the command line's manners."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, read_jsonl
-from tql_offline.training import checkpoint
+from tql_offline.training import checkpoint, evaluation
+from tql_offline.training.evaluation import evaluate_run
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import new_run_folder, run
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+MAZE = "pointmaze-medium-singletask-task1-v0"
 TINY = {
     "critic": {"size": "tiny"},
     "flow": {"hidden": [16, 16]},
@@ -52,6 +55,13 @@ def own(data, tmp_path_factory):
         terminals=terminals,
     )
     return path
+
+
+def raising(error):
+    def raise_it(*_arguments, **_settings):
+        raise error
+
+    return raise_it
 
 
 def train_own(own, runs, **overrides):
@@ -94,8 +104,8 @@ def test_run_folder_holds_the_contract(scored):
         ("behaviour", 20),
     ]
     assert all(e["episodes"] == 2 for e in result["evaluations"])
-    for evaluation in result["evaluations"]:
-        played = [evaluation[k] for k in ("env_id", "max_episode_steps", "success_timing")]
+    for line in result["evaluations"]:
+        played = [line[k] for k in ("env_id", "max_episode_steps", "success_timing")]
         assert played == [result["task"], 100, "pre"]
     assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
     assert result["provenance"]["environment"]["success_timing"] == "pre"
@@ -113,7 +123,10 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
     for env, said in (
         ("", "no environment to score policies in; give --env"),
         ("cube-single-v0", "2 observation dims where cube-single-v0 has 28"),
-        ("NoSuch-v0", "NoSuch"),
+        ("NoSuch-v0", "'NoSuch-v0' cannot be made"),
+        (":x", "':x' cannot be made"),
+        ("rollout_environments:Unmakeable-v0", "cannot be made (no room)"),
+        ("rollout_environments:FailsAtOnce-v0", "fails in an episode of zero actions (no maze)"),
     ):
         code, output = command([*score, "--env", env], capsys)
         assert (code, said in output.err) == (2, True), output.err
@@ -135,6 +148,38 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
     assert code == 2
     assert "scores in " in output.err
     assert "another task; leave --env out" in output.err
+
+
+def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path, monkeypatch):
+    folder = train_own(own, tmp_path)
+
+    def score(env_id):
+        evaluate_run(
+            folder.path, step=None, protocol="", policies=("learned",), device="cpu",
+            reporter=SilentReporter(), env_id=env_id,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            score(MAZE)
+    assert read_json(folder.provenance)["environment"]["env_id"] == MAZE
+    score("rollout_environments:ShortMaze-v0")
+    with pytest.raises(InputError, match="another task"):
+        score(MAZE)
+    assert read_json(folder.result)["task"] == "rollout_environments:ShortMaze-v0"
+
+
+def test_an_unfinished_run_is_given_no_environment(own, tmp_path, capsys):
+    folder = train_own(own, tmp_path)
+    shutil.rmtree(folder.checkpoints / "20")
+    folder.result.unlink()
+    before = folder.provenance.read_bytes()
+    code, output = command(["eval", str(folder.path), "--env", TASK], capsys)
+    assert code == 2
+    assert "is not finished" in output.err
+    assert "--resume" in output.err
+    assert folder.provenance.read_bytes() == before
 
 
 def test_policies_see_the_same_initial_states(scored):

@@ -46,7 +46,7 @@ def sweep(
     read = sweeps.read_suite(sweeps.find_suite(suite))
     planned = sweeps.expand(read, over, processes)
     if only:
-        planned, collect = sweeps.only(planned, only, read)
+        planned, collect = sweeps.select(planned, only, read)
         read = replace(read, collect=collect)
     states = [(run, sweeps.state_of(run, runs)) for run in planned]
     if list_:

@@ -80,6 +80,7 @@ def save(
             tensors = _detached(window.tensors()) if window else {}
             _save_file(tensors, aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
+            _sync(aside)  # older ones are deleted next
             put_folder(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -87,15 +88,14 @@ def save(
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint; a reader sees all of it or nothing.
+    """Delete a checkpoint, which is none from the first moment on.
 
     Raises:
-        InputError: it cannot be deleted.
+        OSError: it cannot be deleted.
     """
     aside = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.part")
-    with writing(checkpoint):
-        checkpoint.rename(aside)
-        remove(aside)
+    checkpoint.rename(aside)
+    remove(aside)
 
 
 def non_finite_parameter(agent: Agent) -> str:
@@ -285,6 +285,13 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     except SafetensorError as error:
         # The library hides the system's refusal in an error of its own.
         raise OSError(_last_line(error)) from error
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's files are on its disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _check_header(path: Path, like: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, other_limit, reference_for
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl, write_json
+from tql_offline.runs import RunFolder, append_jsonl, claimed, write_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
@@ -250,6 +250,7 @@ class RunScores:
         self.overlaps = by is not None and by.thread is not None
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
+        self._begun = -1
 
     def score(self, step: int) -> None:
         """Score the policies due at a step, by the weights of this moment."""
@@ -266,9 +267,11 @@ class RunScores:
             if self.by and (missing := unscored(self.folder, self.config, self.agent, step)):
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
-    def needs(self, step: int) -> bool:
-        """Whether scores of a step are not written yet, which its checkpoint can make again."""
-        return self.by is not None and bool(unscored(self.folder, self.config, self.agent, step))
+    def are_unwritten(self, step: int) -> bool:
+        """Whether scores of a step were begun and are not written yet, or never will be."""
+        if self._pending is None or self._begun != step:
+            return False
+        return not self._pending.done() or self._pending.exception() is not None
 
     def wait(self) -> None:
         """Return when all that was begun is written.
@@ -288,6 +291,7 @@ class RunScores:
             return
         self.wait()
         copy = self._copy_of(agent)
+        self._begun = step
         self._pending = self.by.begin(copy, self.folder, step, policies, self.reporter)
 
     def _as_of(self, step: int) -> Agent:
@@ -360,7 +364,8 @@ def evaluate_run(
         policies: names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
         reporter: where progress goes.
-        env_id: of the environment, where the run was trained without one; its record then has it.
+        env_id: of the environment, where a finished run was trained without one; its record then
+            has it.
         video: also write videos of each policy's best, median and worst episode (eval/video.py).
 
     Raises:
@@ -368,29 +373,22 @@ def evaluate_run(
             videos cannot be made; the scores are then written unless nothing can draw here.
     """
     folder, config = open_run(path)
-    provenance = read_provenance(folder)
-    env_id = _environment_of(path, provenance, env_id)
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
     )
+    scored = config.model_copy(update={"evaluation": evaluation})
     # Read before an episode is played: what these cannot be added to is not worth playing for.
     read_evaluations(folder)
     chosen = chosen_checkpoint(folder, step)
-    state = checkpoint.read_state(chosen)
-    torch_device = pick_device(device)
+    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
     checkpoint.load_networks(chosen, agent)
-    unknown = set(policies) - set(agent.policies)
-    if unknown:
+    if unknown := set(policies) - set(agent.policies):
         raise InputError(
             f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
         )
-    scored = config.model_copy(update={"evaluation": evaluation})
-    environment = None
-    if not provenance.get("environment"):
-        dims = state.observation_dim, state.action_dim
-        environment = fitting_environment(env_id, scored, *dims, whose=f"run {path}")
-    for sentence in (*endless(environment), *_aside(evaluation.protocol, config, path)):
+    env_id = _environment_of(folder, scored, state, env_id)
+    for sentence in _aside(evaluation.protocol, config, path):
         reporter.noted(sentence)
     timing = evaluation.success_timing or None
     with evaluator(scored, env_id, torch_device) as by:
@@ -398,11 +396,11 @@ def evaluate_run(
         check_fit(agent, by.pool, folder)
         for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
             reporter.noted(f"note: {sentence}")
+        for sentence in endless(by.pool.description):
+            reporter.noted(sentence)
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
-            if environment is not None:
-                write_json(folder.provenance, provenance | {"environment": environment})
             # Of an unfinished run a result would say that it is finished.
             if is_complete(folder, config):
                 write_result(folder)
@@ -411,17 +409,37 @@ def evaluate_run(
     return folder
 
 
-def _environment_of(path: Path, provenance: dict[str, Any], wanted: str) -> str:
-    """The environment that a run is scored in, which only a run without one can be given."""
-    has: str | None = (provenance.get("environment") or {}).get("env_id")
-    if has and wanted not in ("", has):
+def _environment_of(folder: RunFolder, scored: Config, state: checkpoint.State, wanted: str) -> str:
+    """The environment that a run is scored in; one that it is given goes into its record.
+
+    Only a finished run that was trained without one can be given one, and another as long as
+    nothing was scored in it.
+    """
+    provenance = read_provenance(folder)
+    has = provenance.get("environment") or {}
+    if has and wanted in ("", has["env_id"]):
+        return str(has["env_id"])
+    if not wanted:
         raise InputError(
-            f"run {path} is scored in {has!r}, and scores in {shown(wanted)} are of another task; "
-            "leave --env out"
+            f"run {folder.path} has no environment to score policies in{_why(provenance)}"
         )
-    if not (has or wanted):
-        raise InputError(f"run {path} has no environment to score policies in{_why(provenance)}")
-    return has or wanted
+    if has and (not has.get("given_later") or read_evaluations(folder)):
+        raise InputError(
+            f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(wanted)} are "
+            "of another task; leave --env out"
+        )
+    if not is_complete(folder, scored):
+        raise InputError(
+            f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
+            f"`tql-offline train --resume {folder.path}`"
+        )
+    dims = state.observation_dim, state.action_dim
+    given = fitting_environment(wanted, scored, *dims, whose=f"run {folder.path}")
+    with claimed(folder):
+        if read_provenance(folder) != provenance:
+            raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
+        write_json(folder.provenance, provenance | {"environment": given | {"given_later": True}})
+    return wanted
 
 
 def _aside(protocol: str, config: Config, path: Path) -> Iterator[str]:

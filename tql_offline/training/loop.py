@@ -153,8 +153,8 @@ class Scores(Protocol):
         """Return when all that was begun is written."""
         ...
 
-    def needs(self, step: int) -> bool:
-        """Whether scores of a step are not written yet, which its checkpoint can make again."""
+    def are_unwritten(self, step: int) -> bool:
+        """Whether scores of a step were begun and are not written yet."""
         ...
 
 
@@ -383,15 +383,21 @@ def save(training: Training, step: int) -> None:
 
 
 def prune(training: Training) -> None:
-    """Delete checkpoints older than those to keep, but none of a score that is not written yet.
+    """Delete checkpoints older than those to keep, but none of scores that are not written yet.
 
-    Raises:
-        InputError: one cannot be deleted.
+    A run that was killed makes these again of their checkpoint.
     """
-    if newest := training.config.keep_checkpoints:
-        for step in training.folder.checkpoint_steps()[:-newest]:
-            if step not in training.evaluation_steps or not training.scores.needs(step):
-                checkpoint.delete(training.folder.checkpoints / str(step))
+    newest = training.config.keep_checkpoints
+    old = training.folder.checkpoint_steps()[:-newest] if newest else []
+    for step in old:
+        path = training.folder.checkpoints / str(step)
+        try:
+            if not training.scores.are_unwritten(step):
+                checkpoint.delete(path)
+        except OSError as error:  # no reason to end a run
+            training.reporter.noted(
+                f"note: checkpoint {path} cannot be deleted whole ({error.strerror or error})"
+            )
 
 
 def _last_checkpoint(folder: RunFolder, until: float = math.inf) -> str:

@@ -49,6 +49,8 @@ LOG_TAIL_BYTES = 2**16
 _SUITES = Path(__file__).resolve().parent.parent / "suites"
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
+_CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
+
 State = Literal["finished", "unfinished", "to do"]
 Settings = dict[str, Any]
 
@@ -114,7 +116,7 @@ def find_suite(name: Path) -> Path:
         InputError: there is neither; the message lists those that come with it.
     """
     shipped = {path.stem: path for path in sorted(_SUITES.glob("*.toml"))}
-    if not name.exists() and not name.suffix and len(name.parts) == 1:
+    if not name.is_file() and not name.suffix and len(name.parts) == 1:
         if str(name) not in shipped:
             listed = ", ".join(shipped)
             raise InputError(f"there is no suite {shown(str(name))}; give a file, or {listed}")
@@ -230,7 +232,7 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
     return runs
 
 
-def only(
+def select(
     runs: Sequence[Run], patterns: Sequence[str], suite: Suite
 ) -> tuple[list[Run], dict[str, int]]:
     """Runs whose names match one of some shell patterns, and what is to be collected for them.
@@ -241,7 +243,8 @@ def only(
     for pattern in patterns:
         if not any(fnmatchcase(run.name, pattern) for run in runs):
             raise InputError(
-                f"--only {shown(pattern)} matches no run of suite {suite.path}; --list names them"
+                f"--only {shown(pattern)} matches no run of suite {suite.path}; --list without "
+                "--only names them"
             )
     chosen = [run for run in runs if any(fnmatchcase(run.name, p) for p in patterns)]
     files = {_ogbench_file(run.config.dataset) for run in chosen}
@@ -296,7 +299,8 @@ def check_data(run: Run, suite: Suite) -> None:
     if collected or (wanted.name == DEFAULT_DATASET and not wanted.path):
         return
     with _naming(f"suite {suite.path}, run {run.name}"):
-        find_data(wanted.name, Path(wanted.path) if wanted.path else None)
+        path = Path(wanted.path) if wanted.path else None
+        find_data(wanted.name, path, allow_broken=wanted.allow_broken)
 
 
 def check_collected(suite: Suite) -> None:
@@ -352,10 +356,8 @@ def first_difference(have: Config, want: Config) -> str:
     'steps 5 where the suite gives 6'
     """
     old, new = (_flat(config.model_dump(mode="json")) for config in (have, want))
-    # It changes no result, and is another one with other --processes.
-    del old["evaluation.processes"], new["evaluation.processes"]
     for key, value in new.items():
-        if old[key] != value:
+        if key not in _CHANGE_NO_RESULT and old[key] != value:
             return f"{key} {old[key]!r} where the suite gives {value!r}"
     return ""
 
