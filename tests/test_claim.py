@@ -11,6 +11,7 @@ from report_runs import write_result
 from scipy import stats
 
 from tql_offline.config import resolve
+from tql_offline.datasets.catalogue import find
 from tql_offline.eval.leaderboard import make_boards, measured
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.published import published_scores, published_sizes
@@ -120,6 +121,7 @@ def claim_of(
             "size": size,
             "parameters": parameters,
             "updates": 1_000_000,
+            "dataset_sha256": find(task).files[0].sha256 or "5a" * 32,
             "name": f"{task}-{size}-{seed}",
             "score": 28.0 + seed + gains[size],
             "settings": settings_of(task, size, method) | dict(changed if size == "xl" else ()),
@@ -161,6 +163,11 @@ def test_tasks_that_the_paper_has_not_do_not_count(tmp_path):
     assert claim_of(tmp_path, more=5) == claim_of(tmp_path)
 
 
+def test_precision_is_no_setting_of_the_papers(tmp_path):
+    changed = {"execution.precision": "bfloat16"}
+    assert claim_of(tmp_path, changed=changed) == claim_of(tmp_path)
+
+
 def test_of_an_unknown_timing_nothing_is_said(tmp_path):
     assert claim_of(tmp_path, timing="") == claim_of(tmp_path)
 
@@ -184,6 +191,7 @@ def test_methods_have_the_papers_other_names(tmp_path):
         ({"updates": 2_000_000}, "it is of 1,000,000 updates, which some of these runs are not"),
         ({"seeds": 1}, "one run of a task has no interval"),
         ({"settings": {}}, "the settings of some of these runs are not known"),
+        ({"of_xl": {"dataset_sha256": "5a" * 32}}, "on other data than the published"),
         ({"of_xl": {"size": "my own"}}, "the settings of some of these runs are not known"),
         ({"changed": {"flow.alpha": "10.0"}}, "than the paper's (flow.alpha)"),
         ({"changed": {"n_step": "5", "discount": "0.9"}}, "than the paper's (discount, n_step)"),
