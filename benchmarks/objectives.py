@@ -110,9 +110,15 @@ def row(lines: list[Line]) -> str:
         f"**{100 * np.mean(rates):.0f}** ({100 * low:.0f} to {100 * high:.0f})",
         ", ".join(f"{100 * rate:.0f}" for rate in rates),
         ", ".join(f"{100 * rate:.0f}" for rate in best),
-        f"{np.median([line['updates_per_second'] for line in lines]):.0f}",
+        _rate([line["updates_per_second"] for line in lines]),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _rate(rates: list[float | None]) -> str:
+    """Their median; a dash of runs that had not the cores to themselves."""
+    known = [rate for rate in rates if rate is not None]
+    return f"{np.median(known):.0f}" if known else "—"
 
 
 def behaviour(lines: Iterable[Line]) -> str:
