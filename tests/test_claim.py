@@ -152,6 +152,7 @@ def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
         (18.0, "a rise; from the printed change it differs by +6.0 ± 2.8, more than seeds"),
         (-4.0, "a fall; from the printed change"),
         (0.1, "neither a rise nor a fall; from the printed change"),
+        (-0.1, "neither a rise nor a fall; from the printed change"),
     ],
 )
 def test_both_the_runs_and_what_is_printed_are_in_doubt(tmp_path, change, said):

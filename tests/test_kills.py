@@ -167,6 +167,27 @@ def test_a_checkpoint_is_written_once(unscored, config, tmp_path, monkeypatch):
     assert written == [3]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are Linux's")
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_is_deleted(
+    unscored, config, tmp_path, monkeypatch
+):
+    synced, fsync, delete = set(), os.fsync, checkpoint.delete
+
+    def noting(number):
+        synced.add(Path(f"/proc/self/fd/{number}").readlink().name)
+        fsync(number)
+
+    def checking(path):
+        assert {file.name for file in path.iterdir()} <= synced | {"state.json"}
+        synced.clear()
+        delete(path)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(checkpoint, "delete", checking)
+    folder = run(config, unscored, tmp_path, "r", SilentReporter())
+    assert folder.checkpoint_steps() == [9, 12]
+
+
 REFUSALS = {
     "a checkpoint": (checkpoint, "save_file", 9),
     "the renaming of a checkpoint": (Path, "rename", 2),

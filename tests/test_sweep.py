@@ -308,8 +308,8 @@ def test_folders_of_other_settings_are_refused(result, tmp_path):
         state_of(run, tmp_path)
 
 
-def test_another_number_of_processes_is_the_same_run():
-    configs = [resolve({"evaluation": {"processes": n}}) for n in (1, 2)]
+def test_what_changes_no_result_is_the_same_run():
+    configs = [resolve({"evaluation": {"processes": n}, "keep_checkpoints": n - 1}) for n in (1, 2)]
     assert first_difference(*configs) == ""
 
 

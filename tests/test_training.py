@@ -170,6 +170,14 @@ def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path
     assert read_json(folder.result)["task"] == "rollout_environments:ShortMaze-v0"
 
 
+def test_the_environment_that_a_run_was_trained_with_is_not_replaced(scored, tmp_path, capsys):
+    folder = RunFolder(shutil.copytree(scored.path, tmp_path / "r"))
+    folder.evaluations.unlink()
+    code, output = command(["eval", str(folder.path), "--env", MAZE], capsys)
+    assert code == 2
+    assert "another task; leave --env out" in output.err
+
+
 def test_an_unfinished_run_is_given_no_environment(own, tmp_path, capsys):
     folder = train_own(own, tmp_path)
     shutil.rmtree(folder.checkpoints / "20")
