@@ -1,24 +1,16 @@
 """The page of counted costs is what its script prints."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
+from benchmarks import cost
 from tql_offline.training.arithmetic import flops_per_update
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def cost():
-    spec = importlib.util.spec_from_file_location("cost", ROOT / "benchmarks" / "cost.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_has_the_parameter_counts(cost):
+def test_the_page_has_the_parameter_counts():
     page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
     table = list(cost.size_table())
     assert len(table) == 2 + 6
@@ -27,7 +19,7 @@ def test_the_page_has_the_parameter_counts(cost):
 
 
 @pytest.mark.parametrize("kind", ["transformer", "mlp"])
-def test_the_page_has_the_costs_of_an_update(cost, kind, monkeypatch):
+def test_the_page_has_the_costs_of_an_update(kind, monkeypatch):
     some = ("flow", "implicit", "conservative, n = 1")
     monkeypatch.setattr(cost, "OBJECTIVES", {name: cost.OBJECTIVES[name] for name in some})
     page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").splitlines()
@@ -37,7 +29,7 @@ def test_the_page_has_the_costs_of_an_update(cost, kind, monkeypatch):
         assert pages[name.strip()] == cell, "run `python benchmarks/cost.py > docs/cost.md`"
 
 
-def test_the_page_has_what_a_run_records(cost):
+def test_the_page_has_what_a_run_records():
     """`flops_per_update` of cube-double's default run, of the method's size of 0.4M."""
     config = cost.config_of({}, "transformer", "small")
     recorded = flops_per_update(config, cost.OBSERVATION_DIM, cost.ACTION_DIM)
@@ -47,13 +39,13 @@ def test_the_page_has_what_a_run_records(cost):
     assert flow.split("|")[3].startswith(f" {recorded / 2 / 256 / 1e6:,.0f}M ")
 
 
-def test_kept_memory_is_affine_in_the_batch(cost):
+def test_kept_memory_is_affine_in_the_batch():
     config = cost.config_of({}, "transformer", "tiny")
     two, four, eight = (cost.kept_bytes(config, rows) for rows in (2, 4, 8))
     assert eight - four == 2 * (four - two)
 
 
-def test_conservative_cost_grows_by_the_sampled_actions_alone(cost):
+def test_conservative_cost_grows_by_the_sampled_actions_alone():
     """The critic at 3n more actions, forward and backward: each of them costs the same."""
     counts = []
     for samples in (1, 2, 4):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_ins import raising
 
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
@@ -29,13 +30,6 @@ STEPS = 12
 
 class Killed(BaseException):
     """Stands for a kill: nothing of the package catches it."""
-
-
-def raising(error):
-    def function(*_arguments, **_options):
-        raise error
-
-    return function
 
 
 def at_the(count, function, act):

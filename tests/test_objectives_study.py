@@ -1,25 +1,17 @@
 """The study's tables: intervals, rows of like runs alone, the page around them."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import objectives as study
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import wilson_interval
 from tql_offline.runs import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def study():
-    spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "objectives.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def line(seed, rate, **other):
@@ -40,7 +32,7 @@ def line(seed, rate, **other):
     return facts | data | numbers | {"evaluations": learned} | other
 
 
-def test_interval_is_the_wider_of_seeds_and_episodes(study):
+def test_interval_is_the_wider_of_seeds_and_episodes():
     rates = [0.2, 0.5, 0.8]
     half = stats.t.ppf(0.975, 2) * np.std(rates, ddof=1) / np.sqrt(3)
     assert study.interval(rates, 50) == pytest.approx((max(0.5 - half, 0), min(0.5 + half, 1)))
@@ -48,7 +40,7 @@ def test_interval_is_the_wider_of_seeds_and_episodes(study):
     assert study.interval([0.4], 50) == pytest.approx(wilson_interval(20, 50))
 
 
-def test_a_row_shows_every_seed_and_the_oracle_apart(study):
+def test_a_row_shows_every_seed_and_the_oracle_apart():
     row = study.row([line(0, 0.5), line(1, 1.0)])
     assert "| 50, 100 | 90, 100 |" in row
     assert "**75**" in row
@@ -64,11 +56,11 @@ def test_a_row_shows_every_seed_and_the_oracle_apart(study):
         ({"evaluations": []}, "r1 has no score"),
     ],
 )
-def test_unlike_runs_are_not_pooled(study, other, words):
+def test_unlike_runs_are_not_pooled(other, words):
     with pytest.raises(InputError, match=words):
         study.row([line(0, 0.5), line(1, 1.0) | other])
 
 
-def test_the_page_has_the_tables_of_the_committed_results(study):
+def test_the_page_has_the_tables_of_the_committed_results():
     page = study.PAGE.read_text(encoding="utf-8")
     assert study.filled(page, study.tables(list(read_jsonl(study.RESULTS)))) == page

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+from stand_ins import raising
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
@@ -172,12 +173,8 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(data, whole, tmp_path, 
     noted = []
     reporter = SilentReporter()
     reporter.noted = noted.append
-    refuse = OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
-
-    def remove(_path):
-        raise refuse
-
-    monkeypatch.setattr(checkpoint, "remove", remove)
+    refusal = raising(OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY)))
+    monkeypatch.setattr(checkpoint, "remove", refusal)
     folder = run(resolve(SETTINGS | {"keep_checkpoints": 1}), data, tmp_path, "r", reporter)
     assert contents(folder) == contents(whole)
     assert folder.checkpoint_steps() == [24]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import command
 from safetensors import SafetensorError
+from stand_ins import raising
 
 from tql_offline.agents import make_agent
 from tql_offline.cli import main
@@ -62,13 +63,6 @@ def fails_in_one_sentence(arguments, capsys):
     assert output.err.startswith("tql-offline: ")
     assert output.err.count("\n") == 1
     return output.err
-
-
-def raising(error):
-    def raise_it(*_arguments, **_settings):
-        raise error
-
-    return raise_it
 
 
 def test_an_unfinished_run_gets_no_result(folder, capsys):

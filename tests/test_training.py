@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from stand_ins import raising
 
 from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.config import resolve
@@ -55,13 +56,6 @@ def own(data, tmp_path_factory):
         terminals=terminals,
     )
     return path
-
-
-def raising(error):
-    def raise_it(*_arguments, **_settings):
-        raise error
-
-    return raise_it
 
 
 def train_own(own, runs, **overrides):
