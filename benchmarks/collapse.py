@@ -11,7 +11,6 @@ read the picture.
 import argparse
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -36,7 +35,7 @@ from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.errors import InputError
 from tql_offline.networks import SIZES
-from tql_offline.runs import append_jsonl, read_jsonl, write_atomic, writing
+from tql_offline.runs import append_jsonl, part_of, read_jsonl, write_atomic, writing
 from tql_offline.training.device import pick_device
 from tql_offline.training.metrics import MetricsWindow, check_finite
 from tql_offline.training.provenance import device_name, git_commit
@@ -280,7 +279,7 @@ def pack(arguments: argparse.Namespace) -> None:
     if out.suffix != ".npz":
         raise InputError(f"{out} is not named .npz, the format that is written; rename it")
     dataset = load_data(arguments.dataset, arguments.file)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    aside = part_of(out)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -43,7 +43,7 @@ from tql_offline.datasets.behaviours import (
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import read_json, write_json
+from tql_offline.runs import part_of, read_json, write_json
 
 SPLITS = ("train", "val")
 ROWS_PER_SHARD = 5000
@@ -473,7 +473,7 @@ def _write_part(runner: EpisodeRunner, parts: Path, order: _Order, shard: _Shard
 @contextmanager
 def _written_aside(path: Path) -> Iterator[Path]:
     """A name to write under; when the block ends well, the file gets its real name."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = part_of(path)
     try:
         yield aside
         aside.replace(path)

@@ -191,13 +191,18 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes a file or folder aside; `remove_parts` finds what a kill left."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place, so that no reader sees a part of it.
 
     Raises:
         InputError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = part_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

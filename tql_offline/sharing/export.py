@@ -1,6 +1,5 @@
 """Writing a run's policies as a model folder: all of it or nothing, the same bytes every time."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 
 from tql_offline.config import Config
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, put_folder, write_atomic, write_json, writing
+from tql_offline.runs import RunFolder, part_of, put_folder, write_atomic, write_json, writing
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
 from tql_offline.sharing.model import SCHEMA, ModelFolder, action_bounds
@@ -73,7 +72,7 @@ def export_run(
     state = checkpoint.read_state(chosen)
     acting = load_acting(config, state.observation_dim, state.action_dim, chosen, CPU)
     facts = _facts(run, config, state, acting)
-    aside = ModelFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
+    aside = ModelFolder(part_of(out))
     try:
         comparison = _write(aside, config, acting, facts, onnx)
         with writing(out):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tql_offline.agents import Agent
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import put_folder, read_json, remove, write_json, writing
+from tql_offline.runs import part_of, put_folder, read_json, remove, write_json, writing
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
@@ -68,7 +68,7 @@ def save(
         InputError: it cannot be written, for want of disk space for instance.
     """
     final = folder / str(state.step)
-    aside = folder / f".{state.step}.{os.getpid()}.part"
+    aside = part_of(final)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with writing(final):
@@ -80,7 +80,6 @@ def save(
             tensors = _detached(window.tensors()) if window else {}
             _save_file(tensors, aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
-            _sync(aside)  # older ones are deleted next
             put_folder(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -93,7 +92,7 @@ def delete(checkpoint: Path) -> None:
     Raises:
         OSError: it cannot be deleted.
     """
-    aside = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.part")
+    aside = part_of(checkpoint)
     checkpoint.rename(aside)
     remove(aside)
 
@@ -282,16 +281,11 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
         path.chmod(mode)
+        with path.open("rb") as file:  # older checkpoints may be deleted next
+            os.fsync(file.fileno())
     except SafetensorError as error:
         # The library hides the system's refusal in an error of its own.
         raise OSError(_last_line(error)) from error
-
-
-def _sync(folder: Path) -> None:
-    """Wait until a folder's files are on its disk."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def _check_header(path: Path, like: Mapping[str, Tensor]) -> None:
