@@ -16,9 +16,11 @@ For the first the tasks' own deviations are needed: `task_deviations`.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 
+from tql_offline.eval.claim import SEEDS
 from tql_offline.eval.published import (
     PublishedSize,
     published_scores,
@@ -27,8 +29,6 @@ from tql_offline.eval.published import (
 )
 from tql_offline.eval.statistics import Estimate, Scores, estimate_difference, estimate_gain
 
-SEEDS = 8
-"""The protocol's."""
 MOST_SEEDS = 200
 PRINTED = {
     "FQL, 25 tasks": ("FQL", "", 4),
@@ -50,7 +50,7 @@ def runs(mean: float, sd: float, seeds: int) -> Scores:
 
 def spread_of_tasks(point: PublishedSize, seeds: int) -> list[Scores]:
     """Runs of 25 tasks, if ± is the mean of their deviations."""
-    return [runs(point.mean, sd, seeds) for sd in task_deviations(point)]
+    return [runs(point.mean, sd, seeds) for sd in task_deviations(point).values()]
 
 
 def spread_of_means(point: PublishedSize, seeds: int) -> list[Scores]:
@@ -82,6 +82,43 @@ def deviations() -> Iterator[str]:
         )
         of_mean = math.sqrt((tasks**2).sum()) / len(tasks)
         yield f"| {name} | {printed} | {tasks.mean():.1f} | {of_mean:.1f} |"
+
+
+def assumptions() -> Iterator[str]:
+    """What else ± and tasks may be, and what that makes of the intervals below."""
+    n, power = SEEDS, 1 + NormalDist().inv_cdf(0.8) / NormalDist().inv_cdf(0.975)
+    yield "| if | then |"
+    yield "|---|---|"
+    for condition, consequence in (
+        ("TQL's 40 ± 7 is a spread of means", f"tasks correlate by {_least_correlation():.2f}"),
+        ("± has the divisor n - 1", f"intervals at {n} seeds are × {math.sqrt(1 - 1 / n):.2f}"),
+        ("± is a standard error", f"they are × {math.sqrt(n - 1):.1f}"),
+        ("an environment's tasks correlate by 0.5", f"by spread of tasks × {_wider(0.5):.1f}"),
+        ("a change is to be found 4 times of 5", f"it must be × {power:.1f} half the interval"),
+    ):
+        yield f"| {condition} | {consequence} |"
+
+
+def _least_correlation() -> float:
+    """Of all tasks, for a mean of them to spread by 6.5, the least that is printed as 7."""
+    tasks = [s.sd for s in published_scores() if s.method == "TQL"]
+    total, squares = sum(tasks), sum(sd**2 for sd in tasks)
+    return ((6.5 * len(tasks)) ** 2 - squares) / (total**2 - squares)
+
+
+def _wider(correlation: float) -> float:
+    """How much more a mean of TQL's tasks spreads, if those of one environment correlate."""
+    within: dict[str, list[float]] = {}
+    for task, sd in task_deviations(methods()["TQL"][-1]).items():
+        within.setdefault(environment_of(task), []).append(sd)
+    squares = [sum(sd**2 for sd in found) for found in within.values()]
+    products = [sum(found) ** 2 for found in within.values()]
+    return math.sqrt(1 + correlation * (sum(products) / sum(squares) - 1))
+
+
+def environment_of(task: str) -> str:
+    """`cube-double` of `cube-double-play-singletask-task1-v0`."""
+    return task.partition("-play")[0]
 
 
 # What can be said of changes.
@@ -156,10 +193,9 @@ def precision() -> Iterator[str]:
     counts = (2, 4, SEEDS)
     yield f"| tasks | {' | '.join(f'{seeds} seeds' for seeds in counts)} |"
     yield "|---|" + "---|" * len(counts)
-    names = [s.task for s in published_scores() if s.method == "TQL"]
     sizes = methods()["TQL"]
-    spreads = [dict(zip(names, task_deviations(p), strict=True)) for p in (sizes[0], sizes[-1])]
-    for part in [*dict.fromkeys(name.partition("-play")[0] for name in names), ""]:
+    spreads = [task_deviations(point) for point in (sizes[0], sizes[-1])]
+    for part in [*dict.fromkeys(map(environment_of, spreads[0])), ""]:
         cells = []
         for seeds in counts:
             small, large = (
@@ -167,13 +203,13 @@ def precision() -> Iterator[str]:
                 for spread in spreads
             )
             cells.append(f"± {estimate_difference(large, small).high:.0f}")
-        name = f"the five of {part}" if part else f"all {len(names)}"
+        name = f"the five of {part}" if part else f"all {len(spreads[0])}"
         yield f"| {name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Print the tables."""
-    for table in (deviations, changes, contrasts, precision):
+    for table in (deviations, assumptions, changes, contrasts, precision):
         print("\n".join(table()), end="\n\n")
 
 

@@ -22,7 +22,7 @@ _MADE_BY: dict[str, dict[str, Any]] = {
 """Method → what makes it, over the preset of a task's family."""
 _SAME_SIZE = 0.1
 """Parameters that differ by less are one size: those of the first layer depend on the task."""
-_SEEDS = 8
+SEEDS = 8
 """Of a printed mean: OGBench's protocol; the paper's own number is not known here."""
 _ROUNDING = 1 / 6
 """Variance of a difference of two means that are printed as whole percents."""
@@ -67,10 +67,12 @@ def _verdict(
     printed_large: PublishedSize,
 ) -> str:
     """What was measured against what is printed, or why that is not to be compared."""
-    if why := _unlike(board, small, large, published_tasks(printed_small.source)):
+    tasks = published_tasks(printed_small.source)
+    if why := _unlike(board, small, large, tasks):
         return f"No verdict: {why}."
-    tables = (_scores(runs, published_tasks(printed_small.source)) for runs in (large, small))
-    measured = estimate_difference(*tables, episodes=board.episodes)
+    measured = estimate_difference(
+        _scores(large, tasks), _scores(small, tasks), episodes=board.episodes
+    )
     if math.isnan(measured.low):
         return "No verdict: one run of a task has no interval."
     gap = measured.value - (printed_large.mean - printed_small.mean)
@@ -82,7 +84,7 @@ def _verdict(
         f"Measured over the same tasks: {measured.value:+.1f} "
         f"[{measured.low:+.1f}, {measured.high:+.1f}] points, {_direction(measured)}; from the "
         f"printed change it differs by {gap:+.1f} ± {reach:.1f}, {explained} seeds and rounding "
-        f"explain (its ± taken for the mean of the tasks' deviations over {_SEEDS} seeds)."
+        f"explain (its ± taken for the mean of the tasks' deviations over {SEEDS} seeds)."
         f"{_timing(board)}"
     )
 
@@ -130,8 +132,8 @@ def _scores(runs: list[Measured], tasks: set[str]) -> list[list[float]]:
 
 def _printed_variance(point: PublishedSize) -> float:
     """Of a printed mean over tasks, whose runs are taken for independent."""
-    deviations = task_deviations(point)
-    return math.fsum(d**2 for d in deviations) / len(deviations) ** 2 / (_SEEDS - 1)
+    deviations = task_deviations(point).values()
+    return math.fsum(d**2 for d in deviations) / len(deviations) ** 2 / (SEEDS - 1)
 
 
 def _direction(change: Estimate) -> str:

@@ -91,17 +91,18 @@ def published_tasks(source: str) -> set[str]:
     return {score.task for score in published_scores() if score.source == source}
 
 
-def task_deviations(point: PublishedSize) -> tuple[float, ...]:
+def task_deviations(point: PublishedSize) -> dict[str, float]:
     """Each task's standard deviation at a size, if the printed one is the mean of them.
 
     They are printed for one size alone, and are taken in proportion at the others.
     """
-    printed = [
-        score.sd
+    printed = {
+        score.task: score.sd
         for score in published_scores()
         if (score.source, score.method) == (point.source, point.spread_like)
-    ]
-    return tuple(point.sd * sd * len(printed) / sum(printed) for sd in printed)
+    }
+    mean = sum(printed.values()) / len(printed)
+    return {task: point.sd * sd / mean for task, sd in printed.items()}
 
 
 def _rows(kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """What is said of the published claim is what the published scores and the runs give."""
 
-import importlib.util
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from report_runs import write_result
 from scipy import stats
 
+from benchmarks import claim
 from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
 from tql_offline.eval.leaderboard import make_boards, measured
@@ -21,35 +21,29 @@ from tql_offline.eval.variants import effective
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def claim():
-    spec = importlib.util.spec_from_file_location("claim", ROOT / "benchmarks" / "claim.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("table", ["deviations", "changes", "contrasts", "precision"])
-def test_the_page_has_what_the_script_prints(claim, table):
+@pytest.mark.parametrize(
+    "table", ["deviations", "assumptions", "changes", "contrasts", "precision"]
+)
+def test_the_page_has_what_the_script_prints(table):
     page = (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")
     assert "\n".join(getattr(claim, table)()) in page, "run `python benchmarks/claim.py`"
 
 
-def test_scores_have_the_printed_mean_and_deviation(claim):
+def test_scores_have_the_printed_mean_and_deviation():
     for seeds in (2, 3, 8):
         scores = claim.runs(40.0, 7.0, seeds)
         assert len(scores) == seeds
         assert (scores.mean(), scores.std()) == pytest.approx((40.0, 7.0))
 
 
-def ends(claim, method="TQL"):
+def ends(method="TQL"):
     sizes = claim.methods()[method]
     return sizes[0], sizes[-1]
 
 
-def test_an_interval_of_means_is_welchs(claim):
+def test_an_interval_of_means_is_welchs():
     """Of the printed numbers alone, by the formula."""
-    small, large = ends(claim)
+    small, large = ends()
     assert (small.mean, small.sd, large.mean, large.sd) == (28, 11, 40, 7)
     variances = np.array([large.sd, small.sd]) ** 2 * 8 / 7 / 8
     freedom = variances.sum() ** 2 / (variances**2 / 7).sum()
@@ -60,8 +54,8 @@ def test_an_interval_of_means_is_welchs(claim):
     assert (have.low, have.high) == pytest.approx((12 - half, 12 + half))
 
 
-def test_the_mean_of_the_tasks_deviations_is_the_printed_one(claim):
-    _, large = ends(claim)
+def test_the_mean_of_the_tasks_deviations_is_the_printed_one():
+    _, large = ends()
     table = claim.spread_of_tasks(large, 8)
     assert len(table) == 25
     assert np.mean([task.std() for task in table]) == pytest.approx(large.sd)
@@ -69,9 +63,9 @@ def test_the_mean_of_the_tasks_deviations_is_the_printed_one(claim):
     assert np.round(np.mean(printed)) == large.sd, "which is why ± is read so"
 
 
-def test_the_difference_of_two_changes_has_the_error_of_four_means(claim):
+def test_the_difference_of_two_changes_has_the_error_of_four_means():
     """TQL's against the transformer without control, ± a deviation of means, by the formula."""
-    points = [*ends(claim), *ends(claim, "Transformer without entropy control")]
+    points = [*ends(), *ends("Transformer without entropy control")]
     variances = np.array([point.sd for point in points]) ** 2 * 8 / 7 / 8
     freedom = variances.sum() ** 2 / (variances**2 / 7).sum()
     half = stats.t.isf(0.025, freedom) * np.sqrt(variances.sum())
@@ -80,8 +74,8 @@ def test_the_difference_of_two_changes_has_the_error_of_four_means(claim):
     assert row.split("|")[4].strip() == f"{low:+.1f} to {high:+.1f}"
 
 
-def test_the_fewest_seeds_are_the_first_without_chance(claim):
-    small, large = ends(claim)
+def test_the_fewest_seeds_are_the_first_without_chance():
+    small, large = ends()
     assert claim.fewest_seeds(small, large, claim.spread_of_means) == "9"
     small, large = (replace(p, sd=p.sd + 0.5) for p in (small, large))
     for seeds, sure in ((8, False), (9, True)):
