@@ -25,7 +25,10 @@ _WITHOUT_EFFECT = (
     *("device", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
     "conservative.rows_at_once",
 )
-_KEPT = ("dataset.normalise", "dataset.reward_shift", "execution.precision")
+_KEPT = (
+    *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
+    "execution.precision",
+)
 _OBJECTIVES = ("implicit", "conservative", "rebrac", "cloning")
 """Tables of one objective each; `flow.hidden` and `flow.flow_steps` are of every policy."""
 _SHOWN = 4

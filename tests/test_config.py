@@ -55,9 +55,50 @@ def test_every_preset_makes_a_config(family, method, tmp_path):
 
 
 def test_the_families_with_coefficients_are_those_that_presets_toml_and_the_readme_name():
-    named = {"cube-single", "cube-double", "cube-triple", "scene", "puzzle", "humanoidmaze"}
-    for table in ("implicit", "rebrac"):
-        assert {name for name, family in presets()["family"].items() if table in family} == named
+    ogbench = {"cube-single", "cube-double", "cube-triple", "scene", "puzzle", "humanoidmaze"}
+    without = {"pointmaze", "antmaze", "antmaze-giant", "antsoccer", "ant", "D4RL", "D4RL/antmaze"}
+    families = presets()["family"]
+    for family in families.keys() - without - {"mujoco", "kitchen"}:
+        assert rebrac_anywhere(families[family]), family
+    for family in without | {"mujoco"}:
+        assert not rebrac_anywhere(families[family]), family
+        assert "implicit" not in families[family]
+    assert all("implicit" in families[family] for family in ogbench | {"kitchen", "pen", "door"})
+
+
+def rebrac_anywhere(family):
+    return "rebrac" in family or any("rebrac" in data for data in family.get("data", {}).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "rebrac", "implicit"),
+    [
+        ("hopper-medium-v2", (0.01, 0.01), (0.7, 3.0)),
+        ("hopper-medium-replay-v2", (0.05, 0.5), (0.7, 3.0)),
+        ("walker2d-random-v2", (0.01, 0.0), (0.7, 3.0)),
+        ("pen-human-v1", (0.1, 0.5), (0.7, 0.5)),
+        ("pen-expert-v1", (0.01, 0.01), (0.7, 0.5)),
+        ("antmaze-umaze-v2", (0.003, 0.002), (0.9, 10.0)),
+        ("antmaze-umaze-diverse-v2", (0.003, 0.001), (0.9, 10.0)),
+        ("scene-play-singletask-task1-v0", (0.1, 0.01), (0.9, 10.0)),
+        ("minari:mujoco/hopper/medium-v0", (0.1, 0.01), (0.9, 10.0)),
+    ],
+)
+def test_coefficients_are_those_of_the_dataset(name, rebrac, implicit):
+    config = resolve({"dataset": {"name": name}}, preset="iql")
+    assert (config.rebrac.policy_alpha, config.rebrac.critic_alpha) == rebrac
+    assert (config.implicit.expectile, config.implicit.inverse_temperature) == implicit
+
+
+def test_a_preset_of_one_objective_is_of_that_one_alone():
+    hopper = {"dataset": {"name": "hopper-medium-v2"}}
+    assert resolve(hopper, preset="iql").dataset.return_range == 1000.0
+    assert resolve(hopper | {"objective": "implicit"}).dataset.return_range == 1000.0
+    for other in ("", "rebrac", "cql", "bc"):
+        assert resolve(hopper, preset=other).dataset.return_range == 0.0
+    assert resolve(hopper | {"objective": "flow"}, preset="iql").dataset.return_range == 0.0
+    own = hopper["dataset"] | {"return_range": 5.0}
+    assert resolve({"dataset": own}, preset="iql").dataset.return_range == 5.0
 
 
 def test_the_mlp_methods_published_size_is_medium():

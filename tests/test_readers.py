@@ -793,13 +793,3 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
 def test_a_suites_presets_are_its_protocol(name, protocol, shift):
     config = resolve({"dataset": {"name": name}})
     assert (config.evaluation.protocol, config.dataset.reward_shift) == (protocol, shift)
-
-
-def test_the_shift_is_of_training_alone(tmp_path, private_home):
-    from tql_offline.training.run import _shifted
-
-    data = load(str(ogbench_npz(tmp_path)))
-    shifted = _shifted(data, -1.0).episodes
-    np.testing.assert_array_equal(shifted.rewards, data.episodes.rewards - 1)
-    np.testing.assert_array_equal(shifted.observations, data.episodes.observations)
-    assert _shifted(data, 0.0) is data

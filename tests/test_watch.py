@@ -216,18 +216,20 @@ def test_the_bound_is_of_the_rewards_that_training_sees(explosive, tmp_path, mon
         return make_watch(config, episodes, tokens)
 
     monkeypatch.setattr("tql_offline.training.run.make_watch", make)
-    config = settings(discount=0.99, dataset={"reward_shift": -2.0})
+    config = settings(discount=0.99, dataset={"reward_scale": 0.5, "reward_shift": -2.0})
     noting = Noting()
     run_seeds(config, [0, 1], explosive, tmp_path, "r", noting)
     assert bounds == pytest.approx([200.0, 200.0])
-    told = "note: rewards are shifted by -2 for training: --set dataset.reward_shift=0 leaves them"
-    assert noting.sentences.count(told) == 1
+    told = "note: training sees rewards of 0.5 r -2: "
+    assert sum(sentence.startswith(told) for sentence in noting.sentences) == 1
+    seen = [read_json(tmp_path / f"r-s{seed}" / "provenance.json")["rewards"] for seed in (0, 1)]
+    assert seen == [{"scale": 0.5, "shift": -2.0}] * 2
 
 
-def test_rewards_that_are_not_shifted_are_not_spoken_of(explosive, tmp_path):
+def test_rewards_that_are_left_alone_are_not_spoken_of(explosive, tmp_path):
     noting = Noting()
     run(settings(), explosive, tmp_path, "r", noting)
-    assert not any("shifted" in sentence for sentence in noting.sentences)
+    assert not any("rewards of" in sentence for sentence in noting.sentences)
 
 
 def test_real_training_that_explodes_is_warned_of(explosive, tmp_path):

@@ -6,6 +6,7 @@ and is written to the run folder: it repeats the run without any of the layers.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -31,6 +32,8 @@ OBJECTIVES = {
     "cloning": "cloning:BehaviourCloning",
 }
 """Objective → its agent in tql_offline/agents: a new method is one line here."""
+OWN_OBJECTIVE = "flow"
+"""TQL's."""
 
 # A config of someone else's may ask for a network that no memory holds, or for work without end.
 MAX_WEIGHTS = 2**30
@@ -65,10 +68,18 @@ class DataConfig(Table):
     normalise: bool = Field(
         False, description="standardise observations to zero mean and unit standard deviation"
     )
+    return_range: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="scales rewards in training so that returns of whole episodes span so much; "
+        "0: not; IQL on D4RL's locomotion: 1000",
+    )
+    reward_scale: PositiveFloat = Field(1.0, description="multiplies each reward in training")
     reward_shift: float = Field(
         0.0,
         allow_inf_nan=False,
-        description="added to each reward in training; D4RL's ant mazes: -1",
+        description="added to each reward in training, after scaling; D4RL's ant mazes: -1",
     )
     allow_broken: bool = Field(False, description="train on data that are known to be wrong")
 
@@ -237,7 +248,7 @@ class EvaluationConfig(Table):
 class Config(Table):
     """Everything needed to repeat a run."""
 
-    objective: str = Field("flow", description=f"one of {', '.join(OBJECTIVES)}")
+    objective: str = Field(OWN_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}")
     seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")
@@ -371,9 +382,13 @@ def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:
 
 
 def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What presets set, given the size asked for and what the file and the flags override."""
+    """What presets set, given what the file and the flags ask for and override."""
     preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
-    by_size = preset.pop("at", {})
+    by_size, by_objective, by_data = (preset.pop(key, {}) for key in ("at", "for", "data"))
+    preset = merge(preset, by_data.get(_within(family, _dataset_name(given)), {}))
+    objective = given.get("objective", own.get("objective", OWN_OBJECTIVE))
+    if isinstance(objective, str):
+        preset = merge(preset, by_objective.get(objective, {}))
     critic = {**_table(own, "critic"), **_table(given, "critic")}
     if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
         preset = merge(preset, by_size.get(critic["size"], {}))
@@ -382,6 +397,16 @@ def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dic
     if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
         preset = merge(preset, {"entropy": {"targets_nats": []}})
     return preset
+
+
+def _within(family: str, dataset: str) -> str:
+    """What a dataset's name says beyond its family and version; empty for another family's.
+
+    >>> _within("hopper", "hopper-medium-replay-v2")
+    'medium-replay'
+    """
+    found = re.fullmatch(rf"{re.escape(family)}-(.+?)(-v\d+)?", dataset)
+    return found[1] if found else ""
 
 
 def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

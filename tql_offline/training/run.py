@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tql_offline.agents import Agent, make_agent
@@ -51,6 +50,7 @@ from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance, on_cpu
 from tql_offline.training.result import open_run, read_provenance, write_result
+from tql_offline.training.rewards import RewardMap, reward_map
 from tql_offline.training.trackers import check_tracker, make_tracker
 from tql_offline.training.watch import make_watch
 
@@ -250,6 +250,7 @@ class _Made:
 
     config: Config
     dataset: Dataset
+    rewards: RewardMap
     device: torch.device
     environment: dict[str, Any] | None
     agent: Agent
@@ -266,7 +267,8 @@ class _Made:
 def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
     """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
     _refuse_images(dataset)
-    dataset = _shifted(dataset, config.dataset.reward_shift)
+    rewards = reward_map(config.dataset, dataset)
+    dataset = rewards.of(dataset)
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
@@ -280,6 +282,7 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
     return _Made(
         config=config,
         dataset=dataset,
+        rewards=rewards,
         device=device,
         environment=environment,
         agent=agent,
@@ -291,14 +294,6 @@ def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Ma
     )
 
 
-def _shifted(dataset: Dataset, shift: float) -> Dataset:
-    """Data with the rewards that training sees, whatever of it looks at them."""
-    if not shift:
-        return dataset
-    rewards = dataset.episodes.rewards + np.float32(shift)
-    return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
-
-
 def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
     dataset = replace(made.dataset, notes=(*made.dataset.notes, *_other_limit(made)))
     facts = collect_provenance(made.device, dataset.describe(), made.environment)
@@ -308,6 +303,7 @@ def _provenance(made: _Made, seeds: Sequence[int]) -> dict[str, Any]:
         "flops_per_update": flops_per_update(made.config, *_dims(made.dataset)),
         "execution": asdict(made.execution),
         "seeds_at_once": list(seeds),
+        "rewards": asdict(made.rewards),
         "data_findings": list(made.findings),
     }
 
@@ -325,15 +321,6 @@ def _findings(dataset: Dataset) -> tuple[str, ...]:
     is_own = dataset.source == "own file"
     jumps = "teleport" not in dataset.name
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
-
-
-def _shift_told(config: Config) -> Iterator[str]:
-    """That training sees other rewards than the data's, which a preset may have asked for."""
-    if shift := config.dataset.reward_shift:
-        yield (
-            f"note: rewards are shifted by {shift:+g} for training: --set dataset.reward_shift=0 "
-            "leaves them"
-        )
 
 
 def _other_limit(made: _Made) -> Iterator[str]:
@@ -359,7 +346,7 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
     env_id = first.dataset.env_id
     limit = (f"note: {sentence}" for sentence in _other_limit(first))
-    notes = (_shift_told(first.config), endless(first.environment), _slower(first), limit)
+    notes = (first.rewards.told(), endless(first.environment), _slower(first), limit)
     for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
     for one in made:

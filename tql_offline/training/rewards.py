@@ -1,0 +1,70 @@
+"""The rewards that training sees: the data's, scaled and shifted as the settings ask."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tql_offline.config import DataConfig
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.load import Dataset
+from tql_offline.errors import InputError
+
+
+@dataclass(frozen=True)
+class RewardMap:
+    """`scale·r + shift`, of every reward alike."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether training sees the data's own rewards."""
+        return (self.scale, self.shift) == (1.0, 0.0)
+
+    def of(self, dataset: Dataset) -> Dataset:
+        """The dataset with mapped rewards; itself where nothing changes."""
+        if self.is_identity:
+            return dataset
+        rewards = dataset.episodes.rewards * np.float32(self.scale) + np.float32(self.shift)
+        return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
+
+    def told(self) -> Iterator[str]:
+        """That training sees other rewards than the data's, which a preset may have asked for."""
+        if not self.is_identity:
+            yield (
+                f"note: training sees rewards of {self.scale:.6g} r {self.shift:+.6g}: "
+                "dataset.reward_scale, return_range and reward_shift of the config"
+            )
+
+
+def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
+    """What the settings make of the rewards of a dataset.
+
+    Raises:
+        InputError: returns are to span a range, and the data's are all the same.
+    """
+    scale = settings.reward_scale
+    if settings.return_range:
+        least, most = whole_returns(dataset.episodes)
+        if not most > least:
+            raise InputError(
+                f"dataset.return_range is {settings.return_range:g}, but no two whole episodes of "
+                f"{dataset.path} have different returns; set it to 0"
+            )
+        scale *= settings.return_range / (most - least)
+    return RewardMap(scale, settings.reward_shift)
+
+
+def whole_returns(episodes: Episodes) -> tuple[float, float]:
+    """Least and largest undiscounted return of the episodes that were played to their end.
+
+    Those that end the task, or are as long as the longest: a cut of sampling is no return (D4RL's
+    replay data have such). IQL's code takes the same for D4RL's locomotion.
+    """
+    last = episodes.last_transitions()
+    starts = last + 1 - episodes.lengths
+    returns = np.add.reduceat(episodes.rewards.astype(np.float64), starts)
+    is_whole = (episodes.masks[last] == 0) | (episodes.lengths == episodes.lengths.max())
+    return float(returns[is_whole].min()), float(returns[is_whole].max())
