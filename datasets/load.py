@@ -115,6 +115,7 @@ class Dataset:
             "source": self.source,
             "transitions": self.episodes.num_transitions,
             "episodes": self.episodes.num_episodes,
+            **({"env_id": self.env_id} if self.env_id else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unscored": self.unscored} if self.unscored else {}),
             **({"action_bounds": self.action_bounds} if self.action_bounds else {}),

@@ -117,14 +117,15 @@ def test_a_method_preset_makes_that_method(preset, method):
 
 
 def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
-    arguments = ["train", "--preset", "scene+iql", "--size", "xl", "--print-config"]
+    arguments = ["train", "--preset", "scene+iql", "--size", "xl", "--no-eval", "--print-config"]
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--runs", str(tmp_path / "runs")])
     assert stop.value.code == 0
     file = tmp_path / "printed.toml"
     file.write_text(capsys.readouterr().out)
     printed = resolve({}, file=file)
-    assert printed == resolve({"critic": {"size": "xl"}}, preset="scene+iql")
+    asked = {"critic": {"size": "xl"}, "evaluation": {"enabled": False}}
+    assert printed == resolve(asked, preset="scene+iql")
     assert len(tomllib.loads(file.read_text())) == len(type(printed).model_fields)
     assert not (tmp_path / "runs").exists()
 

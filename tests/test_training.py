@@ -184,6 +184,69 @@ def test_an_unfinished_run_is_given_no_environment(own, tmp_path, capsys):
     assert folder.provenance.read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def unscored(data, tmp_path_factory):
+    """The same run with its scores left for later."""
+    evaluation = {"processes": 1, "enabled": False}
+    config = resolve(TINY | {"dataset": {"name": TASK}, "evaluation": evaluation})
+    noted = Noting()
+    folder = run(config, data, tmp_path_factory.mktemp("later"), "", noted)
+    return folder, noted.sentences
+
+
+class Noting(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.sentences = []
+
+    def noted(self, sentence):
+        self.sentences.append(sentence)
+
+
+def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scored, tmp_path):
+    folder, noted = unscored
+    told = [sentence for sentence in noted if f"`tql-offline eval {folder.path} --miss" in sentence]
+    assert len(told) == 1
+    assert read_json(folder.result)["evaluations"] == []
+    assert read_json(folder.result)["provenance"]["environment"] is None
+    assert folder.checkpoint_steps() == [5, 10, 15, 20], "of every score that is to be made"
+    assert folder.metrics.read_bytes() == scored.metrics.read_bytes()
+
+    folder = RunFolder(shutil.copytree(folder.path, tmp_path / "r"))
+    evaluate_run(folder.path, missing=True, reporter=SilentReporter())
+    assert folder.evaluations.read_bytes() == scored.evaluations.read_bytes()
+    results = [read_json(each.result) for each in (folder, scored)]
+    assert results[0]["evaluations"] == results[1]["evaluations"]
+    assert results[0]["task"] == results[1]["task"]
+    evaluate_run(folder.path, missing=True, reporter=SilentReporter())
+    assert folder.evaluations.read_bytes() == scored.evaluations.read_bytes(), "nothing is missing"
+
+
+def test_a_missing_score_without_a_checkpoint_is_spoken_of(unscored, tmp_path):
+    folder = RunFolder(shutil.copytree(unscored[0].path, tmp_path / "r"))
+    for step in ("5", "15"):
+        shutil.rmtree(folder.checkpoints / step)
+    noting = Noting()
+    evaluate_run(folder.path, missing=True, reporter=noting)
+    assert any("scores of step 5, 15, too, of which there is no" in s for s in noting.sentences)
+    assert {line["step"] for line in read_jsonl(folder.evaluations)} == {10, 20}
+
+
+def test_a_run_is_scored_in_the_environment_of_its_data_alone(unscored, tmp_path, capsys):
+    folder = RunFolder(shutil.copytree(unscored[0].path, tmp_path / "r"))
+    code, output = command(["eval", str(folder.path), "--env", MAZE], capsys)
+    assert (code, "another task; leave --env out" in output.err) == (2, True)
+    assert not folder.evaluations.exists()
+
+
+def test_missing_scores_are_all_of_them(unscored, capsys):
+    run_ = ["eval", str(unscored[0].path), "--missing"]
+    for flags in (["--checkpoint", "5"], ["--policy", "learned"], ["--video"]):
+        code, output = command([*run_, *flags], capsys)
+        assert (code, "leave --checkpoint, --policy and --video out" in output.err) == (2, True)
+
+
 def test_policies_see_the_same_initial_states(scored):
     lines = list(read_jsonl(scored.evaluations))
     seeds = [[episode["seed"] for episode in line["episodes"]] for line in lines]

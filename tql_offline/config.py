@@ -235,6 +235,9 @@ class WatchConfig(Table):
 class EvaluationConfig(Table):
     """How policies are scored."""
 
+    enabled: bool = Field(
+        True, description="score policies while training; if not, `eval --missing` does it later"
+    )
     protocol: Text = Field("ogbench-singletask", description="one of docs/evaluation.md")
     success_timing: Literal["", "pre", "post"] = Field(
         "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"

@@ -7,6 +7,7 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_evaluations
+from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_jsonl
 
 
@@ -16,6 +17,9 @@ def evaluate(
     checkpoint: Annotated[
         int | None, typer.Option(help="Step of the checkpoint. Default: the last.")
     ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Score all that the protocol plans and is not there.")
+    ] = False,
     protocol: Annotated[
         str, typer.Option(help="A protocol of docs/evaluation.md. Default: the run's own.")
     ] = "",
@@ -31,6 +35,11 @@ def evaluate(
     ] = False,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
+    if missing and (checkpoint is not None or policy or video):
+        raise InputError(
+            "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
+            "--policy and --video out"
+        )
     from tql_offline.training.evaluation import evaluate_run
 
     before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
@@ -38,6 +47,7 @@ def evaluate(
         folder = evaluate_run(
             run,
             step=checkpoint,
+            missing=missing,
             protocol=protocol,
             policies=tuple(policy or ()),
             device=device,

@@ -85,6 +85,9 @@ def train(
     protocol: Annotated[
         str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
     ] = None,
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="Score nothing; `eval RUN --missing` does it later.")
+    ] = False,
     tracker: Annotated[
         str | None, typer.Option(help="none, tensorboard or wandb. Default: none.")
     ] = None,
@@ -123,7 +126,7 @@ def train(
         "critic": {"kind": critic, "size": size},
         "entropy": {"mode": entropy},
         "flow": {"alpha": alpha},
-        "evaluation": {"protocol": protocol},
+        "evaluation": {"protocol": protocol, "enabled": False if no_eval else None},
     }
     for assignment in set_ or []:
         assign(flags, assignment)

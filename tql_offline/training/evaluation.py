@@ -247,7 +247,7 @@ class RunScores:
     ) -> None:
         self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
         self.by = by
-        self.overlaps = by is not None and by.thread is not None
+        self.are_later = by is None or by.thread is not None
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
         self._begun = -1
@@ -286,7 +286,7 @@ class RunScores:
     def _score(self, agent: Agent, step: int, policies: tuple[str, ...]) -> None:
         if self.by is None:
             return
-        if not self.overlaps:
+        if self.by.thread is None:
             self.by.score(agent, self.folder, step, policies, self.reporter)
             return
         self.wait()
@@ -347,19 +347,21 @@ def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
 def evaluate_run(
     path: Path,
     *,
-    step: int | None,
-    protocol: str,
-    policies: tuple[str, ...],
-    device: str,
+    step: int | None = None,
+    missing: bool = False,
+    protocol: str = "",
+    policies: tuple[str, ...] = (),
+    device: str = "auto",
     reporter: Reporter,
     env_id: str = "",
     video: bool = False,
 ) -> RunFolder:
-    """Score the policies of a run's checkpoint and add the lines to its evaluations.jsonl.
+    """Score policies of a run's checkpoints and add the lines to its evaluations.jsonl.
 
     Args:
         path: the run folder.
         step: of the checkpoint; None takes the last.
+        missing: score instead all that the protocol plans and that is not there yet.
         protocol: name; empty takes the run's own.
         policies: names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
@@ -379,6 +381,7 @@ def evaluate_run(
     scored = config.model_copy(update={"evaluation": evaluation})
     # Read before an episode is played: what these cannot be added to is not worth playing for.
     read_evaluations(folder)
+    env_id = _environment_of(folder, env_id)
     chosen = chosen_checkpoint(folder, step)
     state, torch_device = checkpoint.read_state(chosen), pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
@@ -387,20 +390,21 @@ def evaluate_run(
         raise InputError(
             f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
         )
-    env_id = _environment_of(folder, scored, state, env_id)
-    for sentence in _aside(evaluation.protocol, config, path):
-        reporter.noted(sentence)
+    _record_environment(folder, scored, state, env_id)
     timing = evaluation.success_timing or None
     with evaluator(scored, env_id, torch_device) as by:
         assert by is not None
         check_fit(agent, by.pool, folder)
-        for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
-            reporter.noted(f"note: {sentence}")
-        for sentence in endless(by.pool.description):
+        for sentence in _notes(config, path, by):
             reporter.noted(sentence)
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
-            lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
+            lines = []
+            if missing:
+                scores = RunScores(scored, agent, folder, reporter, by)
+                scores.catch_up(_with_checkpoint(scored, folder, reporter), state.step)
+            else:
+                lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
             # Of an unfinished run a result would say that it is finished.
             if is_complete(folder, config):
                 write_result(folder)
@@ -409,45 +413,81 @@ def evaluate_run(
     return folder
 
 
-def _environment_of(folder: RunFolder, scored: Config, state: checkpoint.State, wanted: str) -> str:
-    """The environment that a run is scored in; one that it is given goes into its record.
+def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
+    """The steps at which the protocol plans scores, of those that have a checkpoint."""
+    planned = protocols.evaluation_steps(protocols.get(scored.evaluation.protocol), scored.steps)
+    there = set(folder.checkpoint_steps())
+    if gone := [str(step) for step in planned if step not in there]:
+        reporter.noted(
+            f"note: the protocol plans scores of step {', '.join(gone)}, too, of which there is no "
+            "checkpoint"
+        )
+    return [step for step in planned if step in there]
+
+
+def _environment_of(folder: RunFolder, wanted: str) -> str:
+    """The environment to score a run in: the one that is given, its record's, or its data's.
+
+    Raises:
+        InputError: there is none, or another than the data's is given.
+    """
+    provenance = read_provenance(folder)
+    datas = provenance["dataset"].get("env_id")
+    has = (provenance.get("environment") or {}).get("env_id") or datas
+    if not isinstance(wanted or has, str):
+        raise InputError(
+            f"run {folder.path} has no environment to score policies in{_why(provenance)}"
+        )
+    if wanted and datas and wanted != datas:
+        raise _another_task(folder, datas, wanted)
+    return str(wanted or has)
+
+
+def _another_task(folder: RunFolder, own: Any, wanted: str) -> InputError:
+    return InputError(
+        f"run {folder.path} is scored in {shown(own)}, and scores in {shown(wanted)} are of "
+        "another task; leave --env out"
+    )
+
+
+def _record_environment(
+    folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str
+) -> None:
+    """Write the environment that a run is scored in into its record, if it is not there yet.
 
     Only a finished run that was trained without one can be given one, and another as long as
     nothing was scored in it.
     """
     provenance = read_provenance(folder)
     has = provenance.get("environment") or {}
-    if has and wanted in ("", has["env_id"]):
-        return str(has["env_id"])
-    if not wanted:
-        raise InputError(
-            f"run {folder.path} has no environment to score policies in{_why(provenance)}"
-        )
+    if has and env_id == has["env_id"]:
+        return
     if has and (not has.get("given_later") or read_evaluations(folder)):
-        raise InputError(
-            f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(wanted)} are "
-            "of another task; leave --env out"
-        )
+        raise _another_task(folder, has["env_id"], env_id)
     if not is_complete(folder, scored):
         raise InputError(
-            f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
-            f"`tql-offline train --resume {folder.path}`"
+            f"run {folder.path} is not finished, and was begun without an environment, which only "
+            f"finished runs are given; go on with it by `tql-offline train --resume {folder.path}`"
         )
     dims = state.observation_dim, state.action_dim
-    given = fitting_environment(wanted, scored, *dims, whose=f"run {folder.path}")
+    given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}")
     with claimed(folder):
         if read_provenance(folder) != provenance:
             raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
         write_json(folder.provenance, provenance | {"environment": given | {"given_later": True}})
-    return wanted
 
 
-def _aside(protocol: str, config: Config, path: Path) -> Iterator[str]:
-    if protocol != (own := config.evaluation.protocol):
+def _notes(config: Config, path: Path, by: Evaluator) -> Iterator[str]:
+    """What is to be known of scores before they are made."""
+    protocol, own = by.protocol.name, config.evaluation.protocol
+    if protocol != own:
         yield (
             f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
             "in its report, but in no leaderboard"
         )
+    for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
+        yield f"note: {sentence}"
+    yield from endless(by.pool.description)
 
 
 def _why(provenance: dict[str, Any]) -> str:

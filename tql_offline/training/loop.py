@@ -141,8 +141,8 @@ class Scores(Protocol):
     """Scores a run's policies, at once or while training goes on."""
 
     @property
-    def overlaps(self) -> bool:
-        """Whether training goes on meanwhile."""
+    def are_later(self) -> bool:
+        """Whether training goes on meanwhile, or nothing is scored before a later `eval`."""
         ...
 
     def score(self, step: int) -> None:
@@ -270,8 +270,8 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
             log(training, step, means, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
-        # While training goes on a score can be made again only of weights that were saved.
-        if _saves(config, step) or (evaluates and training.scores.overlaps):
+        # What is not scored at once can be scored only of weights that were saved.
+        if _saves(config, step) or (evaluates and training.scores.are_later):
             save(training, step)
         if stop.requested:
             save(training, step)

@@ -208,7 +208,10 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
     folder, config = open_run(path)
     with claimed(folder):
         if folder.result.is_file():
-            raise InputError(f"run {path} is finished; there is nothing to resume")
+            raise InputError(
+                f"run {path} is finished, and so is the schedule of its learning rates; there is "
+                "nothing to resume, so train anew with more --steps"
+            )
         device = pick_device(config.device)
         check_execution(config, device)
         provenance = read_provenance(folder)
@@ -328,6 +331,15 @@ def _other_limit(made: _Made) -> Iterator[str]:
     return other_limit(protocol, made.config.dataset.name, made.environment)
 
 
+def _unscored(made: _Made) -> Iterator[str]:
+    """That scores were asked to be left for later, and how to make them."""
+    if made.dataset.env_id is not None and not made.config.evaluation.enabled:
+        yield (
+            "note: policies are not scored while training; "
+            f"`tql-offline eval {made.folder.path} --missing` scores them later"
+        )
+
+
 def _slower(made: _Made) -> Iterator[str]:
     """Why a CPU's updates take longer than they might."""
     wanted = wants_c_kernels(made.device, made.execution.mode, made.execution.precision)
@@ -344,9 +356,15 @@ def _train(made: Sequence[_Made], reporter: Reporter) -> None:
     first = made[0]
     setting = first.config.evaluation.overlap
     overlaps = setting == "on" or (setting == "auto" and first.device.type == "cuda")
-    env_id = first.dataset.env_id
+    env_id = first.dataset.env_id if first.config.evaluation.enabled else None
     limit = (f"note: {sentence}" for sentence in _other_limit(first))
-    notes = (first.rewards.told(), endless(first.environment), _slower(first), limit)
+    notes = (
+        first.rewards.told(),
+        _unscored(first),
+        endless(first.environment),
+        _slower(first),
+        limit,
+    )
     for sentence in (*first.findings, *chain(*notes)):
         reporter.noted(sentence)
     for one in made:
@@ -411,7 +429,7 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
-    if dataset.env_id is None:
+    if dataset.env_id is None or not config.evaluation.enabled:
         return None
     return fitting_environment(dataset.env_id, config, *_dims(dataset), whose=str(dataset.path))
 
