@@ -220,6 +220,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         *_last_rows(view),
         *(_jumps(view) if jumps else ()),
         *_rewards(view),
+        *_choices(view),
         *_actions(view),
         *_duplicates(view),
         *_repeats(view),
@@ -240,6 +241,7 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
         *_last_rows(whole),
         *(_jumps(whole, _runs(len(whole.observations))) if jumps else ()),
         *_rewards(whole),
+        *_choices(part),
         *_actions(part),
         *_duplicates(whole, whole_episodes=False),
     ]
@@ -557,6 +559,22 @@ def _rewards(view: View) -> Iterator[Finding]:
             f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is "
             f"{float(low):g}, so the behaviour never solved the task; choose another task if that "
             "is not meant",
+        )
+
+
+def _choices(view: View) -> Iterator[Finding]:
+    """Actions that look like numbers of choices, which files keep as they keep continuous ones."""
+    actions = view.actions
+    if not len(actions) or not np.isfinite(actions).all():
+        return
+    whole = np.rint(actions)
+    if np.ptp(whole) and np.abs(actions - whole).max() <= 1 - _BOUND:
+        yield Finding(
+            "warning",
+            "actions",
+            f"every action from episode 0, row 0 on is a whole number ({whole.min():g} to "
+            f"{whole.max():g}); policies here are of continuous actions, so leave the data out if "
+            "these are choices among discrete ones",
         )
 
 

@@ -147,6 +147,20 @@ def test_actions_constant_saturated_unscaled():
     assert "[0, 1]" in only(columns).sentence
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_actions_that_are_choices(kind):
+    columns = good()
+    columns["actions"] = (columns["actions"] > 0).astype(kind)
+    said = [str(f) for f in check(view_of_columns(columns, "x")) if "whole number" in f.sentence]
+    assert len(said) == 1
+    assert "(0 to 1); policies here are of continuous actions" in said[0]
+    clipped = columns["actions"] * (1 - 1e-5)  # as they are when they are loaded
+    assert "actions" in kinds(columns | {"actions": clipped})
+    columns["actions"] = columns["actions"].astype(float)
+    columns["actions"][7, 0] = 0.5
+    assert not any("whole" in f.sentence for f in check(view_of_columns(columns, "x")))
+
+
 def test_rewards_all_zero_warn_and_all_equal_are_noted():
     columns = good()
     columns["rewards"][:] = 0
