@@ -85,6 +85,7 @@ class Evaluation:
         details: every episode, where they were recorded.
         versions: of the simulators it was played with, where they were recorded.
         reference: the scores that it was normalised by, in words; empty where it was not.
+        normalised_by: returns that score 0 and `scale`, and that scale, where they are numbers.
         max_episode_steps: the environment's limit; None where it has none or it was not recorded.
     """
 
@@ -102,6 +103,7 @@ class Evaluation:
     details: tuple[Episode, ...]
     versions: tuple[tuple[str, str], ...] = ()
     reference: str = ""
+    normalised_by: tuple[float, float, float] | None = None
     max_episode_steps: int | None = None
 
 
@@ -453,6 +455,7 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         details=details,
         versions=_versions(line),
         reference=_reference(line),
+        normalised_by=_normalised_by(line),
         max_episode_steps=count(line.get("max_episode_steps")),
     )
 
@@ -471,6 +474,14 @@ def _reference(line: dict[str, Any]) -> str:
     low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
     source = str(reference.get("source"))[:MAX_KEY]
     return f"{low:.6g} is 0 and {high:.6g} is {scale:g}, from {source}"
+
+
+def _normalised_by(line: dict[str, Any]) -> tuple[float, float, float] | None:
+    reference = line.get("reference")
+    if not isinstance(reference, dict):
+        return None
+    low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
+    return (low, high, scale) if low < high and 0 < scale < math.inf else None
 
 
 def _text(value: Any, name: str) -> str:

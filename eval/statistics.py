@@ -112,7 +112,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, f
     if len(scores) == 1:
         return math.nan, math.nan
     error = scores.std(ddof=1) / math.sqrt(len(scores))
-    half_width = _student_t(len(scores) - 1, confidence) * error
+    half_width = student_t(len(scores) - 1, confidence) * error
     return float(scores.mean()) - half_width, float(scores.mean()) + half_width
 
 
@@ -276,7 +276,7 @@ class _Mean:
         variance, doubt = self.variance, self.doubt
         if other is not None:
             variance, doubt = variance + other.variance, doubt + other.doubt
-        return _student_t(variance**2 / doubt, confidence) if doubt > 0 else math.nan
+        return student_t(variance**2 / doubt, confidence) if doubt > 0 else math.nan
 
 
 def _variance(task: Scores, episodes: int) -> float:
@@ -293,7 +293,7 @@ def _variance(task: Scores, episodes: int) -> float:
     return 100**2 * rate * (1 - rate) / episodes
 
 
-def _student_t(freedom: float, confidence: float) -> float:
+def student_t(freedom: float, confidence: float) -> float:
     """Two-sided quantile."""
     from scipy import special  # takes half a second, which every command would pay: on use
 
@@ -373,7 +373,7 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
     as a function of θ itself (Newcombe, 2006, "Confidence intervals for an effect size measure
     based on the Mann-Whitney statistic", method 5): certainty is no bound of few runs.
     """
-    from scipy import optimize  # on use, as `_student_t`
+    from scipy import optimize  # on use, as `student_t`
 
     tables = checked_table(first), checked_table(second)
     value = float(improvement_probability(*tables))

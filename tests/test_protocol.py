@@ -52,6 +52,7 @@ def test_released_protocols_keep_their_fields():
         "d4rl": (10, 100_000, "last", 1_000_000, 4, "normalised", 0, "d4rl"),
         "d4rl-antmaze": (100, 100_000, "last", 1_000_000, 4, "normalised", 0, "d4rl"),
         "minari": (10, 100_000, "last", 1_000_000, 4, "normalised", 0, "minari"),
+        "unifloral": (1000, 0, "last", 1_000_000, 20, "return", 0, ""),
         "quick": (50, 0, "last", 20_000, 1, "success", 0, ""),
         "quick-return": (50, 0, "last", 20_000, 1, "return", 0, ""),
     }

@@ -138,6 +138,7 @@ from tql_offline.cli import (  # noqa: E402  (each registers its command on `app
     export,
     inspect,
     report,
+    select,
     sweep,
     train,
 )
@@ -155,6 +156,7 @@ __all__ = [
     "inspect",
     "main",
     "report",
+    "select",
     "sweep",
     "train",
 ]

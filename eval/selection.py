@@ -1,0 +1,280 @@
+"""What choosing among a method's policies by online episodes gives, against what it costs.
+
+Offline methods have settings that somebody chooses, and the usual choice, by the scores that are
+then printed, has played hundreds of episodes for free. Here the choice is played out, by
+unifloral's protocol (Jackson et al., "A Clean Slate for Offline Reinforcement Learning", 2025):
+some policies of the pool, trained with whatever settings and seeds, are the arms of a bandit, an
+episode is a pull, and after each pull the true mean of the arm that looks best is the score.
+
+One thing is done otherwise. A true mean is known by no more episodes than were played, and by those
+that chose it the mean of what was chosen is too good. So one half of each run's episodes chooses
+and the other half values, both ways. With the paper's 1,000 episodes it matters little.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tql_offline.eval.leaderboard import Measured, measured
+from tql_offline.eval.protocol import scores_success
+from tql_offline.eval.report_data import Episode, Run
+from tql_offline.eval.statistics import Scores, student_t
+
+ARMS, PULLS = 8, 200
+"""Of the paper: policies that a choice is among, episodes that it may take."""
+REPEATS = 5000
+"""Choices that are averaged; the paper's 500 leave a noise of their own in the interval."""
+EXPLORATION = 2.0
+"""α of UCB1, whose rewards are in [0, 1]."""
+FEWEST_EPISODES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The runs of one method at one size on one task, with whatever settings and seeds.
+
+    Attributes:
+        unit: of the scores: `success %`, `normalised score` or `return`.
+        episodes: of each run `(episodes,)` scores of single episodes of its last policy.
+        bounds: what the bandit takes for 0 and 1.
+    """
+
+    task: str
+    method: str
+    size: str
+    unit: str
+    runs: tuple[str, ...]
+    episodes: tuple[Scores, ...]
+    bounds: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The expected score of the chosen policy after each pull, `(pulls,)`.
+
+    Attributes:
+        mean: over choices.
+        low: of the 95 % interval over runs; NaN of fewer than two runs an arm.
+        high: likewise.
+        blind: of a policy taken at random, which takes no pull.
+        by_all: of the arm that is best by every episode there is to choose by.
+    """
+
+    mean: Scores
+    low: Scores
+    high: Scores
+    blind: float
+    by_all: float
+
+
+def selection_curve(
+    pool: Pool,
+    generator: np.random.Generator,
+    *,
+    arms: int = ARMS,
+    pulls: int = PULLS,
+    repeats: int = REPEATS,
+) -> Curve:
+    """Play a bandit over the policies of a pool again and again.
+
+    Args:
+        pool: of two or more runs.
+        generator: the only source of randomness.
+        arms: policies drawn for each choice, without repetition; all where the pool has fewer.
+        pulls: episodes that a choice takes.
+        repeats: choices that the mean is over.
+    """
+    halves = [_half(pool, 0), _half(pool, 1)]
+    arms, runs = min(arms, len(pool.runs)), len(pool.runs)
+    picks = _draw(np.tile(np.arange(runs), (repeats, 1)), arms, generator)
+    values = _valued(halves, [_chosen(half, picks, pulls, generator) for half in halves])
+    by_all = [picks[np.arange(repeats), half.means[picks].argmax(axis=1)] for half in halves]
+    mean = values.mean(axis=0)
+    # Of fewer runs, whose choices are nearly all among the same, it covered 74 % for its 95.
+    margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
+    return Curve(
+        mean=mean,
+        low=mean - margin,
+        high=mean + margin,
+        blind=float(np.mean([half.means for half in halves])),
+        by_all=float(_valued(halves, by_all).mean()),
+    )
+
+
+def _margin(picks: NDArray[np.int64], values: Scores, runs: int) -> Scores:
+    """Half of the 95 % interval over runs, `(pulls,)`: Student's t by a jackknife.
+
+    The mean over choices is a U-statistic of the runs: without a run it is the mean of the choices
+    that did not have it.
+    """
+    is_without = np.array([(picks != run).all(axis=1) for run in range(runs)])
+    # A run that every choice happened to have, as few may, leaves none: 0 / 0.
+    with np.errstate(invalid="ignore"):
+        without = is_without @ values / is_without.sum(axis=1, keepdims=True)
+    variance = (runs - 1) * without.var(axis=0)
+    margin: Scores = student_t(runs - 1, 0.95) * np.sqrt(variance)
+    return margin
+
+
+def _draw(pools: NDArray[np.int64], arms: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Some of each row's entries in random order, none twice; `(rows, arms)`."""
+    order: NDArray[np.int64] = np.argsort(generator.random(pools.shape), axis=1)[:, :arms]
+    return np.take_along_axis(pools, order, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Half:
+    """Half of each run's episodes: `rewards` of the bandit, padded, and `means` of the scores."""
+
+    rewards: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    means: Scores
+
+
+def _half(pool: Pool, parity: int) -> _Half:
+    parts = [episodes[parity::2] for episodes in pool.episodes]
+    low, high = pool.bounds
+    rewards = np.zeros((len(parts), max(map(len, parts))))
+    for row, part in zip(rewards, parts, strict=True):
+        row[: len(part)] = (part - low) / (high - low)
+    return _Half(
+        rewards=rewards,
+        counts=np.array([len(part) for part in parts]),
+        means=np.array([part.mean() for part in parts]),
+    )
+
+
+def _valued(halves: Sequence[_Half], chosen: Sequence[NDArray[np.int64]]) -> Scores:
+    """Mean scores of runs that each half chose, by the episodes of the other."""
+    scores: Scores = (halves[1].means[chosen[0]] + halves[0].means[chosen[1]]) / 2
+    return scores
+
+
+def _chosen(
+    half: _Half, picks: NDArray[np.int64], pulls: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """UCB1: the run that looks best after each pull; `(choices, pulls)`.
+
+    Each arm is pulled once, then always that of the largest mean + sqrt(α ln t / n), n its pulls
+    and t all. What looks best is the largest mean alone.
+    """
+    rows = np.arange(len(picks))
+    totals, counts = np.zeros(picks.shape), np.zeros(picks.shape)
+    best = np.empty((len(picks), pulls), np.int64)
+    for pull in range(pulls):
+        if pull < picks.shape[1]:
+            arm = np.full(len(picks), pull)
+        else:
+            arm = np.argmax(ucb(totals, counts, pull), axis=1)
+        run = picks[rows, arm]
+        episode = (generator.random(len(picks)) * half.counts[run]).astype(np.int64)
+        totals[rows, arm] += half.rewards[run, episode]
+        counts[rows, arm] += 1
+        means = np.divide(totals, counts, out=np.full(picks.shape, -np.inf), where=counts > 0)
+        best[:, pull] = picks[rows, np.argmax(means, axis=1)]
+    return best
+
+
+def ucb(totals: Scores, counts: Scores, pulls: int) -> Scores:
+    """Upper confidence bounds of arms that were each pulled at least once."""
+    bounds: Scores = totals / counts + np.sqrt(EXPLORATION * math.log(pulls) / counts)
+    return bounds
+
+
+# From runs to pools.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Played:
+    """A run with the single episodes of its last policy."""
+
+    run: Measured
+    episodes: tuple[Episode, ...]
+    normalised_by: tuple[float, float, float] | None
+
+
+def pools(runs: Iterable[Run]) -> tuple[list[Pool], list[str]]:
+    """Sort finished runs by task, method and size.
+
+    Returns:
+        Pools of two or more runs, and a sentence for every run that was left out.
+    """
+    found: dict[tuple[str, ...], list[_Played]] = {}
+    left: list[str] = []
+    for run in runs:
+        played = _played(run)
+        if isinstance(played, str):
+            left.append(f"{run.name} {played}")
+            continue
+        facts = played.run
+        like = (
+            facts.task,
+            facts.method,
+            facts.size,
+            str(facts.setting),
+            *facts.conditions.values(),
+        )
+        found.setdefault(like, []).append(played)
+    alone = [each[0].run for each in found.values() if len(each) == 1]
+    left += [f"{run.name} is the only run of {run.label} on {run.task}" for run in alone]
+    return [_pool(each) for each in found.values() if len(each) > 1], left
+
+
+def _played(run: Run) -> _Played | str:
+    """What a pool takes of a run, or why it takes none."""
+    scored = measured(run)
+    if isinstance(scored, str):
+        return scored
+    learned = [e for e in run.evaluations if e.policy == "learned" and e.env_id == scored.env_id]
+    last = [e for e in learned if e.step == learned[-1].step]
+    most = max(last, key=lambda evaluation: len(evaluation.details))
+    if len(most.details) < FEWEST_EPISODES:
+        return f"has fewer than {FEWEST_EPISODES} episodes of its last policy"
+    if not all(math.isfinite(episode.total) for episode in most.details):
+        return "has an episode whose return is no number"
+    own = [e.normalised_by for e in learned if e.protocol == scored.setting.protocol]
+    return _Played(run=scored, episodes=most.details, normalised_by=own[-1])
+
+
+def _pool(runs: Sequence[_Played]) -> Pool:
+    first = runs[0].run
+    scores, unit, bounds = _scores(runs)
+    return Pool(
+        task=first.task,
+        method=first.method,
+        size=first.size,
+        unit=unit,
+        runs=tuple(played.run.name for played in runs),
+        episodes=tuple(scores),
+        bounds=bounds,
+    )
+
+
+def _scores(runs: Sequence[_Played]) -> tuple[list[Scores], str, tuple[float, float]]:
+    """Scores of single episodes in the unit of the runs' own protocol."""
+    if scores_success(runs[0].run.setting.protocol):
+        succeeded = [[bool(e.success) for e in played.episodes] for played in runs]
+        return [100.0 * np.array(row) for row in succeeded], "success %", (0.0, 100.0)
+    returns = [np.array([e.total for e in played.episodes]) for played in runs]
+    if reference := runs[0].normalised_by:
+        least, most, scale = reference
+        scores = [scale * (row - least) / (most - least) for row in returns]
+        return scores, "normalised score", (0.0, scale)
+    low, high = min(map(np.min, returns)), max(map(np.max, returns))
+    return returns, "return", (float(low), float(high) if high > low else float(low) + 1)
+
+
+def shown_pulls(pulls: int) -> Iterator[int]:
+    """After how many pulls a table shows the score: 1, 2, 4, ... and the last.
+
+    >>> list(shown_pulls(20))
+    [1, 2, 4, 8, 16, 20]
+    """
+    pull = 1
+    while pull < pulls:
+        yield pull
+        pull *= 2
+    yield pulls

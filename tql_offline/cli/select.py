@@ -1,0 +1,105 @@
+"""`tql-offline select`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from tql_offline.cli import app, printable
+from tql_offline.cli.tables import print_table, progress_bar
+from tql_offline.errors import InputError
+from tql_offline.runs import find_runs, write_json
+
+if TYPE_CHECKING:
+    from tql_offline.eval.selection import Curve, Pool
+
+MAX_PULLS, MAX_REPEATS = 10_000, 100_000
+SCHEMA = "tql-offline/selection/1"
+
+
+@app.command()
+def select(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    arms: Annotated[int, typer.Option(min=2, help="Policies that a choice is among.")] = 8,
+    pulls: Annotated[
+        int, typer.Option(min=1, max=MAX_PULLS, help="Episodes that a choice may take.")
+    ] = 200,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MAX_REPEATS, help="Choices that are averaged.")
+    ] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same numbers.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the whole curves.")] = None,
+) -> None:
+    """Show what choosing among a method's runs by online episodes gives (unifloral's protocol)."""
+    from tql_offline.eval.report_data import read_run
+    from tql_offline.eval.selection import pools, selection_curve
+
+    folders = find_runs(runs)
+    with progress_bar("reading runs", len(folders)) as progress:
+        read = []
+        for folder in folders:
+            read.append(read_run(folder))
+            progress.add(1)
+    found, left_out = pools(read)
+    for sentence in left_out:
+        typer.echo(f"left out: {printable(sentence)}", err=True)
+    if not found:
+        raise InputError(
+            "no method has two finished runs of one task and size to choose among; train more of "
+            "them, with other settings or seeds"
+        )
+    curves = []
+    for number, pool in enumerate(found):
+        generator = np.random.default_rng((seed, number))
+        curve = selection_curve(pool, generator, arms=arms, pulls=pulls, repeats=repeats)
+        curves.append((pool, curve))
+    for task in dict.fromkeys((pool.task, pool.unit) for pool in found):
+        _print(*task, [(pool, curve) for pool, curve in curves if (pool.task, pool.unit) == task])
+    if out is not None:
+        write_json(out, _document(curves, arms, pulls, repeats, seed))
+
+
+def _print(task: str, unit: str, curves: "Sequence[tuple[Pool, Curve]]") -> None:
+    from tql_offline.eval.selection import shown_pulls
+
+    names = [f"{pool.method} {pool.size}".strip() for pool, _ in curves]
+    played = [f"{len(p.runs)} runs × {min(map(len, p.episodes))}" for p, _ in curves]
+    rows = [["runs × episodes", *played], ["0", *(f"{curve.blind:.1f}" for _, curve in curves)]]
+    for pull in shown_pulls(len(curves[0][1].mean)):
+        rows.append([str(pull), *(_cell(curve, pull - 1) for _, curve in curves)])
+    rows.append(["all", *(f"{curve.by_all:.1f}" for _, curve in curves)])
+    print_table(
+        f"{task}: {unit} after so many episodes", ["episodes#", *(f"{n}#" for n in names)], rows
+    )
+
+
+def _cell(curve: "Curve", pull: int) -> str:
+    mean, low, high = curve.mean[pull], curve.low[pull], curve.high[pull]
+    return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _document(
+    curves: "Sequence[tuple[Pool, Curve]]", arms: int, pulls: int, repeats: int, seed: int
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        **{"arms": arms, "pulls": pulls, "repeats": repeats, "seed": seed},
+        "curves": [
+            {
+                **{key: getattr(pool, key) for key in ("task", "method", "size", "unit", "runs")},
+                "episodes": [len(row) for row in pool.episodes],
+                **{key: _plain(value) for key, value in asdict(curve).items()},
+            }
+            for pool, curve in curves
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A number, or a list of them; None where there is none."""
+    if isinstance(value, np.ndarray):
+        return [_plain(float(number)) for number in value]
+    return None if np.isnan(value) else value
