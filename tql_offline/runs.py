@@ -7,6 +7,7 @@
       timing.jsonl          one line per log step: seconds and updates/s
       warnings.jsonl        one line per thing that went wrong (training/watch.py), if any did
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
+      ope.jsonl             one line per estimate from data alone, where `eval --ope` was run
       checkpoints/<step>/   *.safetensors and state.json
       inspect/              attention maps, entropies and Q landscapes, where `inspect` was run
       videos/               best, median and worst episode, where `eval --video` was run
@@ -76,6 +77,11 @@ class RunFolder:
     def evaluations(self) -> Path:
         """`evaluations.jsonl`."""
         return self.path / "evaluations.jsonl"
+
+    @property
+    def off_policy(self) -> Path:
+        """`ope.jsonl`."""
+        return self.path / "ope.jsonl"
 
     @property
     def checkpoints(self) -> Path:

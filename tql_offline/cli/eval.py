@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.tables import TerminalReporter, print_evaluations
-from tql_offline.errors import InputError
+from tql_offline.cli.tables import TerminalReporter, print_evaluations, say
+from tql_offline.cli.train import load_and_say
+from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, read_jsonl
 
 
@@ -33,6 +34,11 @@ def evaluate(
     video: Annotated[
         bool, typer.Option("--video", help="Also film the best, median and worst episode.")
     ] = False,
+    ope: Annotated[
+        str,
+        typer.Option(help="fqe: estimate the return from the data alone, in no environment."),
+    ] = "",
+    ope_updates: Annotated[int, typer.Option(min=1, help="Updates of that fit.")] = 50_000,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
     if missing and (checkpoint is not None or policy or video):
@@ -40,6 +46,10 @@ def evaluate(
             "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
             "--policy and --video out"
         )
+    if ope:
+        _refuse_beside_ope(ope, missing=missing, protocol=protocol, env=env, video=video)
+        _estimate(run, checkpoint, tuple(policy or ()), device, ope_updates)
+        return
     from tql_offline.training.evaluation import evaluate_run
 
     before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
@@ -56,3 +66,37 @@ def evaluate(
             video=video,
         )
     print_evaluations(list(read_jsonl(folder.evaluations))[before:])
+
+
+def _refuse_beside_ope(ope: str, **flags: bool | str) -> None:
+    if ope != "fqe":
+        raise InputError(f"--ope {shown(ope)} is not known; give fqe")
+    if given := [f"--{name}" for name, value in flags.items() if value]:
+        raise InputError(f"{', '.join(given)} is of episodes, of which --ope plays none; leave out")
+
+
+def _estimate(
+    run: Path, step: int | None, policies: tuple[str, ...], device: str, updates: int
+) -> None:
+    """Fit and show what policies are worth from data alone."""
+    from tql_offline.training.fqe import Fit, evaluate_offline
+
+    with TerminalReporter() as reporter:
+        lines = evaluate_offline(
+            run,
+            step=step,
+            policies=policies,
+            fit=Fit(updates=updates),
+            device=device,
+            load_dataset=load_and_say,
+            reporter=reporter,
+        )
+    for line in lines:
+        say(
+            f"{line['policy']} at step {line['step']}: {line['value']:.4g} "
+            f"({line['low']:.4g} to {line['high']:.4g}), discounted by {line['discount']:g}, from "
+            f"the first observations of {line['starts']:,} episodes of the data"
+        )
+        if not line["settled"]:
+            say(f"note: it was still moving after {updates:,} updates; give more --ope-updates")
+    say("note: from data alone policies can be ranked at best; these are no scores")

@@ -386,10 +386,7 @@ def evaluate_run(
     state, torch_device = checkpoint.read_state(chosen), pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
     checkpoint.load_networks(chosen, agent)
-    if unknown := set(policies) - set(agent.policies):
-        raise InputError(
-            f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
-        )
+    check_policies(agent, policies, path)
     _record_environment(folder, scored, state, env_id)
     timing = evaluation.success_timing or None
     with evaluator(scored, env_id, torch_device) as by:
@@ -497,6 +494,18 @@ def _why(provenance: dict[str, Any]) -> str:
     if isinstance(unscored, str) and unscored.isprintable():
         return f": {unscored[:_MAX_REASON]}"
     return "; give --env"
+
+
+def check_policies(agent: Agent, policies: Iterable[str], path: Path) -> None:
+    """See that a run has policies of given names.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    if unknown := set(policies) - set(agent.policies):
+        raise InputError(
+            f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
+        )
 
 
 def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:

@@ -28,12 +28,12 @@ from tql_offline.eval.inspections import (
     parse_inspection,
 )
 from tql_offline.networks import EntropyController, TransformerCritic
-from tql_offline.runs import RunFolder, write_atomic, writing
+from tql_offline.runs import write_atomic, writing
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import chosen_checkpoint
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import open_run, read_provenance
+from tql_offline.training.result import check_data, open_run
 from tql_offline.version import __version__
 
 SAMPLED = 256
@@ -103,7 +103,7 @@ def inspect_run(
     chosen = chosen_checkpoint(folder, step)
     state = checkpoint.read_state(chosen)
     dataset = load_dataset(config)
-    _check_data(dataset, folder)
+    check_data(dataset, folder)
     torch_device = pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
     checkpoint.load_networks(chosen, agent)
@@ -122,15 +122,6 @@ def inspect_run(
     to = folder.inspection if out is None else out
     _write(to, facts | document, maps, figures(found, maps))
     return to, found
-
-
-def _check_data(dataset: Dataset, folder: RunFolder) -> None:
-    trained_on = read_provenance(folder)["dataset"]["sha256"]
-    if dataset.sha256 != trained_on:
-        raise InputError(
-            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
-            f"{trained_on}; restore that file"
-        )
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.config import Config, read_toml, validate
+from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json, read_jsonl, write_json
@@ -52,6 +53,20 @@ def read_provenance(folder: RunFolder) -> dict[str, Any]:
                 f"{folder.provenance} has no usable {key!r}; restore it from the run that wrote it"
             )
     return provenance
+
+
+def check_data(dataset: Dataset, folder: RunFolder) -> None:
+    """See that a dataset is the one that a run was trained on.
+
+    Raises:
+        InputError: its file is another.
+    """
+    trained_on = read_provenance(folder)["dataset"]["sha256"]
+    if dataset.sha256 != trained_on:
+        raise InputError(
+            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
+            f"{trained_on}; restore that file"
+        )
 
 
 def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ from tql_offline.training.evaluation import (
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance, on_cpu
-from tql_offline.training.result import open_run, read_provenance, write_result
+from tql_offline.training.result import check_data, open_run, read_provenance, write_result
 from tql_offline.training.rewards import RewardMap, reward_map
 from tql_offline.training.trackers import check_tracker, make_tracker
 from tql_offline.training.watch import make_watch
@@ -217,12 +217,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
         dataset = load_dataset(config)
-        trained_on = provenance["dataset"]["sha256"]
-        if dataset.sha256 != trained_on:
-            raise InputError(
-                f"{dataset.path} has sha256 {dataset.sha256} where run {path} was trained on "
-                f"{trained_on}; restore that file"
-            )
+        check_data(dataset, folder)
         made = _make(config, dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)

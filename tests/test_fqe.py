@@ -1,0 +1,194 @@
+"""Fitted Q evaluation on data of known answers, and as a command."""
+
+import json
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from command_line import command
+
+from tql_offline.config import resolve
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.errors import InputError
+from tql_offline.runs import read_jsonl
+from tql_offline.training.fqe import Fit, Worth, evaluate_offline, fitted_q_evaluation
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import run
+
+CPU = torch.device("cpu")
+SHORT = Fit(updates=500, batch_size=128, members=2, hidden=(64, 64), lr=5e-3, polyak=0.1)
+
+
+class Policy:
+    """A fixed policy of one action dim, in place of an agent."""
+
+    action_dim = 1
+
+    def __init__(self, of):
+        self.of = of
+
+    def noise_dim(self, _policy):
+        return 1
+
+    def act(self, _policy, observations, noise):
+        return self.of(observations, noise).clamp(-1, 1)
+
+
+def walk(episodes, length, *, reward, ends=lambda _s, _a: False, start=None):
+    """Uniform actions; the next observation is the action."""
+    rng = np.random.default_rng(0)
+    columns = {"observations": [], "actions": [], "rewards": [], "masks": []}
+    lengths = []
+    for _ in range(episodes):
+        state = rng.uniform(-1, 1) if start is None else start
+        observations = [state]
+        for _ in range(length):
+            action = rng.uniform(-1, 1)
+            columns["actions"].append([action])
+            columns["rewards"].append(reward(state, action))
+            columns["masks"].append(float(not ends(state, action)))
+            state = action
+            observations.append(state)
+            if not columns["masks"][-1]:
+                break
+        lengths.append(len(observations) - 1)
+        columns["observations"] += [[o] for o in observations]
+    arrays = {name: np.array(column, np.float32) for name, column in columns.items()}
+    return Episodes(**arrays, lengths=np.array(lengths))
+
+
+def worth(policy, episodes, discount=0.8, fit=SHORT):
+    return fitted_q_evaluation(
+        Policy(policy), "learned", episodes,
+        discount=discount, fit=fit, device=CPU, reporter=SilentReporter(),
+    )  # fmt: skip
+
+
+def test_a_policy_that_turns_back_is_worth_what_its_states_are():
+    """r = s, s' = a, from ½ on: a = -s gives ½ - γ/2 + ... = ½/(1 + γ), and a = s ½/(1 - γ)."""
+    data = walk(60, 40, reward=lambda s, _a: s, start=0.5)
+    found = worth(lambda s, _z: -s, data)
+    assert found.value == pytest.approx(0.28, abs=0.6)
+    assert found.starts == 60
+    assert worth(lambda s, _z: s, data).value == pytest.approx(2.5, abs=0.6)
+
+
+def test_the_end_of_the_task_is_worth_nothing_more_and_a_cut_is_no_end():
+    """A reward of 1 a step, and the task ends with a positive action."""
+    data = walk(400, 10, reward=lambda _s, _a: 1.0, ends=lambda _s, a: a > 0)
+    assert worth(lambda s, _z: 0 * s - 0.5, data).value == pytest.approx(5.0, rel=0.15)
+    assert worth(lambda s, _z: 0 * s + 0.5, data).value == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_policy_with_noise_is_worth_its_mean_in_the_unit_of_the_rewards():
+    """r = 1000 a: with a = 0.4 ± 0.5 by the sign of the noise, 400 / (1 - γ)."""
+    data = walk(60, 40, reward=lambda _s, a: 1000 * a)
+    found = worth(lambda s, z: 0 * s + 0.4 + 0.5 * z.sign(), data)
+    assert found.value == pytest.approx(2000, rel=0.25)
+
+
+def test_few_episodes_make_a_wide_interval():
+    """Rewards that an episode decides: 4 episodes know less of them than 100."""
+
+    def noisy(count):
+        data = walk(count, 10, reward=lambda _s, _a: 0.0)
+        of_episode = np.random.default_rng(1).normal(0, 1, count)
+        data.rewards[:] = np.repeat(of_episode, data.lengths)
+        return worth(lambda s, _z: -s, data, fit=Fit(**(vars(SHORT) | {"members": 4})))
+
+    few, many = noisy(4), noisy(100)
+    assert few.high - few.low > 2 * (many.high - many.low) > 0
+    assert many.low < many.value < many.high
+
+
+def test_same_seed_same_bits():
+    data, fit = walk(10, 10, reward=lambda s, _a: s), Fit(**(vars(SHORT) | {"updates": 30}))
+    first, again = (worth(lambda s, _z: -s, data, fit=fit) for _ in range(2))
+    assert first == again
+    assert worth(lambda s, _z: -s, data, fit=Fit(**(vars(fit) | {"seed": 1}))) != first
+
+
+@pytest.mark.parametrize(
+    ("trace", "settled"),
+    [((5.0, 1.0, 1.1, 1.0), True), ((0.0, 0.0, 0.5, 1.0), False), ((1.0,), True)],
+)
+def test_a_fit_that_still_moves_is_not_settled(trace, settled):
+    made = Worth(value=trace[-1], low=0.0, high=2.0, trace=trace, starts=1)
+    assert made.is_settled == settled
+
+
+def test_a_fit_that_diverges_is_an_error():
+    data = walk(10, 10, reward=lambda s, _a: s)
+    with pytest.raises(InputError, match="diverged"):
+        worth(lambda s, _z: s * float("nan"), data)
+
+
+# As a command.
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A short run on a few hundred rows of a real maze, not scored."""
+    tiny = {"critic": {"size": "tiny"}, "flow": {"hidden": [16, 16]}, "batch_size": 16}
+    config = resolve(tiny | {"steps": 10, "evaluation": {"enabled": False}})
+    return run(config, data, tmp_path_factory.mktemp("runs"), "r", SilentReporter())
+
+
+def test_estimates_are_recorded_beside_the_run(trained, data):
+    fit = Fit(updates=20, batch_size=16, members=2, hidden=(8,))
+    lines = evaluate_offline(
+        trained.path, fit=fit, load_dataset=lambda _config: data, reporter=SilentReporter()
+    )
+    assert json.loads(json.dumps(lines)) == list(read_jsonl(trained.off_policy))
+    assert [(line["policy"], line["step"], line["discount"]) for line in lines] == [
+        ("learned", 10, 0.995),
+        ("behaviour", 10, 0.995),
+    ]
+    assert lines[0]["value"] != lines[1]["value"]
+    assert len(lines[0]["trace"]) == 10
+    assert (lines[0]["starts"], lines[0]["method"]) == (3, "fqe")
+    assert lines[0]["fit"]["hidden"] == (8,)
+
+
+def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, capsys):
+    monkeypatch.setattr("tql_offline.cli.eval.load_and_say", lambda _config: data)
+    asked = ["eval", str(trained.path), "--ope", "fqe", "--policy", "learned"]
+    code, output = command([*asked, "--ope-updates", "3"], capsys)
+    assert code == 0, output.err
+    said = " ".join(output.out.split())
+    assert "discounted by 0.995, from the first observations of 3 episodes of the data" in said
+    assert "can be ranked at best" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--ope", "wis"], "--ope 'wis' is not known; give fqe"),
+        (["--ope", "fqe", "--video"], "--video is of episodes"),
+        (["--ope", "fqe", "--env", "X-v0", "--missing"], "--missing, --env is of episodes"),
+        (["--ope", "fqe", "--policy", "other"], "no policy 'other'"),
+        (["--ope", "fqe", "--checkpoint", "9"], "no checkpoint of step 9"),
+        (["--ope", "fqe", "--ope-updates", "0"], "ope-updates"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(trained, data, monkeypatch, flags, said, capsys):
+    monkeypatch.setattr("tql_offline.cli.eval.load_and_say", lambda _config: data)
+    before = trained.off_policy.read_bytes() if trained.off_policy.exists() else b""
+    code, output = command(["eval", str(trained.path), *flags], capsys)
+    assert (code, said in " ".join(output.err.split())) == (2, True), output.err
+    after = trained.off_policy.read_bytes() if trained.off_policy.exists() else b""
+    assert after == before
+
+
+def test_other_data_than_the_runs_are_refused(trained, data):
+    other = Future()
+    other.set_result("00" * 32)
+    with pytest.raises(InputError, match="restore that file"):
+        evaluate_offline(
+            trained.path,
+            fit=SHORT,
+            load_dataset=lambda _config: replace(data, digest=other),
+            reporter=SilentReporter(),
+        )

@@ -1,0 +1,273 @@
+"""Fitted Q evaluation: what a run's policy is worth, estimated from data alone.
+
+Le, Voloshin and Yue 2019 (arXiv 1903.08738), section 3.2: Q of a fixed policy π is fitted to
+`r + γ·mask·Q̄(s', a')` with a' ~ π(s') over the data's transitions, and the policy is worth the mean
+of Q(s, π(s)) over the episodes' first observations. Each of several networks sees the data's
+episodes weighed as a bootstrap draws them (Hao et al. 2021, arXiv 2102.03607): their spread makes
+the interval.
+
+The interval is of episodes and of fitting. Of actions that the data do not have Q is anything, and
+no spread shows it: estimates rank policies at best, and are no scores.
+
+Shape suffixes: B batch, E episodes, M members.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tql_offline.agents import Agent, make_agent
+from tql_offline.agents.optimizers import make_adamw, polyak_update, set_learning_rate
+from tql_offline.config import Config
+from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.load import Dataset
+from tql_offline.errors import InputError
+from tql_offline.eval.statistics import mean_std, student_t
+from tql_offline.networks import MLPCritic, Normaliser
+from tql_offline.objectives.td import td_target
+from tql_offline.runs import append_jsonl
+from tql_offline.training import checkpoint
+from tql_offline.training.device import pick_device
+from tql_offline.training.evaluation import check_policies, chosen_checkpoint
+from tql_offline.training.loop import Reporter
+from tql_offline.training.result import check_data, open_run
+from tql_offline.training.watch import largest_return
+
+METHOD = "fqe"
+TRACED = 10
+"""Estimates over the course of a fit."""
+_DRAWS = 8
+"""Actions of the policy that an estimate is the mean over, for each first observation."""
+_TITLE = "fitting Q"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How Q is fitted.
+
+    Attributes:
+        updates: of all networks. A value takes `1 / (polyak·(1 - γ))` of them to come within a
+            third of where it settles.
+        batch_size: transitions per update.
+        members: networks, each with a bootstrap of the episodes.
+        hidden: widths of each.
+        lr: peak rate of AdamW.
+        polyak: rate of the target networks, higher than a policy's training has it: π stands still.
+        seed: of everything.
+    """
+
+    updates: int = 50_000
+    batch_size: int = 256
+    members: int = 5
+    hidden: tuple[int, ...] = (256, 256)
+    lr: float = 3e-4
+    polyak: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """An estimated discounted return of a policy, with its 95 % interval.
+
+    Attributes:
+        trace: the estimate after each tenth of the updates, the last one `value`.
+        starts: first observations that it is the mean over.
+    """
+
+    value: float
+    low: float
+    high: float
+    trace: tuple[float, ...]
+    starts: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last fifth of the updates moved it by less than half the interval's half."""
+        before = self.trace[-3:][0]
+        return abs(self.value - before) <= (self.high - self.low) / 4
+
+
+def evaluate_offline(
+    path: Path,
+    *,
+    step: int | None = None,
+    policies: tuple[str, ...] = (),
+    fit: Fit,
+    device: str = "auto",
+    load_dataset: Callable[[Config], Dataset],
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    """Estimate what policies of a run's checkpoint are worth, and add it to its ope.jsonl.
+
+    Rewards are the data's own, and γ is the run's.
+
+    Args:
+        path: the run folder.
+        step: of the checkpoint; None takes the last.
+        policies: names; empty takes all.
+        fit: how Q is fitted.
+        device: `auto`, `cpu` or `cuda`.
+        load_dataset: loads the data of the run's config.
+        reporter: where progress goes.
+
+    Returns:
+        The lines of ope.jsonl.
+
+    Raises:
+        InputError: no such checkpoint or policy, other data, or the fit diverged.
+    """
+    folder, config = open_run(path)
+    chosen = chosen_checkpoint(folder, step)
+    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
+    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
+    check_policies(agent, policies, path)
+    checkpoint.load_networks(chosen, agent)
+    dataset = load_dataset(config)
+    check_data(dataset, folder)
+    lines = []
+    for policy in policies or agent.policies:
+        worth = fitted_q_evaluation(
+            agent,
+            policy,
+            dataset.episodes,
+            discount=config.discount,
+            fit=fit,
+            device=torch_device,
+            reporter=reporter,
+        )
+        lines.append(_line(state.step, policy, config.discount, fit, worth))
+        append_jsonl(folder.off_policy, lines[-1])
+    return lines
+
+
+def _line(step: int, policy: str, discount: float, fit: Fit, worth: Worth) -> dict[str, Any]:
+    facts = {"step": step, "policy": policy, "method": METHOD, "discount": discount}
+    return {**facts, **asdict(worth), "settled": worth.is_settled, "fit": asdict(fit)}
+
+
+def fitted_q_evaluation(
+    agent: Agent,
+    policy: str,
+    episodes: Episodes,
+    *,
+    discount: float,
+    fit: Fit,
+    device: torch.device,
+    reporter: Reporter,
+) -> Worth:
+    """Estimate what a policy is worth from the data's first observations on.
+
+    Args:
+        agent: whose policy it is.
+        policy: its name.
+        episodes: the data, with rewards in the unit of the estimate.
+        discount: γ.
+        fit: how.
+        device: where the agent is.
+        reporter: where progress goes.
+
+    Raises:
+        InputError: the fit diverged.
+    """
+    generator = torch.Generator(device).manual_seed(fit.seed)
+    fitting = _Fitting(agent, policy, episodes, discount, fit, device, generator)
+    reporter.started(_TITLE, fit.updates)
+    trace, every = [], max(fit.updates // TRACED, 1)
+    for step in range(1, fit.updates + 1):
+        fitting.update(step)
+        reporter.advanced(step, title=_TITLE)
+        if step % every == 0 or step == fit.updates:
+            values = fitting.values()
+            trace.append(float(values.mean()))
+            if not math.isfinite(trace[-1]):
+                raise InputError(f"the fit of Q diverged at update {step}; set a lower rate")
+    mean, sd = mean_std(values.tolist(), ddof=1)
+    margin = student_t(fit.members - 1, 0.95) * sd
+    return Worth(
+        value=mean,
+        low=mean - margin,
+        high=mean + margin,
+        trace=tuple(trace[-TRACED:]),
+        starts=episodes.num_episodes,
+    )
+
+
+class _Fitting:
+    """Networks, targets and data of one fit; rewards are scaled so that returns are within ±1."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        policy: str,
+        episodes: Episodes,
+        discount: float,
+        fit: Fit,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        self.agent, self.policy, self.fit, self.generator = agent, policy, fit, generator
+        dims = episodes.observations.shape[1], agent.action_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fit.seed)
+            self.critic = MLPCritic(*dims, fit.hidden, fit.members).to(device)
+            self.target = MLPCritic(*dims, fit.hidden, fit.members).to(device)
+        self.target.load_state_dict(self.critic.state_dict())
+        self.normaliser = Normaliser(dims[0]).to(device)
+        self.normaliser.fit(episodes.observations)
+        self.optimizer = make_adamw([{"params": list(self.critic.parameters()), "weight_decay": 0}])
+        self.scale = largest_return(episodes, discount)
+        self.buffer: Buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
+        lengths = torch.as_tensor(episodes.lengths, device=device)
+        self.episode = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+        self.first_rows = self.buffer.start_rows[torch.cumsum(lengths, dim=0) - lengths]
+        self.weights = self._bootstrap(len(lengths), device)
+
+    def _bootstrap(self, count: int, device: torch.device) -> Float[Tensor, "E M"]:
+        """How often each member's bootstrap has each episode; of a single episode once."""
+        drawn = torch.randint(
+            count, (self.fit.members, count), generator=self.generator, device=device
+        )
+        return torch.stack([torch.bincount(row, minlength=count) for row in drawn], dim=1).float()
+
+    def update(self, step: int) -> None:
+        """One step of every member, and of its target."""
+        buffer, fit = self.buffer, self.fit
+        shape, device = (fit.batch_size,), buffer.actions.device
+        index = torch.randint(
+            buffer.num_transitions, shape, generator=self.generator, device=device
+        )
+        batch = buffer.take(index)
+        with torch.no_grad():
+            next_q = self._q_of_policy(self.target, batch.next_observations)
+            rewards, discounts = batch.rewards / self.scale, batch.discounts
+            target = td_target(rewards.unsqueeze(-1), discounts.unsqueeze(-1), next_q)
+        q = self.critic(self.normaliser(batch.observations), batch.actions)
+        loss = (self.weights[self.episode[index]] * (q - target).square()).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        peaks, warmup = {METHOD: fit.lr}, fit.updates // 100
+        set_learning_rate({METHOD: self.optimizer}, peaks, step - 1, warmup, fit.updates)
+        self.optimizer.step()
+        polyak_update(self.target, self.critic, fit.polyak)
+
+    @torch.no_grad()
+    def values(self) -> Tensor:
+        """Each member's mean of Q(s, π(s)) over the first observations of its bootstrap, `(M,)`."""
+        observations = self.buffer.observations[self.first_rows].float()
+        draws = [self._q_of_policy(self.critic, observations) for _ in range(_DRAWS)]
+        q_of_starts = self.scale * torch.stack(draws).mean(dim=0)
+        return (self.weights * q_of_starts).sum(dim=0) / self.weights.sum(dim=0)
+
+    def _q_of_policy(self, critic: MLPCritic, observations: Tensor) -> Float[Tensor, "B M"]:
+        count = (len(observations), self.agent.noise_dim(self.policy))
+        noise = torch.randn(count, generator=self.generator, device=observations.device)
+        actions = self.agent.act(self.policy, observations, noise)
+        q: Tensor = critic(self.normaliser(observations), actions)
+        return q
