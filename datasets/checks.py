@@ -557,8 +557,7 @@ def _rewards(view: View) -> Iterator[Finding]:
             "note",
             "rewards",
             f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is "
-            f"{float(low):g}, so the behaviour never solved the task; choose another task if that "
-            "is not meant",
+            f"{float(low):g}: if that is not what a solved task gives, the behaviour never solved it",
         )
 
 

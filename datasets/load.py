@@ -70,8 +70,9 @@ _CORE_FLOATS = ("observations", "actions")
 _OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
 _STATE_COLUMNS = ("qpos", "button_states")
 WITHOUT_MASKS = (
-    "without a column 'masks' no transition ends the task, and of each episode's last row only the "
-    "observation is used (docs/data.md)"
+    "without a column 'masks' the rows are taken for OGBench's: one that 'terminals' marks holds "
+    "no more than an episode's last observation, and no transition ends the task; if each row is a "
+    "step, as d3rlpy has it, add a column 'timeouts', 1 where an episode was cut off (docs/data.md)"
 )
 
 

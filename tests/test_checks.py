@@ -345,7 +345,7 @@ def test_a_file_without_masks_is_told_that_no_mask_is_0(tmp_path):
     np.savez(tmp_path / "mine.npz", **columns)
     said = " ".join(run(tmp_path / "mine.npz").output.split())
     assert "note: no mask is 0" in said
-    assert f"note: {WITHOUT_MASKS}" in said
+    assert f"warning: {WITHOUT_MASKS}" in said
 
 
 def run(*arguments):

@@ -104,7 +104,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(data, alone, tmp_path, mo
             return super().__call__(step, most)
 
     monkeypatch.setattr(execution, "_OneByOne", Spoilt)
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="became nan"):
         run_seeds(settings(), (0, 1, 2), data, tmp_path, "mine", SilentReporter())
     for seed in (0, 2):
         assert numbers(RunFolder(tmp_path / f"mine-s{seed}")) == numbers(alone[seed])
@@ -420,17 +420,20 @@ def test_no_update_waits_for_the_device(method):
         assert set(syncs.seen) <= {"_local_scalar_dense"}
 
 
-def test_the_schedule_on_the_device_is_that_of_the_host():
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_schedule_on_the_device_is_that_of_the_host(schedule):
     agent, _ = agent_and_buffer()
-    config = agent.config.model_copy(update={"steps": 300})
+    optimizer = agent.config.optimizer.model_copy(update={"schedule": schedule})
+    config = agent.config.model_copy(update={"steps": 300, "optimizer": optimizer})
     table = execution.rate_table(config, agent)
     assert table.shape == (300, 2)
     for step in (0, 10, 29, 30, 150, 299):
         execution.set_learning_rate(
-            agent.optimizers, agent.learning_rates, step, config.optimizer.warmup, 300
+            agent.optimizers, agent.learning_rates, step, optimizer.warmup, 300, schedule
         )
         rates = [o.param_groups[0]["lr"] for o in agent.optimizers.values()]
         np.testing.assert_allclose(table[step], rates, rtol=1e-6)
+    assert (table[299] == table[30]).all() == (schedule == "constant")
 
 
 def test_a_launch_ends_where_there_is_more_to_do():

@@ -49,6 +49,23 @@ def run_updates(agent, count, batch=None, warmup=0):
     return metrics
 
 
+def test_updates_alone_go_at_the_configs_rate():
+    """One's own loop needs no schedule: without one the rate is the config's, and constant."""
+    settings = {"optimizer": {"critic_lr": 3e-3, "warmup": 0, "schedule": "constant"}}
+    alone, scheduled = (build(make_config(**settings)) for _ in range(2))
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    for step in range(1, 4):
+        alone.update(make_batch(), generators[0], step)
+        schedule = (step - 1, 0, 3, "constant")
+        set_learning_rate(scheduled.optimizers, scheduled.learning_rates, *schedule)
+        scheduled.update(make_batch(), generators[1], step)
+    for name, parameter in alone.critic.named_parameters():
+        assert torch.equal(parameter, dict(scheduled.critic.named_parameters())[name])
+        assert name == "value_token" or not torch.equal(
+            parameter, dict(build(make_config(**settings)).critic.named_parameters())[name]
+        )
+
+
 def test_policy_loss_gives_the_critic_no_gradient_step():
     """With the critic's rate at 0 an update leaves the critic as it was, and moves the policies."""
     config = make_config()

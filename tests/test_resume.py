@@ -130,8 +130,7 @@ def test_the_newest_checkpoints_are_kept(data, whole, tmp_path, overlap):
     config = resolve(SETTINGS | {"keep_checkpoints": 2, "evaluation": evaluation})
     with pytest.raises(Killed):
         run(config, data, tmp_path, "r", At("logged", 5, kill))
-    steps = RunFolder(tmp_path / "r").checkpoint_steps()
-    assert steps == [14, 21] if overlap == "off" else steps[-2:] == [18, 21]
+    assert RunFolder(tmp_path / "r").checkpoint_steps()[-2:] == [18, 21]
     folder = go_on(data, tmp_path / "r")
     assert contents(folder) == contents(whole)
     assert len(folder.checkpoint_steps()) == 2
@@ -163,8 +162,8 @@ def test_a_checkpoint_half_deleted_is_none(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         run(config, data, tmp_path, "r", SilentReporter())
     folder = RunFolder(tmp_path / "r")
-    assert folder.checkpoint_steps() == [14]
-    assert list(folder.checkpoints.glob(".7.*.part"))
+    assert folder.checkpoint_steps() == [7]
+    assert list(folder.checkpoints.glob(".6.*.part"))
     monkeypatch.undo()
     assert not list(go_on(data, folder.path).checkpoints.glob(".*"))
 
@@ -179,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(data, whole, tmp_path, 
     assert contents(folder) == contents(whole)
     assert folder.checkpoint_steps() == [24]
     (note, *_) = [sentence for sentence in noted if "cannot be deleted" in sentence]
-    assert "checkpoints/7 cannot be deleted whole (Directory not empty)" in note
+    assert "checkpoints/6 cannot be deleted whole (Directory not empty)" in note
 
 
 def test_each_of_several_seeds_keeps_its_newest_checkpoints(data, tmp_path):

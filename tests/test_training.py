@@ -10,13 +10,15 @@ from command_line import command
 from stand_ins import raising
 
 from tql_offline.agents import make_agent, numpy_policy
-from tql_offline.config import resolve
+from tql_offline.agents.flow_q import FlowQ
+from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import checkpoint, evaluation
 from tql_offline.training.evaluation import evaluate_run
 from tql_offline.training.loop import SilentReporter
+from tql_offline.training.result import open_run
 from tql_offline.training.run import new_run_folder, run
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
@@ -104,7 +106,7 @@ def test_run_folder_holds_the_contract(scored):
     assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
     assert result["provenance"]["environment"]["success_timing"] == "pre"
     assert [line["step"] for line in read_jsonl(scored.metrics)] == [5, 10, 15, 20]
-    assert scored.checkpoint_steps() == [10, 20]
+    assert scored.checkpoint_steps() == [5, 10, 15, 20], "of every evaluation, too"
     keys = set(next(read_jsonl(scored.metrics)))
     assert {"critic_loss", "q_mean", "entropy", "entropy_target", "temperature"} <= keys
     assert not keys & {"seconds", "updates_per_second"}
@@ -204,13 +206,38 @@ class Noting(SilentReporter):
         self.sentences.append(sentence)
 
 
+def test_settings_of_other_data_are_refused(data, own, tmp_path):
+    """They may be of another family's preset, and every result names the config's data."""
+    for config, loaded in (
+        (resolve(TINY), load(str(own))),
+        (resolve(TINY | {"dataset": {"name": "mine2.npz"}}), load(str(own))),
+        (resolve(TINY | {"dataset": {"name": str(own)}}), data),
+    ):
+        with pytest.raises(InputError, match=r"the settings are of dataset .* and the data of"):
+            run(config, loaded, tmp_path, "r", SilentReporter())
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_objective_of_ones_own_trains_saves_and_acts(own, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mine", "test_training:MineQ")
+    folder = train_own(own, tmp_path, objective="mine")
+    assert read_json(folder.result)["method"] == "mine-transformer"
+    agent = make_agent(open_run(folder.path)[1], 2, 2, torch.device("cpu"))
+    checkpoint.load_networks(folder.checkpoints / "20", agent)
+    assert isinstance(agent, MineQ)
+
+
+class MineQ(FlowQ):
+    """A method of one's own, outside of the package."""
+
+
 def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scored, tmp_path):
     folder, noted = unscored
     told = [sentence for sentence in noted if f"`tql-offline eval {folder.path} --miss" in sentence]
     assert len(told) == 1
     assert read_json(folder.result)["evaluations"] == []
     assert read_json(folder.result)["provenance"]["environment"] is None
-    assert folder.checkpoint_steps() == [5, 10, 15, 20], "of every score that is to be made"
+    assert folder.checkpoint_steps() == [5, 10, 15, 20]
     assert folder.metrics.read_bytes() == scored.metrics.read_bytes()
 
     folder = RunFolder(shutil.copytree(folder.path, tmp_path / "r"))
@@ -429,7 +456,7 @@ def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
 def test_eval_names_a_missing_checkpoint(scored, capsys):
     code, output = command(["eval", str(scored.path), "--checkpoint", "7"], capsys)
     assert code == 2
-    assert "10, 20" in output.err
+    assert "5, 10, 15, 20" in output.err
     code, output = command(["eval", str(scored.path), "--policy", "best"], capsys)
     assert code == 2
     assert "learned, behaviour" in output.err

@@ -25,13 +25,13 @@ DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
 """Collected on the spot where it is missing, so that `train` needs no network."""
 
 OBJECTIVES = {
-    "flow": "flow_q:FlowQ",
-    "implicit": "implicit_q:ImplicitQ",
-    "conservative": "conservative_q:ConservativeQ",
-    "rebrac": "rebrac:ReBRAC",
-    "cloning": "cloning:BehaviourCloning",
+    "flow": "tql_offline.agents.flow_q:FlowQ",
+    "implicit": "tql_offline.agents.implicit_q:ImplicitQ",
+    "conservative": "tql_offline.agents.conservative_q:ConservativeQ",
+    "rebrac": "tql_offline.agents.rebrac:ReBRAC",
+    "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
-"""Objective → its agent in tql_offline/agents: a new method is one line here."""
+"""Objective → its agent: a new method is one line here, or an entry that one's own code adds."""
 OWN_OBJECTIVE = "flow"
 """TQL's."""
 
@@ -185,6 +185,9 @@ class CloningConfig(Table):
     policy: Literal["flow", "gaussian"] = Field("gaussian", description="what is cloned into")
 
 
+Schedule = Literal["cosine", "constant"]
+
+
 class OptimizerConfig(Table):
     """AdamW and its schedule."""
 
@@ -198,6 +201,11 @@ class OptimizerConfig(Table):
         ge=0,
         le=MAX_COUNT,
         description="updates of linear warm-up from 1%, at most a tenth of the run",
+    )
+    schedule: Schedule = Field(
+        "cosine",
+        description="of the rates after warm-up: cosine to 10% at the run's end (the paper's), or "
+        "constant (FQL's and CORL's, with warmup 0)",
     )
 
 
@@ -260,7 +268,10 @@ class Config(Table):
     polyak: Fraction = Field(0.005, description="Polyak rate τ of the target networks")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
-    checkpoint_every: Positive = Field(50_000, description="updates between checkpoints")
+    checkpoint_every: Positive = Field(
+        50_000,
+        description="updates between checkpoints; of each evaluation's step there is one, too",
+    )
     keep_checkpoints: int = Field(
         0, ge=0, le=MAX_COUNT, description="newest checkpoints to keep of a run; 0: all"
     )

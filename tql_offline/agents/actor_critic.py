@@ -71,9 +71,12 @@ class ActorCritic(ABC):
         decay = self.config.optimizer.weight_decay
         groups = critic_groups([self.critic, *added.values()], self.control, decay)
         plain: list[dict[str, Any]] = [{"params": self.policy_parameters, "weight_decay": 0.0}]
-        self.optimizers = {"critic": make_adamw(groups), "policy": make_adamw(plain)}
         rates = self.config.optimizer
         self.learning_rates = {"critic": rates.critic_lr, "policy": rates.policy_lr}
+        self.optimizers = {
+            "critic": make_adamw(groups, rates.critic_lr),
+            "policy": make_adamw(plain, rates.policy_lr),
+        }
 
     @abstractmethod
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:

@@ -98,7 +98,7 @@ def make_agent(
     """The agent of a config's objective, with initial weights drawn from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        make = resolve_name(f"tql_offline.agents.{OBJECTIVES[config.objective]}")
+        make = resolve_name(OBJECTIVES[config.objective])
         agent: Agent = make(config, observation_dim, action_dim, device)
     return agent
 

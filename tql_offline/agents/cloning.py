@@ -46,7 +46,7 @@ class BehaviourCloning:
             "normaliser": self.normaliser,
         }
         group = {"params": list(self.policy.parameters()), "weight_decay": 0.0}
-        self.optimizers = {"policy": make_adamw([group])}
+        self.optimizers = {"policy": make_adamw([group], config.optimizer.policy_lr)}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:

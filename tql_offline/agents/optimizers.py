@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tql_offline.config import Schedule
+
 
 def critic_groups(
     critics: Sequence[nn.Module], control: nn.Module, weight_decay: float
@@ -27,26 +29,30 @@ def critic_groups(
     ]
 
 
-def make_adamw(groups: Iterable[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999, 1e-8); the rate is set before every step by `set_learning_rate`.
+def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999, 1e-8) of a constant rate; `set_learning_rate` makes it a schedule's.
 
     On a GPU rates are tensors there, so that a step can be captured in a CUDA graph.
     """
     groups = list(groups)
     device = groups[0]["params"][0].device
     on_gpu = device.type == "cuda"
-    rates = [torch.zeros((), device=device) if on_gpu else 0.0 for _ in groups]
-    groups = [{"lr": rate, **group} for rate, group in zip(rates, groups, strict=True)]
+    groups = [
+        {"lr": torch.tensor(rate, device=device) if on_gpu else rate, **group} for group in groups
+    ]
     betas, eps = (0.9, 0.999), 1e-8
     fused = device.type != "meta"  # an agent made for its shapes alone
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused, capturable=on_gpu)
 
 
-def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
+def learning_rate(
+    step: int, peak: float, warmup: int, steps: int, schedule: Schedule = "cosine"
+) -> float:
     """The rate of update `step` (from 0): linear from 1% over `warmup`, then cosine to 10%.
 
     The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there. The
-    warm-up takes at most a tenth of a run, so that a short one reaches its peak.
+    warm-up takes at most a tenth of a run, so that a short one reaches its peak. A constant
+    schedule, as FQL's and CORL's code has it without warm-up, stays at the peak.
 
     >>> [round(learning_rate(s, 1.0, 10, 100), 3) for s in (0, 5, 10, 50, 90, 100)]
     [0.01, 0.505, 1.0, 0.55, 0.1, 0.1]
@@ -54,6 +60,8 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
     warmup = min(warmup, steps // 10)
     if step < warmup:
         return peak * (0.01 + 0.99 * step / warmup)
+    if schedule == "constant":
+        return peak
     progress = min((step - warmup) / (steps - 2 * warmup), 1.0)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -64,10 +72,11 @@ def set_learning_rate(
     step: int,
     warmup: int,
     steps: int,
+    schedule: Schedule = "cosine",
 ) -> None:
     """Set every optimizer's rate for update `step` (from 0)."""
     for name, optimizer in optimizers.items():
-        rate = learning_rate(step, peaks[name], warmup, steps)
+        rate = learning_rate(step, peaks[name], warmup, steps, schedule)
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)

@@ -138,7 +138,7 @@ def _findings(data: str, env: str) -> "list[Finding]":
         view = view_of_columns(columns, data)
         found = check(view, jumps=not teleports)
         found = (check_spaces(view, env) if env else []) + found
-        found += [] if "masks" in columns else [Finding("note", "masks", WITHOUT_MASKS)]
+        found += [] if "masks" in columns else [Finding("warning", "masks", WITHOUT_MASKS)]
         return [*_refused(columns, Path(data)), *found]
     from tql_offline.datasets.minari import PREFIX, is_minari
 

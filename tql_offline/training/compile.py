@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import learning_rate, set_learning_rate
-from tql_offline.config import Config
+from tql_offline.config import Config, Schedule
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.errors import InputError
 from tql_offline.networks import attention, cpu_kernels, kernels
@@ -254,8 +254,8 @@ class _OneByOne:
     def __call__(self, step: int, most: int) -> int:
         """One update."""
         del most
-        warmup = self.config.optimizer.warmup
-        schedule = (step - 1, warmup, self.config.steps)
+        settings, steps = self.config.optimizer, self.config.steps
+        schedule = (step - 1, settings.warmup, steps, settings.schedule)
         set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *schedule)
         batch = self.buffer.sample(self.config.batch_size, self.generator)
         self.window.add(self.agent.update(batch, self.generator, step))
@@ -333,11 +333,13 @@ def updates_of_a_launch(config: Config) -> int:
 def rate_table(config: Config, agent: Agent) -> Tensor:
     """Learning rates of every update `(steps, optimizers)`, in the optimizers' order."""
     peaks = [agent.learning_rates[name] for name in agent.optimizers]
-    shape = torch.tensor(_schedule(config.optimizer.warmup, config.steps), dtype=torch.float64)
+    settings = config.optimizer
+    shares = _schedule(settings.warmup, config.steps, settings.schedule)
+    shape = torch.tensor(shares, dtype=torch.float64)
     return shape.outer(torch.tensor(peaks, dtype=torch.float64)).float()
 
 
 @lru_cache(maxsize=1)
-def _schedule(warmup: int, steps: int) -> list[float]:
+def _schedule(warmup: int, steps: int, schedule: Schedule) -> list[float]:
     """Every update's share of the peak; seeds of one run have the same."""
-    return [learning_rate(step, 1.0, warmup, steps) for step in range(steps)]
+    return [learning_rate(step, 1.0, warmup, steps, schedule) for step in range(steps)]

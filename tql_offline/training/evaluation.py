@@ -247,7 +247,6 @@ class RunScores:
     ) -> None:
         self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
         self.by = by
-        self.are_later = by is None or by.thread is not None
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
         self._begun = -1

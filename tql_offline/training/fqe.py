@@ -221,7 +221,8 @@ class _Fitting:
         self.target.load_state_dict(self.critic.state_dict())
         self.normaliser = Normaliser(dims[0]).to(device)
         self.normaliser.fit(episodes.observations)
-        self.optimizer = make_adamw([{"params": list(self.critic.parameters()), "weight_decay": 0}])
+        group = {"params": list(self.critic.parameters()), "weight_decay": 0.0}
+        self.optimizer = make_adamw([group], fit.lr)
         self.scale = largest_return(episodes, discount)
         self.buffer: Buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
         lengths = torch.as_tensor(episodes.lengths, device=device)

@@ -140,11 +140,6 @@ class Training:
 class Scores(Protocol):
     """Scores a run's policies, at once or while training goes on."""
 
-    @property
-    def are_later(self) -> bool:
-        """Whether training goes on meanwhile, or nothing is scored before a later `eval`."""
-        ...
-
     def score(self, step: int) -> None:
         """Score the agent as it is now, or begin to."""
         ...
@@ -270,8 +265,8 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
             log(training, step, means, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
-        # What is not scored at once can be scored only of weights that were saved.
-        if _saves(config, step) or (evaluates and training.scores.are_later):
+        # A score can be made later, or again, only of weights that were saved.
+        if evaluates or step % config.checkpoint_every == 0 or step == config.steps:
             save(training, step)
         if stop.requested:
             save(training, step)
@@ -286,10 +281,6 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
             started += training.clock() - pause
     finish(training, stop)
     training.finished()
-
-
-def _saves(config: Config, step: int) -> bool:
-    return step % config.checkpoint_every == 0 or step == config.steps
 
 
 def next_event(training: Training, step: int) -> int:

@@ -15,6 +15,8 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
+from tql_offline.datasets.minari import PREFIX
+from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.references import other_limit
@@ -173,6 +175,7 @@ def run_seeds(
         InputError: the settings do not fit the data, or training diverged (of one seed: after the
             others have finished).
     """
+    _refuse_other_data(config, dataset)
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
     names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
     for each, its_name in zip(configs, names, strict=True):
@@ -230,6 +233,20 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             rewind_jsonl(file, made.step)
         _train([made], reporter)
     return folder
+
+
+def _refuse_other_data(config: Config, dataset: Dataset) -> None:
+    """Refuse data of another name than the config's, which names them in every result.
+
+    Settings may be of the config's dataset, too: of its family's preset.
+    """
+    wanted = config.dataset.name
+    called = {wanted, with_task(wanted), wanted.removeprefix(PREFIX), Path(wanted).stem}
+    if dataset.name not in called and dataset.path != Path(wanted):
+        raise InputError(
+            f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
+            f'({dataset.path}); make them by resolve({{"dataset": {{"name": "{dataset.path}"}}}})'
+        )
 
 
 def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path: Path) -> None:

@@ -1,0 +1,71 @@
+"""A dataset of arrays in memory, in place of a file with the same columns."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tql_offline.datasets.d4rl import episodes_of
+from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.load import WITHOUT_MASKS, Dataset, own_episodes
+from tql_offline.datasets.reading import FLAT_COLUMNS
+from tql_offline.errors import InputError
+
+
+def from_arrays(
+    columns: Mapping[str, ArrayLike], name: str, *, env_id: str | None = None
+) -> Dataset:
+    """A dataset of columns in one of the layouts of docs/data.md.
+
+    With `timeouts` or `next_observations` each row is a step, as in D4RL's files and d3rlpy's
+    datasets; without them an episode's last row, marked by `terminals`, holds its last observation
+    alone, as in OGBench's.
+
+    Args:
+        columns: `observations`, `actions`, `rewards`, `terminals` and so on; they are copied.
+        name: what a config calls them, and every result.
+        env_id: the Gymnasium environment to score policies in.
+
+    Raises:
+        InputError: a column is missing, of another length, not finite, or actions beyond [-1, 1].
+
+    >>> columns = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)),
+    ...     "rewards": np.ones(4), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1],
+    ...     "next_observations": np.zeros((4, 3))}
+    >>> from_arrays(columns, "mine").episodes.lengths
+    array([2, 2])
+    """
+    if not name.isprintable() or not name:
+        raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
+    arrays = {key: np.array(column, order="C") for key, column in columns.items()}
+    is_flat = any(key in arrays for key in FLAT_COLUMNS)
+    notes: list[str] = []
+    if is_flat:
+        episodes, notes = episodes_of(arrays, Path(name))
+    else:
+        episodes = own_episodes(arrays, Path(name))
+        notes += [] if "masks" in arrays else [WITHOUT_MASKS]
+    digest: Future[str] = Future()
+    digest.set_result(_sha256(columns))
+    return Dataset(
+        episodes=episodes,
+        name=name,
+        path=Path(name),
+        digest=digest,
+        source="arrays",
+        env_id=env_id,
+        notes=tuple(notes),
+    )
+
+
+def _sha256(columns: Mapping[str, ArrayLike]) -> str:
+    """Of names, types, shapes and numbers, whatever the order of the columns."""
+    digest = hashlib.sha256()
+    for key in sorted(columns):
+        array: Array = np.ascontiguousarray(columns[key])
+        digest.update(f"{key} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

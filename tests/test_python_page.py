@@ -1,0 +1,84 @@
+"""docs/python.md, whose blocks run one after the other as one program; arrays as datasets."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tql_offline.config import OBJECTIVES
+from tql_offline.datasets.arrays import from_arrays
+from tql_offline.datasets.load import WITHOUT_MASKS, load
+from tql_offline.errors import InputError
+from tql_offline.runs import read_json
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+
+
+def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    monkeypatch.setitem(sys.modules, "my_methods", page)
+    monkeypatch.setitem(OBJECTIVES, "cautious", "")
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), page.__dict__)
+    result = read_json(tmp_path / "runs" / "my-run" / "result.json")
+    assert (result["dataset"], result["updates"]) == ("mine", 20)
+    cautious = read_json(tmp_path / "runs" / "cautious" / "result.json")
+    assert cautious["method"] == "cautious-transformer"
+    assert "(5, 2)" in capsys.readouterr().out
+
+
+def columns(rows=40):
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.normal(size=(rows, 3)).astype(np.float32),
+        "actions": rng.uniform(-0.9, 0.9, size=(rows, 2)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "terminals": np.arange(rows) % 10 == 9,
+    }
+
+
+@pytest.mark.parametrize("added", [{}, {"masks": np.ones(40)}, {"timeouts": np.zeros(40)}])
+def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
+    made = columns() | added
+    np.savez(tmp_path / "mine.npz", **made)
+    from_file, from_memory = load(str(tmp_path / "mine.npz")), from_arrays(made, "mine")
+    for name in ("observations", "actions", "rewards", "masks", "lengths"):
+        ours, theirs = (getattr(d.episodes, name) for d in (from_memory, from_file))
+        np.testing.assert_array_equal(ours, theirs)
+    assert from_memory.notes == from_file.notes
+    assert (WITHOUT_MASKS in from_memory.notes) == (not added)
+
+
+def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
+    made = columns()
+    before = {name: column.copy() for name, column in made.items()}
+    digests = [from_arrays(made, "mine").sha256, from_arrays(made, "other").sha256]
+    for name, column in made.items():
+        np.testing.assert_array_equal(column, before[name])
+    made["rewards"][3] += 1
+    digests.append(from_arrays(made, "mine").sha256)
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda c: c.pop("rewards"), "mine has no column 'rewards'"),
+        (lambda c: c["actions"].fill(3), "'actions' of mine has 3 at row 0"),
+        (lambda c: c["observations"].fill(np.nan), "not finite at row 0"),
+        (lambda c: c.update(rewards=np.ones(7)), "7 rows where 'observations' has 40"),
+        (lambda c: c.update(actions=[["a"]] * 40), "where rows of numbers are needed"),
+    ],
+)
+def test_arrays_that_are_no_data_are_refused(spoil, said):
+    made = columns()
+    spoil(made)
+    with pytest.raises(InputError, match=said):
+        from_arrays(made, "mine")
