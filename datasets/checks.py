@@ -557,7 +557,7 @@ def _rewards(view: View) -> Iterator[Finding]:
             "note",
             "rewards",
             f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is "
-            f"{float(low):g}: if that is not what a solved task gives, the behaviour never solved it",
+            f"{float(low):g}: if a solved task is rewarded otherwise, behaviour never solved it",
         )
 
 

@@ -151,7 +151,8 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
     if bad is not None and not clips:
         raise InputError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {bad[0]}, dim {bad[1]}, "
-            "outside [-1, 1]; scale the actions into it"
+            "outside [-1, 1]; name their bounds by --set dataset.action_bounds=[LOW,HIGH], or "
+            "scale the actions into it"
         )
     outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)

@@ -111,7 +111,8 @@ class Dataset:
         """What the provenance of a run says of its data."""
         return {
             "name": self.name,
-            "path": str(self.path),
+            # Whole, since a run may be resumed from another folder than it was begun in.
+            "path": str(self.path.absolute() if self.path.exists() else self.path),
             "sha256": self.sha256,
             "source": self.source,
             "transitions": self.episodes.num_transitions,
@@ -130,6 +131,7 @@ def load(
     slices: int = 0,
     *,
     allow_broken: bool = False,
+    action_bounds: Sequence[float] = (),
 ) -> Dataset:
     """Load a dataset by name, or a user's own file or folder of slices.
 
@@ -141,16 +143,22 @@ def load(
         env_id: the environment to score policies in, for data that do not name OGBench's.
         slices: of a folder take the first so many; 0 takes all.
         allow_broken: take a dataset that is known to be wrong, with a note that says how.
+        action_bounds: least and greatest action of a file of one's own, which become -1 and 1.
 
     Raises:
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
     kind = _kind(dataset, path, allow_broken)
+    if kind == "own":
+        return _load_own(Path(dataset), env_id, slices, action_bounds)
+    if action_bounds:
+        raise InputError(
+            f"action bounds are given for {dataset}, whose own are known; leave them out, which "
+            "are for files of your own"
+        )
     if kind == "minari":
         return _load_minari(dataset, path, env_id, slices)
-    if kind == "own":
-        return _load_own(Path(dataset), env_id, slices)
     if kind == "d4rl":
         return _load_d4rl(find(dataset), path, env_id, slices)
     name = parse_name(dataset)
@@ -292,11 +300,17 @@ def _require_dims(entry: Entry, data: Dataset) -> None:
 
 
 def _load_flat(
-    path: Path, slices: int, *, limit: int | None = None, clips: bool = False
+    path: Path,
+    slices: int,
+    *,
+    limit: int | None = None,
+    clips: bool = False,
+    bounds: Sequence[float] = (),
 ) -> Dataset:
     """A file in D4RL's layout."""
     _refuse_slices(path, slices)
     columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
+    _scale(columns, bounds)
     digest = sha256_in_background(path)
     episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=clips)
     return _own(episodes, path, digest, notes=tuple(notes))
@@ -342,11 +356,24 @@ def _minari_folder(name: str, given: Path | None) -> Path:
     return folder
 
 
-def _load_own(path: Path, env_id: str | None, slices: int) -> Dataset:
+def _load_own(path: Path, env_id: str | None, slices: int, bounds: Sequence[float]) -> Dataset:
     if is_flat(path):
-        return replace(_load_flat(path, slices), env_id=env_id)
-    columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
-    return _of_own_columns(columns, path, digest, env_id)
+        data = _load_flat(path, slices, bounds=bounds)
+    else:
+        columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
+        _scale(columns, bounds)
+        data = _of_own_columns(columns, path, digest, env_id)
+    low, high = ([float(bound)] * data.episodes.actions.shape[1] for bound in bounds or (-1, 1))
+    return replace(data, env_id=env_id, action_bounds=(low, high) if bounds else None)
+
+
+def _scale(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
+    """Bring actions from given bounds to [-1, 1], in place; what is no number is named later."""
+    actions = columns.get("actions")
+    if bounds and actions is not None and actions.dtype.kind == "f":
+        low, high = bounds
+        np.subtract(actions, (low + high) / 2, out=actions)
+        np.divide(actions, (high - low) / 2, out=actions)
 
 
 def _of_own_columns(
@@ -405,7 +432,8 @@ def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> N
     if bad is not None:
         raise InputError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
-            f"dim {bad[1]}, outside [-1, 1]; scale the actions into it"
+            f"dim {bad[1]}, outside [-1, 1]; name their bounds by --set "
+            "dataset.action_bounds=[LOW,HIGH], or scale the actions into it"
         )
 
 

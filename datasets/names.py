@@ -47,7 +47,7 @@ def parse_name(name: str) -> DatasetName:
     if not _NAME.fullmatch(name) or name.count("-") < 2:
         raise InputError(
             f"{name!r} is not a dataset name such as cube-double-play-singletask-task1-v0; "
-            "see `tql-offline datasets list`"
+            "see `tql-offline datasets list`, and put 'minari:' before one of Minari's"
         )
     match = _SINGLETASK.fullmatch(name)
     if match is None:

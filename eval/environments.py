@@ -31,7 +31,11 @@ MINARI_PREFIX = "minari:"
 
 
 def make(
-    env_id: str, *, success_timing: str | None = None, draws: bool = False
+    env_id: str,
+    *,
+    success_timing: str | None = None,
+    draws: bool = False,
+    unit_actions: bool = True,
 ) -> gymnasium.Env[Any, Any]:
     """Make an environment.
 
@@ -44,6 +48,7 @@ def make(
             that is "pre" for singletask environments; FQL's published numbers are from ogbench
             1.1.0, which judged "post".
         draws: whether its `render` is to give frames.
+        unit_actions: whether it takes actions in [-1, 1] where its own bounds are others.
 
     Raises:
         InputError: the id is unknown, or the environment has no such success timing or frames.
@@ -67,8 +72,8 @@ def make(
         with quiet():
             import ogbench  # noqa: F401  (registers its environments)
 
-            env = gymnasium.make(env_id, disable_env_checker=True, **options)
-            return _flat(env)
+            env = _flat(gymnasium.make(env_id, disable_env_checker=True, **options))
+            return _scaled(env) if unit_actions else env
     except InputError:
         raise
     except TypeError as error:
@@ -87,7 +92,7 @@ def _unmakeable(env_id: str, error: Exception) -> InputError:
     said = one_line(error) or type(error).__name__
     return InputError(
         f"environment {env_id!r} cannot be made ({said}); check its name, and that the package "
-        "that registers it is installed"
+        "that registers it is installed, or name the module that does so, `module:id`"
     )
 
 
@@ -106,6 +111,16 @@ def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     from tql_offline.eval.recover import flat_observations  # which imports the readers
 
     return flat_observations(env)
+
+
+def _scaled(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Actions in [-1, 1], which policies give, for an environment whose bounds are others."""
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
+        return env
+    if (space.low == -1).all() and (space.high == 1).all():
+        return env
+    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -193,15 +208,15 @@ def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
         return {}
 
 
-def action_bounds(env_id: str) -> tuple[float, float]:
-    """Smallest and largest action that an environment takes, over all dims."""
-    env = make(env_id)
+def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
+    """Least and greatest actions that an environment itself takes, by dim."""
+    env = make(env_id, unit_actions=False)
     try:
         with quiet():
             space = env.action_space
         vector_dim(env_id, "action", space)
         bounds = cast(gymnasium.spaces.Box, space)
-        return float(bounds.low.min()), float(bounds.high.max())
+        return bounds.low.tolist(), bounds.high.tolist()
     finally:
         env.close()
 

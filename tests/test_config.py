@@ -129,6 +129,18 @@ def test_a_preset_that_is_none_is_refused_with_all_that_are(bad):
         resolve({}, preset=bad)
 
 
+def test_a_complete_config_is_not_for_another_familys_data(tmp_path):
+    """Nothing of that family's preset would take effect, whose name the run would bear."""
+    file = tmp_path / "config.toml"
+    file.write_text(resolve({"dataset": {"name": "mine.hdf5"}}, preset="fql").to_toml())
+    antmaze = {"dataset": {"name": "antmaze-medium-play-v2"}}
+    with pytest.raises(InputError, match="every setting.*'antmaze-medium-play'"):
+        resolve(antmaze, file=file)
+    assert resolve({"dataset": {"name": "other.hdf5"}}, file=file).preset == "fql"
+    file.write_text('preset = "fql"\n')
+    assert resolve(antmaze, file=file).dataset.reward_shift == -1.0
+
+
 def test_a_preset_named_in_a_file_is_applied(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('preset = "scene"\nseed = 4\n')

@@ -368,7 +368,7 @@ def test_actions_are_scaled_with_their_environment(storage, tmp_path):
     data = load("minari:made/scaled-v0")
     assert data.action_bounds == ([-2.0, -2.0], [2.0, 2.0])
     assert "scaled from [-2, 2] to [-1, 1]" in data.notes[0]
-    assert action_bounds(data.env_id) == (-1, 1)
+    assert action_bounds(data.env_id) == ([-1, -1], [1, 1])
     env = SeededEnvironment(make(data.env_id))
     env.reset(0)
     _, reward, *_ = env.step(np.array([0.5, 0], np.float32))

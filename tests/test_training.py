@@ -206,6 +206,24 @@ class Noting(SilentReporter):
         self.sentences.append(sentence)
 
 
+def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, capsys):
+    """Its config has the path as it was given, relative to where it was begun."""
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "else").mkdir()
+    shutil.copy(own, tmp_path / "begun" / "mine.npz")
+    monkeypatch.chdir(tmp_path / "begun")
+    folder = train_own("mine.npz", tmp_path / "runs")
+    kept = folder.result.read_bytes()
+    monkeypatch.chdir(tmp_path / "else")
+    folder.result.unlink()
+    assert command(["train", "--resume", str(folder.path)], capsys)[0] == 0
+    assert command(["inspect", str(folder.path)], capsys)[0] == 0
+    assert folder.result.read_bytes() == kept
+    (tmp_path / "begun" / "mine.npz").unlink()
+    code, output = command(["inspect", str(folder.path)], capsys)
+    assert (code, "mine.npz does not exist" in output.err) == (2, True)
+
+
 def test_settings_of_other_data_are_refused(data, own, tmp_path):
     """They may be of another family's preset, and every result names the config's data."""
     for config, loaded in (

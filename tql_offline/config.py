@@ -40,6 +40,7 @@ MAX_WEIGHTS = 2**30
 """Of one policy network, by its layer widths: 4 GiB."""
 
 MAX_COUNT = 10**9
+MAX_ACTION = 1e30
 MAX_TEXT = 4096
 """Characters of a path or a name."""
 
@@ -68,6 +69,11 @@ class DataConfig(Table):
     normalise: bool = Field(
         False, description="standardise observations to zero mean and unit standard deviation"
     )
+    action_bounds: tuple[float, ...] = Field(
+        (),
+        description="least and greatest action of an own file and its environment, which become -1 "
+        "and 1; empty: they are that",
+    )
     return_range: float = Field(
         0.0,
         ge=0,
@@ -82,6 +88,13 @@ class DataConfig(Table):
         description="added to each reward in training, after scaling; D4RL's ant mazes: -1",
     )
     allow_broken: bool = Field(False, description="train on data that are known to be wrong")
+
+    @field_validator("action_bounds")
+    @classmethod
+    def _are_bounds(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
+        if bounds and not (len(bounds) == 2 and -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION):
+            raise ValueError("must be two numbers, the least and the greatest action")
+        return bounds
 
 
 class CriticConfig(Table):
@@ -367,6 +380,7 @@ def resolve(
             f"config file {file} already builds on preset {shown(from_file['preset'])}; "
             "leave --preset out, or take the 'preset' line out of the file"
         )
+    _refuse_other_family(from_file, flags, file)
     given = merge(from_file, flags)
     family, method = _split_preset(preset or given.get("preset", ""), _dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
@@ -375,6 +389,19 @@ def resolve(
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
     return validate(merge(overrides, given), source=" or ".join(sources))
+
+
+def _refuse_other_family(
+    from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
+) -> None:
+    """Refuse a dataset whose family's preset a complete config would leave nothing of."""
+    is_complete = from_file.keys() >= Config.model_fields.keys()
+    families = [family_of(_dataset_name(given)) for given in (from_file, merge(from_file, flags))]
+    if is_complete and families[0] != families[1]:
+        raise InputError(
+            f"config file {file} has every setting, so that of preset {families[1]!r} none would "
+            "take effect; leave out of it what the preset is to set, or take data of its own family"
+        )
 
 
 def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:

@@ -97,6 +97,8 @@ def percent_with_interval(successes: int, episodes: int) -> str:
 def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
     """Print evaluations.jsonl lines as a table: successes, where the protocol scores them."""
     lines = list(lines)
+    if not lines:
+        return
     by_success = all(scores_success(line["protocol"]) for line in lines)
     rows = [
         (

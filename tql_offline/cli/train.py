@@ -248,6 +248,10 @@ def load_and_say(config: Config) -> "Dataset":
     if data.env_id is None:
         nothing = "no environment is known for these data, so policies are not scored; give --env"
         say(data.unscored or nothing)
+        say(
+            f"note: a later `eval --env` judges by this run's protocol for good, "
+            f"{config.evaluation.protocol!r}; --protocol quick-return is for returns"
+        )
     return data
 
 
@@ -268,6 +272,7 @@ def _load(config: Config) -> "Dataset":
         wanted.env_id or None,
         wanted.slices,
         allow_broken=wanted.allow_broken,
+        action_bounds=wanted.action_bounds,
     )
 
 

@@ -14,12 +14,18 @@ from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, part_of, put_folder, write_atomic, write_json, writing
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
-from tql_offline.sharing.model import SCHEMA, ModelFolder, action_bounds
+from tql_offline.sharing.model import SCHEMA, ModelFolder
 from tql_offline.sharing.onnx_policies import TOLERANCE, Comparison, check_onnx, export_onnx
 from tql_offline.sharing.scores import scores_of_step
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import chosen_checkpoint
-from tql_offline.training.result import is_complete, method_name, open_run, read_provenance
+from tql_offline.training.result import (
+    action_bounds,
+    is_complete,
+    method_name,
+    open_run,
+    read_provenance,
+)
 from tql_offline.version import __version__
 
 CPU = torch.device("cpu")

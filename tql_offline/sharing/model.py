@@ -11,8 +11,6 @@ A folder may be a stranger's: nothing in it is unpickled, and what its files cla
 what they hold before memory is taken for it.
 """
 
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from tql_offline.runs import RunFolder, read_json
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.training.checkpoint import read_numbers
 from tql_offline.training.device import pick_device
+from tql_offline.training.result import action_bounds
 
 SCHEMA = "tql-offline/model/1"
 
@@ -207,41 +206,6 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
         )
     facts |= read_numbers(facts, model.document)
     return facts | {"action_bounds": action_bounds(facts, facts["action_dim"], model.document)}
-
-
-def action_bounds(
-    table: Mapping[str, Any], action_dim: int, path: Path
-) -> list[list[float]] | None:
-    """The environment's least and greatest actions, None where a table has none.
-
-    Args:
-        table: of a model or of a run's dataset.
-        action_dim: numbers of each.
-        path: of its file.
-
-    Raises:
-        InputError: they are not two rows of finite numbers, each least below its greatest.
-    """
-    bounds = table.get("action_bounds")
-    if bounds is None:
-        return None
-    are_two = isinstance(bounds, list) and len(bounds) == 2
-    fit = are_two and all(_are_numbers(row, action_dim) for row in bounds)
-    if not fit or not all(low < high for low, high in zip(*bounds, strict=True)):
-        raise InputError(
-            f"'action_bounds' in {path} are not {action_dim} least and as many greatest actions; "
-            "restore them from the run that wrote it"
-        )
-    rows: list[list[float]] = bounds
-    return rows
-
-
-def _are_numbers(row: Any, count: int) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == count
-        and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in row)
-    )
 
 
 def read_config(model: ModelFolder) -> Config:

@@ -1,6 +1,6 @@
 """Scoring a run's policies: while it trains, and afterwards from any of its checkpoints."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
@@ -17,7 +18,12 @@ from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval import video as videos
 from tql_offline.eval.drawing import Drawing
-from tql_offline.eval.environments import action_bounds, describe, reports_success
+from tql_offline.eval.environments import (
+    MINARI_PREFIX,
+    action_bounds,
+    describe,
+    reports_success,
+)
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, other_limit, reference_for
 from tql_offline.eval.rollout import evaluate
@@ -26,6 +32,7 @@ from tql_offline.runs import RunFolder, append_jsonl, claimed, write_json
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
+from tql_offline.training.result import action_bounds as recorded_bounds
 from tql_offline.training.result import (
     is_complete,
     open_run,
@@ -83,7 +90,13 @@ def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
 
 
 def fitting_environment(
-    env_id: str, config: Config, observation_dim: int, action_dim: int, *, whose: str
+    env_id: str,
+    config: Config,
+    observation_dim: int,
+    action_dim: int,
+    *,
+    whose: str,
+    bounds: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """What a run's record says of an environment that its policies can be scored in.
 
@@ -93,6 +106,7 @@ def fitting_environment(
         observation_dim: of the policies.
         action_dim: of the policies.
         whose: dims these are, for the message.
+        bounds: least and greatest actions that the data were scaled from; None where they are ±1.
 
     Raises:
         InputError: its dims or the bounds of its actions are others, or it does not report what the
@@ -110,18 +124,29 @@ def fitting_environment(
             )
     protocol = protocols.get(config.evaluation.protocol)
     scale_of_scores(protocol, config.dataset)
-    low, high = action_bounds(env_id)
-    if (low, high) != (-1.0, 1.0):
-        raise InputError(
-            f"environment {env_id!r} takes actions from {low:g} to {high:g} where policies "
-            "give -1 to 1; register it with gymnasium.wrappers.RescaleAction"
-        )
+    _check_bounds(env_id, action_dim, bounds, whose)
     if protocol.score == "success" and not reports_success(env_id):
         raise InputError(
             f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
             "scores; give --protocol quick-return, which scores the return"
         )
     return described
+
+
+def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, whose: str) -> None:
+    """See that an environment's actions are those of the data, whatever both are scaled to."""
+    if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
+        return
+    low, high = action_bounds(env_id)
+    want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
+    if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
+        raise InputError(
+            f"environment {env_id!r} takes actions from {min(low):g} to {max(high):g} where those "
+            f"of {whose} are from {min(want_low):g} to {max(want_high):g}; if the data are in the "
+            "environment's unit, train with --set "
+            f"dataset.action_bounds=[{min(low):g},{max(high):g}], else register it with "
+            "gymnasium.wrappers.RescaleAction"
+        )
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
@@ -466,7 +491,8 @@ def _record_environment(
             f"finished runs are given; go on with it by `tql-offline train --resume {folder.path}`"
         )
     dims = state.observation_dim, state.action_dim
-    given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}")
+    bounds = recorded_bounds(provenance["dataset"], state.action_dim, folder.provenance)
+    given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}", bounds=bounds)
     with claimed(folder):
         if read_provenance(folder) != provenance:
             raise InputError(f"run {folder.path} was given an environment meanwhile; try again")

@@ -37,7 +37,7 @@ from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import check_policies, chosen_checkpoint
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import check_data, open_run
+from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
 from tql_offline.training.watch import largest_return
 
 METHOD = "fqe"
@@ -129,7 +129,7 @@ def evaluate_offline(
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
     check_policies(agent, policies, path)
     checkpoint.load_networks(chosen, agent)
-    dataset = load_dataset(config)
+    dataset = load_dataset(with_data_found(config, read_provenance(folder)))
     check_data(dataset, folder)
     lines = []
     for policy in policies or agent.policies:

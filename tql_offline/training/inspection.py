@@ -33,7 +33,7 @@ from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import chosen_checkpoint
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import check_data, open_run
+from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
 from tql_offline.version import __version__
 
 SAMPLED = 256
@@ -102,7 +102,7 @@ def inspect_run(
         raise InputError(f"run {path} is behaviour cloning, which has no critic to inspect")
     chosen = chosen_checkpoint(folder, step)
     state = checkpoint.read_state(chosen)
-    dataset = load_dataset(config)
+    dataset = load_dataset(with_data_found(config, read_provenance(folder)))
     check_data(dataset, folder)
     torch_device = pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)

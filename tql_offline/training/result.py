@@ -1,6 +1,7 @@
 """result.json: a finished run in one versioned document (docs/result-schema.md)."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ def read_provenance(folder: RunFolder) -> dict[str, Any]:
                 f"{folder.provenance} has no usable {key!r}; restore it from the run that wrote it"
             )
     return provenance
+
+
+def with_data_found(config: Config, provenance: Mapping[str, Any]) -> Config:
+    """A run's settings with the file of its data where it was, if it is not found from here.
+
+    A config has paths as they were given, which may be relative to where the run was begun.
+    """
+    dataset, recorded = config.dataset, provenance["dataset"].get("path")
+    if not isinstance(recorded, str) or "\0" in recorded or not Path(recorded).exists():
+        return config
+    if dataset.path:
+        found = {} if Path(dataset.path).exists() else {"path": recorded}
+    else:
+        is_own = provenance["dataset"].get("source") == "own file"
+        found = {"name": recorded} if is_own and not Path(dataset.name).exists() else {}
+    return config.model_copy(update={"dataset": dataset.model_copy(update=found)})
 
 
 def check_data(dataset: Dataset, folder: RunFolder) -> None:
@@ -115,6 +132,41 @@ _LINE_CHECKS: dict[str, Callable[[Any], bool]] = {
     "score": _is_finite,
 }
 """What a result takes from a line of evaluations.jsonl."""
+
+
+def action_bounds(
+    table: Mapping[str, Any], action_dim: int, path: Path
+) -> list[list[float]] | None:
+    """The environment's least and greatest actions, None where a table has none.
+
+    Args:
+        table: of a model or of a run's dataset.
+        action_dim: numbers of each.
+        path: of its file.
+
+    Raises:
+        InputError: they are not two rows of finite numbers, each least below its greatest.
+    """
+    bounds = table.get("action_bounds")
+    if bounds is None:
+        return None
+    are_two = isinstance(bounds, list) and len(bounds) == 2
+    fit = are_two and all(_are_numbers(row, action_dim) for row in bounds)
+    if not fit or not all(low < high for low, high in zip(*bounds, strict=True)):
+        raise InputError(
+            f"'action_bounds' in {path} are not {action_dim} least and as many greatest actions; "
+            "restore them from the run that wrote it"
+        )
+    rows: list[list[float]] = bounds
+    return rows
+
+
+def _are_numbers(row: Any, count: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == count
+        and all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in row)
+    )
 
 
 def method_name(config: Config) -> str:

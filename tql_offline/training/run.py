@@ -51,7 +51,13 @@ from tql_offline.training.evaluation import (
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance, on_cpu
-from tql_offline.training.result import check_data, open_run, read_provenance, write_result
+from tql_offline.training.result import (
+    check_data,
+    open_run,
+    read_provenance,
+    with_data_found,
+    write_result,
+)
 from tql_offline.training.rewards import RewardMap, reward_map
 from tql_offline.training.trackers import check_tracker, make_tracker
 from tql_offline.training.watch import make_watch
@@ -219,7 +225,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
-        dataset = load_dataset(config)
+        dataset = load_dataset(with_data_found(config, provenance))
         check_data(dataset, folder)
         made = _make(config, dataset)
         for place in (folder.path, folder.checkpoints):
@@ -443,7 +449,13 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     if dataset.env_id is None or not config.evaluation.enabled:
         return None
-    return fitting_environment(dataset.env_id, config, *_dims(dataset), whose=str(dataset.path))
+    return fitting_environment(
+        dataset.env_id,
+        config,
+        *_dims(dataset),
+        whose=str(dataset.path),
+        bounds=dataset.action_bounds,
+    )
 
 
 def _critic_facts(agent: Agent) -> dict[str, Any]:
