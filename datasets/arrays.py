@@ -1,7 +1,7 @@
 """A dataset of arrays in memory, in place of a file with the same columns."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -10,13 +10,23 @@ from numpy.typing import ArrayLike
 
 from tql_offline.datasets.d4rl import episodes_of
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.load import WITHOUT_MASKS, Dataset, own_episodes
+from tql_offline.datasets.load import (
+    WITHOUT_MASKS,
+    Dataset,
+    bounds_by_dim,
+    own_episodes,
+    scale_actions,
+)
 from tql_offline.datasets.reading import FLAT_COLUMNS
 from tql_offline.errors import InputError
 
 
 def from_arrays(
-    columns: Mapping[str, ArrayLike], name: str, *, env_id: str | None = None
+    columns: Mapping[str, ArrayLike],
+    name: str,
+    *,
+    env_id: str | None = None,
+    action_bounds: Sequence[float] = (),
 ) -> Dataset:
     """A dataset of columns in one of the layouts of docs/data.md.
 
@@ -28,6 +38,7 @@ def from_arrays(
         columns: `observations`, `actions`, `rewards`, `terminals` and so on; they are copied.
         name: what a config calls them, and every result.
         env_id: the Gymnasium environment to score policies in.
+        action_bounds: least and greatest action, which become -1 and 1; the config has them, too.
 
     Raises:
         InputError: a column is missing, of another length, not finite, or actions beyond [-1, 1].
@@ -40,7 +51,8 @@ def from_arrays(
     """
     if not name.isprintable() or not name:
         raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
-    arrays = {key: np.array(column, order="C") for key, column in columns.items()}
+    arrays = {key: _array(key, column) for key, column in columns.items()}
+    scale_actions(arrays, action_bounds)
     is_flat = any(key in arrays for key in FLAT_COLUMNS)
     notes: list[str] = []
     if is_flat:
@@ -58,7 +70,20 @@ def from_arrays(
         source="arrays",
         env_id=env_id,
         notes=tuple(notes),
+        action_bounds=bounds_by_dim(episodes, action_bounds),
     )
+
+
+def _array(key: str, column: ArrayLike) -> Array:
+    """A copy of a column; numbers that are no integers are float32, as those of files are."""
+    try:
+        array = np.array(column, order="C")
+    except ValueError as error:
+        raise InputError(
+            f"column {key!r} is no array ({error}); give rows of equal length"
+        ) from error
+    is_float = array.dtype.kind == "f" or key in ("actions", "rewards")
+    return array.astype(np.float32) if is_float and array.dtype.kind in "fiub" else array
 
 
 def _sha256(columns: Mapping[str, ArrayLike]) -> str:

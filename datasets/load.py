@@ -85,7 +85,7 @@ class Dataset:
         name: the dataset's name, or the file's stem for a user's own.
         path: the file.
         digest: the SHA-256 of the file in hex, which may still be under way.
-        source: `collected`, `downloaded`, `given file` (taken for a name) or `own file`.
+        source: `collected`, `downloaded`, `given file` (taken for a name), `own file` or `arrays`.
         env_id: the Gymnasium environment its policies are scored in, or None.
         notes: sentences on what reading left out or changed, and what is wrong with these data.
         unscored: why there is no environment, where it is not that none was given.
@@ -103,6 +103,11 @@ class Dataset:
     action_bounds: tuple[list[float], list[float]] | None = None
 
     @property
+    def is_own(self) -> bool:
+        """Whether they are a user's own file or arrays, and not a published dataset."""
+        return self.source in ("own file", "arrays")
+
+    @property
     def sha256(self) -> str:
         """Of the file, in hex; waits until it is known."""
         return self.digest.result()
@@ -117,7 +122,6 @@ class Dataset:
             "source": self.source,
             "transitions": self.episodes.num_transitions,
             "episodes": self.episodes.num_episodes,
-            **({"env_id": self.env_id} if self.env_id else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unscored": self.unscored} if self.unscored else {}),
             **({"action_bounds": self.action_bounds} if self.action_bounds else {}),
@@ -310,7 +314,7 @@ def _load_flat(
     """A file in D4RL's layout."""
     _refuse_slices(path, slices)
     columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
-    _scale(columns, bounds)
+    scale_actions(columns, bounds)
     digest = sha256_in_background(path)
     episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=clips)
     return _own(episodes, path, digest, notes=tuple(notes))
@@ -361,13 +365,20 @@ def _load_own(path: Path, env_id: str | None, slices: int, bounds: Sequence[floa
         data = _load_flat(path, slices, bounds=bounds)
     else:
         columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
-        _scale(columns, bounds)
+        scale_actions(columns, bounds)
         data = _of_own_columns(columns, path, digest, env_id)
-    low, high = ([float(bound)] * data.episodes.actions.shape[1] for bound in bounds or (-1, 1))
-    return replace(data, env_id=env_id, action_bounds=(low, high) if bounds else None)
+    return replace(data, env_id=env_id, action_bounds=bounds_by_dim(data.episodes, bounds))
 
 
-def _scale(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
+def bounds_by_dim(
+    episodes: Episodes, bounds: Sequence[float]
+) -> tuple[list[float], list[float]] | None:
+    """Bounds as a dataset has them; None where none are given."""
+    rows = [[float(bound)] * episodes.actions.shape[1] for bound in bounds]
+    return (rows[0], rows[1]) if rows else None
+
+
+def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
     """Bring actions from given bounds to [-1, 1], in place; what is no number is named later."""
     actions = columns.get("actions")
     if bounds and actions is not None and actions.dtype.kind == "f":

@@ -343,7 +343,7 @@ def make_boards(
 def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
-    rows = [replace(run, task=row) for run, row in zip(runs, _row_names(runs), strict=True)]
+    rows = [replace(run, task=row) for run, row in zip(runs, row_names(runs), strict=True)]
     names = variant_names(rows)
     named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
     distinct = _distinct(named, warnings)
@@ -415,7 +415,7 @@ def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
     return list(kept.values())
 
 
-def _row_names(runs: Sequence[Measured]) -> list[str]:
+def row_names(runs: Sequence[Measured]) -> list[str]:
     """Each run's task, with the conditions that differ between the runs of that task."""
     found: dict[str, list[Mapping[str, str]]] = {}
     for run in runs:

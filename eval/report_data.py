@@ -43,6 +43,8 @@ MAX_CURVES = 500
 MAX_WARNINGS = 1000
 MAX_VERSIONS = 20
 """Packages of an evaluation."""
+_LEAST_RANGE = 1e-6
+"""Of reference scores: below it a normalised score is no number to draw."""
 MAX_SENTENCE = 500
 """Characters of what a run was warned of."""
 
@@ -481,7 +483,7 @@ def _normalised_by(line: dict[str, Any]) -> tuple[float, float, float] | None:
     if not isinstance(reference, dict):
         return None
     low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
-    return (low, high, scale) if low < high and 0 < scale < math.inf else None
+    return (low, high, scale) if high - low > _LEAST_RANGE and 0 < scale < math.inf else None
 
 
 def _text(value: Any, name: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.eval.leaderboard import Measured, measured
+from tql_offline.eval.leaderboard import Measured, measured, row_names
 from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.report_data import Episode, Run
 from tql_offline.eval.statistics import Scores, student_t
@@ -27,6 +27,7 @@ ARMS, PULLS = 8, 200
 """Of the paper: policies that a choice is among, episodes that it may take."""
 REPEATS = 5000
 """Choices that are averaged; the paper's 500 leave a noise of their own in the interval."""
+SUCCESS = "success %"
 EXPLORATION = 2.0
 """α of UCB1, whose rewards are in [0, 1]."""
 FEWEST_EPISODES = 10
@@ -37,12 +38,15 @@ class Pool:
     """The runs of one method at one size on one task, with whatever settings and seeds.
 
     Attributes:
+        task: with the conditions that tell it from another pool's.
+        setting: what the scores were played by.
         unit: of the scores: `success %`, `normalised score` or `return`.
         episodes: of each run `(episodes,)` scores of single episodes of its last policy.
         bounds: what the bandit takes for 0 and 1.
     """
 
     task: str
+    setting: str
     method: str
     size: str
     unit: str
@@ -95,10 +99,11 @@ def selection_curve(
     mean = values.mean(axis=0)
     # Of fewer runs, whose choices are nearly all among the same, it covered 74 % for its 95.
     margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
+    ends = (0.0, 100.0) if pool.unit == SUCCESS else (-math.inf, math.inf)
     return Curve(
         mean=mean,
-        low=mean - margin,
-        high=mean + margin,
+        low=np.clip(mean - margin, *ends),
+        high=np.clip(mean + margin, *ends),
         blind=float(np.mean([half.means for half in halves])),
         by_all=float(_valued(halves, by_all).mean()),
     )
@@ -210,17 +215,28 @@ def pools(runs: Iterable[Run]) -> tuple[list[Pool], list[str]]:
             left.append(f"{run.name} {played}")
             continue
         facts = played.run
-        like = (
-            facts.task,
-            facts.method,
-            facts.size,
-            str(facts.setting),
-            *facts.conditions.values(),
-        )
-        found.setdefault(like, []).append(played)
+        pool = (facts.task, facts.method, facts.size, str(facts.setting))
+        like = (*pool, *facts.conditions.values())
+        same = next((p.run for p in found.get(like, []) if _is_copy(p.run, facts)), None)
+        if same is not None:
+            left.append(f"{run.name} has the seed, settings and score of {same.name}: a copy")
+        else:
+            found.setdefault(like, []).append(played)
     alone = [each[0].run for each in found.values() if len(each) == 1]
     left += [f"{run.name} is the only run of {run.label} on {run.task}" for run in alone]
-    return [_pool(each) for each in found.values() if len(each) > 1], left
+    several = [each for each in found.values() if len(each) > 1]
+    tasks = row_names([each[0].run for each in several])
+    return [_pool(each, task) for each, task in zip(several, tasks, strict=True)], left
+
+
+def _is_copy(first: Measured, second: Measured) -> bool:
+    """Whether two runs are one: a copy's episodes would count as a policy of its own."""
+    alike = (first.seed, first.settings, first.updates) == (
+        second.seed,
+        second.settings,
+        second.updates,
+    )
+    return alike and first.score == second.score
 
 
 def _played(run: Run) -> _Played | str:
@@ -235,15 +251,18 @@ def _played(run: Run) -> _Played | str:
         return f"has fewer than {FEWEST_EPISODES} episodes of its last policy"
     if not all(math.isfinite(episode.total) for episode in most.details):
         return "has an episode whose return is no number"
+    if scores_success(scored.setting.protocol) and any(e.success is None for e in most.details):
+        return "has an episode of which it is not known whether it succeeded"
     own = [e.normalised_by for e in learned if e.protocol == scored.setting.protocol]
     return _Played(run=scored, episodes=most.details, normalised_by=own[-1])
 
 
-def _pool(runs: Sequence[_Played]) -> Pool:
+def _pool(runs: Sequence[_Played], task: str) -> Pool:
     first = runs[0].run
     scores, unit, bounds = _scores(runs)
     return Pool(
-        task=first.task,
+        task=task,
+        setting=str(first.setting),
         method=first.method,
         size=first.size,
         unit=unit,
@@ -257,7 +276,7 @@ def _scores(runs: Sequence[_Played]) -> tuple[list[Scores], str, tuple[float, fl
     """Scores of single episodes in the unit of the runs' own protocol."""
     if scores_success(runs[0].run.setting.protocol):
         succeeded = [[bool(e.success) for e in played.episodes] for played in runs]
-        return [100.0 * np.array(row) for row in succeeded], "success %", (0.0, 100.0)
+        return [100.0 * np.array(row) for row in succeeded], SUCCESS, (0.0, 100.0)
     returns = [np.array([e.total for e in played.episodes]) for played in runs]
     if reference := runs[0].normalised_by:
         least, most, scale = reference

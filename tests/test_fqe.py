@@ -89,6 +89,30 @@ def test_a_policy_with_noise_is_worth_its_mean_in_the_unit_of_the_rewards():
     assert found.value == pytest.approx(2000, rel=0.25)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_estimate_scales_with_the_rewards(unit):
+    fit = Fit(**(vars(SHORT) | {"updates": 30}))
+    plain, scaled = (
+        worth(lambda s, _z: s, walk(10, 20, reward=lambda s, _a, c=c: c * s), fit=fit)
+        for c in (1.0, unit)
+    )
+    assert scaled.value == pytest.approx(unit * plain.value, rel=1e-3)
+    assert scaled.high == pytest.approx(unit * plain.high, rel=1e-3)
+
+
+def test_rewards_of_nothing_but_0_are_worth_about_0():
+    data = walk(10, 10, reward=lambda _s, _a: 0.0)
+    assert abs(worth(lambda s, _z: s, data, fit=Fit(**(vars(SHORT) | {"updates": 5}))).value) < 5
+
+
+@pytest.mark.parametrize(("updates", "traced"), [(1, 1), (7, 7), (10, 10), (19, 10), (101, 10)])
+def test_a_fit_is_traced_by_tenths(updates, traced):
+    fit = Fit(updates=updates, batch_size=4, members=2, hidden=(4,))
+    found = worth(lambda s, _z: s, walk(3, 5, reward=lambda s, _a: s), fit=fit)
+    assert len(found.trace) == traced
+    assert found.trace[-1] == pytest.approx(found.value)
+
+
 def test_few_episodes_make_a_wide_interval():
     """Rewards that an episode decides: 4 episodes know less of them than 100."""
 
@@ -171,6 +195,7 @@ def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, caps
         (["--ope", "fqe", "--policy", "other"], "no policy 'other'"),
         (["--ope", "fqe", "--checkpoint", "9"], "no checkpoint of step 9"),
         (["--ope", "fqe", "--ope-updates", "0"], "ope-updates"),
+        (["--ope-updates", "9"], "--ope-updates is of --ope"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(trained, data, monkeypatch, flags, said, capsys):

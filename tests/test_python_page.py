@@ -13,6 +13,7 @@ from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.errors import InputError
 from tql_offline.runs import read_json
+from tql_offline.training.run import _findings
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
@@ -44,7 +45,15 @@ def columns(rows=40):
     }
 
 
-@pytest.mark.parametrize("added", [{}, {"masks": np.ones(40)}, {"timeouts": np.zeros(40)}])
+@pytest.mark.parametrize(
+    "added",
+    [
+        {},
+        {"masks": np.ones(40)},
+        {"timeouts": np.zeros(40)},
+        {"masks": (np.arange(40) % 10 != 4).astype(float)},
+    ],
+)
 def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
     made = columns() | added
     np.savez(tmp_path / "mine.npz", **made)
@@ -53,7 +62,16 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
         ours, theirs = (getattr(d.episodes, name) for d in (from_memory, from_file))
         np.testing.assert_array_equal(ours, theirs)
     assert from_memory.notes == from_file.notes
+    assert _findings(from_memory) == _findings(from_file)
     assert (WITHOUT_MASKS in from_memory.notes) == (not added)
+
+
+def test_arrays_of_other_bounds_are_scaled():
+    made = columns() | {"actions": 4 * columns()["actions"]}
+    data = from_arrays(made, "mine", action_bounds=[-4, 4])
+    plain = from_arrays(columns(), "mine").episodes.actions
+    np.testing.assert_allclose(data.episodes.actions, plain, rtol=1e-6)
+    assert data.action_bounds == ([-4.0, -4.0], [4.0, 4.0])
 
 
 def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
@@ -75,6 +93,7 @@ def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
         (lambda c: c["observations"].fill(np.nan), "not finite at row 0"),
         (lambda c: c.update(rewards=np.ones(7)), "7 rows where 'observations' has 40"),
         (lambda c: c.update(actions=[["a"]] * 40), "where rows of numbers are needed"),
+        (lambda c: c.update(observations=[[1.0, 2.0], [3.0]]), "'observations' is no array"),
     ],
 )
 def test_arrays_that_are_no_data_are_refused(spoil, said):

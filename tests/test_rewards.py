@@ -36,7 +36,7 @@ def made(*episodes):
 
 
 def corls_range(rewards, terminals, limit):
-    """IQL's `return_reward_range`, a step at a time: a last episode that is cut counts for none."""
+    """CORL's `return_reward_range`, a step at a time: a last episode that is cut does not count."""
     returns, total, length = [], 0.0, 0
     for reward, terminal in zip(rewards, terminals, strict=True):
         total, length = total + reward, length + 1
@@ -46,7 +46,7 @@ def corls_range(rewards, terminals, limit):
     return min(returns), max(returns)
 
 
-def test_the_range_of_returns_is_iqls():
+def test_the_range_of_returns_is_that_of_corls_iql():
     """Episodes that fall, that reach the limit, and a last one that is merely cut off."""
     rng = np.random.default_rng(0)
     lengths = [7, 20, 3, 20, 11, 5]

@@ -186,7 +186,7 @@ def test_damaged_runs_are_named_before_an_episode_is_played(damage, folder, caps
 @pytest.mark.parametrize("name", ["²", "٣", "six"])
 def test_foreign_checkpoint_names_are_passed_over(name, folder):
     shutil.copytree(folder.checkpoints / "8", folder.checkpoints / name)
-    assert folder.checkpoint_steps() == [3, 6, 8]
+    assert folder.checkpoint_steps() == [2, 3, 4, 6, 8]
 
 
 def test_numbers_that_json_lacks_are_refused_before_anything_is_written(tmp_path):
@@ -282,7 +282,7 @@ def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
     place = ["--path", str(data.path), "--runs", str(tmp_path), "--name", "mine"]
     code, output = command(["train", "--dataset", TASK, *sizes, *settings, *place], capsys)
     assert code == 130
-    last = tmp_path / "mine" / "checkpoints" / "3"
+    last = tmp_path / "mine" / "checkpoints" / "4"
     assert output.err == (
         f"tql-offline: stopped; last checkpoint {last}, "
         f"`tql-offline train --resume {tmp_path / 'mine'}` goes on\n"

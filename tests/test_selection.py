@@ -1,7 +1,9 @@
 """Choosing by online episodes: the bandit a pull at a time, unbiased values, pools of like runs."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -19,11 +21,13 @@ from tql_offline.eval.selection import (
     shown_pulls,
 )
 from tql_offline.eval.statistics import t_interval
+from tql_offline.runs import find_runs
 
 
 def pool(*episodes, bounds=(0.0, 100.0)):
     return Pool(
         task="maze",
+        setting="quick v1",
         method="TQL",
         size="tiny",
         unit="success %",
@@ -133,6 +137,14 @@ def test_intervals_cover(few_are_good, covered):
     assert covers.min() > covered
 
 
+def test_an_interval_of_successes_ends_at_100():
+    made = pool(*([0.0] * 20, *([100.0] * 20 for _ in range(7))))
+    curve = selection_curve(made, np.random.default_rng(0), arms=2, pulls=2)
+    assert curve.mean[0] < curve.high[0] == 100.0
+    scores = dataclasses.replace(made, unit="normalised score")
+    assert selection_curve(scores, np.random.default_rng(0), arms=2, pulls=2).high[0] > 100
+
+
 def test_same_seed_same_curve():
     curves = [selection_curve(noise(5, 20), np.random.default_rng(3), repeats=20) for _ in "ab"]
     np.testing.assert_array_equal(curves[0].mean, curves[1].mean)
@@ -163,6 +175,40 @@ def test_pools_are_of_one_task_method_and_size(tmp_path):
     assert {sentence.split()[0] for sentence in left} == {"b0", "b1", "c"}
 
 
+def test_pools_that_differ_in_conditions_are_told_apart(tmp_path, capsys):
+    for sha in ("aa" * 32, "bb" * 32):
+        for seed in (0, 1):
+            name = f"{sha[:2]}{seed}"
+            make_run(tmp_path / "runs" / name, seed=seed, sha256=sha, successes=(10 * seed + 5,))
+    found, left = pools(map(read_run, find_runs([tmp_path / "runs"])))
+    assert left == []
+    assert [pool.task.rpartition(", ")[2] for pool in found] == ["data aaaaaaaa", "data bbbbbbbb"]
+    code, output = command(["select", str(tmp_path / "runs"), "--repeats", "9"], capsys)
+    assert code == 0
+    assert "data bbbbbbbb: success %" in " ".join(output.out.split())
+
+
+def test_a_copy_of_a_run_is_no_second_run(tmp_path):
+    first = make_run(tmp_path / "a", seed=0)
+    shutil.copytree(first.path, tmp_path / "b")
+    make_run(tmp_path / "c", seed=1)
+    (found,), left = pools(map(read_run, find_runs([tmp_path])))
+    assert found.runs == ("a", "c")
+    assert left == ["b has the seed, settings and score of a: a copy"]
+
+
+def test_a_success_that_is_not_known_is_no_failure(tmp_path):
+    for seed in (0, 1):
+        folder = make_run(tmp_path / f"r{seed}", seed=seed)
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        for line in lines:
+            line["episodes"][3]["success"] = None
+        folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, left = pools(map(read_run, find_runs([tmp_path])))
+    assert found == []
+    assert all("not known whether it succeeded" in sentence for sentence in left)
+
+
 def test_more_episodes_of_the_last_policy_are_taken(tmp_path):
     folders = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (0, 1)]
     for folder in folders:
@@ -186,6 +232,7 @@ def test_more_episodes_of_the_last_policy_are_taken(tmp_path):
         ({"min": -100.0, "max": 100.0, "scale": 100.0}, "normalised score", [50, 75], (0, 100)),
         (None, "return", [0, 50], (-5, 55)),
         ({"min": 1.0, "max": 1.0, "scale": 100.0}, "return", [0, 50], (-5, 55)),
+        ({"min": 0.0, "max": 1e-310, "scale": 100.0}, "return", [0, 50], (-5, 55)),
         ({"min": "0", "max": None}, "return", [0, 50], (-5, 55)),
     ],
 )
@@ -228,6 +275,13 @@ def test_the_command_prints_a_table_and_writes_the_curves(tmp_path, capsys):
     assert shown in output.out
     again = command(["select", str(tmp_path / "runs"), *flags], capsys)[1]
     assert again.out == output.out
+
+
+def test_more_pulls_than_memory_are_refused(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "r0")
+    flags = ["--pulls", "10000", "--repeats", "100000"]
+    code, output = command(["select", str(tmp_path / "runs"), *flags], capsys)
+    assert (code, "lower one" in output.err) == (2, True)
 
 
 def test_nothing_to_choose_among_is_said(tmp_path, capsys):

@@ -19,7 +19,7 @@ from tql_offline.training import checkpoint, evaluation
 from tql_offline.training.evaluation import evaluate_run
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.result import open_run
-from tql_offline.training.run import new_run_folder, run
+from tql_offline.training.run import new_run_folder, resume, run
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -219,9 +219,27 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     assert command(["train", "--resume", str(folder.path)], capsys)[0] == 0
     assert command(["inspect", str(folder.path)], capsys)[0] == 0
     assert folder.result.read_bytes() == kept
+    np.savez(tmp_path / "else" / "mine.npz", nothing=np.zeros(3))
+    assert command(["inspect", str(folder.path)], capsys)[0] == 0, "the run's own file, not this"
+    (tmp_path / "else" / "mine.npz").unlink()
     (tmp_path / "begun" / "mine.npz").unlink()
     code, output = command(["inspect", str(folder.path)], capsys)
     assert (code, "mine.npz does not exist" in output.err) == (2, True)
+
+
+def test_data_scaled_otherwise_than_the_settings_say_are_refused(own, tmp_path, monkeypatch):
+    bounded = TINY | {"dataset": {"name": str(own), "action_bounds": [-2, 2]}}
+    with pytest.raises(InputError, match="action_bounds are -2 to 2 and .* scaled by none"):
+        run(resolve(bounded), load(str(own)), tmp_path, "r", SilentReporter())
+    halved = load(str(own), action_bounds=[-2, 2])
+    with pytest.raises(InputError, match="action_bounds are none and .* scaled by -2 to 2"):
+        run(
+            resolve(TINY | {"dataset": {"name": str(own)}}), halved, tmp_path, "r", SilentReporter()
+        )
+    folder = run(resolve(bounded), halved, tmp_path, "r", SilentReporter())
+    folder.result.unlink()
+    with pytest.raises(InputError, match="scaled otherwise than those"):
+        resume(folder.path, lambda _config: load(str(own)), SilentReporter())
 
 
 def test_settings_of_other_data_are_refused(data, own, tmp_path):
@@ -254,7 +272,7 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     told = [sentence for sentence in noted if f"`tql-offline eval {folder.path} --miss" in sentence]
     assert len(told) == 1
     assert read_json(folder.result)["evaluations"] == []
-    assert read_json(folder.result)["provenance"]["environment"] is None
+    assert read_json(folder.result)["task"] == read_json(scored.result)["task"]
     assert folder.checkpoint_steps() == [5, 10, 15, 20]
     assert folder.metrics.read_bytes() == scored.metrics.read_bytes()
 
@@ -264,8 +282,26 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     results = [read_json(each.result) for each in (folder, scored)]
     assert results[0]["evaluations"] == results[1]["evaluations"]
     assert results[0]["task"] == results[1]["task"]
-    evaluate_run(folder.path, missing=True, reporter=SilentReporter())
+    noting = Noting()
+    evaluate_run(folder.path, missing=True, reporter=noting)
     assert folder.evaluations.read_bytes() == scored.evaluations.read_bytes(), "nothing is missing"
+    assert any("has every score that a checkpoint is there for" in s for s in noting.sentences)
+
+
+def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):
+    evaluation = {"processes": 1, "enabled": False}
+    some = {"keep_checkpoints": 1, "checkpoint_every": 3, "evaluation": evaluation}
+    config = resolve(TINY | {"dataset": {"name": TASK}} | some)
+    folder = run(config, data, tmp_path, "r", SilentReporter())
+    assert folder.checkpoint_steps() == [5, 10, 15, 20]
+
+
+def test_an_environment_that_cannot_score_is_refused_though_nothing_is_scored(own, tmp_path):
+    for env_id, said in (("Typo-v0", "cannot be made"), ("Pendulum-v1", "observation dims")):
+        config = resolve(TINY | {"dataset": {"name": str(own)}, "evaluation": {"enabled": False}})
+        with pytest.raises(InputError, match=said):
+            run(config, load(str(own), env_id=env_id), tmp_path, "r", SilentReporter())
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_missing_score_without_a_checkpoint_is_spoken_of(unscored, tmp_path):

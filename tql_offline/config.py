@@ -380,27 +380,32 @@ def resolve(
             f"config file {file} already builds on preset {shown(from_file['preset'])}; "
             "leave --preset out, or take the 'preset' line out of the file"
         )
-    _refuse_other_family(from_file, flags, file)
     given = merge(from_file, flags)
     family, method = _split_preset(preset or given.get("preset", ""), _dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
-    overrides = merge(_preset_overrides(family, method, given), {"preset": name})
+    overrides = _preset_overrides(family, method, given)
+    _refuse_other_preset(from_file, file, name, overrides)
+    overrides = merge(overrides, {"preset": name})
     sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
     return validate(merge(overrides, given), source=" or ".join(sources))
 
 
-def _refuse_other_family(
-    from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
+def _refuse_other_preset(
+    from_file: Mapping[str, Any], file: Path | None, name: str, overrides: Mapping[str, Any]
 ) -> None:
-    """Refuse a dataset whose family's preset a complete config would leave nothing of."""
-    is_complete = from_file.keys() >= Config.model_fields.keys()
-    families = [family_of(_dataset_name(given)) for given in (from_file, merge(from_file, flags))]
-    if is_complete and families[0] != families[1]:
+    """Refuse a complete config for data, an objective or a size that its preset sets otherwise.
+
+    Nothing of what the preset sets for these would take effect, and the run would bear its name.
+    """
+    if not from_file.keys() >= Config.model_fields.keys():
+        return
+    own = _split_preset(from_file["preset"], _dataset_name(from_file))
+    if _preset_overrides(*own, from_file) != overrides:
         raise InputError(
-            f"config file {file} has every setting, so that of preset {families[1]!r} none would "
-            "take effect; leave out of it what the preset is to set, or take data of its own family"
+            f"config file {file} has every setting, so what preset {name!r} sets for this dataset, "
+            "objective and size would not take effect; take lines out of the file for it to set"
         )
 
 

@@ -38,18 +38,17 @@ def evaluate(
         str,
         typer.Option(help="fqe: estimate the return from the data alone, in no environment."),
     ] = "",
-    ope_updates: Annotated[int, typer.Option(min=1, help="Updates of that fit.")] = 50_000,
+    ope_updates: Annotated[
+        int | None, typer.Option(min=1, help="Updates of that fit. Default: 50,000.")
+    ] = None,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
-    if missing and (checkpoint is not None or policy or video):
-        raise InputError(
-            "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
-            "--policy and --video out"
-        )
     if ope:
         _refuse_beside_ope(ope, missing=missing, protocol=protocol, env=env, video=video)
         _estimate(run, checkpoint, tuple(policy or ()), device, ope_updates)
         return
+    if ope_updates is not None:
+        raise InputError("--ope-updates is of --ope, which is not given; leave it out")
     from tql_offline.training.evaluation import evaluate_run
 
     before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
@@ -76,17 +75,18 @@ def _refuse_beside_ope(ope: str, **flags: bool | str) -> None:
 
 
 def _estimate(
-    run: Path, step: int | None, policies: tuple[str, ...], device: str, updates: int
+    run: Path, step: int | None, policies: tuple[str, ...], device: str, updates: int | None
 ) -> None:
     """Fit and show what policies are worth from data alone."""
     from tql_offline.training.fqe import Fit, evaluate_offline
 
+    fit = Fit() if updates is None else Fit(updates=updates)
     with TerminalReporter() as reporter:
         lines = evaluate_offline(
             run,
             step=step,
             policies=policies,
-            fit=Fit(updates=updates),
+            fit=fit,
             device=device,
             load_dataset=load_and_say,
             reporter=reporter,
@@ -98,5 +98,5 @@ def _estimate(
             f"the first observations of {line['starts']:,} episodes of the data"
         )
         if not line["settled"]:
-            say(f"note: it was still moving after {updates:,} updates; give more --ope-updates")
+            say(f"note: it was still moving after {fit.updates:,} updates; give more --ope-updates")
     say("note: from data alone policies can be ranked at best; these are no scores")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tql_offline.eval.selection import Curve, Pool
 
 MAX_PULLS, MAX_REPEATS = 10_000, 100_000
+MAX_PLAYED = 2 * 10**7
+"""Pulls of all choices, which are held at once."""
+_FACTS = ("task", "setting", "method", "size", "unit", "runs")
 SCHEMA = "tql-offline/selection/1"
 
 
@@ -37,6 +40,10 @@ def select(
     from tql_offline.eval.report_data import read_run
     from tql_offline.eval.selection import pools, selection_curve
 
+    if pulls * repeats > MAX_PLAYED:
+        raise InputError(
+            f"--pulls {pulls} of --repeats {repeats} are more than {MAX_PLAYED:,}; lower one"
+        )
     folders = find_runs(runs)
     with progress_bar("reading runs", len(folders)) as progress:
         read = []
@@ -56,13 +63,18 @@ def select(
         generator = np.random.default_rng((seed, number))
         curve = selection_curve(pool, generator, arms=arms, pulls=pulls, repeats=repeats)
         curves.append((pool, curve))
-    for task in dict.fromkeys((pool.task, pool.unit) for pool in found):
-        _print(*task, [(pool, curve) for pool, curve in curves if (pool.task, pool.unit) == task])
+    for table in dict.fromkeys(map(_table, found)):
+        _print(*table, [(pool, curve) for pool, curve in curves if _table(pool) == table])
     if out is not None:
         write_json(out, _document(curves, arms, pulls, repeats, seed))
 
 
-def _print(task: str, unit: str, curves: "Sequence[tuple[Pool, Curve]]") -> None:
+def _table(pool: "Pool") -> tuple[str, str, str]:
+    """What the columns of one table have in common."""
+    return pool.task, pool.unit, pool.setting
+
+
+def _print(task: str, unit: str, setting: str, curves: "Sequence[tuple[Pool, Curve]]") -> None:
     from tql_offline.eval.selection import shown_pulls
 
     names = [f"{pool.method} {pool.size}".strip() for pool, _ in curves]
@@ -71,9 +83,8 @@ def _print(task: str, unit: str, curves: "Sequence[tuple[Pool, Curve]]") -> None
     for pull in shown_pulls(len(curves[0][1].mean)):
         rows.append([str(pull), *(_cell(curve, pull - 1) for _, curve in curves)])
     rows.append(["all", *(f"{curve.by_all:.1f}" for _, curve in curves)])
-    print_table(
-        f"{task}: {unit} after so many episodes", ["episodes#", *(f"{n}#" for n in names)], rows
-    )
+    title = f"{task}: {unit} after so many episodes ({setting})"
+    print_table(title, ["episodes#", *(f"{name}#" for name in names)], rows)
 
 
 def _cell(curve: "Curve", pull: int) -> str:
@@ -89,7 +100,7 @@ def _document(
         **{"arms": arms, "pulls": pulls, "repeats": repeats, "seed": seed},
         "curves": [
             {
-                **{key: getattr(pool, key) for key in ("task", "method", "size", "unit", "runs")},
+                **{key: getattr(pool, key) for key in _FACTS},
                 "episodes": [len(row) for row in pool.episodes],
                 **{key: _plain(value) for key, value in asdict(curve).items()},
             }

@@ -41,6 +41,8 @@ from tql_offline.training.result import (
     write_result,
 )
 
+_MAX_DIMS = 8
+"""Of an environment's bounds that a message lists."""
 _MAX_REASON = 500
 """Characters of what a run's record says of its data."""
 
@@ -140,13 +142,19 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
     low, high = action_bounds(env_id)
     want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
     if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
+        are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
+        setting = f"--set dataset.action_bounds=[{low[0]:g},{high[0]:g}]"
+        in_its_unit = f"if the data are in its unit, train with {setting}, else " if are_one else ""
         raise InputError(
-            f"environment {env_id!r} takes actions from {min(low):g} to {max(high):g} where those "
-            f"of {whose} are from {min(want_low):g} to {max(want_high):g}; if the data are in the "
-            "environment's unit, train with --set "
-            f"dataset.action_bounds=[{min(low):g},{max(high):g}], else register it with "
-            "gymnasium.wrappers.RescaleAction"
+            f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
+            f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"
+            "scale the data and register it with gymnasium.wrappers.RescaleAction"
         )
+
+
+def _listed(bounds: Sequence[float]) -> str:
+    """One number where all dims have the same."""
+    return ", ".join(f"{bound:g}" for bound in dict.fromkeys(bounds[:_MAX_DIMS]))
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
@@ -272,6 +280,9 @@ class RunScores:
     ) -> None:
         self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
         self.by = by
+        protocol = protocols.get(config.evaluation.protocol)
+        planned = protocols.evaluation_steps(protocol, config.steps)
+        self._left = frozenset(() if config.evaluation.enabled else planned)
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
         self._begun = -1
@@ -292,7 +303,9 @@ class RunScores:
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step were begun and are not written yet, or never will be."""
+        """Whether scores of a step are left for later, or were begun and are not written yet."""
+        if step in self._left:
+            return True
         if self._pending is None or self._begun != step:
             return False
         return not self._pending.done() or self._pending.exception() is not None
@@ -398,6 +411,11 @@ def evaluate_run(
         InputError: no such checkpoint, policy or environment, the run folder is damaged, or the
             videos cannot be made; the scores are then written unless nothing can draw here.
     """
+    if missing and (step is not None or policies or video):
+        raise InputError(
+            "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
+            "--policy and --video out"
+        )
     folder, config = open_run(path)
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
@@ -422,8 +440,7 @@ def evaluate_run(
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = []
             if missing:
-                scores = RunScores(scored, agent, folder, reporter, by)
-                scores.catch_up(_with_checkpoint(scored, folder, reporter), state.step)
+                _score_missing(scored, agent, folder, reporter, by, state.step)
             else:
                 lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
             # Of an unfinished run a result would say that it is finished.
@@ -432,6 +449,22 @@ def evaluate_run(
             if drawing is not None:
                 by.film(agent, folder, lines, drawing, reporter)
     return folder
+
+
+def _score_missing(
+    scored: Config,
+    agent: Agent,
+    folder: RunFolder,
+    reporter: Reporter,
+    by: Evaluator,
+    now: int,
+) -> None:
+    """Score what the protocol plans and is not there, each by its own checkpoint."""
+    before = len(read_evaluations(folder))
+    scores = RunScores(scored, agent, folder, reporter, by)
+    scores.catch_up(_with_checkpoint(scored, folder, reporter), now)
+    if len(read_evaluations(folder)) == before:
+        reporter.noted(f"note: run {folder.path} has every score that a checkpoint is there for")
 
 
 def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
@@ -447,28 +480,18 @@ def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> l
 
 
 def _environment_of(folder: RunFolder, wanted: str) -> str:
-    """The environment to score a run in: the one that is given, its record's, or its data's.
+    """The environment to score a run in: the one that is given, or its record's.
 
     Raises:
-        InputError: there is none, or another than the data's is given.
+        InputError: there is none.
     """
     provenance = read_provenance(folder)
-    datas = provenance["dataset"].get("env_id")
-    has = (provenance.get("environment") or {}).get("env_id") or datas
-    if not isinstance(wanted or has, str):
+    env_id = wanted or (provenance.get("environment") or {}).get("env_id")
+    if not env_id:
         raise InputError(
             f"run {folder.path} has no environment to score policies in{_why(provenance)}"
         )
-    if wanted and datas and wanted != datas:
-        raise _another_task(folder, datas, wanted)
-    return str(wanted or has)
-
-
-def _another_task(folder: RunFolder, own: Any, wanted: str) -> InputError:
-    return InputError(
-        f"run {folder.path} is scored in {shown(own)}, and scores in {shown(wanted)} are of "
-        "another task; leave --env out"
-    )
+    return str(env_id)
 
 
 def _record_environment(
@@ -484,11 +507,14 @@ def _record_environment(
     if has and env_id == has["env_id"]:
         return
     if has and (not has.get("given_later") or read_evaluations(folder)):
-        raise _another_task(folder, has["env_id"], env_id)
+        raise InputError(
+            f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(env_id)} are "
+            "of another task; leave --env out"
+        )
     if not is_complete(folder, scored):
         raise InputError(
-            f"run {folder.path} is not finished, and was begun without an environment, which only "
-            f"finished runs are given; go on with it by `tql-offline train --resume {folder.path}`"
+            f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
+            f"`tql-offline train --resume {folder.path}`"
         )
     dims = state.observation_dim, state.action_dim
     bounds = recorded_bounds(provenance["dataset"], state.action_dim, folder.provenance)

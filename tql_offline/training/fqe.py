@@ -38,7 +38,7 @@ from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import check_policies, chosen_checkpoint
 from tql_offline.training.loop import Reporter
 from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
-from tql_offline.training.watch import largest_return
+from tql_offline.training.watch import return_bound
 
 METHOD = "fqe"
 TRACED = 10
@@ -77,7 +77,8 @@ class Worth:
     """An estimated discounted return of a policy, with its 95 % interval.
 
     Attributes:
-        trace: the estimate after each tenth of the updates, the last one `value`.
+        trace: the estimate after each tenth of the updates (each one, of fewer than ten), the last
+            one `value`.
         starts: first observations that it is the mean over.
     """
 
@@ -179,22 +180,22 @@ def fitted_q_evaluation(
     generator = torch.Generator(device).manual_seed(fit.seed)
     fitting = _Fitting(agent, policy, episodes, discount, fit, device, generator)
     reporter.started(_TITLE, fit.updates)
-    trace, every = [], max(fit.updates // TRACED, 1)
+    trace, traced = [], {-(-fit.updates * k // TRACED) for k in range(1, TRACED + 1)}
     for step in range(1, fit.updates + 1):
         fitting.update(step)
         reporter.advanced(step, title=_TITLE)
-        if step % every == 0 or step == fit.updates:
+        if step in traced:
             values = fitting.values()
             trace.append(float(values.mean()))
             if not math.isfinite(trace[-1]):
-                raise InputError(f"the fit of Q diverged at update {step}; set a lower rate")
+                raise InputError(f"the fit of Q diverged by update {step}; there is no estimate")
     mean, sd = mean_std(values.tolist(), ddof=1)
     margin = student_t(fit.members - 1, 0.95) * sd
     return Worth(
         value=mean,
         low=mean - margin,
         high=mean + margin,
-        trace=tuple(trace[-TRACED:]),
+        trace=tuple(trace),
         starts=episodes.num_episodes,
     )
 
@@ -223,7 +224,7 @@ class _Fitting:
         self.normaliser.fit(episodes.observations)
         group = {"params": list(self.critic.parameters()), "weight_decay": 0.0}
         self.optimizer = make_adamw([group], fit.lr)
-        self.scale = largest_return(episodes, discount)
+        self.scale = return_bound(episodes, discount) or 1.0
         self.buffer: Buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
         lengths = torch.as_tensor(episodes.lengths, device=device)
         self.episode = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)

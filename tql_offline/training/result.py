@@ -57,18 +57,18 @@ def read_provenance(folder: RunFolder) -> dict[str, Any]:
 
 
 def with_data_found(config: Config, provenance: Mapping[str, Any]) -> Config:
-    """A run's settings with the file of its data where it was, if it is not found from here.
+    """A run's settings with the file of its data where the run's record has it.
 
-    A config has paths as they were given, which may be relative to where the run was begun.
+    A config has paths as they were given, which may be relative to where the run was begun. Of a
+    record whose file is gone they are taken from here.
     """
     dataset, recorded = config.dataset, provenance["dataset"].get("path")
     if not isinstance(recorded, str) or "\0" in recorded or not Path(recorded).exists():
         return config
-    if dataset.path:
-        found = {} if Path(dataset.path).exists() else {"path": recorded}
-    else:
-        is_own = provenance["dataset"].get("source") == "own file"
-        found = {"name": recorded} if is_own and not Path(dataset.name).exists() else {}
+    is_own = provenance["dataset"].get("source") == "own file"
+    given, found = Path(dataset.path or dataset.name), {}
+    if (dataset.path or is_own) and given.name == Path(recorded).name and not given.is_absolute():
+        found = {"path" if dataset.path else "name": recorded}
     return config.model_copy(update={"dataset": dataset.model_copy(update=found)})
 
 
@@ -78,7 +78,14 @@ def check_data(dataset: Dataset, folder: RunFolder) -> None:
     Raises:
         InputError: its file is another.
     """
-    trained_on = read_provenance(folder)["dataset"]["sha256"]
+    recorded = read_provenance(folder)["dataset"]
+    trained_on, bounds = recorded["sha256"], recorded.get("action_bounds")
+    have = None if dataset.action_bounds is None else [*map(list, dataset.action_bounds)]
+    if have != bounds:
+        raise InputError(
+            f"the actions of {dataset.path} are scaled otherwise than those that run {folder.path} "
+            "was trained on; restore its config.toml and provenance.json"
+        )
     if dataset.sha256 != trained_on:
         raise InputError(
             f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "

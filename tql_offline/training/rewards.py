@@ -61,7 +61,7 @@ def whole_returns(episodes: Episodes) -> tuple[float, float]:
     """Least and largest undiscounted return of the episodes that were played to their end.
 
     Those that end the task, or are as long as the longest: a cut of sampling is no return (D4RL's
-    replay data have such). IQL's code takes the same for D4RL's locomotion.
+    replay data have such). CORL's code takes the same of D4RL's locomotion; IQL's own takes all.
     """
     last = episodes.last_transitions()
     starts = last + 1 - episodes.lengths

@@ -15,7 +15,7 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
-from tql_offline.datasets.minari import PREFIX
+from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -247,12 +247,25 @@ def _refuse_other_data(config: Config, dataset: Dataset) -> None:
     Settings may be of the config's dataset, too: of its family's preset.
     """
     wanted = config.dataset.name
-    called = {wanted, with_task(wanted), wanted.removeprefix(PREFIX), Path(wanted).stem}
-    if dataset.name not in called and dataset.path != Path(wanted):
+    called = {wanted, with_task(wanted), Path(wanted).stem}
+    # A Minari dataset bears its own name, whatever the folder's it was asked for by.
+    bears_its_own = is_minari(dataset.path)
+    if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
         raise InputError(
             f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
-            f'({dataset.path}); make them by resolve({{"dataset": {{"name": "{dataset.path}"}}}})'
+            f"({dataset.path}); let both have one dataset.name"
         )
+    scaled = [bounds[:1] for bounds in dataset.action_bounds or ()]
+    asked = [[float(bound)] for bound in config.dataset.action_bounds]
+    if dataset.is_own and scaled != asked:
+        raise InputError(
+            f"the settings' dataset.action_bounds are {_flat(asked)} and the actions of "
+            f"{dataset.name} were scaled by {_flat(scaled)}; load them by the settings' bounds"
+        )
+
+
+def _flat(bounds: list[list[float]]) -> str:
+    return " to ".join(f"{row[0]:g}" for row in bounds) or "none"
 
 
 def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path: Path) -> None:
@@ -339,7 +352,7 @@ def _refuse_images(dataset: Dataset) -> None:
 
 def _findings(dataset: Dataset) -> tuple[str, ...]:
     """What a quick look at the data finds; OGBench's episodes go on after the task's end."""
-    is_own = dataset.source == "own file"
+    is_own = dataset.is_own
     jumps = "teleport" not in dataset.name
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
 
@@ -447,7 +460,7 @@ def _training(made: _Made, by: Evaluator | None, reporter: Reporter, stack: Exit
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
-    if dataset.env_id is None or not config.evaluation.enabled:
+    if dataset.env_id is None:
         return None
     return fitting_environment(
         dataset.env_id,

@@ -89,13 +89,17 @@ def make_watch(config: Config, episodes: Episodes, tokens: int) -> Watch:
 def largest_return(episodes: Episodes, discount: float) -> float:
     """The largest discounted return, in absolute value, that rewards of the data can add up to.
 
-    `max |r| / (1 - γ)`; without discounting the sum over the longest episode, and at least 1, since
-    a critic need not be exact to less.
+    At least 1, since a critic need not be exact to less.
     """
+    return max(return_bound(episodes, discount), 1.0)
+
+
+def return_bound(episodes: Episodes, discount: float) -> float:
+    """`max |r| / (1 - γ)`; without discounting the sum over the longest episode."""
     rewards: NDArray[np.float32] = episodes.rewards
     largest = max(abs(float(rewards.min())), abs(float(rewards.max())))
     steps = 1 / (1 - discount) if discount < 1 else float(episodes.lengths.max())
-    return max(largest * steps, 1.0)
+    return largest * steps
 
 
 def stopped(warned: Warned, last_good: str) -> InputError:
