@@ -15,7 +15,11 @@ from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+# On a CPU test_resume.py and test_execution.py have the same, to the bit.
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.slow),
+    pytest.param("cuda", marks=needs_gpu),
+]
 SETTINGS = {
     "critic": {"size": "tiny"},
     "flow": {"hidden": [16, 16], "flow_steps": 2},

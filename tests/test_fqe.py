@@ -18,7 +18,7 @@ from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import run
 
 CPU = torch.device("cpu")
-SHORT = Fit(updates=500, batch_size=128, members=2, hidden=(64, 64), lr=5e-3, polyak=0.1)
+SHORT = Fit(updates=500, batch_size=128, members=2, hidden=(32, 32), lr=5e-3, polyak=0.1)
 
 
 class Policy:
@@ -120,7 +120,8 @@ def test_few_episodes_make_a_wide_interval():
         data = walk(count, 10, reward=lambda _s, _a: 0.0)
         of_episode = np.random.default_rng(1).normal(0, 1, count)
         data.rewards[:] = np.repeat(of_episode, data.lengths)
-        return worth(lambda s, _z: -s, data, fit=Fit(**(vars(SHORT) | {"members": 4})))
+        fit = Fit(**(vars(SHORT) | {"updates": 200, "members": 6}))
+        return worth(lambda s, _z: -s, data, discount=0.1, fit=fit)
 
     few, many = noisy(4), noisy(100)
     assert few.high - few.low > 2 * (many.high - many.low) > 0

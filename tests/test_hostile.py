@@ -863,8 +863,8 @@ def test_hostile_parts_are_refused(tmp_path, kind):
 # Fuzz.
 
 INPUTS = {
-    **{"dataset-npz": 20, "dataset-hdf5": 20, "checkpoint": 10, "config": 15, "suite": 15},
-    **{"run": 10, "report": 2, "merged": 4},
+    **{"dataset-npz": 12, "dataset-hdf5": 12, "checkpoint": 6, "config": 10, "suite": 10},
+    **{"run": 5, "report": 2, "merged": 3},
 }
 
 

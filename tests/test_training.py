@@ -216,14 +216,15 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     kept = folder.result.read_bytes()
     monkeypatch.chdir(tmp_path / "else")
     folder.result.unlink()
+    look = ["eval", str(folder.path), "--ope", "fqe", "--ope-updates", "1", "--policy", "learned"]
     assert command(["train", "--resume", str(folder.path)], capsys)[0] == 0
-    assert command(["inspect", str(folder.path)], capsys)[0] == 0
+    assert command(look, capsys)[0] == 0
     assert folder.result.read_bytes() == kept
     np.savez(tmp_path / "else" / "mine.npz", nothing=np.zeros(3))
-    assert command(["inspect", str(folder.path)], capsys)[0] == 0, "the run's own file, not this"
+    assert command(look, capsys)[0] == 0, "the run's own file, not this"
     (tmp_path / "else" / "mine.npz").unlink()
     (tmp_path / "begun" / "mine.npz").unlink()
-    code, output = command(["inspect", str(folder.path)], capsys)
+    code, output = command(look, capsys)
     assert (code, "mine.npz does not exist" in output.err) == (2, True)
 
 
@@ -474,7 +475,8 @@ def test_all_cases_are_listed(data, tmp_path):
 
 def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tiny = ["--set", "flow.hidden=[16,16]", "--set", "evaluation.processes=1", "--batch-size", "16"]
+    quick = ["--set", "flow.flow_steps=1", "--set", "evaluation.processes=1"]
+    tiny = ["--set", "flow.hidden=[16,16]", *quick, "--batch-size", "16"]
     code, output = command(
         [
             "train",
@@ -485,7 +487,7 @@ def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
             "--size",
             "tiny",
             "--steps",
-            "4",
+            "1",
             *tiny,
         ],
         capsys,
