@@ -9,9 +9,10 @@ from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds, make
 from tql_offline.runs import read_json
-from tql_offline.training import evaluation
-from tql_offline.training.evaluation import evaluate_run, fitting_environment
+from tql_offline.training import environment
+from tql_offline.training.environment import fitting_environment
 from tql_offline.training.loop import SilentReporter
+from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.run import run
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
@@ -84,7 +85,7 @@ def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
         ([-1, 0], [1, 5], "from -1, 0 to 1, 5 where"),
         ([-np.inf], [np.inf], "from -inf to inf where"),
     ):
-        monkeypatch.setattr(evaluation, "action_bounds", lambda _id, b=(low, high): b)
+        monkeypatch.setattr(environment, "action_bounds", lambda _id, b=(low, high): b)
         with pytest.raises(InputError, match=said) as error:
             fitting_environment("Pendulum-v1", config, 3, 1, whose="mine")
         assert "dataset.action_bounds" not in str(error.value)

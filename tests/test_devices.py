@@ -11,6 +11,7 @@ from test_resume import At, Killed, kill
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.runs import read_json, read_jsonl
+from tql_offline.training.fqe import Fit, evaluate_offline
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 
@@ -105,3 +106,14 @@ def test_seeds_at_once_are_each_what_it_is_alone(data, device, tmp_path):
     for seed, folder in zip(seeds, together, strict=True):
         alone = run(settings(data, device, seed=seed), data, tmp_path, f"{seed}", SilentReporter())
         assert_same(weights(alone), weights(folder), device)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_estimates_from_data_alone(data, device, tmp_path):
+    folder = run(settings(data, device, steps=2), data, tmp_path, "r", SilentReporter())
+    fit = Fit(updates=3, batch_size=8, members=2, hidden=(8,))
+    lines = evaluate_offline(
+        folder.path, fit=fit, device=device, load_dataset=lambda _: data, reporter=SilentReporter()
+    )
+    assert [line["policy"] for line in lines] == ["learned", "behaviour"]
+    assert all(line["low"] < line["value"] < line["high"] for line in lines)

@@ -16,8 +16,8 @@ from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_json, read_jsonl
 from tql_offline.training import checkpoint, evaluation
-from tql_offline.training.evaluation import evaluate_run
 from tql_offline.training.loop import SilentReporter
+from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.result import open_run
 from tql_offline.training.run import new_run_folder, resume, run
 

@@ -49,7 +49,7 @@ def evaluate(
         return
     if ope_updates is not None:
         raise InputError("--ope-updates is of --ope, which is not given; leave it out")
-    from tql_offline.training.evaluation import evaluate_run
+    from tql_offline.training.rescoring import evaluate_run
 
     before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
     with TerminalReporter() as reporter:

@@ -18,7 +18,7 @@ from tql_offline.sharing.model import SCHEMA, ModelFolder
 from tql_offline.sharing.onnx_policies import TOLERANCE, Comparison, check_onnx, export_onnx
 from tql_offline.sharing.scores import scores_of_step
 from tql_offline.training import checkpoint
-from tql_offline.training.evaluation import chosen_checkpoint
+from tql_offline.training.checkpoint import chosen_checkpoint
 from tql_offline.training.result import (
     action_bounds,
     is_complete,

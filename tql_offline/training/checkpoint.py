@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tql_offline.agents import Agent
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import part_of, put_folder, read_json, remove, write_json, writing
+from tql_offline.runs import RunFolder, part_of, put_folder, read_json, remove, write_json, writing
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
@@ -335,3 +335,18 @@ def _check_header_length(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header claims {length} bytes")
+
+
+def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step, or the last.
+
+    Raises:
+        InputError: there is none.
+    """
+    steps = folder.checkpoint_steps()
+    if not steps:
+        raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its first one")
+    if step is not None and step not in steps:
+        listed = ", ".join(str(s) for s in steps)
+        raise InputError(f"run {folder.path} has no checkpoint of step {step}; it has {listed}")
+    return folder.checkpoints / str(steps[-1] if step is None else step)

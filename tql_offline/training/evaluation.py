@@ -1,50 +1,30 @@
-"""Scoring a run's policies: while it trains, and afterwards from any of its checkpoints."""
+"""Scoring a run's policies, at once or beside training; rescoring.py does so afterwards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import torch
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
-from tql_offline.config import Config, DataConfig
+from tql_offline.config import Config
 from tql_offline.cores import usable_cores
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval import video as videos
 from tql_offline.eval.drawing import Drawing
-from tql_offline.eval.environments import (
-    MINARI_PREFIX,
-    action_bounds,
-    describe,
-    reports_success,
-)
 from tql_offline.eval.protocol import Protocol
-from tql_offline.eval.references import Reference, other_limit, reference_for
+from tql_offline.eval.references import Reference
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl, claimed, write_json
+from tql_offline.runs import RunFolder, append_jsonl
 from tql_offline.training import checkpoint
-from tql_offline.training.device import pick_device
+from tql_offline.training.environment import scale_of_scores
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import action_bounds as recorded_bounds
-from tql_offline.training.result import (
-    is_complete,
-    open_run,
-    read_evaluations,
-    read_provenance,
-    write_result,
-)
-
-_MAX_DIMS = 8
-"""Of an environment's bounds that a message lists."""
-_MAX_REASON = 500
-"""Characters of what a run's record says of its data."""
+from tql_offline.training.result import read_evaluations
 
 
 @contextmanager
@@ -75,95 +55,6 @@ def evaluator(
             yield this
         finally:
             this.close()
-
-
-def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
-    """The reference scores of a run's data, where its protocol normalises by some.
-
-    Raises:
-        InputError: there are none, or the protocol is not one for the policies of a run.
-    """
-    if protocol.goals:
-        raise InputError(
-            f"protocol {protocol.name!r} scores policies that are given a goal, which those of a "
-            "run are not; use it from Python (docs/evaluation.md), or choose ogbench-singletask"
-        )
-    return reference_for(protocol, data.name, data.path)
-
-
-def fitting_environment(
-    env_id: str,
-    config: Config,
-    observation_dim: int,
-    action_dim: int,
-    *,
-    whose: str,
-    bounds: Sequence[Any] | None = None,
-) -> dict[str, Any]:
-    """What a run's record says of an environment that its policies can be scored in.
-
-    Args:
-        env_id: of the environment.
-        config: names protocol and success timing.
-        observation_dim: of the policies.
-        action_dim: of the policies.
-        whose: dims these are, for the message.
-        bounds: least and greatest actions that the data were scaled from; None where they are ±1.
-
-    Raises:
-        InputError: its dims or the bounds of its actions are others, or it does not report what the
-            protocol scores.
-    """
-    described = describe(env_id, config.evaluation.success_timing or None)
-    for what, have, want in (
-        ("observation", observation_dim, described["observation_dim"]),
-        ("action", action_dim, described["action_dim"]),
-    ):
-        if have != want:
-            raise InputError(
-                f"{whose} has {have} {what} dims where {env_id} has {want}; "
-                "give the environment the data came from"
-            )
-    protocol = protocols.get(config.evaluation.protocol)
-    scale_of_scores(protocol, config.dataset)
-    _check_bounds(env_id, action_dim, bounds, whose)
-    if protocol.score == "success" and not reports_success(env_id):
-        raise InputError(
-            f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
-            "scores; give --protocol quick-return, which scores the return"
-        )
-    return described
-
-
-def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, whose: str) -> None:
-    """See that an environment's actions are those of the data, whatever both are scaled to."""
-    if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
-        return
-    low, high = action_bounds(env_id)
-    want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
-    if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
-        are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
-        setting = f"--set dataset.action_bounds=[{low[0]:g},{high[0]:g}]"
-        in_its_unit = f"if the data are in its unit, train with {setting}, else " if are_one else ""
-        raise InputError(
-            f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
-            f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"
-            "scale the data and register it with gymnasium.wrappers.RescaleAction"
-        )
-
-
-def _listed(bounds: Sequence[float]) -> str:
-    """One number where all dims have the same."""
-    return ", ".join(f"{bound:g}" for bound in dict.fromkeys(bounds[:_MAX_DIMS]))
-
-
-def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
-    """A note of what scoring may wait for in vain."""
-    if environment is not None and environment["max_episode_steps"] is None:
-        yield (
-            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
-            "that does not end by itself is played for ever; register it with max_episode_steps"
-        )
 
 
 class Evaluator:
@@ -379,196 +270,3 @@ def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
             f"the networks of run {folder.path} take {have} observation dims where environment "
             f"{pool.description['env_id']} gives {want}; restore the environment of its provenance"
         )
-
-
-def evaluate_run(
-    path: Path,
-    *,
-    step: int | None = None,
-    missing: bool = False,
-    protocol: str = "",
-    policies: tuple[str, ...] = (),
-    device: str = "auto",
-    reporter: Reporter,
-    env_id: str = "",
-    video: bool = False,
-) -> RunFolder:
-    """Score policies of a run's checkpoints and add the lines to its evaluations.jsonl.
-
-    Args:
-        path: the run folder.
-        step: of the checkpoint; None takes the last.
-        missing: score instead all that the protocol plans and that is not there yet.
-        protocol: name; empty takes the run's own.
-        policies: names; empty takes all.
-        device: `auto`, `cpu` or `cuda`.
-        reporter: where progress goes.
-        env_id: of the environment, where a finished run was trained without one; its record then
-            has it.
-        video: also write videos of each policy's best, median and worst episode (eval/video.py).
-
-    Raises:
-        InputError: no such checkpoint, policy or environment, the run folder is damaged, or the
-            videos cannot be made; the scores are then written unless nothing can draw here.
-    """
-    if missing and (step is not None or policies or video):
-        raise InputError(
-            "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
-            "--policy and --video out"
-        )
-    folder, config = open_run(path)
-    evaluation = config.evaluation.model_copy(
-        update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
-    )
-    scored = config.model_copy(update={"evaluation": evaluation})
-    # Read before an episode is played: what these cannot be added to is not worth playing for.
-    read_evaluations(folder)
-    env_id = _environment_of(folder, env_id)
-    chosen = chosen_checkpoint(folder, step)
-    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
-    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
-    checkpoint.load_networks(chosen, agent)
-    check_policies(agent, policies, path)
-    _record_environment(folder, scored, state, env_id)
-    timing = evaluation.success_timing or None
-    with evaluator(scored, env_id, torch_device) as by:
-        assert by is not None
-        check_fit(agent, by.pool, folder)
-        for sentence in _notes(config, path, by):
-            reporter.noted(sentence)
-        # Before the scores: whoever cannot be shown videos is told so at once.
-        with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
-            lines = []
-            if missing:
-                _score_missing(scored, agent, folder, reporter, by, state.step)
-            else:
-                lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
-            # Of an unfinished run a result would say that it is finished.
-            if is_complete(folder, config):
-                write_result(folder)
-            if drawing is not None:
-                by.film(agent, folder, lines, drawing, reporter)
-    return folder
-
-
-def _score_missing(
-    scored: Config,
-    agent: Agent,
-    folder: RunFolder,
-    reporter: Reporter,
-    by: Evaluator,
-    now: int,
-) -> None:
-    """Score what the protocol plans and is not there, each by its own checkpoint."""
-    before = len(read_evaluations(folder))
-    scores = RunScores(scored, agent, folder, reporter, by)
-    scores.catch_up(_with_checkpoint(scored, folder, reporter), now)
-    if len(read_evaluations(folder)) == before:
-        reporter.noted(f"note: run {folder.path} has every score that a checkpoint is there for")
-
-
-def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
-    """The steps at which the protocol plans scores, of those that have a checkpoint."""
-    planned = protocols.evaluation_steps(protocols.get(scored.evaluation.protocol), scored.steps)
-    there = set(folder.checkpoint_steps())
-    if gone := [str(step) for step in planned if step not in there]:
-        reporter.noted(
-            f"note: the protocol plans scores of step {', '.join(gone)}, too, of which there is no "
-            "checkpoint"
-        )
-    return [step for step in planned if step in there]
-
-
-def _environment_of(folder: RunFolder, wanted: str) -> str:
-    """The environment to score a run in: the one that is given, or its record's.
-
-    Raises:
-        InputError: there is none.
-    """
-    provenance = read_provenance(folder)
-    env_id = wanted or (provenance.get("environment") or {}).get("env_id")
-    if not env_id:
-        raise InputError(
-            f"run {folder.path} has no environment to score policies in{_why(provenance)}"
-        )
-    return str(env_id)
-
-
-def _record_environment(
-    folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str
-) -> None:
-    """Write the environment that a run is scored in into its record, if it is not there yet.
-
-    Only a finished run that was trained without one can be given one, and another as long as
-    nothing was scored in it.
-    """
-    provenance = read_provenance(folder)
-    has = provenance.get("environment") or {}
-    if has and env_id == has["env_id"]:
-        return
-    if has and (not has.get("given_later") or read_evaluations(folder)):
-        raise InputError(
-            f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(env_id)} are "
-            "of another task; leave --env out"
-        )
-    if not is_complete(folder, scored):
-        raise InputError(
-            f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
-            f"`tql-offline train --resume {folder.path}`"
-        )
-    dims = state.observation_dim, state.action_dim
-    bounds = recorded_bounds(provenance["dataset"], state.action_dim, folder.provenance)
-    given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}", bounds=bounds)
-    with claimed(folder):
-        if read_provenance(folder) != provenance:
-            raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
-        write_json(folder.provenance, provenance | {"environment": given | {"given_later": True}})
-
-
-def _notes(config: Config, path: Path, by: Evaluator) -> Iterator[str]:
-    """What is to be known of scores before they are made."""
-    protocol, own = by.protocol.name, config.evaluation.protocol
-    if protocol != own:
-        yield (
-            f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
-            "in its report, but in no leaderboard"
-        )
-    for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
-        yield f"note: {sentence}"
-    yield from endless(by.pool.description)
-
-
-def _why(provenance: dict[str, Any]) -> str:
-    """What is missing, in the words of whoever read the data."""
-    dataset = provenance.get("dataset")
-    unscored = dataset.get("unscored") if isinstance(dataset, dict) else None
-    if isinstance(unscored, str) and unscored.isprintable():
-        return f": {unscored[:_MAX_REASON]}"
-    return "; give --env"
-
-
-def check_policies(agent: Agent, policies: Iterable[str], path: Path) -> None:
-    """See that a run has policies of given names.
-
-    Raises:
-        InputError: it lacks one.
-    """
-    if unknown := set(policies) - set(agent.policies):
-        raise InputError(
-            f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
-        )
-
-
-def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
-    """The checkpoint of a step, or the last.
-
-    Raises:
-        InputError: there is none.
-    """
-    steps = folder.checkpoint_steps()
-    if not steps:
-        raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its first one")
-    if step is not None and step not in steps:
-        listed = ", ".join(str(s) for s in steps)
-        raise InputError(f"run {folder.path} has no checkpoint of step {step}; it has {listed}")
-    return folder.checkpoints / str(steps[-1] if step is None else step)

@@ -35,8 +35,8 @@ from tql_offline.objectives.td import td_target
 from tql_offline.runs import append_jsonl
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import check_policies, chosen_checkpoint
 from tql_offline.training.loop import Reporter
+from tql_offline.training.rescoring import check_policies
 from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
 from tql_offline.training.watch import return_bound
 
@@ -125,7 +125,7 @@ def evaluate_offline(
         InputError: no such checkpoint or policy, other data, or the fit diverged.
     """
     folder, config = open_run(path)
-    chosen = chosen_checkpoint(folder, step)
+    chosen = checkpoint.chosen_checkpoint(folder, step)
     state, torch_device = checkpoint.read_state(chosen), pick_device(device)
     agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
     check_policies(agent, policies, path)

@@ -30,8 +30,8 @@ from tql_offline.eval.inspections import (
 from tql_offline.networks import EntropyController, TransformerCritic
 from tql_offline.runs import write_atomic, writing
 from tql_offline.training import checkpoint
+from tql_offline.training.checkpoint import chosen_checkpoint
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import chosen_checkpoint
 from tql_offline.training.loop import Reporter
 from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
 from tql_offline.version import __version__

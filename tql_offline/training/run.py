@@ -40,14 +40,8 @@ from tql_offline.training.compile import (
     wants_c_kernels,
 )
 from tql_offline.training.device import pick_device
-from tql_offline.training.evaluation import (
-    Evaluator,
-    RunScores,
-    check_fit,
-    endless,
-    evaluator,
-    fitting_environment,
-)
+from tql_offline.training.environment import endless, fitting_environment
+from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance, on_cpu

@@ -1,0 +1,110 @@
+"""Whether an environment is one to score a run's policies in."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tql_offline.config import Config, DataConfig
+from tql_offline.errors import InputError
+from tql_offline.eval import protocol as protocols
+from tql_offline.eval.environments import (
+    MINARI_PREFIX,
+    action_bounds,
+    describe,
+    reports_success,
+)
+from tql_offline.eval.protocol import Protocol
+from tql_offline.eval.references import Reference, reference_for
+
+_MAX_DIMS = 8
+"""Of an environment's bounds that a message lists."""
+
+
+def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
+    """The reference scores of a run's data, where its protocol normalises by some.
+
+    Raises:
+        InputError: there are none, or the protocol is not one for the policies of a run.
+    """
+    if protocol.goals:
+        raise InputError(
+            f"protocol {protocol.name!r} scores policies that are given a goal, which those of a "
+            "run are not; use it from Python (docs/evaluation.md), or choose ogbench-singletask"
+        )
+    return reference_for(protocol, data.name, data.path)
+
+
+def fitting_environment(
+    env_id: str,
+    config: Config,
+    observation_dim: int,
+    action_dim: int,
+    *,
+    whose: str,
+    bounds: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """What a run's record says of an environment that its policies can be scored in.
+
+    Args:
+        env_id: of the environment.
+        config: names protocol and success timing.
+        observation_dim: of the policies.
+        action_dim: of the policies.
+        whose: dims these are, for the message.
+        bounds: least and greatest actions that the data were scaled from; None where they are ±1.
+
+    Raises:
+        InputError: its dims or the bounds of its actions are others, or it does not report what the
+            protocol scores.
+    """
+    described = describe(env_id, config.evaluation.success_timing or None)
+    for what, have, want in (
+        ("observation", observation_dim, described["observation_dim"]),
+        ("action", action_dim, described["action_dim"]),
+    ):
+        if have != want:
+            raise InputError(
+                f"{whose} has {have} {what} dims where {env_id} has {want}; "
+                "give the environment the data came from"
+            )
+    protocol = protocols.get(config.evaluation.protocol)
+    scale_of_scores(protocol, config.dataset)
+    _check_bounds(env_id, action_dim, bounds, whose)
+    if protocol.score == "success" and not reports_success(env_id):
+        raise InputError(
+            f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
+            "scores; give --protocol quick-return, which scores the return"
+        )
+    return described
+
+
+def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, whose: str) -> None:
+    """See that an environment's actions are those of the data, whatever both are scaled to."""
+    if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
+        return
+    low, high = action_bounds(env_id)
+    want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
+    if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
+        are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
+        setting = f"--set dataset.action_bounds=[{low[0]:g},{high[0]:g}]"
+        in_its_unit = f"if the data are in its unit, train with {setting}, else " if are_one else ""
+        raise InputError(
+            f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
+            f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"
+            "scale the data and register it with gymnasium.wrappers.RescaleAction"
+        )
+
+
+def _listed(bounds: Sequence[float]) -> str:
+    """One number where all dims have the same."""
+    return ", ".join(f"{bound:g}" for bound in dict.fromkeys(bounds[:_MAX_DIMS]))
+
+
+def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
+    """A note of what scoring may wait for in vain."""
+    if environment is not None and environment["max_episode_steps"] is None:
+        yield (
+            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
+            "that does not end by itself is played for ever; register it with max_episode_steps"
+        )

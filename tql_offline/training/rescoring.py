@@ -1,0 +1,208 @@
+"""Scoring a run's policies after it was trained, from any of its checkpoints."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tql_offline.agents import Agent, make_agent
+from tql_offline.config import Config
+from tql_offline.errors import InputError, shown
+from tql_offline.eval import protocol as protocols
+from tql_offline.eval.drawing import Drawing
+from tql_offline.eval.references import other_limit
+from tql_offline.runs import RunFolder, claimed, write_json
+from tql_offline.training import checkpoint
+from tql_offline.training.device import pick_device
+from tql_offline.training.environment import endless, fitting_environment
+from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
+from tql_offline.training.loop import Reporter
+from tql_offline.training.result import (
+    action_bounds,
+    is_complete,
+    open_run,
+    read_evaluations,
+    read_provenance,
+    write_result,
+)
+
+_MAX_REASON = 500
+"""Characters of what a run's record says of its data."""
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    step: int | None = None,
+    missing: bool = False,
+    protocol: str = "",
+    policies: tuple[str, ...] = (),
+    device: str = "auto",
+    reporter: Reporter,
+    env_id: str = "",
+    video: bool = False,
+) -> RunFolder:
+    """Score policies of a run's checkpoints and add the lines to its evaluations.jsonl.
+
+    Args:
+        path: the run folder.
+        step: of the checkpoint; None takes the last.
+        missing: score instead all that the protocol plans and that is not there yet.
+        protocol: name; empty takes the run's own.
+        policies: names; empty takes all.
+        device: `auto`, `cpu` or `cuda`.
+        reporter: where progress goes.
+        env_id: of the environment, where a finished run was trained without one; its record then
+            has it.
+        video: also write videos of each policy's best, median and worst episode (eval/video.py).
+
+    Raises:
+        InputError: no such checkpoint, policy or environment, the run folder is damaged, or the
+            videos cannot be made; the scores are then written unless nothing can draw here.
+    """
+    if missing and (step is not None or policies or video):
+        raise InputError(
+            "--missing scores the policies and checkpoints that lack scores; leave --checkpoint, "
+            "--policy and --video out"
+        )
+    folder, config = open_run(path)
+    evaluation = config.evaluation.model_copy(
+        update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
+    )
+    scored = config.model_copy(update={"evaluation": evaluation})
+    # Read before an episode is played: what these cannot be added to is not worth playing for.
+    read_evaluations(folder)
+    env_id = _environment_of(folder, env_id)
+    chosen = checkpoint.chosen_checkpoint(folder, step)
+    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
+    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
+    checkpoint.load_networks(chosen, agent)
+    check_policies(agent, policies, path)
+    _record_environment(folder, scored, state, env_id)
+    timing = evaluation.success_timing or None
+    with evaluator(scored, env_id, torch_device) as by:
+        assert by is not None
+        check_fit(agent, by.pool, folder)
+        for sentence in _notes(config, path, by):
+            reporter.noted(sentence)
+        # Before the scores: whoever cannot be shown videos is told so at once.
+        with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
+            lines = []
+            if missing:
+                _score_missing(scored, agent, folder, reporter, by, state.step)
+            else:
+                lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
+            # Of an unfinished run a result would say that it is finished.
+            if is_complete(folder, config):
+                write_result(folder)
+            if drawing is not None:
+                by.film(agent, folder, lines, drawing, reporter)
+    return folder
+
+
+def _score_missing(
+    scored: Config,
+    agent: Agent,
+    folder: RunFolder,
+    reporter: Reporter,
+    by: Evaluator,
+    now: int,
+) -> None:
+    """Score what the protocol plans and is not there, each by its own checkpoint."""
+    before = len(read_evaluations(folder))
+    scores = RunScores(scored, agent, folder, reporter, by)
+    scores.catch_up(_with_checkpoint(scored, folder, reporter), now)
+    if len(read_evaluations(folder)) == before:
+        reporter.noted(f"note: run {folder.path} has every score that a checkpoint is there for")
+
+
+def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
+    """The steps at which the protocol plans scores, of those that have a checkpoint."""
+    planned = protocols.evaluation_steps(protocols.get(scored.evaluation.protocol), scored.steps)
+    there = set(folder.checkpoint_steps())
+    if gone := [str(step) for step in planned if step not in there]:
+        reporter.noted(
+            f"note: the protocol plans scores of step {', '.join(gone)}, too, of which there is no "
+            "checkpoint"
+        )
+    return [step for step in planned if step in there]
+
+
+def _environment_of(folder: RunFolder, wanted: str) -> str:
+    """The environment to score a run in: the one that is given, or its record's.
+
+    Raises:
+        InputError: there is none.
+    """
+    provenance = read_provenance(folder)
+    env_id = wanted or (provenance.get("environment") or {}).get("env_id")
+    if not env_id:
+        raise InputError(
+            f"run {folder.path} has no environment to score policies in{_why(provenance)}"
+        )
+    return str(env_id)
+
+
+def _record_environment(
+    folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str
+) -> None:
+    """Write the environment that a run is scored in into its record, if it is not there yet.
+
+    Only a finished run that was trained without one can be given one, and another as long as
+    nothing was scored in it.
+    """
+    provenance = read_provenance(folder)
+    has = provenance.get("environment") or {}
+    if has and env_id == has["env_id"]:
+        return
+    if has and (not has.get("given_later") or read_evaluations(folder)):
+        raise InputError(
+            f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(env_id)} are "
+            "of another task; leave --env out"
+        )
+    if not is_complete(folder, scored):
+        raise InputError(
+            f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
+            f"`tql-offline train --resume {folder.path}`"
+        )
+    dims = state.observation_dim, state.action_dim
+    bounds = action_bounds(provenance["dataset"], state.action_dim, folder.provenance)
+    given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}", bounds=bounds)
+    with claimed(folder):
+        if read_provenance(folder) != provenance:
+            raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
+        write_json(folder.provenance, provenance | {"environment": given | {"given_later": True}})
+
+
+def _notes(config: Config, path: Path, by: Evaluator) -> Iterator[str]:
+    """What is to be known of scores before they are made."""
+    protocol, own = by.protocol.name, config.evaluation.protocol
+    if protocol != own:
+        yield (
+            f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
+            "in its report, but in no leaderboard"
+        )
+    for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
+        yield f"note: {sentence}"
+    yield from endless(by.pool.description)
+
+
+def _why(provenance: dict[str, Any]) -> str:
+    """What is missing, in the words of whoever read the data."""
+    dataset = provenance.get("dataset")
+    unscored = dataset.get("unscored") if isinstance(dataset, dict) else None
+    if isinstance(unscored, str) and unscored.isprintable():
+        return f": {unscored[:_MAX_REASON]}"
+    return "; give --env"
+
+
+def check_policies(agent: Agent, policies: Iterable[str], path: Path) -> None:
+    """See that a run has policies of given names.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    if unknown := set(policies) - set(agent.policies):
+        raise InputError(
+            f"there is no policy {unknown.pop()!r} in {path}; choose of {', '.join(agent.policies)}"
+        )
