@@ -13,7 +13,13 @@ from tql_offline.config import resolve
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.runs import read_jsonl
-from tql_offline.training.fqe import Fit, Worth, evaluate_offline, fitted_q_evaluation
+from tql_offline.training.fqe import (
+    Fit,
+    Worth,
+    _Fitting,
+    evaluate_offline,
+    fitted_q_evaluation,
+)
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import run
 
@@ -111,6 +117,31 @@ def test_a_fit_is_traced_by_tenths(updates, traced):
     found = worth(lambda s, _z: s, walk(3, 5, reward=lambda s, _a: s), fit=fit)
     assert len(found.trace) == traced
     assert found.trace[-1] == pytest.approx(found.value)
+
+
+def test_each_member_has_a_bootstrap_of_the_episodes():
+    data = walk(30, 3, reward=lambda s, _a: s)
+    generator = torch.Generator().manual_seed(0)
+    weights = _Fitting(Policy(lambda s, _z: s), "learned", data, 0.8, SHORT, CPU, generator).weights
+    assert weights.shape == (30, SHORT.members)
+    assert weights.sum(dim=0).tolist() == [30.0, 30.0]
+    assert (weights == 0).any()
+    assert not torch.equal(weights[:, 0], weights[:, 1])
+
+
+def test_a_member_learns_from_its_own_episodes_and_begins_at_theirs(monkeypatch):
+    """Two episodes, of rewards 1 and -1, one for each member."""
+    data = walk(2, 30, reward=lambda _s, _a: 1.0)
+    data.rewards[30:] = -1.0
+    weights = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    monkeypatch.setattr(_Fitting, "_bootstrap", lambda *_: weights)
+    fit = Fit(**(vars(SHORT) | {"updates": 150}))
+    generator = torch.Generator().manual_seed(0)
+    policy = Policy(lambda s, _z: s)
+    fitting = _Fitting(policy, "learned", data, 0.1, fit, CPU, generator)
+    for step in range(1, fit.updates + 1):
+        fitting.update(step)
+    assert fitting.values().tolist() == pytest.approx([1 / 0.9, -1 / 0.9], abs=0.3)
 
 
 def test_few_episodes_make_a_wide_interval():

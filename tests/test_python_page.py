@@ -72,6 +72,9 @@ def test_arrays_of_other_bounds_are_scaled():
     plain = from_arrays(columns(), "mine").episodes.actions
     np.testing.assert_allclose(data.episodes.actions, plain, rtol=1e-6)
     assert data.action_bounds == ([-4.0, -4.0], [4.0, 4.0])
+    made["actions"] = 5 + 2 * columns()["actions"]
+    from_3_to_7 = from_arrays(made, "mine", action_bounds=[3, 7]).episodes.actions
+    np.testing.assert_allclose(from_3_to_7, plain, atol=1e-6)
 
 
 def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
