@@ -219,6 +219,17 @@ def test_unfit_environments_are_refused_before_training(env_id, dims, words, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_nothing_scores_is_told_what_will_judge_it(tmp_path, capsys):
+    file = own_file(tmp_path / "mine.npz", 3, 1)
+    tiny = ["--size", "tiny", "--steps", "1", "--batch-size", "8", "--set", "flow.hidden=[8]"]
+    place = ["--runs", str(tmp_path), "--name", "r"]
+    code, output = command(["train", "--dataset", file, *tiny, *place], capsys)
+    assert code == 0, output.err
+    said = " ".join(output.out.split())
+    assert said.count("judges by this run's protocol for good, 'ogbench-singletask'") == 1
+    assert "Scores" not in said
+
+
 @pytest.mark.slow
 def test_the_readmes_example_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -188,6 +188,11 @@ def train_and_show(
 
     check(config, runs, name)
     data = load_and_say(config)
+    if data.env_id is None:
+        say(
+            f"note: a later `eval --env` judges by this run's protocol for good, "
+            f"{config.evaluation.protocol!r}; --protocol quick-return is for returns"
+        )
     with TerminalReporter() as reporter:
         folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
     for folder in folders:
@@ -248,10 +253,6 @@ def load_and_say(config: Config) -> "Dataset":
     if data.env_id is None:
         nothing = "no environment is known for these data, so policies are not scored; give --env"
         say(data.unscored or nothing)
-        say(
-            f"note: a later `eval --env` judges by this run's protocol for good, "
-            f"{config.evaluation.protocol!r}; --protocol quick-return is for returns"
-        )
     return data
 
 
