@@ -14,6 +14,7 @@ from tql_offline.datasets.load import (
     WITHOUT_MASKS,
     Dataset,
     bounds_by_dim,
+    checked_bounds,
     own_episodes,
     scale_actions,
 )
@@ -52,6 +53,7 @@ def from_arrays(
     if not name.isprintable() or not name:
         raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
     arrays = {key: _array(key, column) for key, column in columns.items()}
+    action_bounds = checked_bounds(action_bounds)
     scale_actions(arrays, action_bounds)
     is_flat = any(key in arrays for key in FLAT_COLUMNS)
     notes: list[str] = []
@@ -83,7 +85,8 @@ def _array(key: str, column: ArrayLike) -> Array:
             f"column {key!r} is no array ({error}); give rows of equal length"
         ) from error
     is_float = array.dtype.kind == "f" or key in ("actions", "rewards")
-    return array.astype(np.float32) if is_float and array.dtype.kind in "fiub" else array
+    with np.errstate(over="ignore"):  # what float32 cannot hold is named as not finite
+        return array.astype(np.float32) if is_float and array.dtype.kind in "fiub" else array
 
 
 def _sha256(columns: Mapping[str, ArrayLike]) -> str:

@@ -153,6 +153,7 @@ def load(
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
             an argument that has no meaning for this dataset.
     """
+    action_bounds = checked_bounds(action_bounds)
     kind = _kind(dataset, path, allow_broken)
     if kind == "own":
         return _load_own(Path(dataset), env_id, slices, action_bounds)
@@ -368,6 +369,20 @@ def _load_own(path: Path, env_id: str | None, slices: int, bounds: Sequence[floa
         scale_actions(columns, bounds)
         data = _of_own_columns(columns, path, digest, env_id)
     return replace(data, env_id=env_id, action_bounds=bounds_by_dim(data.episodes, bounds))
+
+
+def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
+    """Bounds of actions as numbers.
+
+    Raises:
+        InputError: they are not none, or two finite numbers in ascending order.
+    """
+    numbers = tuple(map(float, bounds))
+    if numbers and not (len(numbers) == 2 and -np.inf < numbers[0] < numbers[1] < np.inf):
+        raise InputError(
+            f"action bounds {numbers} are not the least and the greatest action; give two numbers"
+        )
+    return numbers
 
 
 def bounds_by_dim(

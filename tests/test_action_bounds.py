@@ -84,6 +84,7 @@ def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
     for low, high, said in (
         ([-1, 0], [1, 5], "from -1, 0 to 1, 5 where"),
         ([-np.inf], [np.inf], "from -inf to inf where"),
+        ([-1] * 12, [1] * 8 + [2] * 4, "from -1 to 1, 2 where"),
     ):
         monkeypatch.setattr(environment, "action_bounds", lambda _id, b=(low, high): b)
         with pytest.raises(InputError, match=said) as error:

@@ -68,13 +68,19 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
 
 def test_arrays_of_other_bounds_are_scaled():
     made = columns() | {"actions": 4 * columns()["actions"]}
-    data = from_arrays(made, "mine", action_bounds=[-4, 4])
+    data = from_arrays(made, "mine", action_bounds=np.array([-4.0, 4.0]))
     plain = from_arrays(columns(), "mine").episodes.actions
     np.testing.assert_allclose(data.episodes.actions, plain, rtol=1e-6)
     assert data.action_bounds == ([-4.0, -4.0], [4.0, 4.0])
     made["actions"] = 5 + 2 * columns()["actions"]
     from_3_to_7 = from_arrays(made, "mine", action_bounds=[3, 7]).episodes.actions
     np.testing.assert_allclose(from_3_to_7, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [[2], [-1, 1, 2], [1, -1], [0, np.inf]])
+def test_bounds_that_are_none_are_refused(bounds):
+    with pytest.raises(InputError, match="are not the least and the greatest action"):
+        from_arrays(columns(), "mine", action_bounds=bounds)
 
 
 def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
@@ -94,6 +100,7 @@ def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
         (lambda c: c.pop("rewards"), "mine has no column 'rewards'"),
         (lambda c: c["actions"].fill(3), "'actions' of mine has 3 at row 0"),
         (lambda c: c["observations"].fill(np.nan), "not finite at row 0"),
+        (lambda c: c.update(observations=np.full((40, 3), 1e300)), "not finite at row 0"),
         (lambda c: c.update(rewards=np.ones(7)), "7 rows where 'observations' has 40"),
         (lambda c: c.update(actions=[["a"]] * 40), "where rows of numbers are needed"),
         (lambda c: c.update(observations=[[1.0, 2.0], [3.0]]), "'observations' is no array"),

@@ -249,6 +249,7 @@ def test_settings_of_other_data_are_refused(data, own, tmp_path):
         (resolve(TINY), load(str(own))),
         (resolve(TINY | {"dataset": {"name": "mine2.npz"}}), load(str(own))),
         (resolve(TINY | {"dataset": {"name": str(own)}}), data),
+        (resolve(TINY | {"dataset": {"name": "hopper-medium-v2"}}), data),
     ):
         with pytest.raises(InputError, match=r"the settings are of dataset .* and the data of"):
             run(config, loaded, tmp_path, "r", SilentReporter())

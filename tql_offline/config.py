@@ -383,9 +383,8 @@ def resolve(
     given = merge(from_file, flags)
     family, method = _split_preset(preset or given.get("preset", ""), _dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
-    overrides = _preset_overrides(family, method, given)
-    _refuse_other_preset(from_file, file, name, overrides)
-    overrides = merge(overrides, {"preset": name})
+    _refuse_other_preset(from_file, flags, file)
+    overrides = merge(_preset_overrides(family, method, given), {"preset": name})
     sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
@@ -393,20 +392,28 @@ def resolve(
 
 
 def _refuse_other_preset(
-    from_file: Mapping[str, Any], file: Path | None, name: str, overrides: Mapping[str, Any]
+    from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
 ) -> None:
-    """Refuse a complete config for data, an objective or a size that its preset sets otherwise.
+    """Refuse a complete config for data, an objective or a size that a preset sets otherwise.
 
-    Nothing of what the preset sets for these would take effect, and the run would bear its name.
+    Nothing of what the preset sets for these would take effect, unless the flags set it.
     """
     if not from_file.keys() >= Config.model_fields.keys():
         return
-    own = _split_preset(from_file["preset"], _dataset_name(from_file))
-    if _preset_overrides(*own, from_file) != overrides:
+    documents = from_file, merge(from_file, flags)
+    before, now = (merge(_what_presets_set(document), flags) for document in documents)
+    if before != now:
         raise InputError(
-            f"config file {file} has every setting, so what preset {name!r} sets for this dataset, "
-            "objective and size would not take effect; take lines out of the file for it to set"
+            f"config file {file} has every setting, so what presets set for this dataset, "
+            "objective and size would not take effect; take lines out of the file for them to set"
         )
+
+
+def _what_presets_set(complete: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a complete config: by the family of its data, or without one by that of its preset."""
+    dataset = _dataset_name(complete)
+    family, method = _split_preset(complete["preset"], dataset)
+    return _preset_overrides(family_of(dataset) or family, method, complete)
 
 
 def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:

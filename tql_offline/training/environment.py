@@ -88,7 +88,7 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
     if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
         are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
         setting = f"--set dataset.action_bounds=[{low[0]:g},{high[0]:g}]"
-        in_its_unit = f"if the data are in its unit, train with {setting}, else " if are_one else ""
+        in_its_unit = f"if own data are in its unit, train with {setting}, else " if are_one else ""
         raise InputError(
             f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
             f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"
@@ -98,7 +98,7 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
 
 def _listed(bounds: Sequence[float]) -> str:
     """One number where all dims have the same."""
-    return ", ".join(f"{bound:g}" for bound in dict.fromkeys(bounds[:_MAX_DIMS]))
+    return ", ".join(f"{bound:g}" for bound in [*dict.fromkeys(bounds)][:_MAX_DIMS])
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:

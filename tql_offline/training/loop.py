@@ -149,7 +149,7 @@ class Scores(Protocol):
         ...
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step were begun and are not written yet."""
+        """Whether scores of a step are left for later, or were begun and are not written yet."""
         ...
 
 

@@ -79,17 +79,16 @@ def check_data(dataset: Dataset, folder: RunFolder) -> None:
         InputError: its file is another.
     """
     recorded = read_provenance(folder)["dataset"]
-    trained_on, bounds = recorded["sha256"], recorded.get("action_bounds")
+    if dataset.sha256 != recorded["sha256"]:
+        raise InputError(
+            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
+            f"{recorded['sha256']}; restore that file"
+        )
     have = None if dataset.action_bounds is None else [*map(list, dataset.action_bounds)]
-    if have != bounds:
+    if dataset.is_own and have != recorded.get("action_bounds"):
         raise InputError(
             f"the actions of {dataset.path} are scaled otherwise than those that run {folder.path} "
             "was trained on; restore its config.toml and provenance.json"
-        )
-    if dataset.sha256 != trained_on:
-        raise InputError(
-            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
-            f"{trained_on}; restore that file"
         )
 
 

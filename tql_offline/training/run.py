@@ -15,7 +15,7 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
-from tql_offline.datasets.minari import is_minari
+from tql_offline.datasets.minari import PREFIX, is_minari
 from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -243,7 +243,8 @@ def _refuse_other_data(config: Config, dataset: Dataset) -> None:
     wanted = config.dataset.name
     called = {wanted, with_task(wanted), Path(wanted).stem}
     # A Minari dataset bears its own name, whatever the folder's it was asked for by.
-    bears_its_own = is_minari(dataset.path)
+    is_asked = wanted.startswith(PREFIX) or suite_of(wanted) == "minari"
+    bears_its_own = is_asked and is_minari(dataset.path)
     if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
         raise InputError(
             f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
