@@ -3,21 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tql_offline.datasets.d4rl import episodes_of
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.load import (
-    WITHOUT_MASKS,
-    Dataset,
-    bounds_by_dim,
-    checked_bounds,
-    own_episodes,
-    scale_actions,
-)
+from tql_offline.datasets.load import Dataset, checked_bounds, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS
 from tql_offline.errors import InputError
 
@@ -53,27 +46,12 @@ def from_arrays(
     if not name.isprintable() or not name:
         raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
     arrays = {key: _array(key, column) for key, column in columns.items()}
-    action_bounds = checked_bounds(action_bounds)
-    scale_actions(arrays, action_bounds)
-    is_flat = any(key in arrays for key in FLAT_COLUMNS)
-    notes: list[str] = []
-    if is_flat:
-        episodes, notes = episodes_of(arrays, Path(name))
-    else:
-        episodes = own_episodes(arrays, Path(name))
-        notes += [] if "masks" in arrays else [WITHOUT_MASKS]
     digest: Future[str] = Future()
     digest.set_result(_sha256(columns))
-    return Dataset(
-        episodes=episodes,
-        name=name,
-        path=Path(name),
-        digest=digest,
-        source="arrays",
-        env_id=env_id,
-        notes=tuple(notes),
-        action_bounds=bounds_by_dim(episodes, action_bounds),
-    )
+    is_flat = any(key in arrays for key in FLAT_COLUMNS)
+    bounds = checked_bounds(action_bounds)
+    data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
+    return replace(data, name=name, source="arrays")
 
 
 def _array(key: str, column: ArrayLike) -> Array:

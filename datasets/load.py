@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.config import are_bounds
 from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.catalogue import Entry, find, require_sound
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
@@ -279,7 +280,10 @@ def _first_task(name: DatasetName) -> str:
 
 def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int) -> Dataset:
     path = given or d4rl_file(entry)
-    data = _load_flat(path, slices, limit=entry.max_episode_steps, clips=True)
+    columns, digest = _read_flat(path, slices)
+    limit = entry.max_episode_steps
+    episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=True)
+    data = _own(episodes, path, digest, notes=tuple(notes))
     _require_dims(entry, data)
     own, said = environment_of(entry)
     return replace(
@@ -304,21 +308,11 @@ def _require_dims(entry: Entry, data: Dataset) -> None:
             )
 
 
-def _load_flat(
-    path: Path,
-    slices: int,
-    *,
-    limit: int | None = None,
-    clips: bool = False,
-    bounds: Sequence[float] = (),
-) -> Dataset:
-    """A file in D4RL's layout."""
+def _read_flat(path: Path, slices: int) -> tuple[Mapping[str, Array], "Future[str]"]:
+    """The columns of a file in D4RL's layout, and the digest, which is under way."""
     _refuse_slices(path, slices)
     columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
-    scale_actions(columns, bounds)
-    digest = sha256_in_background(path)
-    episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=clips)
-    return _own(episodes, path, digest, notes=tuple(notes))
+    return columns, sha256_in_background(path)
 
 
 def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
@@ -362,23 +356,53 @@ def _minari_folder(name: str, given: Path | None) -> Path:
 
 
 def _load_own(path: Path, env_id: str | None, slices: int, bounds: Sequence[float]) -> Dataset:
-    if is_flat(path):
-        data = _load_flat(path, slices, bounds=bounds)
+    flat = is_flat(path)
+    if flat:
+        columns, digest = _read_flat(path, slices)
     else:
         columns, digest = _read(path, slices, None, (*_OWN_FLOATS, "terminals"), _OWN_FLOATS)
-        scale_actions(columns, bounds)
+    return own_dataset(columns, path, digest, env_id, bounds, flat=flat)
+
+
+def own_dataset(
+    columns: Mapping[str, Array],
+    path: Path,
+    digest: "Future[str]",
+    env_id: str | None,
+    bounds: Sequence[float],
+    *,
+    flat: bool,
+) -> Dataset:
+    """Data of a user's own columns, whose memory they take over.
+
+    Args:
+        columns: in one of the layouts of docs/data.md.
+        path: of their file.
+        digest: of it.
+        env_id: the environment to score policies in.
+        bounds: least and greatest action, or none; see `checked_bounds`.
+        flat: the layout is D4RL's.
+
+    Raises:
+        InputError: training does not take such columns.
+    """
+    _scale_actions(columns, bounds)
+    if flat:
+        episodes, notes = episodes_of(columns, path)
+        data = _own(episodes, path, digest, env_id=env_id, notes=tuple(notes))
+    else:
         data = _of_own_columns(columns, path, digest, env_id)
-    return replace(data, env_id=env_id, action_bounds=bounds_by_dim(data.episodes, bounds))
+    return replace(data, action_bounds=bounds_by_dim(data.episodes, bounds))
 
 
 def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
     """Bounds of actions as numbers.
 
     Raises:
-        InputError: they are not none, or two finite numbers in ascending order.
+        InputError: they are not none, or two numbers in ascending order.
     """
     numbers = tuple(map(float, bounds))
-    if numbers and not (len(numbers) == 2 and -np.inf < numbers[0] < numbers[1] < np.inf):
+    if numbers and not are_bounds(numbers):
         raise InputError(
             f"action bounds {numbers} are not the least and the greatest action; give two numbers"
         )
@@ -393,7 +417,7 @@ def bounds_by_dim(
     return (rows[0], rows[1]) if rows else None
 
 
-def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
+def _scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
     """Bring actions from given bounds to [-1, 1], in place; what is no number is named later."""
     actions = columns.get("actions")
     if bounds and actions is not None and actions.dtype.kind == "f":

@@ -73,7 +73,7 @@ def make(
             import ogbench  # noqa: F401  (registers its environments)
 
             env = _flat(gymnasium.make(env_id, disable_env_checker=True, **options))
-            return _scaled(env) if unit_actions else env
+            return in_unit_actions(env) if unit_actions else env
     except InputError:
         raise
     except TypeError as error:
@@ -113,7 +113,7 @@ def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return flat_observations(env)
 
 
-def _scaled(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Actions in [-1, 1], which policies give, for an environment whose bounds are others."""
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():

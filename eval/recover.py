@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
-from tql_offline.eval.environments import one_line, quiet
+from tql_offline.eval.environments import in_unit_actions, one_line, quiet
 
 _WRAPPERS = (
     "ClipAction",
@@ -297,12 +297,7 @@ def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 def _in_rows(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """An environment of rows of numbers: observations laid flat, actions in [-1, 1]."""
-    made = flat_observations(env)
-    actions = cast(spaces.Box, env.action_space)
-    is_unit = bool((actions.low == -1).all() and (actions.high == 1).all())
-    if actions.is_bounded() and not is_unit:
-        made = gymnasium.wrappers.RescaleAction(made, np.float32(-1), np.float32(1))
-    return made
+    return in_unit_actions(flat_observations(env))
 
 
 def _sorted(space: spaces.Space[Any]) -> spaces.Space[Any]:

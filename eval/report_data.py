@@ -473,7 +473,7 @@ def _reference(line: dict[str, Any]) -> str:
     reference = line.get("reference")
     if not isinstance(reference, dict):
         return ""
-    low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
+    low, high, scale = _scale(reference)
     source = str(reference.get("source"))[:MAX_KEY]
     return f"{low:.6g} is 0 and {high:.6g} is {scale:g}, from {source}"
 
@@ -482,8 +482,17 @@ def _normalised_by(line: dict[str, Any]) -> tuple[float, float, float] | None:
     reference = line.get("reference")
     if not isinstance(reference, dict):
         return None
-    low, high, scale = (number(reference.get(key)) for key in ("min", "max", "scale"))
+    low, high, scale = _scale(reference)
     return (low, high, scale) if high - low > _LEAST_RANGE and 0 < scale < math.inf else None
+
+
+def _scale(reference: dict[str, Any]) -> tuple[float, float, float]:
+    """Returns that score 0 and the scale, and the scale; NaN where they are no numbers."""
+    return (
+        number(reference.get("min")),
+        number(reference.get("max")),
+        number(reference.get("scale")),
+    )
 
 
 def _text(value: Any, name: str) -> str:

@@ -15,8 +15,9 @@ from tql_offline.errors import InputError
 from tql_offline.runs import read_jsonl
 from tql_offline.training.fqe import (
     Fit,
+    Fitting,
+    Transitions,
     Worth,
-    _Fitting,
     evaluate_offline,
     fitted_q_evaluation,
 )
@@ -66,10 +67,8 @@ def walk(episodes, length, *, reward, ends=lambda _s, _a: False, start=None):
 
 
 def worth(policy, episodes, discount=0.8, fit=SHORT):
-    return fitted_q_evaluation(
-        Policy(policy), "learned", episodes,
-        discount=discount, fit=fit, device=CPU, reporter=SilentReporter(),
-    )  # fmt: skip
+    data = Transitions.of(episodes, discount=discount, device=CPU)
+    return fitted_q_evaluation(Policy(policy), "learned", data, fit=fit, reporter=SilentReporter())
 
 
 def test_a_policy_that_turns_back_is_worth_what_its_states_are():
@@ -121,8 +120,8 @@ def test_a_fit_is_traced_by_tenths(updates, traced):
 
 def test_each_member_has_a_bootstrap_of_the_episodes():
     data = walk(30, 3, reward=lambda s, _a: s)
-    generator = torch.Generator().manual_seed(0)
-    weights = _Fitting(Policy(lambda s, _z: s), "learned", data, 0.8, SHORT, CPU, generator).weights
+    transitions = Transitions.of(data, discount=0.8, device=CPU)
+    weights = Fitting(Policy(lambda s, _z: s), "learned", transitions, SHORT).weights
     assert weights.shape == (30, SHORT.members)
     assert weights.sum(dim=0).tolist() == [30.0, 30.0]
     assert (weights == 0).any()
@@ -134,11 +133,11 @@ def test_a_member_learns_from_its_own_episodes_and_begins_at_theirs(monkeypatch)
     data = walk(2, 30, reward=lambda _s, _a: 1.0)
     data.rewards[30:] = -1.0
     weights = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-    monkeypatch.setattr(_Fitting, "_bootstrap", lambda *_: weights)
+    monkeypatch.setattr(Fitting, "_bootstrap", lambda *_: weights)
     fit = Fit(**(vars(SHORT) | {"updates": 150}))
-    generator = torch.Generator().manual_seed(0)
     policy = Policy(lambda s, _z: s)
-    fitting = _Fitting(policy, "learned", data, 0.1, fit, CPU, generator)
+    transitions = Transitions.of(data, discount=0.1, device=CPU)
+    fitting = Fitting(policy, "learned", transitions, fit)
     for step in range(1, fit.updates + 1):
         fitting.update(step)
     assert fitting.values().tolist() == pytest.approx([1 / 0.9, -1 / 0.9], abs=0.3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
-from stand_ins import raising
+from stand_ins import Noting, raising
 
 from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.agents.flow_q import FlowQ
@@ -194,16 +194,6 @@ def unscored(data, tmp_path_factory):
     noted = Noting()
     folder = run(config, data, tmp_path_factory.mktemp("later"), "", noted)
     return folder, noted.sentences
-
-
-class Noting(SilentReporter):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.sentences = []
-
-    def noted(self, sentence):
-        self.sentences.append(sentence)
 
 
 def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, capsys):

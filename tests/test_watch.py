@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stand_ins import Noting
 
 from tql_offline.cli import main
 from tql_offline.config import WatchConfig, resolve
@@ -102,14 +103,6 @@ def test_a_run_that_goes_on_finds_what_it_would_have_found():
         watch.catch_up(before)
         rest = [(w.rule, w.step, w.since) for line in after for w in watch.see(line)]
         assert rest == [w for w in whole if w[1] > 100 * cut]
-
-
-class Noting(SilentReporter):
-    def __init__(self):
-        self.sentences = []
-
-    def noted(self, sentence):
-        self.sentences.append(sentence)
 
 
 def settings(**overrides):

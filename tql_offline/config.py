@@ -8,7 +8,7 @@ and is written to the run folder: it repeats the run without any of the layers.
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -59,6 +59,11 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def are_bounds(bounds: Sequence[float]) -> bool:
+    """Whether numbers are the least and the greatest action."""
+    return len(bounds) == 2 and -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION
+
+
 class DataConfig(Table):
     """What to train on."""
 
@@ -92,7 +97,7 @@ class DataConfig(Table):
     @field_validator("action_bounds")
     @classmethod
     def _are_bounds(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
-        if bounds and not (len(bounds) == 2 and -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION):
+        if bounds and not are_bounds(bounds):
             raise ValueError("must be two numbers, the least and the greatest action")
         return bounds
 

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tql_offline.agents import Agent
+from tql_offline.agents import Agent, make_agent
+from tql_offline.config import Config
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder, part_of, put_folder, read_json, remove, write_json, writing
@@ -350,3 +351,18 @@ def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
         listed = ", ".join(str(s) for s in steps)
         raise InputError(f"run {folder.path} has no checkpoint of step {step}; it has {listed}")
     return folder.checkpoints / str(steps[-1] if step is None else step)
+
+
+def load_agent(
+    folder: RunFolder, config: Config, step: int | None, device: torch.device
+) -> tuple[State, Agent]:
+    """The agent of a run's checkpoint, or of its last, to act with.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    chosen = chosen_checkpoint(folder, step)
+    state = read_state(chosen)
+    agent = make_agent(config, state.observation_dim, state.action_dim, device)
+    load_networks(chosen, agent)
+    return state, agent

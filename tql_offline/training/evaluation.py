@@ -171,9 +171,6 @@ class RunScores:
     ) -> None:
         self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
         self.by = by
-        protocol = protocols.get(config.evaluation.protocol)
-        planned = protocols.evaluation_steps(protocol, config.steps)
-        self._left = frozenset(() if config.evaluation.enabled else planned)
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
         self._begun = -1
@@ -194,9 +191,7 @@ class RunScores:
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step are left for later, or were begun and are not written yet."""
-        if step in self._left:
-            return True
+        """Whether scores of a step were begun and are not written yet, or never will be."""
         if self._pending is None or self._begun != step:
             return False
         return not self._pending.done() or self._pending.exception() is not None

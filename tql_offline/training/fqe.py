@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import make_adamw, polyak_update, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
@@ -34,10 +34,11 @@ from tql_offline.networks import MLPCritic, Normaliser
 from tql_offline.objectives.td import td_target
 from tql_offline.runs import append_jsonl
 from tql_offline.training import checkpoint
+from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
 from tql_offline.training.rescoring import check_policies
-from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
+from tql_offline.training.result import open_run
 from tql_offline.training.watch import return_bound
 
 METHOD = "fqe"
@@ -125,24 +126,14 @@ def evaluate_offline(
         InputError: no such checkpoint or policy, other data, or the fit diverged.
     """
     folder, config = open_run(path)
-    chosen = checkpoint.chosen_checkpoint(folder, step)
-    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
-    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
+    torch_device = pick_device(device)
+    state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)
-    checkpoint.load_networks(chosen, agent)
-    dataset = load_dataset(with_data_found(config, read_provenance(folder)))
-    check_data(dataset, folder)
+    episodes = data_of(folder, config, load_dataset).episodes
+    data = Transitions.of(episodes, discount=config.discount, device=torch_device)
     lines = []
     for policy in policies or agent.policies:
-        worth = fitted_q_evaluation(
-            agent,
-            policy,
-            dataset.episodes,
-            discount=config.discount,
-            fit=fit,
-            device=torch_device,
-            reporter=reporter,
-        )
+        worth = fitted_q_evaluation(agent, policy, data, fit=fit, reporter=reporter)
         lines.append(_line(state.step, policy, config.discount, fit, worth))
         append_jsonl(folder.off_policy, lines[-1])
     return lines
@@ -153,32 +144,61 @@ def _line(step: int, policy: str, discount: float, fit: Fit, worth: Worth) -> di
     return {**facts, **asdict(worth), "settled": worth.is_settled, "fit": asdict(fit)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """Data on a device, as every fit to them takes them.
+
+    Attributes:
+        buffer: of targets of one step.
+        episode: `(N,)` of each transition.
+        first_rows: `(E,)` observation row at which each episode begins.
+        normaliser: of its observations.
+        scale: by which returns are within ±1.
+    """
+
+    buffer: Buffer
+    episode: Tensor
+    first_rows: Tensor
+    normaliser: Normaliser
+    scale: float
+
+    @classmethod
+    def of(cls, episodes: Episodes, *, discount: float, device: torch.device) -> Self:
+        """Of episodes with rewards in the unit of the estimate.
+
+        Raises:
+            InputError: they need more memory than the device has free.
+        """
+        buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
+        lengths = torch.as_tensor(episodes.lengths, device=device)
+        numbers = torch.arange(len(lengths), device=device)
+        normaliser = Normaliser(episodes.observations.shape[1]).to(device)
+        normaliser.fit(episodes.observations)
+        return cls(
+            buffer=buffer,
+            episode=torch.repeat_interleave(numbers, lengths),
+            first_rows=buffer.start_rows[torch.cumsum(lengths, dim=0) - lengths],
+            normaliser=normaliser,
+            scale=return_bound(episodes, discount) or 1.0,
+        )
+
+
 def fitted_q_evaluation(
-    agent: Agent,
-    policy: str,
-    episodes: Episodes,
-    *,
-    discount: float,
-    fit: Fit,
-    device: torch.device,
-    reporter: Reporter,
+    agent: Agent, policy: str, data: Transitions, *, fit: Fit, reporter: Reporter
 ) -> Worth:
     """Estimate what a policy is worth from the data's first observations on.
 
     Args:
-        agent: whose policy it is.
+        agent: whose policy it is, on the device of the data.
         policy: its name.
-        episodes: the data, with rewards in the unit of the estimate.
-        discount: γ.
+        data: to fit to.
         fit: how.
-        device: where the agent is.
         reporter: where progress goes.
 
     Raises:
         InputError: the fit diverged.
     """
-    generator = torch.Generator(device).manual_seed(fit.seed)
-    fitting = _Fitting(agent, policy, episodes, discount, fit, device, generator)
+    fitting = Fitting(agent, policy, data, fit)
     reporter.started(_TITLE, fit.updates)
     trace, traced = [], {-(-fit.updates * k // TRACED) for k in range(1, TRACED + 1)}
     for step in range(1, fit.updates + 1):
@@ -196,40 +216,26 @@ def fitted_q_evaluation(
         low=mean - margin,
         high=mean + margin,
         trace=tuple(trace),
-        starts=episodes.num_episodes,
+        starts=len(data.first_rows),
     )
 
 
-class _Fitting:
-    """Networks, targets and data of one fit; rewards are scaled so that returns are within ±1."""
+class Fitting:
+    """Networks of one fit, of scaled rewards, and what draws its numbers."""
 
-    def __init__(
-        self,
-        agent: Agent,
-        policy: str,
-        episodes: Episodes,
-        discount: float,
-        fit: Fit,
-        device: torch.device,
-        generator: torch.Generator,
-    ) -> None:
-        self.agent, self.policy, self.fit, self.generator = agent, policy, fit, generator
-        dims = episodes.observations.shape[1], agent.action_dim
+    def __init__(self, agent: Agent, policy: str, data: Transitions, fit: Fit) -> None:
+        self.agent, self.policy, self.data, self.fit = agent, policy, data, fit
+        device = data.buffer.actions.device
+        self.generator = torch.Generator(device).manual_seed(fit.seed)
+        dims = data.buffer.observations.shape[1], agent.action_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fit.seed)
             self.critic = MLPCritic(*dims, fit.hidden, fit.members).to(device)
             self.target = MLPCritic(*dims, fit.hidden, fit.members).to(device)
         self.target.load_state_dict(self.critic.state_dict())
-        self.normaliser = Normaliser(dims[0]).to(device)
-        self.normaliser.fit(episodes.observations)
         group = {"params": list(self.critic.parameters()), "weight_decay": 0.0}
         self.optimizer = make_adamw([group], fit.lr)
-        self.scale = return_bound(episodes, discount) or 1.0
-        self.buffer: Buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
-        lengths = torch.as_tensor(episodes.lengths, device=device)
-        self.episode = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-        self.first_rows = self.buffer.start_rows[torch.cumsum(lengths, dim=0) - lengths]
-        self.weights = self._bootstrap(len(lengths), device)
+        self.weights = self._bootstrap(len(data.first_rows), device)
 
     def _bootstrap(self, count: int, device: torch.device) -> Float[Tensor, "E M"]:
         """How often each member's bootstrap has each episode; of a single episode once."""
@@ -240,7 +246,7 @@ class _Fitting:
 
     def update(self, step: int) -> None:
         """One step of every member, and of its target."""
-        buffer, fit = self.buffer, self.fit
+        data, buffer, fit = self.data, self.data.buffer, self.fit
         shape, device = (fit.batch_size,), buffer.actions.device
         index = torch.randint(
             buffer.num_transitions, shape, generator=self.generator, device=device
@@ -248,10 +254,10 @@ class _Fitting:
         batch = buffer.take(index)
         with torch.no_grad():
             next_q = self._q_of_policy(self.target, batch.next_observations)
-            rewards, discounts = batch.rewards / self.scale, batch.discounts
+            rewards, discounts = batch.rewards / data.scale, batch.discounts
             target = td_target(rewards.unsqueeze(-1), discounts.unsqueeze(-1), next_q)
-        q = self.critic(self.normaliser(batch.observations), batch.actions)
-        loss = (self.weights[self.episode[index]] * (q - target).square()).mean()
+        q = self.critic(data.normaliser(batch.observations), batch.actions)
+        loss = (self.weights[data.episode[index]] * (q - target).square()).mean()
         self.optimizer.zero_grad()
         loss.backward()
         peaks, warmup = {METHOD: fit.lr}, fit.updates // 100
@@ -262,14 +268,14 @@ class _Fitting:
     @torch.no_grad()
     def values(self) -> Tensor:
         """Each member's mean of Q(s, π(s)) over the first observations of its bootstrap, `(M,)`."""
-        observations = self.buffer.observations[self.first_rows].float()
+        observations = self.data.buffer.observations[self.data.first_rows].float()
         draws = [self._q_of_policy(self.critic, observations) for _ in range(_DRAWS)]
-        q_of_starts = self.scale * torch.stack(draws).mean(dim=0)
+        q_of_starts = self.data.scale * torch.stack(draws).mean(dim=0)
         return (self.weights * q_of_starts).sum(dim=0) / self.weights.sum(dim=0)
 
     def _q_of_policy(self, critic: MLPCritic, observations: Tensor) -> Float[Tensor, "B M"]:
         count = (len(observations), self.agent.noise_dim(self.policy))
         noise = torch.randn(count, generator=self.generator, device=observations.device)
         actions = self.agent.act(self.policy, observations, noise)
-        q: Tensor = critic(self.normaliser(observations), actions)
+        q: Tensor = critic(self.data.normaliser(observations), actions)
         return q

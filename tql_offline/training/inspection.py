@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import Agent
 from tql_offline.agents.critic import Critic
 from tql_offline.config import Config
 from tql_offline.datasets.load import Dataset
@@ -30,10 +30,10 @@ from tql_offline.eval.inspections import (
 from tql_offline.networks import EntropyController, TransformerCritic
 from tql_offline.runs import write_atomic, writing
 from tql_offline.training import checkpoint
-from tql_offline.training.checkpoint import chosen_checkpoint
+from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import Reporter
-from tql_offline.training.result import check_data, open_run, read_provenance, with_data_found
+from tql_offline.training.result import open_run
 from tql_offline.version import __version__
 
 SAMPLED = 256
@@ -100,13 +100,9 @@ def inspect_run(
     folder, config = open_run(path)
     if not config.has_critic:
         raise InputError(f"run {path} is behaviour cloning, which has no critic to inspect")
-    chosen = chosen_checkpoint(folder, step)
-    state = checkpoint.read_state(chosen)
-    dataset = load_dataset(with_data_found(config, read_provenance(folder)))
-    check_data(dataset, folder)
     torch_device = pick_device(device)
-    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
-    checkpoint.load_networks(chosen, agent)
+    state, agent = checkpoint.load_agent(folder, config, step, torch_device)
+    dataset = data_of(folder, config, load_dataset)
     facts = {
         "schema": SCHEMA,
         "version": __version__,

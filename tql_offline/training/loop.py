@@ -149,7 +149,7 @@ class Scores(Protocol):
         ...
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step are left for later, or were begun and are not written yet."""
+        """Whether scores of a step were begun and are not written yet."""
         ...
 
 
@@ -376,14 +376,16 @@ def save(training: Training, step: int) -> None:
 def prune(training: Training) -> None:
     """Delete checkpoints older than those to keep, but none of scores that are not written yet.
 
-    A run that was killed makes these again of their checkpoint.
+    A run that was killed makes these again of their checkpoint, and `eval --missing` those that
+    were left for later.
     """
+    left = frozenset() if training.config.evaluation.enabled else training.evaluation_steps
     newest = training.config.keep_checkpoints
     old = training.folder.checkpoint_steps()[:-newest] if newest else []
     for step in old:
         path = training.folder.checkpoints / str(step)
         try:
-            if not training.scores.are_unwritten(step):
+            if step not in left and not training.scores.are_unwritten(step):
                 checkpoint.delete(path)
         except OSError as error:  # no reason to end a run
             training.reporter.noted(

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import Agent
 from tql_offline.config import Config
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
@@ -73,10 +73,8 @@ def evaluate_run(
     # Read before an episode is played: what these cannot be added to is not worth playing for.
     read_evaluations(folder)
     env_id = _environment_of(folder, env_id)
-    chosen = checkpoint.chosen_checkpoint(folder, step)
-    state, torch_device = checkpoint.read_state(chosen), pick_device(device)
-    agent = make_agent(config, state.observation_dim, state.action_dim, torch_device)
-    checkpoint.load_networks(chosen, agent)
+    torch_device = pick_device(device)
+    state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)
     _record_environment(folder, scored, state, env_id)
     timing = evaluation.success_timing or None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.config import Config, read_toml, validate
-from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json, read_jsonl, write_json
@@ -54,42 +53,6 @@ def read_provenance(folder: RunFolder) -> dict[str, Any]:
                 f"{folder.provenance} has no usable {key!r}; restore it from the run that wrote it"
             )
     return provenance
-
-
-def with_data_found(config: Config, provenance: Mapping[str, Any]) -> Config:
-    """A run's settings with the file of its data where the run's record has it.
-
-    A config has paths as they were given, which may be relative to where the run was begun. Of a
-    record whose file is gone they are taken from here.
-    """
-    dataset, recorded = config.dataset, provenance["dataset"].get("path")
-    if not isinstance(recorded, str) or "\0" in recorded or not Path(recorded).exists():
-        return config
-    is_own = provenance["dataset"].get("source") == "own file"
-    given, found = Path(dataset.path or dataset.name), {}
-    if (dataset.path or is_own) and given.name == Path(recorded).name and not given.is_absolute():
-        found = {"path" if dataset.path else "name": recorded}
-    return config.model_copy(update={"dataset": dataset.model_copy(update=found)})
-
-
-def check_data(dataset: Dataset, folder: RunFolder) -> None:
-    """See that a dataset is the one that a run was trained on.
-
-    Raises:
-        InputError: its file is another.
-    """
-    recorded = read_provenance(folder)["dataset"]
-    if dataset.sha256 != recorded["sha256"]:
-        raise InputError(
-            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
-            f"{recorded['sha256']}; restore that file"
-        )
-    have = None if dataset.action_bounds is None else [*map(list, dataset.action_bounds)]
-    if dataset.is_own and have != recorded.get("action_bounds"):
-        raise InputError(
-            f"the actions of {dataset.path} are scaled otherwise than those that run {folder.path} "
-            "was trained on; restore its config.toml and provenance.json"
-        )
 
 
 def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:

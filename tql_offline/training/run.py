@@ -15,8 +15,6 @@ from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
-from tql_offline.datasets.minari import PREFIX, is_minari
-from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.references import other_limit
@@ -39,19 +37,14 @@ from tql_offline.training.compile import (
     prepare,
     wants_c_kernels,
 )
+from tql_offline.training.data import data_of, refuse_other_data
 from tql_offline.training.device import pick_device
 from tql_offline.training.environment import endless, fitting_environment
 from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
 from tql_offline.training.loop import Reporter, SeedReporter, Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.provenance import collect_provenance, on_cpu
-from tql_offline.training.result import (
-    check_data,
-    open_run,
-    read_provenance,
-    with_data_found,
-    write_result,
-)
+from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.rewards import RewardMap, reward_map
 from tql_offline.training.trackers import check_tracker, make_tracker
 from tql_offline.training.watch import make_watch
@@ -175,14 +168,14 @@ def run_seeds(
         InputError: the settings do not fit the data, or training diverged (of one seed: after the
             others have finished).
     """
-    _refuse_other_data(config, dataset)
+    refuse_other_data(config, dataset)
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
     names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     made = [_make(configs[0], dataset)]
     made[0].findings = _findings(dataset)
-    made += [_make(each, dataset, made[0].buffer) for each in configs[1:]]
+    made += [_make(each, dataset, made[0]) for each in configs[1:]]
     with ExitStack() as stack:
         for one, its_name in zip(made, names, strict=True):
             folder = new_run_folder(runs, one.config, its_name)
@@ -219,8 +212,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
-        dataset = load_dataset(with_data_found(config, provenance))
-        check_data(dataset, folder)
+        dataset = data_of(folder, config, load_dataset)
         made = _make(config, dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
@@ -233,34 +225,6 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             rewind_jsonl(file, made.step)
         _train([made], reporter)
     return folder
-
-
-def _refuse_other_data(config: Config, dataset: Dataset) -> None:
-    """Refuse data of another name than the config's, which names them in every result.
-
-    Settings may be of the config's dataset, too: of its family's preset.
-    """
-    wanted = config.dataset.name
-    called = {wanted, with_task(wanted), Path(wanted).stem}
-    # A Minari dataset bears its own name, whatever the folder's it was asked for by.
-    is_asked = wanted.startswith(PREFIX) or suite_of(wanted) == "minari"
-    bears_its_own = is_asked and is_minari(dataset.path)
-    if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
-        raise InputError(
-            f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
-            f"({dataset.path}); let both have one dataset.name"
-        )
-    scaled = [bounds[:1] for bounds in dataset.action_bounds or ()]
-    asked = [[float(bound)] for bound in config.dataset.action_bounds]
-    if dataset.is_own and scaled != asked:
-        raise InputError(
-            f"the settings' dataset.action_bounds are {_flat(asked)} and the actions of "
-            f"{dataset.name} were scaled by {_flat(scaled)}; load them by the settings' bounds"
-        )
-
-
-def _flat(bounds: list[list[float]]) -> str:
-    return " to ".join(f"{row[0]:g}" for row in bounds) or "none"
 
 
 def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path: Path) -> None:
@@ -293,19 +257,21 @@ class _Made:
     step: int = 0
 
 
-def _make(config: Config, dataset: Dataset, buffer: Buffer | None = None) -> _Made:
-    """Make a run in memory, over a buffer that another run of the same data has, if it is given."""
+def _make(config: Config, dataset: Dataset, like: _Made | None = None) -> _Made:
+    """Make a run in memory, over the data of one that differs in its seed, if that is given."""
     _refuse_images(dataset)
-    rewards = reward_map(config.dataset, dataset)
-    dataset = rewards.of(dataset)
+    rewards = reward_map(config.dataset, dataset) if like is None else like.rewards
+    dataset = rewards.of(dataset) if like is None else like.dataset
     device = pick_device(config.device)
     environment = _environment(config, dataset)
     agent = make_agent(config, *_dims(dataset), device)
     if config.dataset.normalise:
         agent.normaliser.fit(dataset.episodes.observations)
-    if buffer is None:
+    if like is None:
         n_step, discount = config.n_step, config.discount
         buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
+    else:
+        buffer = like.buffer
     generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
     updates, execution = prepare(config, agent, buffer, generator, window)
     return _Made(

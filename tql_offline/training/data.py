@@ -1,0 +1,92 @@
+"""The data of a run: those its settings name, and when it goes on those that it was trained on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tql_offline.config import Config
+from tql_offline.datasets.catalogue import suite_of
+from tql_offline.datasets.load import Dataset, bounds_by_dim
+from tql_offline.datasets.minari import PREFIX, is_minari
+from tql_offline.datasets.names import with_task
+from tql_offline.errors import InputError, shown
+from tql_offline.runs import RunFolder
+from tql_offline.training.result import read_provenance
+
+
+def refuse_other_data(config: Config, dataset: Dataset) -> None:
+    """Refuse data of another name than the config's, which names them in every result.
+
+    Settings may be of the config's dataset, too: of its family's preset.
+
+    Raises:
+        InputError: they are, or own data were scaled by other bounds.
+    """
+    wanted = config.dataset.name
+    called = {wanted, with_task(wanted), Path(wanted).stem}
+    # A Minari dataset bears its own name, whatever the folder's it was asked for by.
+    is_asked = wanted.startswith(PREFIX) or suite_of(wanted) == "minari"
+    bears_its_own = is_asked and is_minari(dataset.path)
+    if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
+        raise InputError(
+            f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
+            f"({dataset.path}); let both have one dataset.name"
+        )
+    asked = bounds_by_dim(dataset.episodes, config.dataset.action_bounds)
+    if dataset.is_own and dataset.action_bounds != asked:
+        raise InputError(
+            f"the settings' dataset.action_bounds are {_told(asked)} and the actions of "
+            f"{dataset.name} were scaled by {_told(dataset.action_bounds)}; load them by the "
+            "settings' bounds"
+        )
+
+
+def _told(bounds: Sequence[list[float]] | None) -> str:
+    """Of bounds that all dims share."""
+    return " to ".join(f"{row[0]:g}" for row in bounds or ()) or "none"
+
+
+def data_of(
+    folder: RunFolder, config: Config, load_dataset: Callable[[Config], Dataset]
+) -> Dataset:
+    """Load the data that a run was trained on.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        load_dataset: loads the data of a config.
+
+    Raises:
+        InputError: they are not there, have changed, or are scaled otherwise.
+    """
+    recorded = read_provenance(folder)["dataset"]
+    dataset = load_dataset(_with_path(config, recorded))
+    if dataset.sha256 != recorded["sha256"]:
+        raise InputError(
+            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
+            f"{recorded['sha256']}; restore that file"
+        )
+    have = None if dataset.action_bounds is None else [*dataset.action_bounds]
+    if dataset.is_own and have != recorded.get("action_bounds"):
+        raise InputError(
+            f"the actions of {dataset.path} are scaled otherwise than those that run {folder.path} "
+            "was trained on; restore its config.toml and provenance.json"
+        )
+    return dataset
+
+
+def _with_path(config: Config, recorded: Mapping[str, Any]) -> Config:
+    """A run's settings with the file of its data where the run's record has it.
+
+    A config has paths as they were given, which may be relative to where the run was begun. Of a
+    record whose file is gone they are taken from here.
+    """
+    dataset, path = config.dataset, recorded.get("path")
+    if not isinstance(path, str) or "\0" in path or not Path(path).exists():
+        return config
+    given = Path(dataset.path or dataset.name)
+    is_file = bool(dataset.path) or recorded.get("source") == "own file"
+    if not is_file or given.is_absolute() or given.name != Path(path).name:
+        return config
+    found = {"path" if dataset.path else "name": path}
+    return config.model_copy(update={"dataset": dataset.model_copy(update=found)})
