@@ -97,7 +97,7 @@ def selection_curve(
     values = _valued(halves, [_chosen(half, picks, pulls, generator) for half in halves])
     by_all = [picks[np.arange(repeats), half.means[picks].argmax(axis=1)] for half in halves]
     mean = values.mean(axis=0)
-    # Of fewer runs, whose choices are nearly all among the same, it covered 74 % for its 95.
+    # Of fewer runs, whose choices are nearly all among the same, it covers too little: docs/log.md.
     margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
     ends = (0.0, 100.0) if pool.unit == SUCCESS else (-math.inf, math.inf)
     return Curve(
