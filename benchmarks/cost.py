@@ -26,6 +26,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "flow": {},
     "implicit": {"objective": "implicit"},
     "rebrac": {"objective": "rebrac"},
+    "floq": {"objective": "floq"},
     "conservative, n = 1": {"objective": "conservative", "conservative": {"samples": 1}},
     "conservative, n = 4": {"objective": "conservative", "conservative": {"samples": 4}},
     "conservative, n = 10": {"objective": "conservative"},

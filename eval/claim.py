@@ -18,6 +18,7 @@ _MADE_BY: dict[str, dict[str, Any]] = {
     "TQL": {},
     "TQL-none": {"entropy": {"mode": "none"}},
     "FQL": {"preset": "fql"},
+    "floq": {"preset": "floq"},
 }
 """Method → what makes it, over the preset of a task's family."""
 _SAME_SIZE = 0.1

@@ -237,7 +237,7 @@ def _policy_name(policy: str, run: Run) -> str:
     if policy != "behaviour":
         return policy
     objective = lookup(run.result, "objective") or lookup(run.config, "objective")
-    kind = "flow" if objective == "flow" else "policy"
+    kind = "flow" if objective in ("flow", "floq") else "policy"
     return f"behaviour {kind} of the same data"
 
 

@@ -29,7 +29,7 @@ _KEPT = (
     *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
     "execution.precision",
 )
-_OBJECTIVES = ("implicit", "conservative", "rebrac", "cloning")
+_OBJECTIVES = ("implicit", "conservative", "rebrac", "floq", "cloning")
 """Tables of one objective each; `flow.hidden` and `flow.flow_steps` are of every policy."""
 _SHOWN = 4
 """Settings that a name tells."""
@@ -56,7 +56,7 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
 def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
     """Settings that this objective and critic have no use for."""
     tables = [f"{table}." for table in _OBJECTIVES if table != objective]
-    if objective != "flow":
+    if objective not in ("flow", "floq"):
         tables.append("flow.alpha")
     if objective == "cloning":
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]

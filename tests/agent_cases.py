@@ -21,6 +21,7 @@ METHODS = {
         "conservative": {"samples": 2, "target_gap": 1.0, "calibrated": True},
     },
     "rebrac": {"objective": "rebrac"},
+    "floq": {"objective": "floq", "floq": {"samples": 3, "steps": 2}},
     "cloning gaussian": {"objective": "cloning"},
     "cloning flow": {"objective": "cloning", "cloning": {"policy": "flow"}},
 }

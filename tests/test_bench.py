@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 SMALL = Workload(objective="flow", size="tiny", batch_size=4)
 
 
-@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac"])
+@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac", "floq"])
 def test_the_plain_path_is_the_same_update(objective):
     workload = replace(SMALL, objective=objective)
     data = random_transitions(workload, episodes=2, length=5)

@@ -108,6 +108,7 @@ def test_method_names_are_the_literatures():
         ("rebrac", "ReBRAC"),
         ("cql", "CQL"),
         ("cal-ql", "Cal-QL"),
+        ("floq", "floq"),
         ("bc", "BC"),
         ("flow-bc", "flow BC"),
     ],

@@ -89,7 +89,7 @@ def weights_after(updates, workload=WORKLOAD, **execution):
     return state, trainer
 
 
-@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac"])
+@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac", "floq"])
 def test_a_launch_is_its_updates_one_by_one(objective):
     """Singles while it warms up and up to a multiple of ten, then launches of ten."""
     workload = Workload(objective=objective, size="tiny", batch_size=32, device="cuda")

@@ -60,7 +60,7 @@ def assert_same(one, other, device):
         torch.testing.assert_close(other[name], tensor, **near, msg=name)
 
 
-OBJECTIVES = ("flow", "implicit", "conservative", "rebrac")
+OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq")
 WAYS: list[Any] = [
     *(("cpu", objective, {}) for objective in OBJECTIVES),
     *(

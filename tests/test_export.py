@@ -142,6 +142,7 @@ def test_a_loaded_policy_acts_as_the_evaluated_one(trained, tmp_path, method, ki
         ("implicit best-of-n", {"behaviour", "critic"}, {"learned": 3 * A, "behaviour": A}),
         ("conservative lagrange", {"policy"}, {"learned": 0}),
         ("rebrac", {"policy"}, {"learned": 0}),
+        ("floq", {"behaviour", "policy"}, {"learned": A, "behaviour": A}),
         ("cloning gaussian", {"policy"}, {"learned": 0}),
         ("cloning flow", {"policy"}, {"learned": A}),
     ],

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "implicit": "tql_offline.agents.implicit_q:ImplicitQ",
     "conservative": "tql_offline.agents.conservative_q:ConservativeQ",
     "rebrac": "tql_offline.agents.rebrac:ReBRAC",
+    "floq": "tql_offline.agents.floq:FloQ",
     "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
 """Objective → its agent: a new method is one line here, or an entry that one's own code adds."""
@@ -197,6 +198,16 @@ class RebracConfig(Table):
     smoothing_bound: PositiveFloat = Field(0.5, description="bound of that noise")
 
 
+class FloqConfig(Table):
+    """The floq objective; its policies and their `flow.alpha` are those of the flow objective."""
+
+    steps: Few = Field(8, description="Euler steps of the value's flow")
+    samples: Few = Field(8, description="starts of the flow that a value is the mean over")
+    coverage: Fraction = Field(
+        0.1, description="part of the values' range, beginning at 0, that starts are drawn from"
+    )
+
+
 class CloningConfig(Table):
     """The cloning objective (behaviour cloning); layer widths of `flow.hidden`, no critic."""
 
@@ -304,6 +315,7 @@ class Config(Table):
     implicit: ImplicitConfig = ImplicitConfig()
     conservative: ConservativeConfig = ConservativeConfig()
     rebrac: RebracConfig = RebracConfig()
+    floq: FloqConfig = FloqConfig()
     cloning: CloningConfig = CloningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     execution: ExecutionConfig = ExecutionConfig()

@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -77,6 +79,10 @@ class ActorCritic(ABC):
             "critic": make_adamw(groups, rates.critic_lr),
             "policy": make_adamw(plain, rates.policy_lr),
         }
+
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
+        """Take from the data's rewards `(N,)` what a method wants to know of them: nothing."""
+        del rewards
 
     @abstractmethod
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:

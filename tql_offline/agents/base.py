@@ -70,6 +70,10 @@ class Agent(Protocol):
         """L of the critic, for ln L."""
         ...
 
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
+        """Take from the data's rewards `(N,)`, before training, what the method wants to know."""
+        ...
+
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
         """Every random number of one update; argument of the losses."""
         ...

@@ -5,8 +5,11 @@ gaussian  a Gaussian by maximum likelihood, scored by its mode
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import normalised
@@ -48,6 +51,9 @@ class BehaviourCloning:
         group = {"params": list(self.policy.parameters()), "weight_decay": 0.0}
         self.optimizers = {"policy": make_adamw([group], config.optimizer.policy_lr)}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
+
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
+        """Rewards have no say."""
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:
         """Draw the flow's noise on the device of the actions."""

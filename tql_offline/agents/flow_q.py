@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.base import Metrics
@@ -44,7 +44,12 @@ class FlowQ(ActorCritic):
         dims, hidden = (observation_dim, action_dim), config.flow.hidden
         self.behaviour = VelocityField(*dims, hidden)
         self.policy = OneStepPolicy(*dims, hidden)
-        self.make_optimizers({"behaviour": self.behaviour, "policy": self.policy})
+        policies = {"behaviour": self.behaviour, "policy": self.policy}
+        self.make_optimizers(policies, self.make_critic_side())
+
+    def make_critic_side(self) -> dict[str, nn.Module]:
+        """Networks that the critic's loss trains besides the critic: none."""
+        return {}
 
     def draw_noise(
         self, actions: Float[Tensor, "batch action"], generator: torch.Generator

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-OBJECTIVES = ("flow", "implicit", "conservative", "rebrac")
+OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq")
 
 
 class Unavailable(Exception):  # noqa: N818 — no error: a contender that cannot take part

@@ -30,7 +30,10 @@ def bench(
         str, typer.Option("--size", help="Transformer critics' sizes, e.g. small,xl.")
     ] = "small",
     objectives: Annotated[
-        str, typer.Option("--objective", help="flow, implicit, conservative, rebrac; several by ,.")
+        str,
+        typer.Option(
+            "--objective", help="flow, implicit, conservative, rebrac, floq; several by ,."
+        ),
     ] = "flow",
     batch_sizes: Annotated[
         str, typer.Option("--batch-size", help="Transitions per update, e.g. 256,1024.")

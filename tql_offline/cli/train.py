@@ -28,8 +28,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, bc, flow-bc), environment "
-            "family, or family+method. Default: the dataset's family."
+            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, floq, bc, flow-bc), "
+            "environment family, or family+method. Default: the dataset's family."
         ),
     ] = "",
     dataset: Annotated[
@@ -155,9 +155,9 @@ def _refuse_idle(
         InputError: names the flag, why, and what to do.
     """
     objective = config.objective
-    if alpha is not None and objective != "flow":
+    if alpha is not None and objective not in ("flow", "floq"):
         raise InputError(
-            f"--alpha is the flow objective's, which {objective!r} has none of; set "
+            f"--alpha is of flow policies, which {objective!r} has none of; set "
             f"{_COEFFICIENTS[objective]}, or leave it out"
         )
     if critic and not config.has_critic:

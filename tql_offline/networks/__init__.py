@@ -13,6 +13,7 @@ from tql_offline.networks.policies import (
     TanhGaussianPolicy,
     VelocityField,
 )
+from tql_offline.networks.value_flow import ValueFlow
 
 __all__ = [
     "ENTROPY_MODES",
@@ -26,6 +27,7 @@ __all__ = [
     "Size",
     "TanhGaussianPolicy",
     "TransformerCritic",
+    "ValueFlow",
     "VelocityField",
     "attention_with_entropy",
     "group_entropy",

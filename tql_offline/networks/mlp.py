@@ -50,11 +50,7 @@ class MLPCritic(Critic):
         Raises:
             InputError: there is no such size.
         """
-        with torch.device("meta"):
-            transformer = TransformerCritic.of_size(
-                size, observation_dim, action_dim, depth, ensemble
-            )
-        wanted = sum(p.numel() for p in transformer.parameters())
+        wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
         width = matching_width(wanted, observation_dim + action_dim, ensemble)
         return cls(observation_dim, action_dim, (width,) * MLP_DEPTH, ensemble)
 
@@ -68,6 +64,19 @@ class MLPCritic(Critic):
         inputs = torch.cat([observations, actions], dim=-1)
         q_BE = torch.cat([member(inputs) for member in self.members], dim=-1)
         return (q_BE, q_BE.new_zeros(0, 2)) if return_entropy else q_BE
+
+
+def parameters_of_size(
+    size: str, observation_dim: int, action_dim: int, depth: int, ensemble: int
+) -> int:
+    """How many the transformer critic of a named size has.
+
+    Raises:
+        InputError: there is no such size.
+    """
+    with torch.device("meta"):
+        critic = TransformerCritic.of_size(size, observation_dim, action_dim, depth, ensemble)
+    return sum(p.numel() for p in critic.parameters())
 
 
 def mlp_parameters(width: int, input_dim: int, ensemble: int) -> int:

@@ -149,6 +149,7 @@ def method_name(config: Config) -> str:
         "implicit": {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction],
         "conservative": "Cal-QL" if config.conservative.calibrated else "CQL",
         "rebrac": "ReBRAC",
+        "floq": "floq",
         "cloning": {"gaussian": "BC", "flow": "flow BC"}[config.cloning.policy],
     }
     name, mode = names.get(config.objective, config.objective), config.entropy.mode

@@ -267,6 +267,7 @@ def _make(config: Config, dataset: Dataset, like: _Made | None = None) -> _Made:
     agent = make_agent(config, *_dims(dataset), device)
     if config.dataset.normalise:
         agent.normaliser.fit(dataset.episodes.observations)
+    agent.fit_rewards(dataset.episodes.rewards)
     if like is None:
         n_step, discount = config.n_step, config.discount
         buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
