@@ -131,7 +131,7 @@ def test_the_suites_that_come_along_are_the_papers(name):
         alpha = 1000.0 if family.startswith("puzzle") else 300.0
         targets = ((3.0, 3.0), (2.5, 2.5)) if family == "cube-double" else ((3.5, 3.5), (3.0, 3.0))
         assert (config.steps, config.batch_size) == (1_000_000, 256)
-            assert config.objective == ("floq" if "-floq-" in run.name else "flow")
+        assert config.objective == ("floq" if "-floq-" in run.name else "flow")
         assert (config.flow.alpha, config.entropy.targets_nats) == (alpha, targets)
         evaluation = config.evaluation
         assert (evaluation.protocol, evaluation.success_timing) == ("ogbench-singletask", "post")
