@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tql_offline.config import FLOW_POLICIES
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
 from tql_offline.eval.protocol import protocol_label
 from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup
@@ -237,7 +238,7 @@ def _policy_name(policy: str, run: Run) -> str:
     if policy != "behaviour":
         return policy
     objective = lookup(run.result, "objective") or lookup(run.config, "objective")
-    kind = "flow" if objective in ("flow", "floq") else "policy"
+    kind = "flow" if objective in FLOW_POLICIES else "policy"
     return f"behaviour {kind} of the same data"
 
 

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tql_offline.config import FLOW_POLICIES
 from tql_offline.eval.report_data import Run, flatten
 from tql_offline.eval.report_tables import as_text
 
@@ -56,7 +57,7 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
 def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
     """Settings that this objective and critic have no use for."""
     tables = [f"{table}." for table in _OBJECTIVES if table != objective]
-    if objective not in ("flow", "floq"):
+    if objective not in FLOW_POLICIES:
         tables.append("flow.alpha")
     if objective == "cloning":
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]

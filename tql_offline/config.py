@@ -35,6 +35,8 @@ OBJECTIVES = {
 """Objective → its agent: a new method is one line here, or an entry that one's own code adds."""
 OWN_OBJECTIVE = "flow"
 """TQL's."""
+FLOW_POLICIES = ("flow", "floq")
+"""Objectives whose policies are FQL's, weighed by `flow.alpha`, beside a behaviour flow."""
 
 # A config of someone else's may ask for a network that no memory holds, or for work without end.
 MAX_WEIGHTS = 2**30

@@ -110,15 +110,16 @@ class FloQ(FlowQ):
     def critic_loss(self, batch: Batch, noise: FlowNoise) -> tuple[Tensor, Metrics]:
         """Flow matching to the TD target, and the critic's distance from what the flow gives."""
         assert isinstance(noise, Noise)
+        data = self._repeated(batch.observations), self._repeated(batch.actions)
         with torch.no_grad():
             target = self._target(batch, noise)
-            values = self._values(batch, noise)
+            values = self._ends(self.value_flow, *data, noise.start)
             value = values.mean(dim=(1, 2))
 
         # Flow-matching loss.
         z_0 = self.value_flow.noise(noise.start)
         z_t = interpolate(z_0, target.unsqueeze(-1), noise.time)
-        velocity = self._velocity(batch, z_t, noise.time)
+        velocity = self._velocity(*data, z_t, noise.time)
         flow_loss = value_flow_error(velocity, z_0, target).mean()
 
         # Distillation into the critic, whose attention is controlled.
@@ -138,32 +139,38 @@ class FloQ(FlowQ):
 
     def _target(self, batch: Batch, noise: Noise) -> Float[Tensor, "batch"]:
         """The TD target; each start of the target flow has a next action of its own."""
-        settings, shape = self.config.floq, noise.next_start.shape
-        observations = repeated(batch.next_observations, settings.samples)
+        observations = self._repeated(batch.next_observations)
         actions = self._one_step(observations, noise.next_policy)
-        z_0 = self.target_value_flow.noise(noise.next_start).flatten()
-        ends = self.target_value_flow.integrate(observations, actions, z_0, settings.steps)
-        next_values = ensemble_value(ends, self.config.critic.reduction).view(shape)
+        ends = self._ends(self.target_value_flow, observations, actions, noise.next_start)
+        next_values = ensemble_value(ends, self.config.critic.reduction)
         return td_target(batch.rewards, batch.discounts, next_values.mean(dim=1))
 
-    def _values(self, batch: Batch, noise: Noise) -> Float[Tensor, "batch sample ensemble"]:
-        """Where the flow itself ends, at the data's actions."""
-        settings = self.config.floq
-        z_0 = self.value_flow.noise(noise.start).flatten()
-        observations = repeated(batch.observations, settings.samples)
-        actions = repeated(batch.actions, settings.samples)
-        ends = self.value_flow.integrate(observations, actions, z_0, settings.steps)
-        return ends.view(*noise.start.shape, -1)
+    def _ends(
+        self,
+        flow: ValueFlow,
+        observations: Float[Tensor, "rows state"],
+        actions: Float[Tensor, "rows action"],
+        start: Float[Tensor, "batch sample"],
+    ) -> Float[Tensor, "batch sample ensemble"]:
+        """Where a flow ends, for every start."""
+        z_0 = flow.noise(start).flatten()
+        ends = flow.integrate(observations, actions, z_0, self.config.floq.steps)
+        return ends.view(*start.shape, -1)
 
     def _velocity(
-        self, batch: Batch, z: Float[Tensor, "batch sample"], t: Float[Tensor, "batch sample"]
+        self,
+        observations: Float[Tensor, "rows state"],
+        actions: Float[Tensor, "rows action"],
+        z: Float[Tensor, "batch sample"],
+        t: Float[Tensor, "batch sample"],
     ) -> Float[Tensor, "batch sample ensemble"]:
-        inputs = (repeated(x, z.shape[1]) for x in (batch.observations, batch.actions))
+        """The flow's velocity where all members are at the same z."""
         every_member = z.flatten().unsqueeze(-1).expand(-1, self.config.critic.ensemble)
-        velocity: Tensor = self.value_flow(*inputs, every_member, t.flatten().unsqueeze(-1))
+        velocity: Tensor = self.value_flow(
+            observations, actions, every_member, t.flatten().unsqueeze(-1)
+        )
         return velocity.view(*z.shape, -1)
 
-
-def repeated(x: Float[Tensor, "batch dim"], count: int) -> Float[Tensor, "rows dim"]:
-    """Every row so many times, one behind the other."""
-    return x.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
+    def _repeated(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "rows dim"]:
+        """Every row once for each start, one behind the other."""
+        return x.unsqueeze(1).expand(-1, self.config.floq.samples, -1).flatten(0, 1)

@@ -8,7 +8,7 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, progress_bar, say
-from tql_offline.config import DEFAULT_DATASET, OBJECTIVES, Config, resolve
+from tql_offline.config import DEFAULT_DATASET, FLOW_POLICIES, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder, read_jsonl
 
@@ -155,7 +155,7 @@ def _refuse_idle(
         InputError: names the flag, why, and what to do.
     """
     objective = config.objective
-    if alpha is not None and objective not in ("flow", "floq"):
+    if alpha is not None and objective not in FLOW_POLICIES:
         raise InputError(
             f"--alpha is of flow policies, which {objective!r} has none of; set "
             f"{_COEFFICIENTS[objective]}, or leave it out"

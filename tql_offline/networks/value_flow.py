@@ -20,8 +20,10 @@ BINS = 50
 DEVIATION = 16.0
 """Of the encoding's normal, in bins."""
 MARGIN = 0.01
-"""Beyond the least and the greatest reward, of which the encoded range makes room."""
+"""Of reward beyond the data's least and greatest, for which the encoding has room."""
 TIME_FEATURES = 64
+ENCODED = TIME_FEATURES + BINS
+"""Inputs of a velocity besides state and action."""
 
 
 class ValueFlow(nn.Module):
@@ -62,7 +64,7 @@ class ValueFlow(nn.Module):
         self.register_buffer("values", torch.empty(2))
         self.register_buffer("edges", torch.empty(BINS + 1))
         self.fit(-1.0, 0.0)
-        inputs = observation_dim + action_dim + TIME_FEATURES + BINS
+        inputs = observation_dim + action_dim + ENCODED
         self.members = nn.ModuleList(mlp(inputs, hidden, 1) for _ in range(ensemble))
 
     @classmethod
@@ -83,7 +85,7 @@ class ValueFlow(nn.Module):
             InputError: there is no such size.
         """
         wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
-        inputs = observation_dim + action_dim + TIME_FEATURES + BINS
+        inputs = observation_dim + action_dim + ENCODED
         hidden = (matching_width(wanted, inputs, ensemble),) * MLP_DEPTH
         return cls(
             observation_dim,
