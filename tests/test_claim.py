@@ -92,8 +92,13 @@ CLAIMED = {"tiny": 107_458, "small": 419_714, "xl": 26_295_298}
 
 
 def settings_of(task, size, method):
-    made_by = {"TQL-none": {"entropy": {"mode": "none"}}, "FQL": {"preset": "fql"}}.get(method, {})
-    config = resolve({"dataset": {"name": task}, "critic": {"size": size}} | made_by)
+    made_by = {
+        "TQL": {},
+        "TQL-none": {"entropy": {"mode": "none"}},
+        "FQL": {"preset": "fql"},
+        "floq": {"preset": "floq"},
+    }
+    config = resolve({"dataset": {"name": task}, "critic": {"size": size}} | made_by[method])
     return effective(flatten(config.model_dump(mode="json")), config.objective)
 
 
@@ -161,6 +166,12 @@ def test_tasks_that_the_paper_has_not_do_not_count(tmp_path):
 def test_precision_is_no_setting_of_the_papers(tmp_path):
     changed = {"execution.precision": "bfloat16"}
     assert claim_of(tmp_path, changed=changed) == claim_of(tmp_path)
+
+
+def test_the_method_that_is_printed_to_fall_furthest_is_judged_too(tmp_path):
+    (sentence,) = claim_of(tmp_path, change=-6.0, method="floq")
+    assert sentence.startswith("Printed for floq from 0.4M to 26M: 33 to 27 %, -6 points (-18 %). ")
+    assert "a fall; from the printed change it differs by +0.0" in sentence
 
 
 def test_of_an_unknown_timing_nothing_is_said(tmp_path):

@@ -142,6 +142,14 @@ def test_alpha_without_a_use_is_refused(preset, instead, capsys):
     assert instead in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["tql", "fql", "floq"])
+def test_alpha_is_of_flow_policies(preset, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--preset", preset, "--alpha", "3", "--print-config"])
+    assert stop.value.code == 0
+    assert "alpha = 3.0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [

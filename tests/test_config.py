@@ -101,6 +101,13 @@ def test_a_preset_of_one_objective_is_of_that_one_alone():
     assert resolve({"dataset": own}, preset="iql").dataset.return_range == 5.0
 
 
+def test_floqs_values_are_means_on_ant_mazes_where_fqls_are_minima():
+    for name, floq in (("antmaze-large", "mean"), ("antmaze-giant", "min")):
+        task = {"dataset": {"name": f"{name}-navigate-singletask-task1-v0"}}
+        assert resolve(task, preset="floq").critic.reduction == floq
+        assert resolve(task, preset="fql").critic.reduction == "min"
+
+
 def test_the_mlp_methods_published_size_is_medium():
     """Four hidden layers of 512, by cube-double's 37 and 5 dims."""
     critic = MLPCritic.of_size("medium", 37, 5)

@@ -73,6 +73,10 @@ def test_losses_are_those_of_the_definition_one_number_at_a_time(reduction):
     )
     agent = make_agent(config, 3, 2, CPU)
     train(agent, 5)
+    with torch.no_grad():  # what it sees of z says little in a new network
+        for flow in (agent.value_flow, agent.target_value_flow):
+            for member in flow.members:
+                member[0].weight[:, -50:] *= 100
     size = 4
     batch = make_batch(size)._replace(rewards=torch.linspace(-3, 1, size))
     noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
@@ -149,6 +153,7 @@ def test_the_target_flow_follows_and_the_critic_has_no_target():
     agent = build("floq", polyak=0.25)
     assert "target_critic" not in agent.networks
     before = agent.target_value_flow.members[0][0].weight.clone()
+    assert torch.equal(agent.value_flow.members[0][0].weight, before)
     for group in agent.optimizers["critic"].param_groups:
         group["lr"] = 1e-2
     agent.update(make_batch(), torch.Generator().manual_seed(0), 1)

@@ -401,6 +401,9 @@ def test_two_names_of_one_size_are_no_scaling(tmp_path):
         ({"objective": "flow", "critic": {"kind": "transformer"}, "entropy": {"target": 0.1}}, 2),
         ({"objective": "implicit", "implicit": {"expectile": 0.1}}, 2),
         ({"objective": "flow", "implicit": {"expectile": 0.1}}, 1),
+        ({"objective": "floq", "flow": {"alpha": 1.0}}, 2),
+        ({"objective": "floq", "floq": {"steps": 4}}, 2),
+        ({"objective": "flow", "floq": {"steps": 4}}, 1),
     ],
 )
 def test_settings_without_a_use_make_no_column(tmp_path, settings, columns):
