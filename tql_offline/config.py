@@ -341,6 +341,15 @@ class Config(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _values_are_bounded(self) -> Self:
+        if self.objective == "floq" and self.discount == 1:
+            raise ValueError(
+                "since values lie within rewards/(1 - discount), objective 'floq' needs a discount "
+                "below 1, but discount is 1"
+            )
+        return self
+
     @property
     def has_critic(self) -> bool:
         """Behaviour cloning trains no critic: its size and entropy mode mean nothing."""

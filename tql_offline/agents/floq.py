@@ -22,7 +22,6 @@ from tql_offline.agents.flow_q import FlowQ
 from tql_offline.agents.flow_q import Noise as FlowNoise
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.errors import InputError
 from tql_offline.networks import ValueFlow
 from tql_offline.objectives.floq import value_flow_error
 from tql_offline.objectives.flow import interpolate
@@ -45,20 +44,11 @@ class Noise(FlowNoise):
 
 
 class FloQ(FlowQ):
-    """A value flow, a critic distilled from it, and FQL's policies.
-
-    Raises:
-        InputError: the discount is 1, where nothing bounds the values.
-    """
+    """A value flow, a critic distilled from it, and FQL's policies."""
 
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
-        if config.discount == 1:
-            raise InputError(
-                "objective 'floq' needs a discount below 1, since its values lie within "
-                "rewards/(1 - discount); lower --discount or choose another --objective"
-            )
         super().__init__(config, observation_dim, action_dim, device)
         # The critic follows the flow, whose target network is the only one.
         del self.target_critic, self.networks["target_critic"]
