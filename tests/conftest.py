@@ -47,7 +47,7 @@ def short_protocols():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A few hundred rows of a real maze, scored in one whose episodes end after 100 steps."""
+    """A few hundred rows of a real maze, scored in one whose episodes end after 30 steps."""
     from tql_offline.datasets.collect import collect
     from tql_offline.datasets.load import load
 

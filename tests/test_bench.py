@@ -218,7 +218,8 @@ def test_memory_sees_a_contenders_tensors(monkeypatch):
 
 def test_the_command_writes_its_figures(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    flags = ["--size", "tiny", "--batch-size", "4,8", "--no-memory", "--no-peers", "--rounds", "1"]
+    flags = ["--objective", "implicit", "--size", "tiny", "--batch-size", "4,8", "--rounds", "1"]
+    flags += ["--no-memory", "--no-peers"]
     with pytest.raises(SystemExit) as stop:
         main(["bench", *flags, "--seconds", "0.1", "--device", "cpu", "--out", str(file)])
     assert stop.value.code == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import slowly
 
 from tql_offline.datasets import behaviours
 from tql_offline.datasets import collect as module
@@ -158,12 +159,12 @@ def test_the_seed_decides(tmp_path):
     ("name", "rows"),
     [
         (MAZE, 120),
-        ("pointmaze-teleport-navigate-v0", 120),
         (CUBE, 60),
-        ("cube-double-noisy-v0", 60),
         # Long enough for several sub-tasks: the scene's locks and targets outlive an episode.
         ("scene-noisy-v0", 300),
-        ("puzzle-3x3-play-v0", 60),
+        slowly("pointmaze-teleport-navigate-v0", 120),
+        slowly("cube-double-noisy-v0", 60),
+        slowly("puzzle-3x3-play-v0", 60),
     ],
 )
 def test_an_episode_does_not_depend_on_the_ones_before(name, rows):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slowly
 from own_data import write_own
 from safetensors.torch import load_file
 from test_resume import At, Killed, kill
@@ -62,7 +63,8 @@ def assert_same(one, other, device):
 
 OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq")
 WAYS: list[Any] = [
-    *(("cpu", objective, {}) for objective in OBJECTIVES),
+    # Such runs are what test_export.py exports.
+    *(slowly("cpu", objective, {}) for objective in OBJECTIVES),
     *(
         pytest.param("cuda", objective, execution, marks=needs_gpu)
         for objective, execution in [

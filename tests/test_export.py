@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from agent_cases import METHODS
+from marks import slowly
 from own_data import write_own
 from safetensors.torch import load_file, save_file
 
@@ -158,9 +159,13 @@ def test_a_model_has_what_acts_and_nothing_else(trained, tmp_path, method, netwo
     assert stochastic == bool(noise["learned"])
 
 
+ANOTHERS_POLICY = ("floq", "conservative lagrange", "cloning gaussian")
+"""Methods whose policy is a network of the class that another's is."""
+
+
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=pytest.mark.slow) if m == "implicit best-of-n" else m for m in METHODS],
+    [slowly(m) if m in ("implicit best-of-n", *ANOTHERS_POLICY) else m for m in METHODS],
 )
 def test_the_onnx_policy_acts_as_the_original(trained, tmp_path, method):
     same_onnx_actions(trained(method), tmp_path)

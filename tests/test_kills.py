@@ -108,7 +108,13 @@ INSTANTS = {
 
 
 @pytest.mark.parametrize("instant", INSTANTS)
-@pytest.mark.parametrize("cleans_up", [True, False], ids=["unwound", "as SIGKILL"])
+@pytest.mark.parametrize(
+    "cleans_up",
+    [
+        pytest.param(True, marks=pytest.mark.slow, id="unwound"),
+        pytest.param(False, id="as SIGKILL"),
+    ],
+)
 def test_a_kill_inside_a_write_loses_nothing(
     unscored, config, whole, tmp_path, monkeypatch, instant, cleans_up
 ):

@@ -359,7 +359,9 @@ def measure(way, path):
     if way == "twice":
         dataset.episodes.observations.copy()
     size = sum(getattr(buffer, field.name).nbytes for field in fields(buffer))
-    print(way, Path(path).name, (resident("VmHWM") - before) / size, flush=True)
+    ratio = (resident("VmHWM") - before) / size
+    # At once: the children write to one pipe.
+    os.write(1, f"{way} {Path(path).name} {ratio}\\n".encode())
 
 children = []
 for path in sys.stdin.read().splitlines():

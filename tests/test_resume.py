@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+from marks import slowly
 from stand_ins import raising
 
 from tql_offline.cli import main
@@ -187,8 +188,15 @@ def test_each_of_several_seeds_keeps_its_newest_checkpoints(data, tmp_path):
     assert [folder.checkpoint_steps() for folder in folders] == [[21, 24], [21, 24]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("event", "step"), [("logged", 10), ("started", 12)])
+@pytest.mark.parametrize(
+    ("number", "event", "step"),
+    [
+        (signal.SIGINT, "logged", 10),
+        (signal.SIGTERM, "started", 12),
+        slowly(signal.SIGTERM, "logged", 10),
+        slowly(signal.SIGINT, "started", 12),
+    ],
+)
 def test_a_signal_leaves_a_checkpoint_of_its_step(data, whole, tmp_path, number, event, step):
     count = {"logged": 2, "started": 3}[event]  # the third stage is the evaluation after 12
     reporter = At(event, count, lambda: os.kill(os.getpid(), number))
@@ -236,7 +244,7 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
         go_on(data, tmp_path / "r")
 
 
-@pytest.mark.parametrize("mode", ["none", "single", "layerwise"])
+@pytest.mark.parametrize("mode", ["layerwise", slowly("none"), slowly("single")])
 def test_an_mlp_critic_goes_on_in_every_entropy_mode(data, tmp_path, mode):
     """It has no attention to control: a temperature without a gradient has no moments to save."""
     critic, unscored = {"size": "tiny", "kind": "mlp"}, {"evaluation": {"enabled": False}}

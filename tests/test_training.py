@@ -102,7 +102,7 @@ def test_run_folder_holds_the_contract(scored):
     assert all(e["episodes"] == 2 for e in result["evaluations"])
     for line in result["evaluations"]:
         played = [line[k] for k in ("env_id", "max_episode_steps", "success_timing")]
-        assert played == [result["task"], 100, "pre"]
+        assert played == [result["task"], 30, "pre"]
     assert result["provenance"]["dataset"]["sha256"] == result["dataset_sha256"]
     assert result["provenance"]["environment"]["success_timing"] == "pre"
     assert [line["step"] for line in read_jsonl(scored.metrics)] == [5, 10, 15, 20]

@@ -43,7 +43,7 @@ def test_conservative_q_is_a_lower_bound_on_unseen_actions():
     """r = 0 everywhere, data only of a > 0: the true Q is 0, the unseen half must lie below it."""
     sample = bandit(lambda a: torch.zeros(len(a)), lambda g: uniform(g).abs())
     agent, free = (
-        fit(sample, 100, objective="conservative", conservative={"alpha": alpha, "samples": 4})
+        fit(sample, 60, objective="conservative", conservative={"alpha": alpha, "samples": 4})
         for alpha in (1.0, 1e-9)
     )
     # Where there are no data, whatever the network makes of them is no answer: 0 ± 2 without α.
@@ -149,7 +149,7 @@ OPTIMAL = {(1, 0.7): -1.0, (0, 0.7): -1.9, (0, -0.7): -2.71, (1, -0.7): -2.71}
     ids=["flow", "flow transformer", "implicit"],
 )
 def test_q_reaches_the_optimum_of_a_known_mdp(settings):
-    agent = fit(corridor, 400, **settings)
+    agent = fit(corridor, 200, **settings)
     with torch.no_grad():
         for (cell, action), wanted in OPTIMAL.items():
             q = agent.critic(torch.eye(3)[cell : cell + 1], torch.tensor([[action]])).mean()
