@@ -1,9 +1,13 @@
-"""Evaluation protocols: what makes two scores comparable, as versioned data (`protocols.toml`)."""
+"""Evaluation protocols: what makes two scores comparable, as versioned data (`protocols.toml`).
+
+One with other numbers than its entry has is another protocol: `quick:5` plays 5 episodes, and
+`quick@2000` evaluates every 2,000 updates. Its name says so, hence its scores pool with no others.
+"""
 
 import functools
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -12,6 +16,9 @@ import numpy as np
 from tql_offline.errors import InputError
 
 _SCORES = ("success", "return", "normalised")
+_NAME = re.compile(r"(?P<name>[^:@]*)(?::(?P<episodes>\d{1,9}))?(?:@(?P<every>\d{1,9}))?", re.ASCII)
+MAX_EPISODES = 10_000
+"""Of a name's number: a score of a million episodes is a slip, which would take days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +91,52 @@ def protocols() -> tuple[Protocol, ...]:
 def get(name: str, version: int | None = None) -> Protocol:
     """The protocol of a name, in its newest version or the one asked for.
 
+    Args:
+        name: of an entry, or of one with other numbers: `NAME:EPISODES@UPDATES`, either or both.
+        version: of the entry.
+
     Raises:
-        InputError: no such protocol or version; the message lists those there are.
+        InputError: no such protocol or version, or numbers out of range; the message lists the
+            protocols there are.
 
     >>> get("ogbench-singletask").episodes
     50
+    >>> evaluation_steps(get("quick:5@2000"), 5000), get("quick:5@2000").episodes
+    ([2000, 4000, 5000], 5)
     """
-    matches = [p for p in protocols() if p.name == name and version in (None, p.version)]
-    if not matches:
+    parts = _NAME.fullmatch(name)
+    base = parts["name"] if parts else name
+    matches = [p for p in protocols() if p.name == base and version in (None, p.version)]
+    if parts is None or not matches:
         asked = repr(name) if version is None else f"{name!r} version {version}"
         known = ", ".join(f"{p.name} (version {p.version})" for p in protocols())
-        raise InputError(f"there is no protocol {asked}; choose one of: {known}")
-    return max(matches, key=lambda p: p.version)
+        raise InputError(
+            f"there is no protocol {asked}; choose one of: {known}; with NAME:EPISODES@UPDATES for "
+            "other numbers than its own"
+        )
+    protocol = max(matches, key=lambda p: p.version)
+    changed = _with_numbers(protocol, *(n and int(n) for n in parts.group("episodes", "every")))
+    if changed.name != name:  # one name alone, by which scores are found again
+        raise InputError(f"protocol {name!r} is {changed.name!r}; name it so")
+    return changed
+
+
+def _with_numbers(protocol: Protocol, episodes: int | None, every: int | None) -> Protocol:
+    """With so many episodes, evaluated every so many updates; its own name if neither is other."""
+    name = protocol.name
+    if 0 in (episodes, every) or (episodes or 1) > MAX_EPISODES:
+        raise InputError(
+            f"protocol {name!r} cannot have those numbers: give 1 to {MAX_EPISODES} episodes, and "
+            "at least 1 update between evaluations"
+        )
+    if episodes not in (None, protocol.episodes):
+        name += f":{episodes}"
+        slots = min(protocol.slots, episodes * max(protocol.goals, 1))
+        protocol = replace(protocol, episodes=episodes, slots=slots)
+    if every not in (None, protocol.evaluate_every):
+        name += f"@{every}"
+        protocol = replace(protocol, evaluate_every=every, evaluations=0)
+    return replace(protocol, name=name)
 
 
 def protocol_label(protocol: Any) -> str:
@@ -110,7 +151,12 @@ def protocol_label(protocol: Any) -> str:
 def known_protocol(label: str) -> Protocol | None:
     """The protocol of a label such as `quick v1`; None if this version does not know it."""
     name, _, version = label.rpartition(" v")
-    return next((p for p in protocols() if (p.name, str(p.version)) == (name, version)), None)
+    if not re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII):
+        return None
+    try:
+        return get(name, int(version))
+    except InputError:
+        return None
 
 
 def scores_success(protocol: Any) -> bool:

@@ -27,6 +27,34 @@ from tql_offline.training.run import run, run_stem
 ROOT = Path(__file__).resolve().parent.parent
 
 
+SPINNING = """
+import os, sys
+sys.argv = ["tql-offline", "--version"]
+from tql_offline.__main__ import main
+assert "torch" not in sys.modules
+try:
+    main()
+except SystemExit:
+    print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_give_their_core_away_before_pytorch_reads_how(given, count):
+    others = {k: v for k, v in os.environ.items() if "GOMP" not in k and "OMP_WAIT" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", SPINNING],
+        env=others | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == count
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,25 +1,33 @@
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tql_offline.cli import main
+from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
+from tql_offline.eval.leaderboard import measured
 from tql_offline.eval.protocol import (
     counted_episodes,
     episode_seeds,
     evaluation_steps,
     get,
     goal_of_seed,
+    known_protocol,
     protocols,
 )
 from tql_offline.eval.references import Reference, reference_for
+from tql_offline.eval.report_data import read_run
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
+from tql_offline.runs import read_json, read_jsonl
+from tql_offline.training.loop import SilentReporter
+from tql_offline.training.run import run
 
 OGBENCH = get("ogbench-singletask")
 QUICK = get("quick")
@@ -96,6 +104,79 @@ def test_a_success_rate_is_of_all_counted_episodes(name, episodes):
 def test_an_unknown_protocol_is_answered_with_the_list(name, version):
     with pytest.raises(InputError, match=r"ogbench-singletask \(version 1\), quick \(version 1\)"):
         get(name, version)
+
+
+# Other numbers than an entry's.
+
+
+@pytest.mark.parametrize(
+    ("name", "episodes", "steps", "slots"),
+    [
+        ("quick:5", 5, [1000, 2000, 3000, 4000], 5),
+        ("quick@1500", 50, [1500, 3000, 4000], 25),
+        ("quick-return:200@3000", 200, [3000, 4000], 25),
+        ("ogbench-goal:2", 2, [4000], 10),
+    ],
+)
+def test_a_name_with_numbers_is_another_protocol(name, episodes, steps, slots):
+    other = get(name)
+    assert (other.name, other.episodes, other.slots) == (name, episodes, slots)
+    assert evaluation_steps(other, 4000) == steps
+    plain = get(name.split(":")[0].split("@")[0])
+    numbers = ("name", "episodes", "slots", "evaluate_every", "evaluations")
+    assert other == replace(plain, **{key: getattr(other, key) for key in numbers})
+    assert known_protocol(f"{name} v1") == other
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("quick:0", "give 1 to 10000 episodes"),
+        ("quick:10001", "give 1 to 10000 episodes"),
+        ("quick@0", "at least 1 update"),
+        *((name, "'quick'; name it so") for name in ("quick:50", "quick:050")),
+        ("ogbench-singletask@100000", "'ogbench-singletask'; name it so"),
+        ("quick:05@07", "'quick:5@7'; name it so"),
+        *(
+            (name, r"there is no protocol .*; with NAME:EPISODES@UPDATES")
+            for name in ("quick:", "quick@", "quick:5:5", "quick@5:5", "quick:-5", "quick:5 ", ":5")
+        ),
+        ("quick:٥", "there is no protocol"),
+    ],
+)
+def test_a_protocol_has_one_name(name, said):
+    with pytest.raises(InputError, match=said):
+        get(name)
+    assert known_protocol(f"{name} v1") is None
+
+
+@pytest.mark.parametrize("label", ["quick v01", "quick v9", "quick v", "quick v²", "quick:5"])
+def test_a_label_has_a_version_that_there_is(label):
+    assert known_protocol(label) is None
+
+
+def test_fewer_episodes_are_the_first_of_more():
+    seeds = episode_seeds(QUICK)
+    assert episode_seeds(get("quick:5")) == seeds[:5]
+    assert episode_seeds(get("quick:200"))[:50] == seeds
+
+
+def test_a_run_is_scored_by_the_numbers_of_its_protocol(data, tmp_path):
+    config = resolve(
+        {
+            "critic": {"size": "tiny", "kind": "mlp"},
+            "flow": {"hidden": [8], "flow_steps": 1},
+            "evaluation": {"protocol": "quick:3@4", "processes": 1},
+            **{"steps": 10, "batch_size": 4},
+        }
+    )
+    folder = run(config, data, tmp_path, "r", SilentReporter())
+    lines = [line for line in read_jsonl(folder.evaluations) if line["policy"] == "learned"]
+    assert [(line["step"], len(line["episodes"])) for line in lines] == [(4, 3), (8, 3), (10, 3)]
+    found = measured(read_run(folder))
+    assert found.setting.protocol == "quick:3@4 v1"
+    assert found.score == lines[-1]["score"]
+    assert counted_episodes(read_json(folder.result)["protocol"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,9 @@ class EvaluationConfig(Table):
     enabled: bool = Field(
         True, description="score policies while training; if not, `eval --missing` does it later"
     )
-    protocol: Text = Field("ogbench-singletask", description="one of docs/evaluation.md")
+    protocol: Text = Field(
+        "ogbench-singletask", description="one of docs/evaluation.md, or `NAME:EPISODES@UPDATES`"
+    )
     success_timing: Literal["", "pre", "post"] = Field(
         "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
     )

@@ -22,7 +22,10 @@ def evaluate(
         bool, typer.Option("--missing", help="Score all that the protocol plans and is not there.")
     ] = False,
     protocol: Annotated[
-        str, typer.Option(help="A protocol of docs/evaluation.md. Default: the run's own.")
+        str,
+        typer.Option(
+            help="A protocol of docs/evaluation.md, or NAME:EPISODES. Default: the run's."
+        ),
     ] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help="learned or behaviour. Default: both.")

@@ -83,7 +83,10 @@ def train(
     ] = "",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="Evaluation protocol. Default: the preset's.")
+        str | None,
+        typer.Option(
+            help="Evaluation protocol, or NAME:EPISODES@UPDATES of it. Default: the preset's."
+        ),
     ] = None,
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Score nothing; `eval RUN --missing` does it later.")
