@@ -18,9 +18,9 @@ def main() -> None:
 def share_cores() -> None:
     """Have PyTorch's threads that wait for one another give their core away soon.
 
-    GNU's OpenMP, which reads this as it is loaded, lets them spin 300,000 times first. Beside another
-    program on the same cores that is the time which the thread that is waited for would need: two
-    trainings at once went at a twentieth of their rate (docs/speed.md).
+    GNU's OpenMP, which reads this as it is loaded, lets them spin 300,000 times first. Beside
+    another program on the same cores they spin away the time of the thread that is waited for: two
+    trainings at once came to 0.06 of the updates that they make so (docs/speed.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
