@@ -115,7 +115,7 @@ def get(name: str, version: int | None = None) -> Protocol:
             "other numbers than its own"
         )
     protocol = max(matches, key=lambda p: p.version)
-    episodes, every = (n and int(n) for n in parts.group("episodes", "every"))
+    episodes, every = (int(n) if n else None for n in parts.group("episodes", "every"))
     changed = _with_numbers(protocol, episodes, every)
     if changed.name != name:  # one name alone, by which scores are found again
         raise InputError(f"protocol {name!r} is {changed.name!r}; name it so")
