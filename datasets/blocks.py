@@ -5,13 +5,14 @@ small beside the column, many enough that threads pay. Reading, packing and NumP
 other threads run meanwhile.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from tql_offline.cores import usable_cores
 
 Result = TypeVar("Result")
 Task = TypeVar("Task")
@@ -22,7 +23,7 @@ BLOCK_BYTES = 2**20
 TASK_BYTES = 2**22
 """Of what a thread is given at once: handing it over costs as much as reading some 100 KB."""
 _HUGE_PAGE = 2**21
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, usable_cores())
 
 
 def empty_vector(count: int, dtype: DTypeLike) -> NDArray[Any]:

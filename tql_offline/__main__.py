@@ -3,9 +3,12 @@
 import os
 import sys
 
+from tql_offline.cores import limit_threads
+
 
 def main() -> None:
     """Run it; Ctrl-C while its libraries are imported ends it like any other."""
+    limit_threads()
     share_cores()
     try:
         from tql_offline.cli import main as run
