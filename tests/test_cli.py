@@ -12,6 +12,8 @@ import pytest
 import torch
 from command_line import command
 
+import tql_offline.__main__
+import tql_offline.cli
 from tql_offline.cli import main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations
 from tql_offline.config import DEFAULT_DATASET, resolve
@@ -53,6 +55,15 @@ def test_waiting_threads_give_their_core_away_before_pytorch_reads_how(given, co
         check=True,
     )
     assert done.stdout.splitlines()[-1] == count
+
+
+def test_cores_are_shared_before_anything_else(monkeypatch):
+    called = []
+    for name in ("limit_threads", "share_cores"):
+        monkeypatch.setattr(tql_offline.__main__, name, lambda name=name: called.append(name))
+    monkeypatch.setattr(tql_offline.cli, "main", lambda: called.append("main"))
+    tql_offline.__main__.main()
+    assert called == ["limit_threads", "share_cores", "main"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_group_and_those_above_it_limit(system, files, usable):
     assert cores.usable_cores() == usable
 
 
-OLDER = "9:memory:/job\n4:cpu,cpuacct:/job\n3:cpuset:/\n0::/job\n"
+OLDER = "9:memory:/job\n4:cpu,cpuacct:/job\n3:cpuset:/job\n0::/job\n"
 
 
 @pytest.mark.parametrize(
