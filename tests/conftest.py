@@ -37,11 +37,13 @@ def same_threads():
 @pytest.fixture(scope="module")
 def short_protocols():
     """Every protocol has two episodes: untrained policies play each to its last step."""
+    from stand_ins import shortened
+
     from tql_offline.eval import protocol
 
     real = protocol.get
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "get", lambda name: replace(real(name), episodes=2, slots=2))
+        patch.setattr(protocol, "get", shortened(real, episodes=2, slots=2))
         yield
 
 

@@ -1,5 +1,7 @@
 """What stands in for others."""
 
+from dataclasses import replace
+
 from tql_offline.training.loop import SilentReporter
 
 
@@ -8,6 +10,15 @@ def raising(error):
         raise error
 
     return raise_it
+
+
+def shortened(get, **numbers):
+    """`protocol.get` with other numbers for whoever plays, and as it is for who reads a label."""
+
+    def get_shortened(name, version=None):
+        return get(name, version) if version else replace(get(name), **numbers)
+
+    return get_shortened
 
 
 class Noting(SilentReporter):

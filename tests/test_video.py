@@ -10,6 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from stand_ins import shortened
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
@@ -337,9 +338,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def short(monkeypatch):
     real = protocol.get
-    monkeypatch.setattr(
-        protocol, "get", lambda name: replace(real(name), episodes=EPISODES, slots=SLOTS)
-    )
+    monkeypatch.setattr(protocol, "get", shortened(real, episodes=EPISODES, slots=SLOTS))
 
 
 def evaluate_in(folder, env_id, *options):
