@@ -34,8 +34,8 @@ from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.errors import InputError
+from tql_offline.files import append_jsonl, part_of, read_jsonl, write_atomic, writing
 from tql_offline.networks import SIZES
-from tql_offline.runs import append_jsonl, part_of, read_jsonl, write_atomic, writing
 from tql_offline.training.device import pick_device
 from tql_offline.training.metrics import MetricsWindow, check_finite
 from tql_offline.training.provenance import device_name, git_commit

@@ -49,7 +49,8 @@ import numpy as np
 from benchmarks.mutators import mutate
 from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, append_jsonl, find_results, rewind_jsonl, write_json
+from tql_offline.files import append_jsonl, rewind_jsonl, write_json
+from tql_offline.runs import RunFolder, find_results
 
 MAX_SECONDS = 20.0
 MAX_MIB = 640
@@ -250,7 +251,7 @@ def read_named(folder: Path, file: Path) -> None:
     from tql_offline.datasets.download import _parse_origin
     from tql_offline.datasets.load import load
     from tql_offline.datasets.verify import verify
-    from tql_offline.runs import read_json
+    from tql_offline.files import read_json
 
     if file.parent.name == "parts":
         _read_part(file)

@@ -20,7 +20,8 @@ import numpy as np
 
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import t_interval, wilson_interval
-from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
+from tql_offline.files import read_json, read_jsonl, write_atomic
+from tql_offline.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "objectives.jsonl"

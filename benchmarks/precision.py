@@ -38,8 +38,9 @@ from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, t_interval
+from tql_offline.files import read_json, read_jsonl, write_atomic
 from tql_offline.networks import kernels
-from tql_offline.runs import RunFolder, read_json, read_jsonl, write_atomic
+from tql_offline.runs import RunFolder
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator

@@ -43,7 +43,7 @@ from tql_offline.datasets.behaviours import (
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import part_of, read_json, write_json
+from tql_offline.files import flush, read_json, write_json, written_aside
 
 SPLITS = ("train", "val")
 ROWS_PER_SHARD = 5000
@@ -462,28 +462,12 @@ def _write_part(runner: EpisodeRunner, parts: Path, order: _Order, shard: _Shard
     columns = {
         name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]
     }
-    with _written_aside(parts / shard.file) as aside, aside.open("wb") as file:
+    with written_aside(parts / shard.file) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]
-        _flush(file)
+        flush(file)
 
 
 # The finished files.
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A name to write under; when the block ends well, the file gets its real name."""
-    aside = part_of(path)
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _publish(places: _Places, order: _Order) -> Collected:
@@ -532,7 +516,7 @@ def _merge(parts: list[Path], target: Path, *, rows: int) -> None:
                     np.lib.format.write_array_header_1_0(member, header)
                     for part in parts:
                         member.write(_read_part(part, only=name)[name].tobytes())
-        _flush(file)
+        flush(file)
 
 
 def _read_part(path: Path, only: str | None = None) -> Columns:

@@ -32,7 +32,7 @@ from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import put_folder, remove, write_json, writing
+from tql_offline.files import flush, put_folder, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
@@ -160,12 +160,7 @@ def _write_npz(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
                 member.compress_type = method
                 with archive.open(member, "w", force_zip64=True) as part:
                     np.lib.format.write_array(part, column, allow_pickle=False)
-        _flush(file)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        flush(file)
 
 
 def _write_hdf5(columns: Mapping[str, Array], path: Path, packed: bool) -> None:

@@ -62,7 +62,7 @@ from tql_offline.datasets.required import (
 )
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import read_json
+from tql_offline.files import read_json
 
 if TYPE_CHECKING:
     import gymnasium

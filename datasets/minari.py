@@ -24,7 +24,7 @@ from tql_offline.datasets.names import minari_folder
 from tql_offline.datasets.reading import Floats
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import read_json
+from tql_offline.files import read_json
 
 PREFIX = "minari:"
 """May stand before a dataset's name; before it, or a folder, it is the id of its environment."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
-from tql_offline.runs import read_json
+from tql_offline.files import read_json
 
 SCHEMA = "tql-offline/inspect/1"
 DOCUMENT = "inspect.json"

@@ -63,7 +63,8 @@ from tql_offline.eval.report_tables import (
     make_table,
     number_cell,
 )
-from tql_offline.runs import RunFolder, write_atomic
+from tql_offline.files import write_atomic
+from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20

@@ -28,7 +28,8 @@ from tql_offline.eval.protocol import (
     protocol_label,
     scores_success,
 )
-from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json
+from tql_offline.files import read_json
+from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 MAX_DEPTH = 16
 """Tables nested deeper are cut off."""

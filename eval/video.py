@@ -19,7 +19,7 @@ from tql_offline.eval.drawing import Drawing, Shot
 from tql_offline.eval.encoders import encoder_version, suffix, writing_video
 from tql_offline.eval.noise import noise_generator
 from tql_offline.eval.rollout import Policy, act
-from tql_offline.runs import write_json, writing
+from tql_offline.files import write_json, writing
 from tql_offline.version import __version__
 
 VIDEOS_SCHEMA = "tql-offline/videos/1"

@@ -8,7 +8,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds, make
-from tql_offline.runs import read_json
+from tql_offline.files import read_json
 from tql_offline.training import environment
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.loop import SilentReporter

@@ -21,8 +21,9 @@ from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
+from tql_offline.files import read_json, read_jsonl
 from tql_offline.networks import attention, cpu_kernels
-from tql_offline.runs import RunFolder, read_json, read_jsonl
+from tql_offline.runs import RunFolder
 from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
 from tql_offline.training import run as runs

@@ -28,7 +28,8 @@ from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl, read_jsonl
+from tql_offline.files import append_jsonl, read_jsonl
+from tql_offline.runs import RunFolder
 from tql_offline.sharing import export as export_module
 from tql_offline.sharing import hub as hub_module
 from tql_offline.sharing import onnx_policies

@@ -12,7 +12,7 @@ from command_line import command
 from tql_offline.config import resolve
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
-from tql_offline.runs import read_jsonl
+from tql_offline.files import read_jsonl
 from tql_offline.training.fqe import (
     Fit,
     Fitting,

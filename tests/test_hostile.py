@@ -35,15 +35,8 @@ from tql_offline.eval.leaderboard import natural
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import MAX_KEYS, flatten
 from tql_offline.eval.report_data import read_run as read_for_report
-from tql_offline.runs import (
-    RunFolder,
-    append_jsonl,
-    find_results,
-    find_runs,
-    read_json,
-    read_jsonl,
-    rewind_jsonl,
-)
+from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
+from tql_offline.runs import RunFolder, find_results, find_runs
 from tql_offline.training import checkpoint, sweep
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.result import open_run

@@ -19,7 +19,8 @@ from stand_ins import raising
 
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, remove_parts
+from tql_offline.files import remove_parts
+from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, loop
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import resume, run

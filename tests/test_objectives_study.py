@@ -9,7 +9,7 @@ from scipy import stats
 from benchmarks import objectives as study
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import wilson_interval
-from tql_offline.runs import read_jsonl
+from tql_offline.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,8 +9,8 @@ from own_data import write_own
 
 from benchmarks import precision
 from tql_offline.errors import InputError
+from tql_offline.files import read_json
 from tql_offline.networks import kernels
-from tql_offline.runs import read_json
 
 
 def test_tf32_keeps_ten_bits_and_rounds_ties_to_even():

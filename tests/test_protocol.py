@@ -25,7 +25,7 @@ from tql_offline.eval.report_data import read_run
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import read_json, read_jsonl
+from tql_offline.files import read_json, read_jsonl
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.run import run
 

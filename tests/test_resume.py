@@ -14,7 +14,8 @@ from stand_ins import raising
 from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, append_jsonl, claimed, read_jsonl, rewind_jsonl
+from tql_offline.files import append_jsonl, read_jsonl, rewind_jsonl
+from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.loop import SilentReporter

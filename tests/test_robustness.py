@@ -17,14 +17,8 @@ from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.workers import EnvironmentFailedError
-from tql_offline.runs import (
-    RunFolder,
-    append_jsonl,
-    read_json,
-    read_jsonl,
-    write_atomic,
-    write_json,
-)
+from tql_offline.files import append_jsonl, read_json, read_jsonl, write_atomic, write_json
+from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation, loop
 from tql_offline.training.device import pick_device
 from tql_offline.training.loop import SilentReporter

@@ -14,7 +14,8 @@ from tql_offline.agents.flow_q import FlowQ
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, read_json, read_jsonl
+from tql_offline.files import read_json, read_jsonl
+from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.rescoring import evaluate_run

@@ -14,7 +14,7 @@ import typer
 from tql_offline.cli import app
 from tql_offline.cli.tables import print_table, say
 from tql_offline.errors import InputError
-from tql_offline.runs import writing
+from tql_offline.files import writing
 
 if TYPE_CHECKING:
     from tql_offline.bench.workload import Workload

@@ -9,7 +9,8 @@ from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, say
 from tql_offline.cli.train import load_and_say
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, read_jsonl
+from tql_offline.files import read_jsonl
+from tql_offline.runs import RunFolder
 
 
 @app.command("eval")

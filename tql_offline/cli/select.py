@@ -11,7 +11,8 @@ import typer
 from tql_offline.cli import app, printable
 from tql_offline.cli.tables import print_table, progress_bar
 from tql_offline.errors import InputError
-from tql_offline.runs import find_runs, write_json
+from tql_offline.files import write_json
+from tql_offline.runs import find_runs
 
 if TYPE_CHECKING:
     from tql_offline.eval.selection import Curve, Pool

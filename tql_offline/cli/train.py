@@ -10,7 +10,8 @@ from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, progress_bar, say
 from tql_offline.config import DEFAULT_DATASET, FLOW_POLICIES, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, read_jsonl
+from tql_offline.files import read_jsonl
+from tql_offline.runs import RunFolder
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset

@@ -11,7 +11,8 @@ import torch
 
 from tql_offline.config import Config
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, part_of, put_folder, write_atomic, write_json, writing
+from tql_offline.files import part_of, put_folder, write_atomic, write_json, writing
+from tql_offline.runs import RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
 from tql_offline.sharing.model import SCHEMA, ModelFolder

@@ -22,7 +22,8 @@ from tql_offline.agents import numpy_policy
 from tql_offline.config import Config, read_toml, validate
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.noise import noise_generator
-from tql_offline.runs import RunFolder, read_json
+from tql_offline.files import read_json
+from tql_offline.runs import RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.training.checkpoint import read_numbers
 from tql_offline.training.device import pick_device

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tql_offline.agents import numpy_policy
 from tql_offline.errors import InputError
-from tql_offline.runs import writing
+from tql_offline.files import writing
 from tql_offline.sharing.acting import Acting
 
 POLICY = "learned"

@@ -26,7 +26,8 @@ from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, part_of, put_folder, read_json, remove, write_json, writing
+from tql_offline.files import part_of, put_folder, read_json, remove, write_json, writing
+from tql_offline.runs import RunFolder
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"

@@ -20,7 +20,8 @@ from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
-from tql_offline.runs import RunFolder, append_jsonl
+from tql_offline.files import append_jsonl
+from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.environment import scale_of_scores
 from tql_offline.training.loop import Reporter

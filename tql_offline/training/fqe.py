@@ -30,9 +30,9 @@ from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, student_t
+from tql_offline.files import append_jsonl
 from tql_offline.networks import MLPCritic, Normaliser
 from tql_offline.objectives.td import td_target
-from tql_offline.runs import append_jsonl
 from tql_offline.training import checkpoint
 from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device

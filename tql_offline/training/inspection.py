@@ -27,8 +27,8 @@ from tql_offline.eval.inspections import (
     Inspection,
     parse_inspection,
 )
+from tql_offline.files import write_atomic, writing, written_aside
 from tql_offline.networks import EntropyController, TransformerCritic
-from tql_offline.runs import write_atomic, writing
 from tql_offline.training import checkpoint
 from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device
@@ -386,10 +386,5 @@ def _write(
 def _write_maps(path: Path, maps: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
     packed = io.BytesIO()
     np.savez_compressed(packed, attention=maps, transitions=rows)
-    aside = path.with_name(f".{path.name}.part")
-    with writing(path):
-        try:
-            aside.write_bytes(packed.getvalue())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    with writing(path), written_aside(path) as aside:
+        aside.write_bytes(packed.getvalue())

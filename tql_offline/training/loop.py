@@ -15,7 +15,8 @@ import torch
 from tql_offline.agents import Agent
 from tql_offline.config import Config
 from tql_offline.errors import InputError
-from tql_offline.runs import RunFolder, append_jsonl
+from tql_offline.files import append_jsonl
+from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
 from tql_offline.training.metrics import MetricsWindow, check_finite, diverged

@@ -11,7 +11,8 @@ from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
-from tql_offline.runs import RunFolder, claimed, write_json
+from tql_offline.files import write_json
+from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.environment import endless, fitting_environment

@@ -9,7 +9,8 @@ from typing import Any
 from tql_offline.config import Config, read_toml, validate
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
-from tql_offline.runs import RESULT_SCHEMA, RunFolder, read_json, read_jsonl, write_json
+from tql_offline.files import read_json, read_jsonl, write_json
+from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 MAX_NUMBER = 1e300
 """A return beyond it is no return; an int may be beyond any float."""

@@ -18,16 +18,9 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.references import other_limit
+from tql_offline.files import read_jsonl, remove_parts, rewind_jsonl, write_atomic, write_json
 from tql_offline.networks import cpu_kernels
-from tql_offline.runs import (
-    RunFolder,
-    claimed,
-    read_jsonl,
-    remove_parts,
-    rewind_jsonl,
-    write_atomic,
-    write_json,
-)
+from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.compile import (

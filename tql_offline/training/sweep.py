@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -29,14 +29,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from tql_offline.config import DEFAULT_DATASET, Config, DataConfig, merge, read_toml, resolve
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.runs import RunFolder, read_json, writing
+from tql_offline.files import locked, read_json, writing
+from tql_offline.runs import RunFolder
 from tql_offline.training.result import open_run
 from tql_offline.training.run import check
 
@@ -390,26 +389,16 @@ def discard(run: Run, runs: Path) -> None:
         shutil.rmtree(aside)
 
 
-@contextmanager
-def alone(runs: Path) -> Iterator[None]:
+def alone(runs: Path) -> AbstractContextManager[None]:
     """Keep other sweeps from the same folder of runs.
 
     Raises:
         InputError: another one is at work there, or it cannot be written.
     """
-    lock = FileLock(runs / ".sweep.lock", timeout=0)
-    with writing(runs / ".sweep.lock"):
-        runs.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise InputError(
-                f"another sweep is at work in {runs}; wait for its end, or choose another --runs"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(
+        runs / ".sweep.lock",
+        f"another sweep is at work in {runs}; wait for its end, or choose another --runs",
+    )
 
 
 # Training.

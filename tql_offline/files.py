@@ -1,0 +1,264 @@
+"""Writing files so that no reader ever sees half of one, and reading JSON that may be hostile.
+
+A file is written under another name and renamed into place; what a killed process left behind is
+recognised by its name (`remove_parts`).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from tql_offline.documents import (
+    MAX_DOCUMENT_BYTES,
+    MAX_LINE_BYTES,
+    parse_json,
+    read_bounded,
+    require_plain,
+)
+from tql_offline.errors import InputError
+
+MAX_LINES_BYTES = 2**30
+"""A larger JSON-lines file is not ours: a run of a million lines has less than half of it."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write a file into a sentence.
+
+    Raises:
+        InputError: the block raised OSError: no space, no permission, no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be written to {path.parent} ({error.strerror or error}); "
+            "make room and give permission there, or choose another folder"
+        ) from error
+
+
+def part_of(path: Path) -> Path:
+    """Where this process writes a file or folder aside; `remove_parts` finds what a kill left."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place, so that no reader sees a part of it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            flush(file)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name to write under; if the block ends well, the file is renamed into place.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    aside = part_of(path)
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def flush(file: IO[Any]) -> None:
+    """Have the system write what was written to a file to the disk.
+
+    Raises:
+        OSError: it cannot.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed had written aside in a folder: `.<name>.part`.
+
+    What it had moved away to make room, `.<name>.<process>.old`, goes back where nothing took its
+    place.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    with writing(folder):
+        for part in sorted(folder.glob(".*.part")):
+            remove(part)
+        for old in sorted(folder.glob(".*.old")):
+            target = folder / old.name[1:].rsplit(".", 2)[0]
+            if target.exists():
+                remove(old)
+            else:
+                old.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file or a link, if it is there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_folder(aside: Path, target: Path) -> None:
+    """Rename a whole folder to its place; what was there goes once it is there.
+
+    Raises:
+        OSError: it cannot be renamed; what was there is there still.
+    """
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    finally:
+        if old.exists() and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():  # stopped between the two
+            old.rename(target)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON document atomically.
+
+    Raises:
+        InputError: it cannot be written, or holds what JSON cannot, such as NaN.
+    """
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} would hold what JSON cannot ({error}); restore the files it is made of"
+        ) from error
+    write_atomic(path, text + "\n")
+
+
+def append_jsonl(path: Path, document: dict[str, Any]) -> None:
+    """Append one line to a JSON-lines file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(path), os.fdopen(_open_to_append(path), "a", encoding="utf-8") as file:
+        file.write(json.dumps(document) + "\n")
+
+
+def _open_to_append(path: Path) -> int:
+    # A link would have another file grow; Windows needs a privilege to make one.
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | no_link, 0o666)
+
+
+def rewind_jsonl(path: Path, step: int) -> None:
+    """Keep a JSON-lines file's objects up to a step; a last line that was cut off goes, too.
+
+    Raises:
+        InputError: it cannot be read or written, or a line within is no object with a step.
+    """
+    if not path.is_file():
+        return
+    *lines, cut = read_bounded(path, MAX_LINES_BYTES).split(b"\n")
+    del cut  # empty, or what a kill left of a line
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if int(parse_json(line)["step"]) <= step:
+                kept.append(line.decode("utf-8") + "\n")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise InputError(f"{path} line {number} has no step; remove it") from error
+    write_atomic(path, "".join(kept))
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a lock file, whose folder is made where there is none.
+
+    Args:
+        path: the lock file.
+        busy: what to say if another process holds it.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    lock = FileLock(path, timeout=0)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_json(path: Path, most: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+    """Read a JSON object of at most so many bytes.
+
+    Raises:
+        InputError: the file is missing, too large, no JSON, or not an object.
+    """
+    data = read_bounded(path, most)
+    try:
+        document = parse_json(data)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not valid JSON; restore it from the run that wrote it"
+        ) from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object; restore it from the run that wrote it")
+    return document
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a JSON-lines file's objects; a missing file has none.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not a JSON object (named by its number).
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            document = parse_json(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not valid JSON; remove it") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{path} line {number} is not a JSON object; remove it")
+        yield document
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    left = MAX_LINES_BYTES
+    try:
+        require_plain(path)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            # A longer line comes in pieces, which are no JSON.
+            while line := file.readline(MAX_LINE_BYTES):
+                left -= len(line)
+                if left < 0:
+                    raise InputError(
+                        f"{path} is larger than {MAX_LINES_BYTES} bytes; it is not ours"
+                    )
+                yield line
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path") from error
