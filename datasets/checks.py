@@ -181,9 +181,11 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     rows = len(observations)
     marks = {
         column: _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
-        for column in ("terminals", "timeouts", "rewards")
+        for column in ("terminals", "timeouts", "rewards", "masks")
         if column in columns
     }
+    if "terminals" in marks:  # which are the task's ends where no masks say so
+        marks.setdefault("masks", 1 - (marks["terminals"] != 0).astype(np.float32))
     ends = np.zeros(rows, bool)
     for column in ("terminals", "timeouts"):
         ends |= np.asarray(marks.get(column, np.zeros(rows)) != 0)
@@ -200,7 +202,7 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
         lengths=lengths,
         observation_counts=lengths + extra,
         rewards=marks.get("rewards"),
-        masks=1 - (marks["terminals"] != 0).astype(np.float32) if "terminals" in marks else None,
+        masks=marks.get("masks"),
         timeouts=marks.get("timeouts"),
     )
 

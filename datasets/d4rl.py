@@ -10,6 +10,9 @@
 An episode ends at either mark (both: the task ended), and at the file's last row. Where there are
 no `timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
 
+A file with `masks`, as OGBench's loader and code built on it give, says there where the task ended:
+0. Its `terminals` then only end episodes, which may go on after the task's end.
+
 The observation after an episode's last row is that row's in `next_observations`. Without them it is
 lost, and as in `qlearning_dataset` a transition that needs it to bootstrap is left out; one that
 ended the task needs none and is kept, with its own observation in that place. Where
@@ -28,11 +31,18 @@ from tql_offline.datasets.catalogue import Entry
 from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
 from tql_offline.datasets.names import d4rl_folder
 from tql_offline.datasets.reading import Floats
-from tql_offline.datasets.required import require_marks, require_matrix, require_vector
+from tql_offline.datasets.required import (
+    require_marks,
+    require_masks,
+    require_matrix,
+    require_vector,
+)
 from tql_offline.errors import InputError
 
-COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-FLOATS = ("observations", "actions", "rewards", "next_observations")
+COLUMNS = (
+    "observations", "actions", "rewards", "masks", "terminals", "timeouts", "next_observations",
+)  # fmt: skip
+FLOATS = ("observations", "actions", "rewards", "masks", "next_observations")
 
 ENVIRONMENTS = {
     "halfcheetah": "HalfCheetah-v4",
@@ -129,13 +139,14 @@ def episodes_of(
                 f"column 'next_observations' of {path} has {after.shape[1]} dims where "
                 f"'observations' has {observations.shape[1]}; get the file again"
             )
-    notes = [*_clip(actions, path, clips)]
+    ended = _task_ends(columns, terminals, path)
+    notes = [*_clip(actions, path, clips), *_bootstrapping(terminals, ended)]
     ends = terminals | _cuts(columns, terminals, max_episode_steps, path)
     ends[-1] = True
     if after is not None:
         notes += _mark_jumps(observations, after, ends, path)
-    rows = _Rows(ends=ends, kept=~ends | terminals | (after is not None))
-    return _episodes(rows, observations, after, actions, rewards, terminals, path), [
+    rows = _Rows(ends=ends, kept=~ends | ended | (after is not None))
+    return _episodes(rows, observations, after, actions, rewards, ended, path), [
         *notes,
         *_lost(rows),
     ]
@@ -159,6 +170,27 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
     if not outside:
         return []
     return [f"{outside:,} actions outside [-1, 1] were clipped to it, as the environment does"]
+
+
+def _task_ends(
+    columns: Mapping[str, Array], terminals: NDArray[np.bool_], path: Path
+) -> NDArray[np.bool_]:
+    """Rows at which the task ended: by the masks, or where there are none by the terminals."""
+    if "masks" not in columns:
+        return terminals
+    masks = require_vector(columns, "masks", len(terminals), path)
+    require_masks(masks, path)
+    return np.asarray(masks == 0)
+
+
+def _bootstrapping(terminals: NDArray[np.bool_], ended: NDArray[np.bool_]) -> list[str]:
+    count = int((terminals & ~ended).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {int(terminals.sum()):,} rows that 'terminals' marks have mask 1: they end "
+        "an episode, not the task, and bootstrap"
+    ]
 
 
 def _cuts(
@@ -216,7 +248,7 @@ def _episodes(
     after: Floats | None,
     actions: Floats,
     rewards: Floats,
-    terminals: NDArray[np.bool_],
+    ended: NDArray[np.bool_],
     path: Path,
 ) -> Episodes:
     ends = np.flatnonzero(rows.ends)
@@ -236,6 +268,6 @@ def _episodes(
         observations=np.insert(observations[is_used], places, last, axis=0),
         actions=actions[rows.kept],
         rewards=rewards[rows.kept],
-        masks=(~terminals[rows.kept]).astype(np.float32),
+        masks=(~ended[rows.kept]).astype(np.float32),
         lengths=lengths[lengths > 0],
     )

@@ -56,6 +56,7 @@ from tql_offline.datasets.names import (
 from tql_offline.datasets.reading import Floats, is_there
 from tql_offline.datasets.required import (
     require_marks,
+    require_masks,
     require_matrix,
     require_states,
     require_vector,
@@ -447,7 +448,7 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> Episodes:
     actions = drop_last_rows(actions, lengths)
     masks = drop_last_rows(masks, lengths)
     _check_actions(actions, lengths, path)
-    _check_masks(masks, lengths, path)
+    require_masks(masks, path, lambda transition: _row(transition, lengths))
     return Episodes(
         observations=observations,
         actions=_clip(actions),
@@ -484,15 +485,6 @@ def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> N
             f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
             f"dim {bad[1]}, outside [-1, 1]; name their bounds by --set "
             "dataset.action_bounds=[LOW,HIGH], or scale the actions into it"
-        )
-
-
-def _check_masks(masks: Floats, lengths: NDArray[np.int64], path: Path) -> None:
-    bad = first_bad(masks, lambda block: (block != 0) & (block != 1))
-    if bad is not None:
-        raise InputError(
-            f"column 'masks' of {path} has {masks[bad]:g} at row {_row(bad[0], lengths)}; write 0 "
-            "where the task itself ended and 1 elsewhere"
         )
 
 

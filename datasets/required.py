@@ -1,6 +1,6 @@
 """Columns as they are needed: of a type, a shape and a length, and finite."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -78,6 +78,25 @@ def require_marks(
     if column.dtype.kind == "f":
         column = require_vector(columns, name, rows, path)
     return cast(NDArray[np.bool_], column != 0)
+
+
+def require_masks(masks: Floats, path: Path, row: Callable[[int], int] = int) -> None:
+    """See that masks are 0 or 1.
+
+    Args:
+        masks: `(N,)`.
+        path: of their file, for the message.
+        row: the file's row of a mask, where it is not its place.
+
+    Raises:
+        InputError: one is neither.
+    """
+    bad = first_bad(masks, lambda block: (block != 0) & (block != 1))
+    if bad is not None:
+        raise InputError(
+            f"column 'masks' of {path} has {masks[bad]:g} at row {row(bad[0])}; write 0 where the "
+            "task itself ended and 1 elsewhere"
+        )
 
 
 def _require(columns: Mapping[str, Array], name: str, path: Path) -> Array:

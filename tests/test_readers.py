@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tql_offline.cli import app
 from tql_offline.config import resolve
+from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.buffer import n_step_table
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
@@ -80,6 +81,25 @@ def next_column():
     return np.concatenate([c[1:] for c in counts()]).astype(np.float32)[:, None]
 
 
+def loader_columns():
+    """What OGBench's loader returns: `terminals` end every episode, `masks` say where tasks end."""
+    terminals = np.zeros((EPISODES, LENGTH))
+    terminals[:, -1] = 1
+    masks = np.ones((EPISODES, LENGTH), np.float32)
+    masks[1, -1] = 0
+    columns = {name: flat_columns()[name] for name in ("observations", "actions", "rewards")}
+    return columns | {
+        "next_observations": next_column(),
+        "terminals": terminals.ravel(),
+        "masks": masks.ravel(),
+    }
+
+
+def write_npz(path, columns):
+    np.savez(path, **columns)
+    return path
+
+
 def write_hdf5(path, columns):
     with h5py.File(path, "w") as file:
         for name, column in columns.items():
@@ -138,14 +158,9 @@ def minari_folder():
     return minari_folder()
 
 
-def ogbench_npz(folder):
-    path = folder / "own.npz"
-    np.savez(path, **own_columns())
-    return path
-
-
 WRITERS = {
-    "npz": ogbench_npz,
+    "npz": lambda folder: write_npz(folder / "own.npz", own_columns()),
+    "ogbench's loader": lambda folder: write_npz(folder / "loaded.npz", loader_columns()),
     "hdf5": lambda folder: write_hdf5(folder / "own.hdf5", own_columns()),
     "d4rl": lambda folder: write_d4rl(
         folder / "flat.hdf5", flat_columns() | {"next_observations": next_column()}
@@ -270,6 +285,34 @@ def test_a_terminal_that_is_a_timeout_too_is_the_tasks_end(tmp_path):
     assert data.episodes.masks.tolist() == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1]
 
 
+def test_masks_say_where_the_task_ends_and_terminals_only_end_episodes(tmp_path):
+    columns = loader_columns()
+    columns["masks"][[1, 2]] = 0  # OGBench's episodes go on after their task's end
+    data = load(str(write_npz(tmp_path / "loaded.npz", columns)))
+    assert data.episodes.lengths.tolist() == [LENGTH] * EPISODES
+    assert data.episodes.masks.tolist() == columns["masks"].tolist()
+    assert data.notes[0].startswith("2 of 3 rows that 'terminals' marks have mask 1")
+    assert from_arrays(columns, "mine").episodes.masks.tolist() == columns["masks"].tolist()
+
+
+def test_the_check_of_a_flat_file_sees_its_masks(tmp_path):
+    columns = loader_columns()
+    columns["masks"][1] = 0
+    path = write_npz(tmp_path / "loaded.npz", columns)
+    done = CliRunner().invoke(app, ["datasets", "check", str(path)])
+    assert "1 episodes go on after the task ended (first episode 0, row 1, mask 0)" in " ".join(
+        done.output.split()
+    )
+
+
+def test_without_next_observations_a_mask_keeps_the_last_transition(tmp_path):
+    columns = loader_columns()
+    del columns["next_observations"]
+    columns["timeouts"] = np.zeros(EPISODES * LENGTH)
+    data = load(str(write_npz(tmp_path / "loaded.npz", columns)))
+    assert data.episodes.lengths.tolist() == [LENGTH - 1, LENGTH, LENGTH - 1]
+
+
 def named_d4rl(private_home, name, dims, **changed):
     """A small file under the name of one of D4RL's."""
     entry = find(name)
@@ -324,6 +367,7 @@ HOSTILE_FLAT = {
     "all are cuts": lambda c: c.update(
         timeouts=np.ones(EPISODES * LENGTH), terminals=0 * c["rewards"]
     ),
+    "masks of halves": lambda c: c.update(masks=np.full(EPISODES * LENGTH, 0.5)),
     "nothing": lambda c: c.update({name: column[:0] for name, column in c.items()}),
 }
 
@@ -444,7 +488,7 @@ def test_without_pyarrow_arrow_storage_is_one_sentence(tmp_path, monkeypatch):
 def test_what_convert_wrote_is_what_was_converted(tmp_path):
     from tql_offline.datasets.convert import convert
 
-    source = ogbench_npz(tmp_path)
+    source = write_npz(tmp_path / "own.npz", own_columns())
     convert(source, tmp_path / "there")
     want, have = load(str(source)), load(str(tmp_path / "there"))
     assert have.source == "own file"
