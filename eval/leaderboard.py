@@ -241,6 +241,8 @@ def measured(run: Run) -> Measured | str:
     score = RunScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
+    if missing := run.lacking(known):
+        return f"has no score of update {', '.join(map(str, missing))}, which its protocol counts"
     settings = {_setting(run, label, evaluation) for evaluation in score.evaluations}
     conditions = [_conditions(run, evaluation) for evaluation in score.evaluations]
     unlike = [*map(str, sorted(settings))] if len(settings) > 1 else []

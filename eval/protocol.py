@@ -206,6 +206,21 @@ def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
     return [*regular, steps]
 
 
+def counted_steps(protocol: Protocol, steps: int) -> list[int]:
+    """The updates whose evaluations make a run's score, ascending; `steps` may be a stranger's.
+
+    >>> counted_steps(get("ogbench-singletask"), 1_000_000)
+    [800000, 900000, 1000000]
+    >>> counted_steps(get("ogbench-singletask"), 150_000), counted_steps(get("quick"), 8000)
+    ([100000, 150000], [8000])
+    """
+    counted, every = evaluations_counted(protocol.counted), protocol.evaluate_every
+    if protocol.evaluations:
+        return evaluation_steps(protocol, steps)[-counted:]
+    regular = (steps - 1) // every
+    return [every * k for k in range(max(1, regular - counted + 2), regular + 1)] + [steps]
+
+
 def is_planned(protocol: Protocol, steps: int, step: int) -> bool:
     """Whether `step` is one of `evaluation_steps`, of which a stranger's run may have any number.
 

@@ -41,6 +41,7 @@ from tql_offline.eval.report_scores import (
     collapse_of,
     dataset_of,
     fact,
+    lack_of,
     last_value,
     layers_of,
     main_scores,
@@ -272,17 +273,20 @@ def csp_hash(script: str) -> str:
 OVERVIEW = "Every run: successes with 95 % Wilson intervals, or scores where none are counted"
 
 
-def _success_cell(successes: int | None, episodes: int, starts: int | None = None) -> Cell:
+def _success_cell(
+    successes: int | None, episodes: int, starts: int | None = None, more: str = ""
+) -> Cell:
     if successes is None:
         return Cell(text=NONE)
     text = f"{successes}/{episodes} ({rate_text(successes, episodes, starts=starts)})"
-    return Cell(text=text, sort=successes / episodes)
+    return Cell(text=text + more, sort=successes / episodes)
 
 
 def _score_success_cell(score: Score | None) -> Cell:
     if score is None:
         return Cell(text=NONE)
-    return _success_cell(score.successes, score.episodes, score.starts)
+    more = f", update {grouped(score.last.step)}" if score.lacking else ""
+    return _success_cell(score.successes, score.episodes, score.starts, more)
 
 
 def _steps_cell(score: Score) -> Cell:
@@ -433,7 +437,7 @@ def _run_section(named: tuple[str, Run], anchor: str) -> RunSection:
         settings=_facts("Settings", ("setting", "value"), run.config),
         provenance=_facts("Provenance", ("fact", "value"), run.provenance),
         command=f"tql-offline train --config {shlex.quote(run.folder.config.as_posix())}",
-        warnings=run.warnings,
+        warnings=(*run.warnings, *filter(None, (lack_of(run, s) for s in scores_of(run)))),
     )
 
 

@@ -5,7 +5,7 @@ A run may be unfinished, still running, or damaged. Whatever cannot be read is l
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from tql_offline.documents import (
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import (
+    counted_steps,
     evaluations_counted,
     is_planned,
     known_protocol,
@@ -156,8 +157,25 @@ class Run:
         Of a protocol that is not known, and of a run of unknown length, every evaluation counts.
         """
         protocol = known_protocol(evaluation.protocol)
-        steps = count(self.config.get("steps")) or count(self.result.get("updates"))
+        steps = self.steps_planned
         return protocol is None or not steps or is_planned(protocol, steps, evaluation.step)
+
+    def lacking(self, evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
+        """The updates that make a finished run's score and have no evaluation among these.
+
+        Args:
+            evaluations: one or more of one policy under one protocol.
+        """
+        protocol, steps = known_protocol(evaluations[0].protocol), self.steps_planned
+        if protocol is None or not steps or not self.finished:
+            return ()
+        there = {evaluation.step for evaluation in evaluations}
+        return tuple(step for step in counted_steps(protocol, steps) if step not in there)
+
+    @property
+    def steps_planned(self) -> int | None:
+        """Updates of the whole run, where it says so."""
+        return count(self.config.get("steps")) or count(self.result.get("updates"))
 
     @property
     def steps_done(self) -> int:

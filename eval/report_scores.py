@@ -28,17 +28,24 @@ class Score:
             last of all where none was.
         counted: how many the protocol counts.
         every: all that may count.
+        lacking: updates whose evaluations count and are not there: those before stand for them.
     """
 
     evaluations: tuple[Evaluation, ...]
     counted: int
     every: tuple[Evaluation, ...]
+    lacking: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, every: Sequence[Evaluation]) -> Self:
+    def of(cls, every: Sequence[Evaluation], lacking: tuple[int, ...] = ()) -> Self:
         """The score of at least one evaluation, ascending in step."""
         counted = every[-1].counted
-        return cls(evaluations=tuple(every[-counted:]), counted=counted, every=tuple(every))
+        return cls(
+            evaluations=tuple(every[-counted:]),
+            counted=counted,
+            every=tuple(every),
+            lacking=lacking,
+        )
 
     @property
     def last(self) -> Evaluation:
@@ -126,9 +133,26 @@ def scores_of(run: Run) -> tuple[Score, ...]:
         policies = groups.setdefault(setting_of(evaluation), {})
         policies.setdefault(evaluation.policy, []).append(evaluation)
     return tuple(
-        Score.of([e for e in found if run.plans(e)] or found)
+        _score(run, policy, found)
         for policies in groups.values()
-        for _, found in sorted(policies.items(), key=lambda item: policy_order(item[0]))
+        for policy, found in sorted(policies.items(), key=lambda item: policy_order(item[0]))
+    )
+
+
+def _score(run: Run, policy: str, evaluations: Sequence[Evaluation]) -> Score:
+    planned = [e for e in evaluations if run.plans(e)] or evaluations
+    # Other policies are scored at the end alone.
+    return Score.of(planned, run.lacking(planned) if policy == "learned" else ())
+
+
+def lack_of(run: Run, score: Score) -> str:
+    """That other evaluations count than those that are there; empty where all are."""
+    if not score.lacking:
+        return ""
+    return (
+        f"{score.last.protocol} counts the score of update "
+        f"{', '.join(map(grouped, score.lacking))}, which is not there; "
+        f"`tql-offline eval {run.folder.path.as_posix()} --missing` makes it"
     )
 
 
@@ -245,7 +269,7 @@ def _policy_name(policy: str, run: Run) -> str:
 def _outcome(score: Score, first: bool) -> str:
     if score.successes is None:
         value = score.mean(lambda e: e.return_mean)
-        return f"mean return {figure(value)} over {score.episodes} episodes"
+        return f"mean return {figure(value)} over {score.episodes} episodes{_when(score)}"
     if not first:
         rate = rate_text(score.successes, score.episodes, starts=score.starts)
         return f"{score.successes}/{score.episodes} ({rate})"
@@ -253,7 +277,12 @@ def _outcome(score: Score, first: bool) -> str:
     rate = rate_text(score.successes, score.episodes, name, score.starts)
     number = len(score.evaluations)
     where = "" if number == 1 else f" in the last {number} evaluations"
-    return f"{score.successes}/{score.episodes} successes{where} ({rate})"
+    return f"{score.successes}/{score.episodes} successes{where}{_when(score)} ({rate})"
+
+
+def _when(score: Score) -> str:
+    """At which update, where it is not the one that counts."""
+    return f" at update {grouped(score.last.step)}" if score.lacking else ""
 
 
 # What it logged

@@ -31,6 +31,7 @@ from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_data import read_result
 from tql_offline.eval.report_scores import scores_of
+from tql_offline.eval.report_tables import grouped
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.runs import find_results
 
@@ -291,6 +292,27 @@ def test_too_few_evaluations_are_no_score(tmp_path):
     """Of a protocol that counts the last three."""
     path = write_result(tmp_path / "result.json", successes=(10, 20))
     assert measured(read_result(path)) == ("has 2 planned evaluations where its protocol counts 3")
+
+
+def test_early_evaluations_are_no_score_of_a_finished_run(tmp_path):
+    path = write_result(tmp_path / "result.json", successes=(10, 20, 30), updates=1_000_000)
+    assert measured(read_result(path)) == (
+        "has no score of update 800000, 900000, 1000000, which its protocol counts"
+    )
+    folder = make_run(tmp_path / "runs" / "early", successes=(44, 3))
+    lines = folder.evaluations.read_text().splitlines(keepends=True)
+    folder.evaluations.write_text(lines[0])
+    other = make_run(tmp_path / "runs" / "whole", successes=(44, 3), seed=1)
+    report = write_report([folder, other], tmp_path / "report", published=False)
+    assert not report.boards  # of one run that has a score
+    assert (
+        f"early: quick v1 counts the score of update {grouped(10_000)}, which is not there; "
+        f"`tql-offline eval {folder.path} --missing` makes it"
+    ) in report.warnings
+    text = report.markdown.read_text()
+    assert "44/50 successes at update 5 000 (" in text
+    assert "44/50 (88 %, 76–94 %), update 5 000 |" in text
+    assert "3/50 successes (" in text
 
 
 def test_an_evaluation_asked_for_beside_changes_no_score(tmp_path):
@@ -792,7 +814,12 @@ def test_numbers_of_every_file_agree(tmp_path):
 def test_a_score_tells_what_its_runs_were_made_of(tmp_path):
     paths = [
         played_in(
-            write_result(tmp_path / f"{seed}-result.json", seed=seed, updates=updates),
+            write_result(
+                tmp_path / f"{seed}-result.json",
+                seed=seed,
+                updates=updates,
+                successes=(10, 20, 30, 30)[: updates // 100_000],
+            ),
             dataset=TASKS[1],
             env_id=f"cube-double-singletask{task}-v0",
         )

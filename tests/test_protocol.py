@@ -13,8 +13,10 @@ from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
 from tql_offline.eval.leaderboard import measured
 from tql_offline.eval.protocol import (
     counted_episodes,
+    counted_steps,
     episode_seeds,
     evaluation_steps,
+    evaluations_counted,
     get,
     goal_of_seed,
     known_protocol,
@@ -197,6 +199,18 @@ def test_the_last_update_is_always_evaluated(protocol, steps, expected):
 def test_a_run_without_updates_is_refused():
     with pytest.raises(InputError, match="0 updates"):
         evaluation_steps(QUICK, 0)
+
+
+@pytest.mark.parametrize("name", ["quick", "quick@3", "ogbench-singletask:5@7", "d4rl"])
+def test_the_counted_steps_are_the_last_that_are_planned(name):
+    protocol = get(name)
+    for steps in (1, 2, 3, 6, 7, 8, 14, 15, 100, 100_001, 300_000):
+        planned = evaluation_steps(protocol, steps)
+        assert counted_steps(protocol, steps) == planned[-evaluations_counted(protocol.counted) :]
+
+
+def test_the_counted_steps_of_a_strangers_run_take_no_time():
+    assert counted_steps(get("ogbench-singletask@1"), 10**15)[-2:] == [10**15 - 1, 10**15]
 
 
 def test_episode_seeds_are_distinct_and_repeat():
