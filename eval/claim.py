@@ -72,7 +72,7 @@ def _verdict(
     if why := _unlike(board, small, large, tasks):
         return f"No verdict: {why}."
     measured = estimate_difference(
-        _scores(large, tasks), _scores(small, tasks), episodes=board.episodes
+        _scores(large, tasks), _scores(small, tasks), is_rate=board.is_rate
     )
     if math.isnan(measured.low):
         return "No verdict: one run of a task has no interval."

@@ -21,7 +21,7 @@ from scipy import stats
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.minari import PREFIX
 from tql_offline.datasets.names import with_task
-from tql_offline.eval.protocol import counted_episodes, known_protocol, protocol_label
+from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_data import (
     Evaluation,
@@ -172,9 +172,10 @@ class Board:
         return (*self.reported, *self.measured)
 
     @property
-    def episodes(self) -> int:
-        """That make a run's success rate; 0 where scores are none."""
-        return counted_episodes(self.setting.protocol)
+    def is_rate(self) -> bool:
+        """Whether scores are known to be success rates in percent."""
+        known = known_protocol(self.setting.protocol)
+        return known is not None and known.score == "success"
 
     def row(self, task: str) -> list[float]:
         """Means of a task in the order of `labels`; NaN where there is none."""
@@ -189,7 +190,7 @@ class Board:
         """Student's t interval of a cell's mean; none for one run and for what is reported."""
         if not score.runs:
             return Estimate(value=score.mean)
-        return estimate_mean([score.runs], episodes=self.episodes)
+        return estimate_mean([score.runs], is_rate=self.is_rate)
 
     def averages(self, tasks: Sequence[str]) -> bool:
         """Whether a mean over rows means something: plain returns have a scale of each task's."""
@@ -527,7 +528,7 @@ def _summary(
             name: estimate(statistic, table, generator, resamples=resamples)
             for name, statistic in named.items()
         }
-        estimates["mean"] = estimate_mean(table, episodes=board.episodes)
+        estimates["mean"] = estimate_mean(table, is_rate=board.is_rate)
     mean, sd = average(board, label, board.tasks) or (math.nan, math.nan)
     return Summary(label=label, mean=mean, sd=sd, estimates=estimates, rank=rank)
 

@@ -166,14 +166,6 @@ def scores_success(protocol: Any) -> bool:
     return known is None or known.score == "success"
 
 
-def counted_episodes(protocol: Any) -> int:
-    """Episodes that make a run's success rate; 0 where it is no such rate, or is not known."""
-    known = known_protocol(protocol_label(protocol))
-    if known is None or known.score != "success":
-        return 0
-    return known.episodes * max(known.goals, 1) * evaluations_counted(known.counted)
-
-
 def evaluations_counted(counted: Any) -> int:
     """How many of the last evaluations count: `last` is 1, `last-3` is 3, of anything else 1."""
     match = re.fullmatch(r"last-(\d{1,3})", counted) if isinstance(counted, str) else None

@@ -89,7 +89,7 @@ def scaling_of(
         if run.parameters:
             methods.setdefault(run.method, []).append(run)
     found = (
-        _scaling(method, runs, board.episodes, generator, permutations)
+        _scaling(method, runs, board.is_rate, generator, permutations)
         for method, runs in sorted(methods.items())
     )
     return [scaling for scaling in found if scaling is not None]
@@ -102,7 +102,7 @@ Tables = dict[str, dict[str, list[Measured]]]
 def _scaling(
     method: str,
     runs: Sequence[Measured],
-    episodes: int,
+    is_rate: bool,
     generator: np.random.Generator,
     permutations: int,
 ) -> Scaling | None:
@@ -121,7 +121,7 @@ def _scaling(
     return Scaling(
         method=method,
         tasks=tasks,
-        points=tuple(_point(tables, size, episodes) for size in tables),
+        points=tuple(_point(tables, size, is_rate) for size in tables),
         trend=size_trend(
             [[run.parameters or 0 for run in task] for task in flat],
             [[run.score for run in task] for task in flat],
@@ -149,20 +149,20 @@ def tables_by_size(runs: Sequence[Measured]) -> Tables:
     }
 
 
-def _point(tables: Tables, size: str, episodes: int) -> SizePoint:
+def _point(tables: Tables, size: str, is_rate: bool) -> SizePoint:
     smallest, table = next(iter(tables)), _scores(tables[size])
     base = _scores(tables[smallest])
     runs = [run for found in tables[size].values() for run in found]
     timed = [run for run in runs if run.seconds > 0]
     difference = relative = NOTHING
     if size != smallest:
-        difference = estimate_difference(table, base, episodes=episodes)
-        relative = estimate_gain(table, base, episodes=episodes)
+        difference = estimate_difference(table, base, is_rate=is_rate)
+        relative = estimate_gain(table, base, is_rate=is_rate)
     return SizePoint(
         size=size,
         parameters=round(_mean([run.parameters or 0 for run in runs])),
         runs=len(runs),
-        score=estimate_mean(table, episodes=episodes),
+        score=estimate_mean(table, is_rate=is_rate),
         difference=difference,
         relative=relative,
         last=_mean_of_tasks(tables[size], "last"),

@@ -181,60 +181,78 @@ def improvement_probability(first: Sequence[Scores], second: Sequence[Scores]) -
 # Intervals of means.
 
 
-def estimate_mean(table: Table, *, episodes: int = 0, confidence: float = 0.95) -> Estimate:
+def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.95) -> Estimate:
     """`mean_of_tasks` with Student's t interval.
 
     The degrees of freedom are those of the sum of the tasks' variances (Satterthwaite, 1946, "An
     approximate distribution"); of one task it is the plain t interval.
 
+    Runs that all agree, at 100 % say, have no spread from which to tell what other runs would do.
+    Of success rates their interval holds every mean that they do not contradict: a share
+    s = 1 - (α/2)^(1/n) of runs may be of another kind, failures say, and n of n draws still show
+    none (Hanley and Lippman-Hand, 1983, "If nothing goes wrong, is everything all right?"). What
+    that takes from the mean or adds to it is joined to the other tasks' part by root of squares
+    (Zou and Donner, 2008, "Construction of confidence limits about effect measures").
+
     Args:
         table: one vector of runs' scores per task.
-        episodes: that a run's success rate, its score in percent, was counted over. Runs of a task
-            that all agree, at 100 % say, then have their episodes' variance and do not count as
-            known exactly, and bounds lie in [0, 100]. 0 if scores are no such rates.
+        is_rate: whether scores are success rates in percent; bounds then lie in [0, 100].
         confidence: coverage in (0, 1).
 
     Raises:
         InputError: there is no task, one without a run, or a score that is not finite.
     """
-    mean = _Mean.of(table, episodes)
-    half = mean.quantile(confidence) * math.sqrt(mean.variance)
-    low, high = mean.value - half, mean.value + half
-    if episodes:
+    mean = _Mean.of(table, is_rate, confidence)
+    spread = mean.spread(confidence)
+    low, high = (
+        mean.value - math.sqrt(spread + mean.fall),
+        mean.value + math.sqrt(spread + mean.rise),
+    )
+    if is_rate:
         low, high = max(low, 0.0), min(high, 100.0)
     return Estimate(value=mean.value, low=low, high=high)
 
 
 def estimate_difference(
-    first: Table, second: Table, *, episodes: int = 0, confidence: float = 0.95
+    first: Table, second: Table, *, is_rate: bool = False, confidence: float = 0.95
 ) -> Estimate:
     """Difference of two `mean_of_tasks` of independent runs, by Welch's t; see `estimate_mean`."""
-    one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
-    value = one.value - other.value
-    half = one.quantile(confidence, other) * math.sqrt(one.variance + other.variance)
-    most = 100.0 if episodes else math.inf
-    return Estimate(value=value, low=max(value - half, -most), high=min(value + half, most))
+    one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
+    value, most = one.value - other.value, 100.0 if is_rate else math.inf
+    spread = one.spread(confidence, other)
+    low = value - math.sqrt(spread + one.fall + other.rise)
+    high = value + math.sqrt(spread + one.rise + other.fall)
+    return Estimate(value=value, low=max(low, -most), high=min(high, most))
 
 
 def estimate_gain(
-    first: Table, second: Table, *, episodes: int = 0, confidence: float = 0.95
+    first: Table, second: Table, *, is_rate: bool = False, confidence: float = 0.95
 ) -> Estimate:
     """Relative change of `mean_of_tasks`, `first / second - 1`, by Fieller's theorem.
 
     With means a, b of variances u, v the bounds are where (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
     "Some problems in interval estimation"). There are none if b may be 0, and no value if b ≤ 0.
     """
-    one, other = _Mean.of(first, episodes), _Mean.of(second, episodes)
+    one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
     a, b = one.value, other.value
     if b <= 0:
         return Estimate(value=math.nan)
     t = one.quantile(confidence, other.times(a / b))
-    sure = b**2 - t**2 * other.variance
-    if not sure > 0:
+    u, v = t**2 * one.variance, t**2 * other.variance
+    low = _fieller(a, b, u + one.fall, v + other.rise, -1)
+    high = _fieller(a, b, u + one.rise, v + other.fall, 1)
+    if math.isnan(low) or math.isnan(high):
         return Estimate(value=a / b - 1)
-    root = math.sqrt(max((a * b) ** 2 - sure * (a**2 - t**2 * one.variance), 0.0))
-    low, high = ((a * b + sign * root) / sure - 1 for sign in (-1, 1))
-    return Estimate(value=a / b - 1, low=low, high=high)
+    return Estimate(value=a / b - 1, low=low - 1, high=high - 1)
+
+
+def _fieller(a: float, b: float, u: float, v: float, sign: int) -> float:
+    """The lower or the upper ρ of (a - ρb)² = u + ρ²v; NaN if there is no such bound."""
+    sure = b**2 - v
+    if not sure > 0:
+        return math.nan
+    root = math.sqrt(max((a * b) ** 2 - sure * (a**2 - u), 0.0))
+    return (a * b + sign * root) / sure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,23 +263,33 @@ class _Mean:
         value: of it.
         variance: of its error; NaN where a task has one run.
         doubt: Σ of the tasks' squared parts of `variance`, each over its degrees of freedom.
+        fall: square of how far it may lie below, by the tasks whose runs agree.
+        rise: of how far above.
     """
 
     value: float
     variance: float
     doubt: float
+    fall: float = 0.0
+    rise: float = 0.0
 
     @classmethod
-    def of(cls, table: Table, episodes: int) -> Self:
+    def of(cls, table: Table, is_rate: bool, confidence: float) -> Self:
         """Of runs' scores."""
         tasks = checked_table(table)
         counts = np.array([len(task) for task in tasks])
         parts = np.full(len(tasks), math.nan)
         if (counts > 1).all():
-            parts = np.array([_variance(task, episodes) for task in tasks])
+            parts = np.array([0.0 if _agree(task) else task.var(ddof=1) for task in tasks])
             parts /= counts * len(tasks) ** 2
-        doubt = (parts**2 / np.maximum(counts - 1, 1)).sum()
-        return cls(value=float(mean_of_tasks(tasks)), variance=float(parts.sum()), doubt=doubt)
+        alike = [(_other_share(len(t), confidence), t[0]) for t in tasks if is_rate and _agree(t)]
+        return cls(
+            value=float(mean_of_tasks(tasks)),
+            variance=float(parts.sum()),
+            doubt=float((parts**2 / np.maximum(counts - 1, 1)).sum()),
+            fall=sum((share * score / len(tasks)) ** 2 for share, score in alike),
+            rise=sum((share * (100 - score) / len(tasks)) ** 2 for share, score in alike),
+        )
 
     def times(self, factor: float) -> "_Mean":
         """The mean of scores that are so many times as large."""
@@ -269,28 +297,37 @@ class _Mean:
             value=factor * self.value,
             variance=factor**2 * self.variance,
             doubt=factor**4 * self.doubt,
+            fall=factor**2 * self.fall,
+            rise=factor**2 * self.rise,
         )
 
     def quantile(self, confidence: float, other: "_Mean | None" = None) -> float:
-        """Student's t of the error of this mean, or of its difference from another; NaN if none."""
-        variance, doubt = self.variance, self.doubt
+        """Student's t of the error of this mean, or of its difference from another.
+
+        NaN if there is none; 0 where all runs of each task agree and that is allowed for.
+        """
+        variance, doubt, agree = self.variance, self.doubt, self.fall + self.rise
         if other is not None:
             variance, doubt = variance + other.variance, doubt + other.doubt
-        return student_t(variance**2 / doubt, confidence) if doubt > 0 else math.nan
+            agree += other.fall + other.rise
+        if doubt > 0:
+            return student_t(variance**2 / doubt, confidence)
+        return 0.0 if agree and variance == 0 else math.nan
+
+    def spread(self, confidence: float, other: "_Mean | None" = None) -> float:
+        """Square of the half-width by runs that differ; NaN where there is no such quantile."""
+        variance = self.variance + (other.variance if other else 0.0)
+        return self.quantile(confidence, other) ** 2 * variance
 
 
-def _variance(task: Scores, episodes: int) -> float:
-    """Of runs' scores; of success rates in percent that all agree that of their episodes.
+def _agree(task: Scores) -> bool:
+    """Whether several runs all have one score."""
+    return len(task) > 1 and bool((task == task[0]).all())
 
-    That one is of a rate drawn to a half by two successes and two failures (Agresti and Coull,
-    1998): runs without a failure are no proof that there is none.
-    """
-    variance = float(task.var(ddof=1))
-    if variance > 0 or not episodes:
-        return variance
-    played = episodes * len(task)
-    rate = (float(task.mean()) / 100 * played + 2) / (played + 4)
-    return 100**2 * rate * (1 - rate) / episodes
+
+def _other_share(runs: int, confidence: float) -> float:
+    """The share of runs of another kind of which as many draws may show none."""
+    return float(1 - ((1 - _checked(confidence)) / 2) ** (1 / runs))
 
 
 def student_t(freedom: float, confidence: float) -> float:
@@ -402,7 +439,7 @@ def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN where there
     is no such t, or no resample so far out.
     """
-    mean = _Mean.of(tasks, 0)
+    mean = _Mean.of(tasks, False, confidence)
     if not mean.variance > 0:
         return math.nan
     counts = np.array([len(task) for task in tasks])

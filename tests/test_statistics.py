@@ -174,11 +174,10 @@ def normal(rng, task, shape):
 @pytest.mark.parametrize("draw", [normal, successes])
 def test_intervals_of_a_mean_cover_what_they_say(draw, runs, num_tasks):
     rng, covered, trials = np.random.default_rng(0), 0, 1000
-    episodes = 150 if draw is successes else 0
     for _ in range(trials):
         drawn = [draw(rng, task, runs) for task in range(num_tasks)]
         truth = np.mean([mean for _, mean in drawn])
-        got = estimate_mean([scores for scores, _ in drawn], episodes=episodes)
+        got = estimate_mean([scores for scores, _ in drawn], is_rate=draw is successes)
         covered += got.low <= truth <= got.high
     # Of two runs a success rate's interval is cut off at 0 and 100; five pairs have more degrees
     # of freedom than Satterthwaite's estimate of them.
@@ -191,21 +190,63 @@ def test_intervals_near_the_ceiling_cover_what_they_say(runs, chance):
     """Of several runs all may have the same score, without a spread of their own."""
     rng, covered, trials = np.random.default_rng(0), 0, 500
     for _ in range(trials):
-        got = estimate_mean([rng.binomial(150, chance, runs) / 1.5], episodes=150)
+        got = estimate_mean([rng.binomial(150, chance, runs) / 1.5], is_rate=True)
         covered += got.low <= 100 * chance <= got.high
     assert covered / trials >= 0.93
 
 
-def test_runs_that_agree_are_not_known_exactly():
-    for score in (0.0, 100.0):
-        got = estimate_mean([[score] * 3], episodes=150)
-        assert 0 <= got.low < got.high <= 100
-        assert 1 < got.high - got.low < 6
-    again = estimate_difference([[100.0] * 2], [[50.0] * 2], episodes=150)
-    assert again.low < 50 < again.high <= 100
-    # Runs that differ have their own variance, however small.
-    near = estimate_mean([[98.0, 98.5, 99.0]], episodes=150)
+@pytest.mark.parametrize("num_tasks", [1, 5])
+@pytest.mark.parametrize(("runs", "chance"), [(2, 0.67), (3, 0.67), (3, 0.9), (8, 0.9), (8, 0.05)])
+def test_intervals_of_runs_that_succeed_or_fail_altogether_cover(runs, chance, num_tasks):
+    """Of which a sample often holds one kind alone."""
+    rng, covered, trials = np.random.default_rng(0), np.zeros(2), 500
+    for _ in range(trials):
+        drawn, others = 100.0 * (rng.random((2, num_tasks, runs)) < chance)
+        mean = estimate_mean(drawn, is_rate=True)
+        difference = estimate_difference(drawn, others, is_rate=True)
+        covered += [
+            mean.low <= 100 * chance <= mean.high,
+            difference.low <= 0 <= difference.high,
+        ]
+    assert (covered / trials >= 0.95).all()
+
+
+def test_runs_that_agree_leave_room_for_runs_of_another_kind():
+    """With a share s of failures three draws show none with chance (1 - s)³ = 0.025."""
+    share = 1 - 0.025 ** (1 / 3)
+    for score, low, high in ((100.0, 100 - 100 * share, 100.0), (0.0, 0.0, 100 * share)):
+        got = estimate_mean([[score] * 3], is_rate=True)
+        assert (got.low, got.high) == pytest.approx((low, high))
+    some, spread = [100.0] * 3, [30.0, 50.0, 70.0]
+    low, high = t_interval(spread)
+    got = estimate_mean([some, spread], is_rate=True)
+    assert got.low == pytest.approx(75 - math.hypot(100 * share, 50 - low) / 2)
+    assert got.high == pytest.approx(75 + (high - 50) / 2)
+    # What takes from the second adds to the difference.
+    got = estimate_difference([[100.0] * 8], [[0.0] * 8], is_rate=True)
+    assert got.low == pytest.approx(100 - math.hypot(*[100 * (1 - 0.025 ** (1 / 8))] * 2))
+    assert got.high == 100
+    got = estimate_difference([[0.0] * 3], [[0.0] * 3], is_rate=True)
+    assert (got.low, got.high) == pytest.approx((-100 * share, 100 * share))
+
+
+def test_a_gain_over_runs_that_agree_has_their_room():
+    """A base of 40 may be any mean up to 40 + 60 s; at most 30 + 20 t/√3 stands against 40 (1 - s)."""
+    base, share = [40.0] * 8, 1 - 0.025 ** (1 / 8)
+    got = estimate_gain([[90.0] * 8], [base], is_rate=True)
+    assert got.value == pytest.approx(90 / 40 - 1)
+    low, high = got.low + 1, got.high + 1
+    assert (90 - 40 * low) ** 2 == pytest.approx((90 * share) ** 2 + (low * 60 * share) ** 2)
+    assert (90 - 40 * high) ** 2 == pytest.approx((10 * share) ** 2 + (high * 40 * share) ** 2)
+    assert math.isnan(estimate_gain([[90.0] * 2], [[40.0] * 2], is_rate=True).low)
+
+
+def test_runs_that_differ_have_their_own_spread_alone():
+    near = estimate_mean([[98.0, 98.5, 99.0]], is_rate=True)
     assert (near.low, near.high) == pytest.approx(t_interval([98.0, 98.5, 99.0]))
+
+
+def test_equal_scores_that_are_no_rates_have_no_interval():
     for got in (estimate_mean([[7.0] * 3]), estimate_difference([[7.0] * 3], [[5.0] * 3])):
         assert math.isnan(got.low)
 
@@ -243,7 +284,7 @@ def test_a_gain_is_fiellers():
 
 
 def test_a_difference_of_rates_is_none_beyond_a_hundred_points():
-    got = estimate_difference([[100.0, 0.0]], [[0.0, 50.0]], episodes=50)
+    got = estimate_difference([[100.0, 0.0]], [[0.0, 50.0]], is_rate=True)
     assert (got.low, got.high) == (-100.0, 100.0)
     assert estimate_difference([[100.0, 0.0]], [[0.0, 50.0]]).high > 100
 
