@@ -40,7 +40,6 @@ from tql_offline.eval.statistics import (
     interquartile_mean,
     mean_std,
     median_of_tasks,
-    optimality_gap,
     widened_tail,
 )
 from tql_offline.eval.variants import Settings, differing, settings_of, variant_names
@@ -516,21 +515,20 @@ def _summary(
     table = [board.scores[task, label].runs for task in board.tasks]
     estimates = {}
     if all(table) and board.averages(board.tasks):
-        named = {
-            "IQM": interquartile_mean,
-            "median": median_of_tasks,
-            "optimality gap": optimality_gap,
-        }
-        known = known_protocol(board.setting.protocol)
-        if known is None or known.score != "success":
-            del named["optimality gap"]
+        mean = estimate_mean(table, is_rate=board.is_rate)
         estimates = {
-            name: estimate(statistic, table, generator, resamples=resamples)
-            for name, statistic in named.items()
+            "mean": mean,
+            "IQM": estimate(interquartile_mean, table, generator, resamples=resamples),
+            "median": estimate(
+                median_of_tasks, table, generator, resamples=resamples, of_one_task=True
+            ),
         }
-        estimates["mean"] = estimate_mean(table, is_rate=board.is_rate)
-    mean, sd = average(board, label, board.tasks) or (math.nan, math.nan)
-    return Summary(label=label, mean=mean, sd=sd, estimates=estimates, rank=rank)
+        if board.is_rate:
+            estimates["optimality gap"] = Estimate(
+                value=100 - mean.value, low=100 - mean.high, high=100 - mean.low
+            )
+    printed, sd = average(board, label, board.tasks) or (math.nan, math.nan)
+    return Summary(label=label, mean=printed, sd=sd, estimates=estimates, rank=rank)
 
 
 def _rank_estimates(

@@ -106,7 +106,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
             *formulas(board),
             *board.notes,
         ),
-        plots=board_plots(board, scalings, generator, anchor),
+        plots=board_plots(board, scalings, anchor),
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
@@ -448,13 +448,11 @@ def _tasks(scaling: Scaling) -> str:
     return "one task" if count == 1 else f"the {count} tasks that all sizes have"
 
 
-def board_plots(
-    board: Board, scalings: Sequence[Scaling], generator: np.random.Generator, anchor: str
-) -> tuple[PlotGroup, ...]:
+def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
     """Scores by size and by cost, and performance profiles, where there is something to draw."""
     groups = (
         scaling_plots(scalings, anchor, board),
-        *([profile_plots(board, generator, anchor)] if board.averages(board.tasks) else []),
+        *([profile_plots(board, anchor)] if board.averages(board.tasks) else []),
     )
     return tuple(group for group in groups if group.plots)
 
@@ -510,7 +508,7 @@ def _scaling_line(scaling: Scaling, colour: int, cost: str) -> Line:
 # Performance profiles.
 
 
-def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> PlotGroup:
+def profile_plots(board: Board, anchor: str) -> PlotGroup:
     """Fraction of runs above each score, of the best columns with runs on every task."""
     labels = [label for label in board.complete() if label in board.measured]
     found = {label: [board.scores[task, label].runs for task in board.tasks] for label in labels}
@@ -519,7 +517,7 @@ def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> 
     best = sorted(several, key=lambda label: -mean_of_tasks(checked_table(found[label])))
     shown = best[:MAX_COLOUR]
     lines = tuple(
-        _profile_line(label, found[label], thresholds_of(board, labels), generator, i)
+        _profile_line(label, found[label], thresholds_of(board, labels), i)
         for i, label in enumerate(shown, start=1)
     )
     unit = f"{score_unit(board)}, τ"
@@ -530,7 +528,7 @@ def profile_plots(board: Board, generator: np.random.Generator, anchor: str) -> 
         title="Performance profiles",
         note="Of all runs on all tasks, the fraction that score more than τ: a line above another "
         "everywhere is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
-        f"stratified bootstrap over runs.{rest}",
+        f"Wilson intervals over runs.{rest}",
         keys=tuple(Key(label=n, colour=i, style="point") for i, n in enumerate(shown, start=1)),
         plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),
     )
@@ -550,11 +548,14 @@ def _profile_line(
     label: str,
     table: Sequence[Sequence[float]],
     thresholds: list[float],
-    generator: np.random.Generator,
     colour: int,
 ) -> Line:
-    profile, low, high = estimate_profile(table, thresholds, generator)
-    interval = None if np.isnan(low).all() else (low.tolist(), high.tolist())
+    profile, low, high = estimate_profile(table, thresholds)
     return Line(
-        label=label, x=thresholds, y=profile.tolist(), interval=interval, colour=colour, points=True
+        label=label,
+        x=thresholds,
+        y=profile.tolist(),
+        interval=(low.tolist(), high.tolist()),
+        colour=colour,
+        points=True,
     )

@@ -1,13 +1,13 @@
 """Intervals, spreads and tests of scores. Randomness comes from one explicit generator.
 
 The run (seed) is the replication unit, tasks are strata: a `Table` is one vector of runs' scores
-per task. Means, their differences and ratios have Student's t intervals, which cover what they say
-from two runs on. What has no such formula is bootstrapped. A percentile bootstrap of 8 runs covers
-90 % where it says 95 %: it knows neither that a resample's variance is (n - 1)/n of the sample's
-nor that the variance itself is uncertain. Its bounds are therefore read at the quantiles that make
-a mean's interval as wide as Student's t (Hesterberg, 2015, "What teachers should know about the
-bootstrap", section 5.2), and there are none where so few runs have no such quantile.
-tests/test_statistics.py simulates the coverage of all.
+per task. Means, their differences and ratios have Student's t intervals, with room for another kind
+of run where all agree. What has no such formula is bootstrapped. A percentile bootstrap of 8 runs
+covers 90 % where it says 95 %: it knows neither that a resample's variance is (n - 1)/n of the
+sample's nor that the variance itself is uncertain. Its bounds are therefore read at the quantiles
+that make a mean's interval as wide as Student's t (Hesterberg, 2015, "What teachers should know
+about the bootstrap", section 5.2), and there are none where so few runs have no such quantile.
+tests/test_statistics.py simulates the coverage of all; docs/leaderboard.md says where they fail.
 """
 
 import math
@@ -43,7 +43,7 @@ class Estimate:
     high: float = math.nan
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success probability.
 
     With p = successes / n and z the normal quantile of (1 + confidence) / 2:
@@ -51,7 +51,7 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
 
     Args:
         successes: number of successful episodes; a rate of repeated episodes may be a fraction.
-        n: number of episodes.
+        n: number of episodes; may be what a weighted sum of them is worth.
         confidence: coverage in (0, 1).
 
     Returns:
@@ -132,23 +132,24 @@ def median_of_tasks(tasks: Sequence[Scores]) -> Any:
 def interquartile_mean(tasks: Sequence[Scores]) -> Any:
     """Mean of the middle half of all runs of all tasks (Agarwal et al., 2021, section 4.3).
 
-    Tasks weigh alike: where one has fewer runs, each of them counts for more.
+    Tasks weigh alike: where one has fewer runs, each of them counts for more. A run that a quarter
+    ends within counts in part, where rliable, SciPy's `trim_mean`, cuts off whole runs alone.
     """
     scores = np.concatenate(tasks, axis=-1)
-    if len({task.shape[-1] for task in tasks}) == 1:
-        cut = scores.shape[-1] // 4
-        return np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
-    shares = [np.full(task.shape[-1], 1 / task.shape[-1] / len(tasks)) for task in tasks]
+    counts = [task.shape[-1] for task in tasks]
+    shares = np.repeat([1 / count / len(tasks) for count in counts], counts)
+    if len(set(counts)) == 1:  # whose order does not matter: half the time
+        return (np.sort(scores, axis=-1) * _middle_half(shares)).sum(axis=-1)
     order = np.argsort(scores, axis=-1)
-    share = np.concatenate(shares)[order]
-    upto = np.cumsum(share, axis=-1)
-    inside = np.clip(np.minimum(upto, 0.75) - np.maximum(upto - share, 0.25), 0.0, None)
-    return (np.take_along_axis(scores, order, axis=-1) * inside).sum(axis=-1) / 0.5
+    return (np.take_along_axis(scores, order, axis=-1) * _middle_half(shares[order])).sum(axis=-1)
 
 
-def optimality_gap(tasks: Sequence[Scores], goal: float = 100.0) -> Any:
-    """Mean over tasks of what their runs' scores lack of `goal`, 0 above it."""
-    return mean_of_tasks([np.maximum(goal - task, 0.0) for task in tasks])
+def _middle_half(shares: Scores) -> Scores:
+    """Weights of ascending scores of given shares in the mean of the middle half."""
+    upto = np.cumsum(shares, axis=-1)
+    inside = np.minimum(upto, 0.75) - np.maximum(upto - shares, 0.25)
+    weights: Scores = 2 * np.clip(inside, 0.0, None)
+    return weights
 
 
 def performance_profile(tasks: Sequence[Scores], thresholds: Sequence[float]) -> Any:
@@ -347,6 +348,7 @@ def estimate(
     *,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
+    of_one_task: bool = False,
 ) -> Estimate:
     """A statistic of a table with its stratified bootstrap interval.
 
@@ -361,6 +363,8 @@ def estimate(
         generator: the only source of randomness.
         resamples: draws.
         confidence: coverage in (0, 1).
+        of_one_task: whether the statistic may hang on a single task's runs, as a median of tasks
+            does: it is then widened for the fewest that a task has.
 
     Raises:
         InputError: there is no task, one without a run, or a score that is not finite.
@@ -368,6 +372,8 @@ def estimate(
     tasks = checked_table(table)
     value = float(statistic(tasks))
     tail = widened_tail(tasks, confidence)
+    if of_one_task and not math.isnan(tail):
+        tail = _tail_of_one(min(map(len, tasks)), confidence)
     if math.isnan(tail):
         return Estimate(value=value)
     drawn = _resampled(statistic, tasks, generator, resamples)
@@ -376,30 +382,21 @@ def estimate(
 
 
 def estimate_profile(
-    table: Table,
-    thresholds: Sequence[float],
-    generator: np.random.Generator,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
+    table: Table, thresholds: Sequence[float], *, confidence: float = 0.95
 ) -> tuple[Scores, Scores, Scores]:
-    """`performance_profile` with its pointwise stratified bootstrap band, widened for few runs.
+    """`performance_profile` with a pointwise Wilson interval of each fraction.
+
+    Of n runs as would have the mean's variance, if all tasks had one fraction: T² / Σ 1/nᵢ. Where
+    tasks have fractions of their own, as they do, it covers more than it says.
 
     Returns:
-        The profile and the band's lower and upper ends, `(thresholds,)` each; the ends are NaN
-        where `estimate` gives none.
+        The profile and the band's lower and upper ends, `(thresholds,)` each.
     """
     tasks = checked_table(table)
     profile = np.asarray(performance_profile(tasks, thresholds))
-    tail = widened_tail(tasks, confidence)
-    if math.isnan(tail):
-        return profile, np.full_like(profile, math.nan), np.full_like(profile, math.nan)
-
-    def of(drawn: Sequence[Scores]) -> Any:
-        return performance_profile(drawn, thresholds)
-
-    drawn = _resampled(of, tasks, generator, resamples)  # (resamples, thresholds)
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    runs = len(tasks) ** 2 / sum(1 / len(task) for task in tasks)
+    bounds = [wilson_interval(min(p, 1.0) * runs, runs, confidence) for p in profile.tolist()]
+    low, high = np.array(bounds).reshape(-1, 2).T
     return profile, low, high
 
 
@@ -445,7 +442,17 @@ def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     counts = np.array([len(task) for task in tasks])
     squares = np.array([task.var() for task in tasks]) / counts / len(tasks) ** 2
     widening = math.sqrt(mean.variance / squares.sum())
-    tail = NormalDist().cdf(-widening * mean.quantile(confidence))
+    return _tail(widening * mean.quantile(confidence))
+
+
+def _tail_of_one(runs: int, confidence: float) -> float:
+    """`widened_tail` of a single task."""
+    return _tail(math.sqrt(runs / (runs - 1)) * student_t(runs - 1, confidence))
+
+
+def _tail(deviations: float) -> float:
+    """Of the normal distribution beyond so many standard deviations; NaN if too few resamples."""
+    tail = NormalDist().cdf(-deviations)
     return tail if tail >= _LEAST_TAIL else math.nan
 
 
