@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy import stats
@@ -203,6 +203,53 @@ class Board:
             for label in self.labels
             if all((task, label) in self.scores for task in self.tasks)
         )
+
+    def core(self) -> Self:
+        """The tasks and columns to compare over all of: each of these columns has each task.
+
+        All tasks, where two columns have them, or else the block of most cells of runs: a run of
+        one method more or on one task more ends no comparison of the others.
+        """
+        kept, complete = self.tasks, self.complete()
+        if len(complete) < 2 or not set(complete) & set(self.measured):
+            have = {
+                task: frozenset(label for label in self.measured if (task, label) in self.scores)
+                for task in self.tasks
+            }
+            cells = {rows: len(rows) * len(columns) for rows, columns in blocks(have)}
+            kept = max(cells, key=cells.__getitem__, default=self.tasks)
+        whole = replace(self, tasks=kept)
+        return replace(
+            whole,
+            measured=tuple(label for label in whole.complete() if label in self.measured),
+            reported=tuple(label for label in whole.complete() if label in self.reported),
+        )
+
+
+_MOST_SETS = 64
+"""Different sets of columns that are looked at; foreign results may have any number."""
+
+Block = tuple[tuple[str, ...], frozenset[str]]
+"""Rows and columns of a table with holes, between which no cell is missing."""
+
+
+def blocks(have: Mapping[str, frozenset[str]]) -> list[Block]:
+    """Blocks of two or more columns that have no row more.
+
+    Args:
+        have: the columns of which a row has cells.
+
+    >>> found = blocks({"1": frozenset("ab"), "2": frozenset("abc"), "3": frozenset("c")})
+    >>> [(rows, sorted(columns)) for rows, columns in found]
+    [(('2',), ['a', 'b', 'c']), (('1', '2'), ['a', 'b'])]
+    """
+    sets = sorted(set(have.values()), key=lambda one: (-len(one), sorted(one)))[:_MOST_SETS]
+    shared = {one & other for one in sets for other in sets}
+    return [
+        (tuple(row for row, its in have.items() if columns <= its), columns)
+        for columns in sorted(shared, key=lambda one: (-len(one), sorted(one)))
+        if len(columns) > 1
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

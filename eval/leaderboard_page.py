@@ -87,11 +87,13 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         printed: a paper's scores by size, shown beside a board of all its tasks.
     """
     generator = np.random.default_rng(0)
-    overall = summaries(board, generator)
+    core = board.core()
+    overall = summaries(core, generator)
     scalings = [s for s in scaling_of(board, generator) if board.averages(s.tasks)]
     percent = is_percent(board)
-    tables = [score_table(board), average_table(board), summary_table(board, overall)]
-    if pairs := improvement_table(board):
+    over = "all tasks" if core.tasks == board.tasks else f"{len(core.tasks)} tasks"
+    tables = [score_table(board), average_table(board), summary_table(core, overall, over)]
+    if pairs := improvement_table(core, over):
         tables.append(pairs)
     tables += [scaling_table(scaling, percent) for scaling in scalings]
     if scalings and printed:
@@ -102,14 +104,30 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         sentences=(
             *trend_sentences(scalings, digits_of(percent)),
             *claim_sentences(board, printed),
+            *left_out(board, core),
             *shortfall(board),
             *formulas(board),
             *board.notes,
         ),
-        plots=board_plots(board, scalings, anchor),
+        plots=board_plots(core, scalings, anchor),
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
+    )
+
+
+def left_out(board: Board, core: Board) -> Iterator[str]:
+    """Which tasks and columns of runs are not in what is said over several tasks."""
+    tasks = [task for task in board.tasks if task not in core.tasks]
+    labels = [label for label in board.measured if label not in core.measured]
+    if not core.measured or not (tasks or labels):
+        return
+    named = ", ".join([*tasks, *labels][:MAX_NAMED])
+    more = ", …" if len(tasks) + len(labels) > MAX_NAMED else ""
+    yield (
+        f"Comparisons over several tasks are of the {len(core.tasks)} of {len(board.tasks)} tasks "
+        f"and {len(core.measured)} of {len(board.measured)} methods of which each method has each "
+        f"task; left out: {named}{more}."
     )
 
 
@@ -267,7 +285,7 @@ def average_table(board: Board) -> Table:
 AGGREGATES = ("mean", "IQM", "median", "optimality gap")
 
 
-def summary_table(board: Board, overall: Sequence[Summary]) -> Table:
+def summary_table(board: Board, overall: Sequence[Summary], over: str) -> Table:
     """Columns with a score on every task: ranks and, where they mean something, aggregates."""
     percent, averages = is_percent(board), board.averages(board.tasks)
     rows = (
@@ -279,7 +297,7 @@ def summary_table(board: Board, overall: Sequence[Summary]) -> Table:
         for summary in overall
     )
     return make_table(
-        "Over all tasks, 95 % intervals over training runs, all played from the protocol's own "
+        f"Over {over}, 95 % intervals over training runs, all played from the protocol's own "
         "initial states: the mean's is Student's t, the others' a stratified bootstrap; none where "
         "runs are too few",
         ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
@@ -295,7 +313,7 @@ def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
     )
 
 
-def improvement_table(board: Board) -> Table | None:
+def improvement_table(board: Board, over: str) -> Table | None:
     """For every pair of columns of runs, the chance that a run of the row's beats the column's."""
     labels = [label for label in board.complete() if label in board.measured]
     if not 2 <= len(labels) <= MAX_COMPARED:
@@ -311,7 +329,7 @@ def improvement_table(board: Board) -> Table | None:
         )
         rows.append((cell(label), *others))
     caption = (
-        "Probability that a run of the row scores more than one of the column, mean over tasks, "
+        f"Probability that a run of the row scores more than one of the column, mean over {over}, "
         "with its 95 % score interval"
     )
     return make_table(caption, ("method", *labels), rows)
@@ -445,7 +463,11 @@ def _within(scaling: Scaling, digits: int) -> str:
 
 def _tasks(scaling: Scaling) -> str:
     count = len(scaling.tasks)
-    return "one task" if count == 1 else f"the {count} tasks that all sizes have"
+    tasks = "one task" if count == 1 else f"the {count} tasks that these sizes have"
+    if not scaling.left_out:
+        return tasks
+    sizes = f"{', '.join(scaling.left_out)} {'lack' if len(scaling.left_out) > 1 else 'lacks'} "
+    return f"{tasks} ({sizes}{'it' if count == 1 else 'some'})"
 
 
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Board, Measured
+from tql_offline.eval.leaderboard import Block, Board, Measured, blocks, natural
 from tql_offline.eval.statistics import (
     RESAMPLES,
     Estimate,
@@ -62,6 +62,7 @@ class Scaling:
         risen: tasks on which the largest size scores more than the smallest.
         fallen: tasks on which it scores less.
         alike: whether all runs of each task have the same score.
+        left_out: sizes that lack these tasks.
         differing: settings other than the size that differ between runs of one task.
     """
 
@@ -72,6 +73,7 @@ class Scaling:
     risen: int
     fallen: int
     alike: bool
+    left_out: tuple[str, ...]
     differing: tuple[str, ...]
 
     @property
@@ -107,9 +109,9 @@ def _scaling(
     permutations: int,
 ) -> Scaling | None:
     tables = tables_by_size(runs)
-    tasks = tuple(next(iter(tables.values())))
-    if len(tables) < 2 or not tasks:
+    if len(tables) < 2:
         return None
+    tasks = tuple(next(iter(tables.values())))
     flat = [[run for table in tables.values() for run in table[task]] for task in tasks]
     if all(len({run.parameters for run in task}) == 1 for task in flat):
         return None  # two names of one size
@@ -131,6 +133,7 @@ def _scaling(
         risen=sum(change > 0 for change in changes),
         fallen=sum(change < 0 for change in changes),
         alike=all(len({run.score for run in task}) == 1 for task in flat),
+        left_out=tuple(sorted({run.size for run in runs} - set(tables), key=natural)),
         differing=tuple(
             dict.fromkeys(key for task in flat for key in differing(run.settings for run in task))
         ),
@@ -138,15 +141,29 @@ def _scaling(
 
 
 def tables_by_size(runs: Sequence[Measured]) -> Tables:
-    """A method's runs by size and task; tasks that a size lacks are left out of all."""
+    """A method's runs by size and task, of sizes and tasks that have each other.
+
+    The most sizes that share at least half of the tasks that any two do: a size that was begun on
+    one task does not end the comparison of the others.
+    """
     sizes: Tables = {}
     for run in sorted(runs, key=lambda run: (run.parameters or 0, run.size, run.task, run.seed)):
         sizes.setdefault(run.size, {}).setdefault(run.task, []).append(run)
-    common = set.intersection(*(set(tasks) for tasks in sizes.values()))
+    tasks = sorted({run.task for run in runs}, key=natural)
+    have = {task: frozenset(size for size in sizes if task in sizes[size]) for task in tasks}
+    common, kept = _most_sizes(blocks(have))
     return {
-        size: {task: found for task, found in tasks.items() if task in common}
-        for size, tasks in sizes.items()
+        size: {task: found for task, found in tables.items() if task in common}
+        for size, tables in sizes.items()
+        if size in kept
     }
+
+
+def _most_sizes(found: Sequence[Block]) -> Block:
+    """No task and no size where no two sizes share a task."""
+    most = max((len(tasks) for tasks, _ in found), default=0)
+    enough = [block for block in found if 2 * len(block[0]) >= most]
+    return max(enough, key=lambda block: (len(block[1]), len(block[0])), default=((), frozenset()))
 
 
 def _point(tables: Tables, size: str, is_rate: bool) -> SizePoint:

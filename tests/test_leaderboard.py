@@ -406,6 +406,60 @@ def test_a_board_without_a_method_on_every_task_has_no_ranks(tmp_path):
     assert "mean rank" not in page
 
 
+def several(tmp_path, methods=("A", "B"), tasks=(0, 1), sizes=("tiny",), seeds=(0, 1)):
+    return [
+        write_result(
+            tmp_path / f"{method}-{task}-{size}-{seed}-result.json",
+            task=TASKS[task], method=method, size=size, seed=seed, successes=(10 + seed,) * 3,
+        )
+        for method in methods for task in tasks for size in sizes for seed in seeds
+    ]  # fmt: skip
+
+
+def test_a_run_of_another_method_and_task_ends_no_comparison(tmp_path):
+    paths = [*several(tmp_path), *several(tmp_path, methods=("C",), tasks=(2,), seeds=(0,))]
+    page = write_report([], tmp_path / "out", merged=paths, published=False).markdown.read_text()
+    assert "Over 2 tasks, 95 % intervals" in page
+    assert "mean over 2 tasks" in page
+    assert (
+        "are of the 2 of 3 tasks and 2 of 3 methods of which each method has each task; left out: "
+        f"{TASKS[2]}, C tiny."
+    ) in page
+    (board,), _ = boards_of(paths)
+    assert {s.label for s in summaries(board.core(), np.random.default_rng(0))} == {
+        "A tiny",
+        "B tiny",
+    }
+
+
+def test_all_tasks_are_compared_over_where_two_columns_have_them(tmp_path):
+    paths = [*several(tmp_path, tasks=(0, 1, 2)), *several(tmp_path, methods=("C",), tasks=(0,))]
+    (board,), _ = boards_of(paths)
+    core = board.core()
+    assert core.tasks == board.tasks
+    assert core.measured == ("A tiny", "B tiny")
+    (alone,), _ = boards_of(several(tmp_path / "alone", methods=("A",)))
+    assert alone.core() == alone
+
+
+def test_a_size_that_was_begun_ends_no_comparison_of_sizes(tmp_path):
+    whole = several(tmp_path, methods=("A",), sizes=("tiny", "small"), tasks=(0, 1))
+    begun = several(tmp_path, methods=("A",), sizes=("large",), tasks=(2,), seeds=(0,))
+    (board,), _ = boards_of([*whole, *begun])
+    (found,) = scaling_of(board, np.random.default_rng(0))
+    assert [point.size for point in found.points] == ["tiny", "small"]
+    assert found.tasks == (TASKS[0], TASKS[1])
+    assert found.left_out == ("large",)
+    (sentence,) = trend_sentences([found])
+    assert "over the 2 tasks that these sizes have (large lacks some)" in sentence
+    # One that has half of the tasks is compared on these.
+    more = several(tmp_path, methods=("A",), sizes=("large",), tasks=(1,))
+    (board,), _ = boards_of([*whole, *more])
+    (found,) = scaling_of(board, np.random.default_rng(0))
+    assert [point.size for point in found.points] == ["tiny", "small", "large"]
+    assert (found.tasks, found.left_out) == ((TASKS[1],), ())
+
+
 def test_two_names_of_one_size_are_no_scaling(tmp_path):
     paths = [write_result(tmp_path / "a-result.json", seed=0)]
     paths.append(write_result(tmp_path / "b-result.json", seed=1))
