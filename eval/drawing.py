@@ -192,6 +192,8 @@ def serve(connection: "Connection[Any, Any]", env_id: str, success_timing: str |
         mend = "install what is missing, or leave --video out"
         why = f"environment {env_id!r} cannot be drawn here ({one_line(error)}); {mend}"
         _send(connection, InputError(why))
+    except NotImplementedError:  # by Gymnasium's base class: there is no `render`
+        _send(connection, no_frames(env_id))
     except Exception as error:
         _send(connection, error)
 

@@ -90,6 +90,14 @@ def make(
 
 def _unmakeable(env_id: str, error: Exception) -> InputError:
     said = one_line(error) or type(error).__name__
+    module = env_id.partition(":")[0]
+    lacking = getattr(error.__cause__ or error, "name", None)  # Gymnasium raises it anew
+    if isinstance(error, ModuleNotFoundError) and module != env_id and lacking == module:
+        # Not looked for by itself: a stranger's run names what to import.
+        return InputError(
+            f"environment {env_id!r} cannot be made (no module {module!r}); install it, or, where "
+            "it lies in the working directory, set PYTHONPATH=. before the command"
+        )
     return InputError(
         f"environment {env_id!r} cannot be made ({said}); check its name, and that the package "
         "that registers it is installed, or name the module that does so, `module:id`"

@@ -187,7 +187,7 @@ def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
     >>> evaluation_steps(get("ogbench-singletask"), 250_000)
     [100000, 200000, 250000]
     >>> evaluation_steps(get("quick"), 10)
-    [2, 5, 8, 10]
+    [2, 5, 7, 10]
     """
     if steps < 1:
         raise InputError(f"a run of {steps} updates has nothing to evaluate; set at least 1")

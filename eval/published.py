@@ -38,7 +38,7 @@ class PublishedSize:
     """One printed point of score against size: mean over tasks, in percent.
 
     Attributes:
-        called_here: what a run of the method is called here (`method_name` of training/result.py).
+        called_here: what a run of the method is called here (`Config.method`).
         spread_like: the method whose deviations by task are taken in proportion for this one's,
             which are not printed by size.
     """

@@ -69,6 +69,7 @@ from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20
+_BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 """Warnings listed per run; the rest are counted."""
 
 
@@ -138,16 +139,13 @@ def write_report(
         "report.md": render("report.md.jinja", page),
     }
     if boards:
-        texts |= {
-            "leaderboard.csv": as_csv(boards),
-            "leaderboard.json": as_json(boards),
-            "leaderboard.tex": as_latex(boards),
-        }
+        made = (as_csv(boards), as_json(boards), as_latex(boards))
+        texts |= dict(zip(_BOARD_FILES, made, strict=True))
     _write_all(out, texts)
     return ReportFiles(
         html=out / "report.html",
         markdown=out / "report.md",
-        boards=tuple(out / name for name in texts if name.startswith("leaderboard")),
+        boards=tuple(out / name for name in _BOARD_FILES if name in texts),
         warnings=(*warnings, *(f"{s.name}: {w}" for s in sections for w in s.warnings)),
     )
 
@@ -156,6 +154,8 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
     try:
         for name, text in texts.items():
             write_atomic(out / name, text.encode("utf-8", "replace").decode("utf-8"))
+        for name in set(_BOARD_FILES) - set(texts):  # of a report that was here before
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"the report cannot be written to {out} ({error.strerror}); give another folder"

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tql_offline.config import validate
 from tql_offline.documents import (
     MAX_CONFIG_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -133,6 +134,8 @@ class Run:
         warnings: one sentence for everything that was left out or does not fit together.
         seconds: spent in updates (`timing.jsonl`); NaN where it is not recorded.
         inspection: what `inspect` found, where it was run.
+        method: by its config; empty where that is not one.
+        saved: step of its last checkpoint, 0 before the first.
     """
 
     folder: RunFolder
@@ -145,6 +148,8 @@ class Run:
     warnings: tuple[str, ...]
     seconds: float = math.nan
     inspection: Inspection | None = None
+    method: str = ""
+    saved: int = 0
 
     @property
     def finished(self) -> bool:
@@ -181,7 +186,7 @@ class Run:
     def steps_done(self) -> int:
         """The last update that left a trace."""
         logged = [curve.steps[-1] for curve in self.curves.values()]
-        return max([*logged, *(e.step for e in self.evaluations)], default=0)
+        return max([self.saved, *logged, *(e.step for e in self.evaluations)])
 
 
 @dataclass
@@ -222,6 +227,8 @@ def read_run(folder: RunFolder) -> Run:
         curves=_read_curves(folder.metrics, reading),
         seconds=_read_seconds(folder.timing, reading),
         inspection=_read_inspection(folder.inspection, reading),
+        method=_method(config),
+        saved=_last_checkpoint(folder),
         warnings=tuple(reading.warnings),
     )
 
@@ -295,6 +302,22 @@ def _read_config(path: Path, reading: _Reading) -> dict[str, Any]:
     except ValueError as error:
         reading.warn(f"{path.name} is not valid TOML ({error}); its settings are left out")
     return {}
+
+
+def _method(config: dict[str, Any]) -> str:
+    if not {"objective", "critic", "entropy"} <= config.keys():
+        return ""  # defaults would make another's of it
+    try:
+        return validate(config, source="config.toml").method
+    except InputError:
+        return ""
+
+
+def _last_checkpoint(folder: RunFolder) -> int:
+    try:
+        return max(folder.checkpoint_steps(), default=0)
+    except OSError:
+        return 0
 
 
 def _refuse_link(path: Path) -> None:

@@ -202,8 +202,8 @@ def fact(run: Run, *names: str) -> Any:
 
 
 def method_of(run: Run) -> str:
-    """What the literature calls it; of an unfinished run objective and critic."""
-    method = run.result.get("method")
+    """What the literature calls it; of a run with an unusable config objective and critic."""
+    method = run.result.get("method") or run.method
     if isinstance(method, str) and method:
         return method
     parts = (lookup(run.config, "objective"), lookup(run.config, "critic.kind", "kind"))

@@ -112,7 +112,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, f
     if len(scores) == 1:
         return math.nan, math.nan
     error = scores.std(ddof=1) / math.sqrt(len(scores))
-    half_width = student_t(len(scores) - 1, confidence) * error
+    half_width = float(student_t(len(scores) - 1, confidence) * error)
     return float(scores.mean()) - half_width, float(scores.mean()) + half_width
 
 

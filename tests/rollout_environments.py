@@ -141,6 +141,12 @@ class DrawsNothing(Drawn):
         return None
 
 
+class HasNoRender(Drawn):
+    """It takes a render mode, and Gymnasium's own `render` raises NotImplementedError."""
+
+    render = gymnasium.Env.render
+
+
 class DrawnUntilItDies(Drawn):
     """Ends its process in the fourth frame of an episode."""
 
@@ -242,7 +248,7 @@ ENVIRONMENTS = (
     Unmakeable, FailsAtOnce,
     Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
     EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
-    LacksPackage, DrawsNothing, DrawnUntilItDies, DrawnUntilItHangs,
+    LacksPackage, DrawsNothing, HasNoRender, DrawnUntilItDies, DrawnUntilItHangs,
 )  # fmt: skip
 for environment in ENVIRONMENTS:
     gymnasium.register(f"{environment.__name__}-v0", entry_point=environment)  # type: ignore[arg-type]

@@ -23,7 +23,6 @@ from tql_offline.datasets.load import load
 from tql_offline.datasets.names import collected_folder
 from tql_offline.errors import InputError
 from tql_offline.training.loop import SilentReporter
-from tql_offline.training.result import method_name
 from tql_offline.training.run import run, run_stem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +119,7 @@ def test_run_names_say_what_differs():
 
 def test_method_names_are_the_literatures():
     def name(**settings):
-        return method_name(resolve(settings))
+        return resolve(settings).method
 
     mlp = {"kind": "mlp"}
     assert name() == "TQL"
@@ -153,7 +152,7 @@ def test_method_names_are_the_literatures():
     ],
 )
 def test_a_method_preset_makes_that_method(preset, method):
-    assert method_name(resolve({}, preset=preset)) == method
+    assert resolve({}, preset=preset).method == method
 
 
 def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):

@@ -175,6 +175,19 @@ def test_a_fit_that_still_moves_is_not_settled(trace, settled):
     assert made.is_settled == settled
 
 
+def test_a_fit_of_fewer_updates_than_a_value_takes_is_not_settled():
+    """Of γ 0.9, 10 steps at a rate of 0.1 take 100 updates; episodes of 4 steps 40."""
+    for length, updates, lasted in (
+        (30, 99, False),
+        (30, 101, True),
+        (4, 40, True),
+        (4, 39, False),
+    ):
+        data = walk(4, length, reward=lambda s, _a: s)
+        fit = Fit(**(vars(SHORT) | {"updates": updates, "polyak": 0.1}))
+        assert worth(lambda s, _z: -s, data, discount=0.9, fit=fit).lasted == lasted
+
+
 def test_a_fit_that_diverges_is_an_error():
     data = walk(10, 10, reward=lambda s, _a: s)
     with pytest.raises(InputError, match="diverged"):

@@ -248,6 +248,29 @@ def test_unfinished_run_is_shown_as_such(tmp_path):
     assert "Attention entropy" in html
 
 
+def test_a_stopped_run_is_as_far_as_its_checkpoint_and_has_its_methods_name(tmp_path):
+    begun = make_run(tmp_path / "begun", steps=2000, successes=(3,), finished=False)
+    begun.config.write_text(begun.config.read_text().replace("\nsteps = 2000", "\nsteps = 9000"))
+    saved = begun.checkpoints / "2094"
+    saved.mkdir(parents=True)
+    (saved / "state.json").touch()
+    _, markdown = written([begun], tmp_path / "out")
+    assert "TQL tiny (unfinished, 2 094 of 9 000 updates)" in markdown
+
+
+def test_a_later_report_takes_an_earlier_ones_leaderboard_away(tmp_path):
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (0, 1)]
+    first = write_report(runs, tmp_path / "out")
+    assert all(path.is_file() for path in first.boards)
+    assert len(first.boards) == 3
+    other = tmp_path / "out" / "leaderboard.md"
+    other.touch()
+    second = write_report(runs[:1], tmp_path / "out", published=False)
+    assert not second.boards
+    assert not any(path.exists() for path in first.boards)
+    assert other.exists()
+
+
 def test_folder_with_only_a_config_is_reported(tmp_path):
     folder = RunFolder(tmp_path / "bare")
     folder.path.mkdir()

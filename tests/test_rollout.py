@@ -165,7 +165,7 @@ def test_a_description_says_what_scores_depend_on():
     ("env_id", "timing", "message"),
     [
         ("cube-sextuple-v0", None, "'cube-sextuple-v0' cannot be made"),
-        ("no_such_module:Env-v0", None, "cannot be made .*no_such_module"),
+        ("no_such_module:Env-v0", None, "cannot be made .*no_such_module.*PYTHONPATH="),
         (POINTMAZE, "late", "success timing 'late' is unknown"),
         (UNEVEN, "post", "has no success timing; leave"),
         (

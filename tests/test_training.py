@@ -14,13 +14,15 @@ from tql_offline.agents.flow_q import FlowQ
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
+from tql_offline.eval.leaderboard import measured
+from tql_offline.eval.report_data import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation
 from tql_offline.training.loop import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.result import open_run
-from tql_offline.training.run import new_run_folder, resume, run
+from tql_offline.training.run import new_run_folder, resume, run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -145,6 +147,35 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
     assert code == 2
     assert "scores in " in output.err
     assert "another task; leave --env out" in output.err
+
+
+def test_a_run_without_an_environment_is_judged_by_its_first_protocol(own, tmp_path, capsys):
+    folder = train_own(own, tmp_path)
+    maze = "rollout_environments:ShortMaze-v0"
+    score = ["eval", str(folder.path), "--env", maze, "--protocol", "quick-return:2"]
+    code, output = command(score, capsys)
+    assert code == 0, output.err
+    assert "judged by its own protocol" not in output.out
+    assert read_json(folder.result)["protocol"]["name"] == "quick-return:2"
+    assert measured(read_run(folder)).setting.protocol == "quick-return:2 v1"
+    code, output = command(["eval", str(folder.path), "--policy", "learned"], capsys)
+    assert code == 0, output.err
+    assert [line["protocol"]["name"] for line in read_jsonl(folder.evaluations)] == [
+        "quick-return:2"
+    ] * 3, "the run's own, from then on"
+    code, output = command(["eval", str(folder.path), "--protocol", "quick:2"], capsys)
+    said = " ".join(output.out.split())
+    assert "judged by its own protocol, 'quick-return:2'" in said
+    assert read_json(folder.result)["protocol"]["name"] == "quick-return:2"
+
+
+def test_runs_may_be_named_by_a_text(own, tmp_path):
+    with pytest.raises(InputError, match=r"run folder .*there/taken exists"):
+        (tmp_path / "there" / "taken").mkdir(parents=True)
+        run_seeds(
+            resolve({"dataset": {"name": str(own)}, "evaluation": {"enabled": False}}),
+            (0,), load(str(own)), str(tmp_path / "there"), "taken", SilentReporter(),
+        )  # fmt: skip
 
 
 def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path, monkeypatch):

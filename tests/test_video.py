@@ -256,7 +256,7 @@ def test_a_package_that_is_missing_is_the_one_to_install(no_choice):
     )
 
 
-@pytest.mark.parametrize("name", ["Uneven", "DrawsNothing"])
+@pytest.mark.parametrize("name", ["Uneven", "DrawsNothing", "HasNoRender"])
 def test_an_environment_without_frames_is_told(name, no_choice):
     with pytest.raises(InputError, match=f"^environment '[^']*{name}-v0' draws no frames"):
         Drawing(named(name))

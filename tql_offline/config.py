@@ -357,6 +357,28 @@ class Config(Table):
         """Behaviour cloning trains no critic: its size and entropy mode mean nothing."""
         return self.objective != "cloning"
 
+    @property
+    def method(self) -> str:
+        """What the literature calls the method, with what differs from it.
+
+        >>> resolve({}).method, resolve({}, preset="fql").method
+        ('TQL', 'FQL')
+        """
+        names = {
+            "flow": "FQL",
+            "implicit": {"awr": "IQL", "best-of-n": "IFQL"}[self.implicit.extraction],
+            "conservative": "Cal-QL" if self.conservative.calibrated else "CQL",
+            "rebrac": "ReBRAC",
+            "floq": "floq",
+            "cloning": {"gaussian": "BC", "flow": "flow BC"}[self.cloning.policy],
+        }
+        name, mode = names.get(self.objective, self.objective), self.entropy.mode
+        if self.critic.kind == "mlp" or not self.has_critic:
+            return name
+        if self.objective == "flow":
+            return "TQL" if mode == "layerwise" else f"TQL-{mode}"
+        return f"{name}-transformer" if mode == "layerwise" else f"{name}-transformer-{mode}"
+
     def to_toml(self) -> str:
         """The full settings as TOML."""
         return tomli_w.dumps(self.model_dump(mode="json"))

@@ -102,5 +102,8 @@ def _estimate(
             f"the first observations of {line['starts']:,} episodes of the data"
         )
         if not line["settled"]:
-            say(f"note: it was still moving after {fit.updates:,} updates; give more --ope-updates")
+            say(
+                f"note: it was still moving after {fit.updates:,} updates, or these are too few to "
+                "tell; give more --ope-updates"
+            )
     say("note: from data alone policies can be ranked at best; these are no scores")

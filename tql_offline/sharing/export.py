@@ -23,7 +23,6 @@ from tql_offline.training.checkpoint import chosen_checkpoint
 from tql_offline.training.result import (
     action_bounds,
     is_complete,
-    method_name,
     open_run,
     read_provenance,
 )
@@ -156,7 +155,7 @@ def _facts(
         "schema": SCHEMA,
         "tql_offline": __version__,
         "run": _brief(run.path.resolve().name),
-        "method": method_name(config),
+        "method": config.method,
         "objective": config.objective,
         "critic": config.critic.kind if has_critic else "none",
         "size": config.critic.size if has_critic else "",

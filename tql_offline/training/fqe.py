@@ -54,8 +54,8 @@ class Fit:
     """How Q is fitted.
 
     Attributes:
-        updates: of all networks. A value takes `1 / (polyak·(1 - γ))` of them to come within a
-            third of where it settles.
+        updates: of all networks. A value takes `horizon / polyak` of them to come within a third
+            of where it settles, the horizon `1 / (1 - γ)` or the longest episode.
         batch_size: transitions per update.
         members: networks, each with a bootstrap of the episodes.
         hidden: widths of each.
@@ -81,6 +81,7 @@ class Worth:
         trace: the estimate after each tenth of the updates (each one, of fewer than ten), the last
             one `value`.
         starts: first observations that it is the mean over.
+        lasted: whether there were as many updates as a value takes to settle (see `Fit`).
     """
 
     value: float
@@ -88,12 +89,17 @@ class Worth:
     high: float
     trace: tuple[float, ...]
     starts: int
+    lasted: bool = True
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last fifth of the updates moved it by less than half the interval's half."""
+        """Whether the last fifth of the updates moved it by less than half the interval's half.
+
+        It says nothing of fewer updates than a value takes: early on, networks that still differ
+        from one another make the interval wide.
+        """
         before = self.trace[-3:][0]
-        return abs(self.value - before) <= (self.high - self.low) / 4
+        return self.lasted and abs(self.value - before) <= (self.high - self.low) / 4
 
 
 def evaluate_offline(
@@ -154,6 +160,7 @@ class Transitions:
         first_rows: `(E,)` observation row at which each episode begins.
         normaliser: of its observations.
         scale: by which returns are within ±1.
+        horizon: steps that a value looks ahead.
     """
 
     buffer: Buffer
@@ -161,6 +168,7 @@ class Transitions:
     first_rows: Tensor
     normaliser: Normaliser
     scale: float
+    horizon: float
 
     @classmethod
     def of(cls, episodes: Episodes, *, discount: float, device: torch.device) -> Self:
@@ -180,6 +188,7 @@ class Transitions:
             first_rows=buffer.start_rows[torch.cumsum(lengths, dim=0) - lengths],
             normaliser=normaliser,
             scale=return_bound(episodes, discount) or 1.0,
+            horizon=float(min(1 / max(1 - discount, 1e-9), episodes.lengths.max())),
         )
 
 
@@ -217,6 +226,7 @@ def fitted_q_evaluation(
         high=mean + margin,
         trace=tuple(trace),
         starts=len(data.first_rows),
+        lasted=fit.updates >= data.horizon / fit.polyak,
     )
 
 

@@ -22,6 +22,7 @@ from tql_offline.training.result import (
     action_bounds,
     is_complete,
     open_run,
+    own_protocol,
     read_evaluations,
     read_provenance,
     write_result,
@@ -49,7 +50,7 @@ def evaluate_run(
         path: the run folder.
         step: of the checkpoint; None takes the last.
         missing: score instead all that the protocol plans and that is not there yet.
-        protocol: name; empty takes the run's own.
+        protocol: name; empty takes the run's own (`own_protocol`).
         policies: names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
         reporter: where progress goes.
@@ -67,8 +68,9 @@ def evaluate_run(
             "--policy and --video out"
         )
     folder, config = open_run(path)
+    own = own_protocol(config, read_provenance(folder))
     evaluation = config.evaluation.model_copy(
-        update={"protocol": protocols.get(protocol or config.evaluation.protocol).name}
+        update={"protocol": protocols.get(protocol or own).name}
     )
     scored = config.model_copy(update={"evaluation": evaluation})
     # Read before an episode is played: what these cannot be added to is not worth playing for.
@@ -82,7 +84,8 @@ def evaluate_run(
     with evaluator(scored, env_id, torch_device) as by:
         assert by is not None
         check_fit(agent, by.pool, folder)
-        for sentence in _notes(config, path, by):
+        own = own_protocol(config, read_provenance(folder))  # which may just have become this one
+        for sentence in _notes(own, config, path, by):
             reporter.noted(sentence)
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
@@ -148,7 +151,7 @@ def _record_environment(
     """Write the environment that a run is scored in into its record, if it is not there yet.
 
     Only a finished run that was trained without one can be given one, and another as long as
-    nothing was scored in it.
+    nothing was scored in it. The protocol that it is first scored by becomes the run's own.
     """
     provenance = read_provenance(folder)
     has = provenance.get("environment") or {}
@@ -170,12 +173,13 @@ def _record_environment(
     with claimed(folder):
         if read_provenance(folder) != provenance:
             raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
-        write_json(folder.provenance, provenance | {"environment": given | {"given_later": True}})
+        later = {"given_later": True, "protocol": scored.evaluation.protocol}
+        write_json(folder.provenance, provenance | {"environment": given | later})
 
 
-def _notes(config: Config, path: Path, by: Evaluator) -> Iterator[str]:
+def _notes(own: str, config: Config, path: Path, by: Evaluator) -> Iterator[str]:
     """What is to be known of scores before they are made."""
-    protocol, own = by.protocol.name, config.evaluation.protocol
+    protocol = by.protocol.name
     if protocol != own:
         yield (
             f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "

@@ -29,6 +29,17 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     return folder, validate(read_toml(folder.config), source=str(folder.config))
 
 
+def own_protocol(config: Config, provenance: Mapping[str, Any]) -> str:
+    """The protocol that a run is judged by.
+
+    Its config's, or of a run that was trained without an environment the one by which it was first
+    scored: nothing had been planned by the config's.
+    """
+    environment = provenance.get("environment") or {}
+    named = environment.get("protocol") if environment.get("given_later") else None
+    return named if isinstance(named, str) and named else config.evaluation.protocol
+
+
 def is_complete(folder: RunFolder, config: Config) -> bool:
     """Whether the run has the checkpoint of its last update."""
     return config.steps in folder.checkpoint_steps()
@@ -139,28 +150,6 @@ def _are_numbers(row: Any, count: int) -> bool:
     )
 
 
-def method_name(config: Config) -> str:
-    """What the literature calls the run's method, with what differs from it.
-
-    >>> method_name(Config()), method_name(Config(critic=CriticConfig(kind="mlp")))
-    ('TQL', 'FQL')
-    """
-    names = {
-        "flow": "FQL",
-        "implicit": {"awr": "IQL", "best-of-n": "IFQL"}[config.implicit.extraction],
-        "conservative": "Cal-QL" if config.conservative.calibrated else "CQL",
-        "rebrac": "ReBRAC",
-        "floq": "floq",
-        "cloning": {"gaussian": "BC", "flow": "flow BC"}[config.cloning.policy],
-    }
-    name, mode = names.get(config.objective, config.objective), config.entropy.mode
-    if config.critic.kind == "mlp" or not config.has_critic:
-        return name
-    if config.objective == "flow":
-        return "TQL" if mode == "layerwise" else f"TQL-{mode}"
-    return f"{name}-transformer" if mode == "layerwise" else f"{name}-transformer-{mode}"
-
-
 def write_result(folder: RunFolder) -> None:
     """Write result.json from a complete run's other files (docs/result-schema.md).
 
@@ -172,7 +161,7 @@ def write_result(folder: RunFolder) -> None:
     steps = folder.checkpoint_steps()
     if not steps:
         raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its end")
-    protocol = protocols.get(config.evaluation.protocol)
+    protocol = protocols.get(own_protocol(config, provenance))
     latest = {
         (line["policy"], line["step"]): line
         for line in read_evaluations(folder)
@@ -183,7 +172,7 @@ def write_result(folder: RunFolder) -> None:
         {
             "schema": RESULT_SCHEMA,
             "run": folder.path.name,
-            "method": method_name(config),
+            "method": config.method,
             "objective": config.objective,
             "critic": config.critic.kind if config.has_critic else "none",
             "entropy": config.entropy.mode if provenance.get("tokens") else "none",

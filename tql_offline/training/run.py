@@ -119,7 +119,9 @@ def _claim(path: Path) -> bool:
     return True
 
 
-def run(config: Config, dataset: Dataset, runs: Path, name: str, reporter: Reporter) -> RunFolder:
+def run(
+    config: Config, dataset: Dataset, runs: str | Path, name: str, reporter: Reporter
+) -> RunFolder:
     """Train, evaluate and write the result of one run.
 
     Args:
@@ -139,7 +141,7 @@ def run_seeds(
     config: Config,
     seeds: Sequence[int],
     dataset: Dataset,
-    runs: Path,
+    runs: str | Path,
     name: str,
     reporter: Reporter,
 ) -> list[RunFolder]:
@@ -162,6 +164,7 @@ def run_seeds(
             others have finished).
     """
     refuse_other_data(config, dataset)
+    runs = Path(runs)  # by whoever calls this from Python
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
     names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
     for each, its_name in zip(configs, names, strict=True):
