@@ -430,32 +430,49 @@ def _scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> Non
 def _of_own_columns(
     columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
 ) -> Dataset:
-    notes = () if "masks" in columns else (WITHOUT_MASKS,)
-    return _own(own_episodes(columns, path), path, digest, env_id=env_id, notes=notes)
+    episodes, notes = own_episodes(columns, path)
+    return _own(episodes, path, digest, env_id=env_id, notes=tuple(notes))
 
 
-def own_episodes(columns: Mapping[str, Array], path: Path) -> Episodes:
+def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[str]]:
     """The episodes of columns in the layout of docs/data.md, whose memory they take over.
+
+    Returns:
+        The episodes, and sentences on what they may lack.
 
     Raises:
         InputError: training does not take such columns; the message names the one and the row.
     """
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
-    masks = np.ones_like(rewards)
+    masks, notes = np.ones_like(rewards), [WITHOUT_MASKS]
     if "masks" in columns:
         masks = require_vector(columns, "masks", len(observations), path)
+        notes = _ends_in_last_rows(masks, lengths)
     actions = drop_last_rows(actions, lengths)
     masks = drop_last_rows(masks, lengths)
     _check_actions(actions, lengths, path)
     require_masks(masks, path, lambda transition: _row(transition, lengths))
-    return Episodes(
+    episodes = Episodes(
         observations=observations,
         actions=_clip(actions),
         rewards=drop_last_rows(rewards, lengths),
         masks=masks,
         lengths=lengths,
     )
+    return episodes, notes
+
+
+def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
+    """A sentence where every mask of 0 stands in an episode's last row, which is no transition."""
+    lost = int((masks[np.cumsum(lengths + 1) - 1] == 0).sum())
+    if not lost or int((masks == 0).sum()) > lost:
+        return []
+    return [
+        f"'masks' is 0 in the last rows of {lost:,} episodes and nowhere else, but a last row "
+        "holds the last observation and no transition, so the task's ends are lost; write the 0 at "
+        "each last transition, a row earlier"
+    ]
 
 
 def _own(

@@ -305,6 +305,27 @@ def test_the_check_of_a_flat_file_sees_its_masks(tmp_path):
     )
 
 
+def test_the_check_of_a_flat_file_says_what_training_refuses(tmp_path):
+    columns = loader_columns()
+    del columns["terminals"], columns["masks"]
+    path = write_npz(tmp_path / "unmarked.npz", columns)
+    with pytest.raises(InputError, match="no column 'terminals'"):
+        load(str(path))
+    done = CliRunner().invoke(app, ["datasets", "check", str(path)])
+    assert done.exit_code == 1
+    assert "training refuses it: " in done.output
+    assert "no column 'terminals'" in " ".join(done.output.split())
+
+
+def test_ends_that_lie_in_last_rows_alone_are_said(tmp_path):
+    columns = own_columns()
+    columns["masks"] = 1 - columns["terminals"]
+    (note,) = load(str(write_npz(tmp_path / "late.npz", columns))).notes
+    assert note.startswith("'masks' is 0 in the last rows of 3 episodes and nowhere else")
+    columns["masks"][LENGTH - 1] = 0  # where they mean something elsewhere, as in OGBench's
+    assert load(str(write_npz(tmp_path / "both.npz", columns))).notes == ()
+
+
 def test_without_next_observations_a_mask_keeps_the_last_transition(tmp_path):
     columns = loader_columns()
     del columns["next_observations"]
@@ -809,7 +830,7 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     checked = run(app, ["datasets", "check", "antmaze-umaze-v0"])
     assert checked.exit_code == 1
     assert "D4RL#77" in checked.output
-    assert "its last one is lost" in checked.output
+    assert "training leaves these transitions out" in checked.output
     for arguments in (
         ["check", "minari:made/unit-v0"],
         ["check", str(minari_folder() / "made/unit-v0")],

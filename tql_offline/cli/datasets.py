@@ -170,10 +170,22 @@ def _flat_findings(data: str, entry: "Entry | None", env: str) -> "list[Finding]
 
     path = Path(data) if entry is None else d4rl_file(entry)
     faults = () if entry is None else entry.faults
-    view = view_of_flat(read_columns(path, only=COLUMNS, flat=True), str(path))
+    columns = read_columns(path, only=COLUMNS, flat=True)
+    view = view_of_flat(columns, str(path))
     found = [Finding("warning", "broken", f"{data}: {fault}") for fault in faults]
     found += check_spaces(view, env) if env else []
-    return found + check(view)
+    found += check(view)
+    return found if entry else [*_flat_refused(columns, path), *found]
+
+
+def _flat_refused(columns: "Mapping[str, Array]", path: Path) -> "Iterator[Finding]":
+    from tql_offline.datasets.checks import Finding
+    from tql_offline.datasets.d4rl import episodes_of
+
+    try:
+        episodes_of(columns, path)
+    except InputError as error:
+        yield Finding("warning", "refused", f"training refuses it: {error}")
 
 
 def _published(name: str) -> Entry | None:
