@@ -48,19 +48,18 @@ class Episode:
         seed: of the initial state, the environment's draws and the policy's noise.
         return_: undiscounted sum of rewards.
         length: steps.
-        success: `info["success"]` of the last step (the rule of FQL's and OGBench's evaluators).
+        success: `info["success"]` of the last step (the rule of FQL's and OGBench's evaluators);
+            None where the environment reports none.
         terminated: whether the task itself ended.
         truncated: whether the episode was cut off.
-        reports_success: whether the environment gave a success at all.
     """
 
     seed: int
     return_: float
     length: int
-    success: bool
+    success: bool | None
     terminated: bool
     truncated: bool
-    reports_success: bool = True
 
 
 class RolloutCancelledError(RuntimeError):
@@ -130,10 +129,9 @@ class _Slots:
             seed=seed,
             return_=float(self._returns[slot]),
             length=int(self._lengths[slot]),
-            success=success == 1.0,
+            success=None if np.isnan(success) else success == 1.0,
             terminated=bool(arrays.terminated[slot]),
             truncated=bool(arrays.truncated[slot]),
-            reports_success=not np.isnan(success),
         )
 
 
@@ -330,7 +328,7 @@ def evaluate(
                 f"environment {pool.description['env_id']!r} gives the return {episode.return_} in "
                 f"the episode of seed {episode.seed}; mend its reward"
             )
-    if protocol.score == "success" and not all(e.reports_success for e in episodes):
+    if protocol.score == "success" and any(e.success is None for e in episodes):
         raise InputError(
             f"environment {pool.description['env_id']!r} reports no success, which protocol "
             f"{protocol.name!r} scores; choose a protocol that scores the return"
@@ -357,7 +355,8 @@ def _summary(
     protocol: Protocol, episodes: Sequence[Episode], reference: Reference | None
 ) -> dict[str, Any]:
     """Success rate, mean return and score of an evaluation, and what they are made with."""
-    success_rate = float(np.mean([e.success for e in episodes]))
+    reported = [e.success for e in episodes if e.success is not None]
+    success_rate = float(np.mean(reported)) if len(reported) == len(episodes) else None
     return_mean = float(np.mean([e.return_ for e in episodes]))
     score = evaluation_score(
         protocol, success_rate=success_rate, return_mean=return_mean, reference=reference
@@ -372,7 +371,7 @@ def _by_goal(episodes: Sequence[Episode], goals: int) -> list[float]:
     """Success rate of each goal."""
     of_goal: list[list[bool]] = [[] for _ in range(goals)]
     for episode in episodes:
-        of_goal[goal_of_seed(episode.seed, goals) - 1].append(episode.success)
+        of_goal[goal_of_seed(episode.seed, goals) - 1].append(bool(episode.success))
     return [float(np.mean(successes)) for successes in of_goal]
 
 

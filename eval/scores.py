@@ -12,7 +12,7 @@ from tql_offline.eval.references import Reference
 def evaluation_score(
     protocol: Protocol,
     *,
-    success_rate: float,
+    success_rate: float | None,
     return_mean: float,
     reference: Reference | None = None,
 ) -> float:
@@ -21,14 +21,17 @@ def evaluation_score(
     Args:
         protocol: says which.
         success_rate: fraction of successful episodes in [0, 1]; of a protocol with goals, the mean
-            over goals, which have equally many episodes.
+            over goals, which have equally many episodes. None where the environment reports none.
         return_mean: mean undiscounted return of the episodes.
         reference: of the dataset, where the score is normalised.
 
     Raises:
-        InputError: the score is normalised and there is no reference.
+        InputError: the score is normalised and there is no reference, or of a success that is not
+            reported.
     """
     if protocol.score == "success":
+        if success_rate is None:
+            raise InputError(f"protocol {protocol.name!r} scores success; there is none reported")
         return 100.0 * success_rate
     if protocol.score == "return":
         return return_mean

@@ -5,6 +5,7 @@ again: the same seed, the same noise, and the policy called with the same row of
 that does not come to the same return, length and success is not kept.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ def chosen(episodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     >>> chosen([{"return": r, "success": False, "seed": 9 - k} for k, r in enumerate(returns)])
     {'best': 3, 'median': 2, 'worst': 1}
     """
-    ranks = [(episode["return"], episode["success"]) for episode in episodes]
+    ranks = [(episode["return"], bool(episode["success"])) for episode in episodes]
     ordered = sorted(ranks)
     ranked = ordered[-1], ordered[(len(ordered) - 1) // 2], ordered[0]
 
@@ -147,7 +148,11 @@ def _record(
             count()
             if length > scored["length"]:
                 break
-    return {"return": return_, "length": length, "success": success == 1.0}
+    return {
+        "return": return_,
+        "length": length,
+        "success": None if math.isnan(success) else success == 1.0,
+    }
 
 
 def _counter(progress: Callable[[int], None] | None) -> Callable[[], None]:

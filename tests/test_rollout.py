@@ -22,8 +22,12 @@ from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol, workers
 from tql_offline.eval.environments import SeededEnvironment, describe, make, quiet
+from tql_offline.eval.report_data import parse_evaluation
 from tql_offline.eval.rollout import evaluate, rollout, run_episodes
 from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
+from tql_offline.files import append_jsonl
+from tql_offline.runs import RunFolder
+from tql_offline.training.result import read_evaluations
 
 UNEVEN = "rollout_environments:Uneven-v0"
 POINTMAZE = "pointmaze-medium-singletask-v0"
@@ -159,6 +163,19 @@ def test_a_description_says_what_scores_depend_on():
             "gymnasium": gymnasium.__version__,
         },
     }
+
+
+def test_a_success_that_is_not_reported_is_none(tmp_path):
+    short = protocol.get("quick-return:2")
+    env_id = "rollout_environments:Silent-v0"
+    with EnvironmentPool(env_id, slots=short.slots, processes=1) as pool:
+        line = evaluate(noise_policy, pool, short, step=1, policy_name="learned", noise_dim=2)
+    assert {episode["success"] for episode in line["episodes"]} == {None}
+    assert line["success_rate"] is None
+    folder = RunFolder(tmp_path)
+    append_jsonl(folder.evaluations, line)
+    assert read_evaluations(folder) == [line]
+    assert parse_evaluation(line).successes is None
 
 
 @pytest.mark.parametrize(

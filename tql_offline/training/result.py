@@ -108,7 +108,7 @@ _LINE_CHECKS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "protocol": _is_named,
     "episodes": _is_list,
-    "success_rate": _is_finite,
+    "success_rate": lambda value: value is None or _is_finite(value),
     "return_mean": _is_finite,
     "score": _is_finite,
 }
