@@ -15,7 +15,7 @@ from command_line import command
 import tql_offline.__main__
 import tql_offline.cli
 from tql_offline.cli import main
-from tql_offline.cli.tables import TerminalReporter, print_evaluations
+from tql_offline.cli.tables import TerminalReporter, print_evaluations, print_spread
 from tql_offline.config import DEFAULT_DATASET, resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
@@ -273,8 +273,15 @@ def test_a_run_that_nothing_scores_is_told_what_will_judge_it(tmp_path, capsys):
     code, output = command(["train", "--dataset", file, *tiny, *place], capsys)
     assert code == 0, output.err
     said = " ".join(output.out.split())
-    assert said.count("judges by this run's protocol for good, 'ogbench-singletask'") == 1
+    assert said.count("`eval --env`: 'ogbench-singletask' if none is given") == 1
     assert "Scores" not in said
+
+
+def test_several_seeds_end_in_their_mean_and_spread(capsys):
+    protocol = {"name": "quick", "version": 1}
+    print_spread([{"score": score, "protocol": protocol} for score in (10.0, 40.0, 100.0)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "over 3 seeds, learned policy at the last update: 50 ± 37 success in percent" in said
 
 
 @pytest.mark.slow

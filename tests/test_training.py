@@ -247,7 +247,13 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     (tmp_path / "else" / "mine.npz").unlink()
     (tmp_path / "begun" / "mine.npz").unlink()
     code, output = command(look, capsys)
-    assert (code, "mine.npz does not exist" in output.err) == (2, True)
+    said = f"{str(tmp_path / 'begun' / 'mine.npz')!r}, is not there any more; move it back, or run"
+    assert (code, said in output.err) == (2, True)
+    assert "in a folder where mine.npz is the file" in output.err
+    np.savez(tmp_path / "else" / "mine.npz", nothing=np.zeros(3))
+    code, output = command(look, capsys)
+    assert code == 2
+    assert "observations" in output.err, "that folder's file is taken"
 
 
 def test_data_scaled_otherwise_than_the_settings_say_are_refused(own, tmp_path, monkeypatch):

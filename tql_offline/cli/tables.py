@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tql_offline.eval.protocol import scores_success
-from tql_offline.eval.statistics import wilson_interval
+from tql_offline.eval.statistics import mean_std, wilson_interval
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BINS = 24
@@ -134,12 +134,22 @@ def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
     return "  ".join(parts)
 
 
+def print_spread(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print mean and spread over seeds of their last scores, as papers do."""
+    mean, sd = mean_std([line["score"] for line in lines])
+    unit = "success in percent" if scores_success(lines[0]["protocol"]) else "score"
+    say(
+        f"over {len(lines)} seeds, learned policy at the last update: {mean:.4g} ± {sd:.2g} {unit} "
+        "(mean ± standard deviation); `tql-offline report` gives the interval"
+    )
+
+
 class TerminalReporter:
     """Draws a run: progress bars on a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
         self._bars = _progress(MofNCompleteColumn())
-        self._note = Text(overflow="ellipsis", no_wrap=True)
+        self._note = Text()  # which wraps: a layer's entropies may stand in a second line
         self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
         self._steps: dict[str, int] = {}

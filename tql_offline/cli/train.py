@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.tables import TerminalReporter, print_evaluations, progress_bar, say
+from tql_offline.cli.tables import (
+    TerminalReporter,
+    print_evaluations,
+    print_spread,
+    progress_bar,
+    say,
+)
 from tql_offline.config import DEFAULT_DATASET, FLOW_POLICIES, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
@@ -194,14 +200,26 @@ def train_and_show(
     data = load_and_say(config)
     if data.env_id is None:
         say(
-            f"note: a later `eval --env` judges by this run's protocol for good, "
-            f"{config.evaluation.protocol!r}; --protocol quick-return is for returns"
+            "note: the run will be judged by the protocol that it is first scored by, in a later "
+            f"`eval --env`: {config.evaluation.protocol!r} if none is given"
         )
     with TerminalReporter() as reporter:
         folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
     for folder in folders:
         _show(folder)
+    last = [line for folder in folders for line in _last_score(folder, config)]
+    if len(last) > 1:
+        print_spread(last)
     return folders
+
+
+def _last_score(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
+    """The learned policy's at the last update, if it was scored."""
+    return [
+        line
+        for line in read_jsonl(folder.evaluations)
+        if line["policy"] == "learned" and line["step"] == config.steps
+    ]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

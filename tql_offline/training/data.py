@@ -60,7 +60,9 @@ def data_of(
         InputError: they are not there, have changed, or are scaled otherwise.
     """
     recorded = read_provenance(folder)["dataset"]
-    dataset = load_dataset(_with_path(config, recorded))
+    named = _with_path(config, recorded)
+    _refuse_lost_file(folder, named, recorded)
+    dataset = load_dataset(named)
     if dataset.sha256 != recorded["sha256"]:
         raise InputError(
             f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
@@ -73,6 +75,23 @@ def data_of(
             "was trained on; restore its config.toml and provenance.json"
         )
     return dataset
+
+
+def _refuse_lost_file(folder: RunFolder, config: Config, recorded: Mapping[str, Any]) -> None:
+    """Say where a run's own data file was, if it is neither there nor here."""
+    given = Path(config.dataset.path or config.dataset.name)
+    is_file = bool(config.dataset.path) or recorded.get("source") == "own file"
+    if not is_file or given.exists():
+        return
+    where = recorded.get("path")
+    was = f", {shown(where)}," if isinstance(where, str) else ""
+    elsewhere = (
+        "" if given.is_absolute() else f", or run this in a folder where {given} is the file"
+    )
+    raise InputError(
+        f"the data file of run {folder.path}{was} is not there any more; move it back{elsewhere} "
+        "(its SHA-256 is compared)"
+    )
 
 
 def _with_path(config: Config, recorded: Mapping[str, Any]) -> Config:
