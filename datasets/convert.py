@@ -1,6 +1,7 @@
 """Convert data between OGBench's npz, HDF5 with the same columns, and Minari, without loss.
 
-Every column keeps its numbers, type and order, whatever it is called. A Minari dataset is a folder:
+Every column keeps its numbers, type and order, whatever it is called; the groups of D4RL's files
+(`infos`, `metadata`) are left out. A Minari dataset is a folder:
 
     TARGET/data/metadata.json       spaces; `tql_offline_columns`: names of the columns, in order
     TARGET/data/main_data.hdf5      a group per episode
@@ -26,7 +27,7 @@ import h5py
 import numpy as np
 
 from tql_offline.datasets.checks import view_of_columns
-from tql_offline.datasets.columns import HDF5_SUFFIXES, read_columns
+from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
@@ -71,6 +72,11 @@ def convert(
         raise InputError(f"{source} would be converted onto itself; name another target")
     if not force and target.exists():
         raise InputError(f"{target} exists already; give --force to replace it")
+    if to == "minari" and source.is_file() and is_flat(source):
+        raise InputError(
+            f"{source} has a row a step, as D4RL's files, which is not written as Minari's layout; "
+            "convert it to .npz or .hdf5, or train on it as it is"
+        )
     columns = read_any(source, infos=infos)
     with writing(target), _aside(target) as aside:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +105,14 @@ def convert(
 
 
 def read_any(source: Path, *, infos: bool = True) -> Mapping[str, Array]:
-    """All columns of a file or a Minari folder, in OGBench's layout and as they were stored.
+    """All columns of a file or a Minari folder as they were stored, in their own layout.
 
     Raises:
         InputError: it cannot be read.
     """
-    return read_minari(source, infos=infos) if source.is_dir() else read_columns(source)
+    if source.is_dir():
+        return read_minari(source, infos=infos)
+    return read_columns(source, flat=is_flat(source))
 
 
 def _format(target: Path, to: str) -> str:

@@ -530,6 +530,22 @@ def edit_spec(folder, **changed):
         edit(folder, **{key: json.dumps(spec | changed)})
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_d4rls_layout_is_converted_between_files(suffix, tmp_path):
+    from tql_offline.datasets.convert import convert
+
+    columns = flat_columns() | {"next_observations": next_column()}
+    source = write_d4rl(tmp_path / "flat.hdf5", columns)
+    manifest = convert(source, tmp_path / f"copy{suffix}")
+    assert set(manifest["columns"]) == set(columns), "without the groups"
+    one, other = load(str(source)), load(str(tmp_path / f"copy{suffix}"))
+    assert one.episodes.masks.tolist() == other.episodes.masks.tolist()
+    assert one.episodes.observations.tolist() == other.episodes.observations.tolist()
+    with pytest.raises(InputError, match="a row a step"):
+        convert(source, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_a_strangers_program_is_not_run(tmp_path, monkeypatch):
     """Neither its environment nor its wrapper: the one registered under the id is made."""
     (tmp_path / "evil_module.py").write_text("raise SystemExit('the stranger has run')")

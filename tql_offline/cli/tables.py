@@ -149,7 +149,7 @@ class TerminalReporter:
 
     def __init__(self) -> None:
         self._bars = _progress(MofNCompleteColumn())
-        self._note = Text()  # which wraps: a layer's entropies may stand in a second line
+        self._note = Text()
         self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
         self._steps: dict[str, int] = {}
@@ -184,7 +184,7 @@ class TerminalReporter:
         """A line of metrics was written."""
         text = metrics_line(line, updates_per_second)
         if self._live is not None:
-            self._note.plain = text
+            self._note.plain = text.replace("  H1 ", "\nH1 ", 1)
         elif self._is_time(PLAIN_SECONDS):
             say(text)
 
