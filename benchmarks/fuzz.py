@@ -138,7 +138,7 @@ def write_run(folder: Path) -> None:
 @cache
 def _trained() -> Path:
     from tql_offline.datasets.load import load
-    from tql_offline.training.loop import SilentReporter
+    from tql_offline.training.reporters import SilentReporter
     from tql_offline.training.result import write_result
     from tql_offline.training.run import run
 
@@ -196,7 +196,7 @@ def write_models(folder: Path) -> None:
 @cache
 def _best_of_n() -> Path:
     from tql_offline.datasets.load import load
-    from tql_offline.training.loop import SilentReporter
+    from tql_offline.training.reporters import SilentReporter
     from tql_offline.training.run import run
 
     data = _trained() / "mine.npz"

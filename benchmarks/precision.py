@@ -44,8 +44,8 @@ from tql_offline.runs import RunFolder
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator
-from tql_offline.training.loop import SilentReporter
 from tql_offline.training.provenance import git_commit, on_cpu
+from tql_offline.training.reporters import SilentReporter
 
 aten = torch.ops.aten
 PRODUCTS = {

@@ -1,201 +1,20 @@
 """The device-resident buffer: every column on the training device, indices drawn there."""
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.batch import Batch
-from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector, row_blocks
+from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
+from tql_offline.datasets.returns import n_step_table, returns_to_go
 from tql_offline.errors import InputError
 
 _STAGING_BYTES = 2**24
 """Of pinned memory a column is copied through."""
-_WORK_BYTES = 16
-"""What a transition's numbers take while its targets are computed: float64 and int64."""
-
-
-@dataclass(frozen=True)
-class NStepTable:
-    """What an n-step target needs of each of the N transitions, computed once.
-
-    Attributes:
-        returns: `(N,)` float32, `Σ_{k<m} γ^k r_{i+k}`.
-        discounts: `(N,)` float32, `γ^m·mask` with the mask of the m-th step.
-        steps: `(N,)` m ≤ n, of the type that counts rows: fewer where the episode or the task
-            ended sooner.
-    """
-
-    returns: NDArray[np.float32]
-    discounts: NDArray[np.float32]
-    steps: NDArray[np.integer[Any]]
-
-
-def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
-    """Compute n-step returns and discounts of every transition.
-
-    A window stops at the episode's last transition (and bootstraps from the observation after it)
-    and at a step whose mask is 0 (and does not bootstrap). Cost: at most n passes over N numbers, a
-    block at a time, and the windows that stop once more.
-    """
-    count = episodes.num_transitions
-    goes_on = episodes.masks > 0
-    goes_on[episodes.last_transitions()] = False
-    table = NStepTable(
-        returns=empty_vector(count, np.float32),
-        discounts=empty_vector(count, np.float32),
-        steps=empty_vector(count, episodes.row_dtype),
-    )
-    longest = min(n, int(episodes.lengths.max()))
-    for rows in row_blocks(count, _WORK_BYTES):
-        _fill_whole(table, episodes, rows, longest, discount)
-        for some in _stopped(goes_on, rows, longest):
-            _fill_stopped(table, episodes, goes_on, some, longest, discount)
-    return table
-
-
-def _fill_whole(
-    table: NStepTable, episodes: Episodes, rows: slice, n: int, discount: float
-) -> None:
-    """Fill in consecutive transitions as if all windows had n steps."""
-    returns = 0.0 + episodes.rewards[rows].astype(np.float64)  # -0.0 becomes 0.0, as in a sum
-    for k in range(1, n):
-        # The windows' k-th steps lie side by side, too.
-        ahead = episodes.rewards[rows.start + k : rows.stop + k]
-        returns[: len(ahead)] += discount**k * ahead
-    masks = episodes.masks[rows.start + n - 1 : rows.stop + n - 1]
-    table.returns[rows] = returns
-    table.steps[rows] = n
-    table.discounts[rows.start : rows.start + len(masks)] = discount**n * masks.astype(np.float64)
-
-
-def _stopped(goes_on: NDArray[np.bool_], rows: slice, n: int) -> Iterator[NDArray[np.int64]]:
-    """Of consecutive transitions those whose windows of n steps stop before, a block at a time."""
-    whole = np.ones(rows.stop - rows.start, dtype=np.bool_)
-    for k in range(n - 1):
-        ahead = goes_on[rows.start + k : rows.stop + k]
-        whole[: len(ahead)] &= ahead
-    stopped = np.flatnonzero(~whole) + rows.start
-    for some in row_blocks(len(stopped), 4 * _WORK_BYTES):
-        yield stopped[some]
-
-
-def _fill_stopped(
-    table: NStepTable,
-    episodes: Episodes,
-    goes_on: NDArray[np.bool_],
-    at: NDArray[np.int64],
-    n: int,
-    discount: float,
-) -> None:
-    """Fill in given transitions, each window up to the step where it stops."""
-    returns = 0.0 + episodes.rewards[at].astype(np.float64)
-    steps = np.ones(len(at), dtype=np.int64)
-    open_ = np.flatnonzero(goes_on[at])
-    for k in range(1, n):
-        ahead = at[open_] + k  # none that is open reaches beyond the data
-        returns[open_] += discount**k * episodes.rewards[ahead]
-        steps[open_] += 1
-        open_ = open_[goes_on[ahead]]
-    table.returns[at] = returns
-    table.steps[at] = steps
-    table.discounts[at] = discount**steps * episodes.masks[at + steps - 1]
-
-
-def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
-    """A lower bound on the behaviour's discounted return from each transition on, `(N,)`.
-
-    Backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`. What follows the
-    cut of an episode is not known; it counts as the worst reward of the data forever (or as 0,
-    which an end would give, if that is worse): with -1 a step a task that was never done is worth
-    -1/(1-γ), as in Cal-QL's code, and not the few steps that were left before the cut.
-    """
-    worst = min(float(episodes.rewards.min()), 0.0)
-    forever = 1 / (1 - discount) if discount < 1 else np.inf
-    after_cut = worst * forever if worst else 0.0
-    # Longest first, so that the episodes that have a step t are the first few.
-    order = np.argsort(-episodes.lengths, kind="stable")
-    lengths = episodes.lengths[order]
-    starts = (np.cumsum(episodes.lengths) - episodes.lengths)[order]
-    beyond = np.full(len(lengths), after_cut)
-    returns = empty_vector(episodes.num_transitions, np.float32)
-    stop = int(lengths[0])
-    while stop:
-        stop = _fill_backwards(returns, episodes, starts, lengths, beyond, stop, discount)
-    return returns
-
-
-def _fill_backwards(
-    returns: NDArray[np.float32],
-    episodes: Episodes,
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    beyond: NDArray[np.float64],
-    stop: int,
-    discount: float,
-) -> int:
-    """Fill in the returns of some steps before `stop`, of about a block's numbers in all.
-
-    Args:
-        returns: `(N,)`, filled in.
-        episodes: the dataset.
-        starts: `(E,)` first transition of each episode, the longest episode first.
-        lengths: `(E,)` of these episodes.
-        beyond: `(E,)` what follows `stop`; afterwards what follows the step returned.
-        stop: the first step that is filled in already.
-        discount: γ.
-
-    Returns:
-        The first step that is filled in now.
-    """
-    room = BLOCK_BYTES // _WORK_BYTES
-    num_active = int(np.searchsorted(-lengths, -(stop - 1)))  # of the last step: at least so many
-    steps = np.arange(max(stop - max(room // max(num_active, 1), 1), 0), stop)
-    active = np.searchsorted(-lengths, -steps)  # episodes that have each step: more before
-    too_many = int(np.count_nonzero(active * (stop - steps) > room))
-    steps = steps[min(too_many, len(steps) - 1) :]
-    counts = active[-len(steps) :].tolist()
-    first = int(steps[0])
-    if lengths[0] == lengths[-1]:  # a rectangle, of which part is a view
-        rewards, masks, there = (
-            column.reshape(len(lengths), -1)[:, first:stop]
-            for column in (episodes.rewards, episodes.masks, returns)
-        )
-        there[:] = _backwards(rewards, masks, counts, beyond, discount)
-        return first
-    here = starts[: counts[0], None] + steps
-    inside = steps < lengths[: counts[0], None]
-    # Clipped, what lies beyond the data is some number that no episode has a step for.
-    rewards, masks = (c.take(here, mode="clip") for c in (episodes.rewards, episodes.masks))
-    returns[here[inside]] = _backwards(rewards, masks, counts, beyond, discount)[inside]
-    return first
-
-
-def _backwards(
-    rewards: NDArray[np.float32],
-    masks: NDArray[np.float32],
-    counts: list[int],
-    beyond: NDArray[np.float64],
-    discount: float,
-) -> NDArray[np.float64]:
-    """Returns from `(episodes, steps)` rewards, whose t-th step `counts[t]` episodes have."""
-    total = rewards.T.astype(np.float64, order="C")  # a row per step
-    ongoing = np.ascontiguousarray(masks.T > 0)
-    goes_on = np.all(ongoing, axis=1)
-    for row, count in reversed(list(enumerate(counts))):
-        now, after = total[row, :count], beyond[:count]
-        if goes_on[row]:  # the same, much faster
-            now += discount * after
-        else:
-            np.add(now, discount * after, out=now, where=ongoing[row, :count])
-        after[:] = now
-    return total.T
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 
 
 def raising(error):

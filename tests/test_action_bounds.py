@@ -11,7 +11,7 @@ from tql_offline.eval.environments import action_bounds, make
 from tql_offline.files import read_json
 from tql_offline.training import environment
 from tql_offline.training.environment import fitting_environment
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.run import run
 

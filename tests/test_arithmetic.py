@@ -173,7 +173,7 @@ def test_a_run_records_it(tmp_path):
     import numpy as np
 
     from tql_offline.datasets.load import load
-    from tql_offline.training.loop import SilentReporter
+    from tql_offline.training.reporters import SilentReporter
     from tql_offline.training.run import run
 
     ends = np.zeros(12, dtype=bool)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tql_offline.datasets.buffer import make_buffer, n_step_table, returns_to_go
+from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.returns import n_step_table, returns_to_go
 
 
 def make_episodes(lengths, done_at=(), dims=1):

@@ -20,7 +20,7 @@ from tql_offline.datasets.checks import (
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.errors import InputError
 from tql_offline.training import run as training
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 
 LENGTHS = (60, 40, 50, 70)
 ENDS = np.cumsum(np.array(LENGTHS) + 1) - 1

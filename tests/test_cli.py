@@ -22,8 +22,9 @@ from tql_offline.datasets.embedded import is_installed, load_embedded
 from tql_offline.datasets.load import load
 from tql_offline.datasets.names import collected_folder
 from tql_offline.errors import InputError
-from tql_offline.training.loop import SilentReporter
-from tql_offline.training.run import run, run_stem
+from tql_offline.training.new_run import run_stem
+from tql_offline.training.reporters import SilentReporter
+from tql_offline.training.run import run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.training.fqe import Fit, evaluate_offline
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

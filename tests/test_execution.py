@@ -28,8 +28,9 @@ from tql_offline.training import compile as execution
 from tql_offline.training import evaluation
 from tql_offline.training import run as runs
 from tql_offline.training.arithmetic import flops_per_update
-from tql_offline.training.loop import SilentReporter, next_event
+from tql_offline.training.loop import next_event
 from tql_offline.training.metrics import MetricsWindow
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")

@@ -35,7 +35,7 @@ from tql_offline.sharing import hub as hub_module
 from tql_offline.sharing import onnx_policies
 from tql_offline.sharing.export import export_run
 from tql_offline.training import checkpoint
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.result import open_run
 from tql_offline.training.run import run

@@ -15,7 +15,7 @@ from tql_offline.errors import InputError
 from tql_offline.networks import SIZES, TransformerCritic, ValueFlow
 from tql_offline.objectives.floq import bin_probabilities, value_flow_error
 from tql_offline.training import checkpoint
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
 SAMPLES, STEPS = 3, 2

@@ -21,7 +21,7 @@ from tql_offline.training.fqe import (
     evaluate_offline,
     fitted_q_evaluation,
 )
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
 CPU = torch.device("cpu")

@@ -39,8 +39,8 @@ from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, find_results, find_runs
 from tql_offline.training import checkpoint, sweep
 from tql_offline.training.metrics import MetricsWindow
+from tql_offline.training.new_run import check
 from tql_offline.training.result import open_run
-from tql_offline.training.run import check
 
 pytestmark = pytest.mark.timeout(60)
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")

@@ -26,7 +26,7 @@ from tql_offline.networks import TransformerCritic
 from tql_offline.training import inspection
 from tql_offline.training.checkpoint import chosen_checkpoint
 from tql_offline.training.inspection import Choice, _default_states, map_entropy
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
 SETTINGS = {

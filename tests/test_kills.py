@@ -22,7 +22,7 @@ from tql_offline.errors import InputError
 from tql_offline.files import remove_parts
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, loop
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run
 
 TESTS = Path(__file__).parent

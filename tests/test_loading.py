@@ -18,13 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tql_offline.datasets import blocks, buffer, episodes, reading
+from tql_offline.datasets import blocks, buffer, episodes, reading, returns
 from tql_offline.datasets import hdf5 as hdf5_reader
 from tql_offline.datasets import npz as npz_reader
-from tql_offline.datasets.buffer import make_buffer, returns_to_go
+from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import load
+from tql_offline.datasets.returns import returns_to_go
 from tql_offline.errors import InputError
 
 CPU = torch.device("cpu")
@@ -86,9 +87,9 @@ def blocks_of(num_bytes):
             def small(rows, row_bytes, *, multiple=1, block_bytes=0):
                 return ROW_BLOCKS(rows, row_bytes, multiple=multiple, block_bytes=num_bytes)
 
-            for module in (blocks, buffer, hdf5_reader, npz_reader, reading):
+            for module in (blocks, buffer, returns, hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "row_blocks", small)
-            for module in (buffer, episodes):
+            for module in (returns, episodes):
                 patch.setattr(module, "BLOCK_BYTES", num_bytes)
             for module in (hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "TASK_BYTES", num_bytes)

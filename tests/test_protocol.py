@@ -27,7 +27,7 @@ from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.files import read_jsonl
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
 OGBENCH = get("ogbench-singletask")

@@ -13,7 +13,7 @@ from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.errors import InputError
 from tql_offline.files import read_json
-from tql_offline.training.run import _findings
+from tql_offline.training.run import findings_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
@@ -62,7 +62,7 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
         ours, theirs = (getattr(d.episodes, name) for d in (from_memory, from_file))
         np.testing.assert_array_equal(ours, theirs)
     assert from_memory.notes == from_file.notes
-    assert _findings(from_memory) == _findings(from_file)
+    assert findings_of(from_memory) == findings_of(from_file)
     assert (WITHOUT_MASKS in from_memory.notes) == (not added)
 
 

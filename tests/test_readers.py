@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets.arrays import from_arrays
-from tql_offline.datasets.buffer import n_step_table
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.load import load
+from tql_offline.datasets.returns import n_step_table
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
 from tql_offline.eval.protocol import get

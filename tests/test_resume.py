@@ -18,7 +18,7 @@ from tql_offline.files import append_jsonl, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import Evaluator
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")

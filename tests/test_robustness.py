@@ -21,7 +21,7 @@ from tql_offline.files import append_jsonl, read_json, read_jsonl, write_atomic,
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation, loop
 from tql_offline.training.device import pick_device
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.result import write_result
 from tql_offline.training.run import run
 

@@ -14,8 +14,9 @@ from tql_offline.datasets.collect import collect
 from tql_offline.datasets.load import load
 from tql_offline.datasets.slices import read_slices, slice_paths
 from tql_offline.errors import InputError
-from tql_offline.training.loop import SilentReporter
-from tql_offline.training.run import check, run
+from tql_offline.training.new_run import check
+from tql_offline.training.reporters import SilentReporter
+from tql_offline.training.run import run
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 

@@ -19,10 +19,11 @@ from tql_offline.eval.report_data import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.new_run import new_run_folder
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.result import open_run
-from tql_offline.training.run import new_run_folder, resume, run, run_seeds
+from tql_offline.training.run import resume, run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 

@@ -15,7 +15,7 @@ from tql_offline.eval.attention_health import COLLAPSED
 from tql_offline.eval.report_data import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
-from tql_offline.training.loop import SilentReporter
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
 from tql_offline.training.watch import Watch, largest_return, make_watch
 

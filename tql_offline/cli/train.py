@@ -194,7 +194,8 @@ def train_and_show(
     config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
 ) -> list[RunFolder]:
     """Train with a progress bar, then show the scores; without seeds the config's own."""
-    from tql_offline.training.run import check, run_seeds
+    from tql_offline.training.new_run import check
+    from tql_offline.training.run import run_seeds
 
     check(config, runs, name)
     data = load_and_say(config)

@@ -24,12 +24,12 @@ from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.environment import scale_of_scores
-from tql_offline.training.loop import Reporter
+from tql_offline.training.reporters import Reporter
 from tql_offline.training.result import read_evaluations
 
 
 @contextmanager
-def evaluator(
+def open_evaluator(
     config: Config, env_id: str | None, device: torch.device, *, overlaps: bool = False
 ) -> Iterator["Evaluator | None"]:
     """Environment processes for the length of a block, by which policies are scored.
@@ -159,8 +159,8 @@ class Evaluator:
             self.thread.shutdown(cancel_futures=True)
 
 
-class RunScores:
-    """Scores of one run: at once, or of a copy of the policies while training goes on."""
+class RunScorer:
+    """Scores one run: at once, or a copy of the policies while training goes on."""
 
     def __init__(
         self,
@@ -168,10 +168,10 @@ class RunScores:
         agent: Agent,
         folder: RunFolder,
         reporter: Reporter,
-        by: Evaluator | None,
+        evaluator: Evaluator | None,
     ) -> None:
         self.config, self.agent, self.folder, self.reporter = config, agent, folder, reporter
-        self.by = by
+        self.evaluator = evaluator
         self._copy: Agent | None = None
         self._pending: Future[None] | None = None
         self._begun = -1
@@ -188,7 +188,7 @@ class RunScores:
             now: the step at which the agent itself is.
         """
         for step in steps:
-            if self.by and (missing := unscored(self.folder, self.config, self.agent, step)):
+            if self.evaluator and (missing := unscored(self.folder, self.config, self.agent, step)):
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
     def are_unwritten(self, step: int) -> bool:
@@ -208,15 +208,15 @@ class RunScores:
             self._pending = None
 
     def _score(self, agent: Agent, step: int, policies: tuple[str, ...]) -> None:
-        if self.by is None:
+        if self.evaluator is None:
             return
-        if self.by.thread is None:
-            self.by.score(agent, self.folder, step, policies, self.reporter)
+        if self.evaluator.thread is None:
+            self.evaluator.score(agent, self.folder, step, policies, self.reporter)
             return
         self.wait()
         copy = self._copy_of(agent)
         self._begun = step
-        self._pending = self.by.begin(copy, self.folder, step, policies, self.reporter)
+        self._pending = self.evaluator.begin(copy, self.folder, step, policies, self.reporter)
 
     def _as_of(self, step: int) -> Agent:
         """The networks of a checkpoint, in the copy."""

@@ -36,7 +36,7 @@ from tql_offline.objectives.td import td_target
 from tql_offline.training import checkpoint
 from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device
-from tql_offline.training.loop import Reporter
+from tql_offline.training.reporters import Reporter
 from tql_offline.training.rescoring import check_policies
 from tql_offline.training.result import open_run
 from tql_offline.training.watch import return_bound

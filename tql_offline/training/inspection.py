@@ -32,7 +32,7 @@ from tql_offline.networks import EntropyController, TransformerCritic
 from tql_offline.training import checkpoint
 from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device
-from tql_offline.training.loop import Reporter
+from tql_offline.training.reporters import Reporter
 from tql_offline.training.result import open_run
 from tql_offline.version import __version__
 

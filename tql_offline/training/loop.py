@@ -1,13 +1,9 @@
 """The training loop: update, and at their steps log, score and save; one run or several."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -19,83 +15,11 @@ from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
-from tql_offline.training.metrics import MetricsWindow, check_finite, diverged
+from tql_offline.training.metrics import MetricsWindow, check_finite, divergence_error
+from tql_offline.training.reporters import Reporter
+from tql_offline.training.stopping import Stop, Stopped
 from tql_offline.training.trackers import NoTracker, Tracker, flatten
-from tql_offline.training.watch import Warned, Watch, stopped
-
-
-class Reporter(Protocol):
-    """Where a run's progress goes; the command line draws it, a test may keep it."""
-
-    def started(self, title: str, steps: int) -> None:
-        """A stage of `steps` units begins."""
-        ...
-
-    def advanced(self, step: int, title: str = "training") -> None:
-        """The stage of a title has reached `step`."""
-        ...
-
-    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
-        """A line of metrics was written."""
-        ...
-
-    def evaluated(self, line: dict[str, Any]) -> None:
-        """A policy was scored."""
-        ...
-
-    def noted(self, sentence: str) -> None:
-        """There is something to know."""
-        ...
-
-
-class SilentReporter:
-    """Reports nothing."""
-
-    def started(self, title: str, steps: int) -> None:
-        """Ignore."""
-
-    def advanced(self, step: int, title: str = "training") -> None:
-        """Ignore."""
-
-    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
-        """Ignore."""
-
-    def evaluated(self, line: dict[str, Any]) -> None:
-        """Ignore."""
-
-    def noted(self, sentence: str) -> None:
-        """Ignore."""
-
-
-@dataclass(frozen=True)
-class SeedReporter:
-    """Reports one of several seeds that train at once."""
-
-    reporter: Reporter
-    seed: int
-
-    def started(self, title: str, steps: int) -> None:
-        """A stage of this seed begins."""
-        self.reporter.started(self._title(title), steps)
-
-    def advanced(self, step: int, title: str = "training") -> None:
-        """A stage of this seed has reached `step`."""
-        self.reporter.advanced(step, self._title(title))
-
-    def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
-        """A line of this seed's metrics was written."""
-        self.reporter.logged(line, updates_per_second)
-
-    def evaluated(self, line: dict[str, Any]) -> None:
-        """A policy of this seed was scored."""
-        self.reporter.evaluated({**line, "seed": self.seed})
-
-    def noted(self, sentence: str) -> None:
-        """There is something to know of this seed."""
-        self.reporter.noted(self._title(sentence))
-
-    def _title(self, title: str) -> str:
-        return f"seed {self.seed}: {title}"
+from tql_offline.training.watch import Warned, Watch, stop_error
 
 
 @dataclass(kw_only=True)
@@ -109,7 +33,7 @@ class Training:
         updates: runs the agent's updates on its data.
         generator: draws every sample and all noise of an update, on the training device.
         state: step reached and the data's dims.
-        scores: scores the agent at a step and writes the line(s).
+        scorer: scores the agent at a step and writes the line(s).
         evaluation_steps: when to.
         reporter: where progress goes.
         finished: called when the run is at its end, scores included.
@@ -126,7 +50,7 @@ class Training:
     updates: Updates
     generator: torch.Generator
     state: checkpoint.State
-    scores: "Scores"
+    scorer: "Scorer"
     evaluation_steps: frozenset[int]
     reporter: Reporter
     finished: Callable[[], None]
@@ -138,7 +62,7 @@ class Training:
     saved: int = -1
 
 
-class Scores(Protocol):
+class Scorer(Protocol):
     """Scores a run's policies, at once or while training goes on."""
 
     def score(self, step: int) -> None:
@@ -152,46 +76,6 @@ class Scores(Protocol):
     def are_unwritten(self, step: int) -> bool:
         """Whether scores of a step were begun and are not written yet."""
         ...
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A run left in order: its checkpoint is written."""
-
-
-class Stop:
-    """A request to stop by Ctrl-C or SIGTERM, taken where weights and metrics belong together.
-
-    An update is brought to its end first; an evaluation, which changes no weights, is left at once,
-    and so is everything at a second request.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.at_once = False
-
-    def request(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """Note the request; the signature is that of a signal handler.
-
-        Raises:
-            KeyboardInterrupt: it need not wait.
-        """
-        del number, frame
-        forced, self.requested = self.at_once or self.requested, True
-        if forced:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def handling(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as requests while the block runs, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {n: signal.signal(n, self.request) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def train(trainings: Sequence[Training]) -> None:
@@ -226,7 +110,7 @@ def _take_turns(
         KeyboardInterrupt: the runs were stopped, each with a checkpoint.
     """
     failures: list[InputError] = []
-    stopped = False
+    was_stopped = False
     while runs:
         for stream, run in list(runs):
             try:
@@ -235,8 +119,8 @@ def _take_turns(
             except (StopIteration, InputError, Stopped) as end:
                 runs.remove((stream, run))
                 failures += [end] if isinstance(end, InputError) else []
-                stopped |= isinstance(end, Stopped)
-    if stopped:
+                was_stopped |= isinstance(end, Stopped)
+    if was_stopped:
         raise KeyboardInterrupt
     return failures
 
@@ -296,7 +180,7 @@ def evaluate(training: Training, step: int, stop: Stop) -> None:
     """Score the agent; a stop leaves a checkpoint of the step, where scoring is taken up again."""
     stop.at_once = True
     try:
-        training.scores.score(step)
+        training.scorer.score(step)
     except KeyboardInterrupt as interrupt:
         save(training, step)
         raise Stopped from interrupt
@@ -308,7 +192,7 @@ def finish(training: Training, stop: Stop) -> None:
     """Wait for the scores that are still being made; all checkpoints are written."""
     stop.at_once = True
     try:
-        training.scores.wait()
+        training.scorer.wait()
     except KeyboardInterrupt as interrupt:
         raise Stopped from interrupt
     finally:
@@ -346,7 +230,7 @@ def heed(training: Training, warnings: Sequence[Warned]) -> None:
     for warned in warnings:
         append_jsonl(training.folder.warnings, asdict(warned))
         if getattr(training.config.watch, warned.rule) == "stop":
-            raise stopped(warned, _last_checkpoint(training.folder, warned.since))
+            raise stop_error(warned, _last_checkpoint(training.folder, warned.since))
         training.reporter.noted(f"warning: {warned.sentence}")
 
 
@@ -362,7 +246,7 @@ def save(training: Training, step: int) -> None:
     last = _last_checkpoint(training.folder)
     check_finite(training.window.means(), step, last)
     if parameter := checkpoint.non_finite_parameter(training.agent):
-        raise diverged(f"parameter {parameter} became NaN or infinite", step, last)
+        raise divergence_error(f"parameter {parameter} became NaN or infinite", step, last)
     state = checkpoint.State(
         step=step,
         observation_dim=training.state.observation_dim,
@@ -386,7 +270,7 @@ def prune(training: Training) -> None:
     for step in old:
         path = training.folder.checkpoints / str(step)
         try:
-            if step not in left and not training.scores.are_unwritten(step):
+            if step not in left and not training.scorer.are_unwritten(step):
                 checkpoint.delete(path)
         except OSError as error:  # no reason to end a run
             training.reporter.noted(

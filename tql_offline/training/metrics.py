@@ -94,7 +94,7 @@ def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:
     for name, value in line.items():
         for number in _numbers(value):
             if not math.isfinite(number):
-                raise diverged(f"{name} became {number}", step, last_checkpoint)
+                raise divergence_error(f"{name} became {number}", step, last_checkpoint)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -106,7 +106,7 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-def diverged(what: str, step: int, last_checkpoint: str) -> InputError:
+def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
     """The error of a run that cannot go on; `last_checkpoint` is empty where there is none."""
     last = f"is {last_checkpoint}" if last_checkpoint else "does not exist"
     return InputError(

@@ -16,8 +16,8 @@ from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
 from tql_offline.training.environment import endless, fitting_environment
-from tql_offline.training.evaluation import Evaluator, RunScores, check_fit, evaluator
-from tql_offline.training.loop import Reporter
+from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, open_evaluator
+from tql_offline.training.reporters import Reporter
 from tql_offline.training.result import (
     action_bounds,
     is_complete,
@@ -81,24 +81,26 @@ def evaluate_run(
     check_policies(agent, policies, path)
     _record_environment(folder, scored, state, env_id)
     timing = evaluation.success_timing or None
-    with evaluator(scored, env_id, torch_device) as by:
-        assert by is not None
-        check_fit(agent, by.pool, folder)
+    with open_evaluator(scored, env_id, torch_device) as evaluator:
+        assert evaluator is not None
+        check_fit(agent, evaluator.pool, folder)
         own = own_protocol(config, read_provenance(folder))  # which may just have become this one
-        for sentence in _notes(own, config, path, by):
+        for sentence in _notes(own, config, path, evaluator):
             reporter.noted(sentence)
         # Before the scores: whoever cannot be shown videos is told so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = []
             if missing:
-                _score_missing(scored, agent, folder, reporter, by, state.step)
+                _score_missing(scored, agent, folder, reporter, evaluator, state.step)
             else:
-                lines = by.score(agent, folder, state.step, policies or agent.policies, reporter)
+                lines = evaluator.score(
+                    agent, folder, state.step, policies or agent.policies, reporter
+                )
             # Of an unfinished run a result would say that it is finished.
             if is_complete(folder, config):
                 write_result(folder)
             if drawing is not None:
-                by.film(agent, folder, lines, drawing, reporter)
+                evaluator.film(agent, folder, lines, drawing, reporter)
     return folder
 
 
@@ -107,13 +109,13 @@ def _score_missing(
     agent: Agent,
     folder: RunFolder,
     reporter: Reporter,
-    by: Evaluator,
+    evaluator: Evaluator,
     now: int,
 ) -> None:
     """Score what the protocol plans and is not there, each by its own checkpoint."""
     before = len(read_evaluations(folder))
-    scores = RunScores(scored, agent, folder, reporter, by)
-    scores.catch_up(_with_checkpoint(scored, folder, reporter), now)
+    scorer = RunScorer(scored, agent, folder, reporter, evaluator)
+    scorer.catch_up(_with_checkpoint(scored, folder, reporter), now)
     if len(read_evaluations(folder)) == before:
         reporter.noted(f"note: run {folder.path} has every score that a checkpoint is there for")
 
@@ -177,17 +179,19 @@ def _record_environment(
         write_json(folder.provenance, provenance | {"environment": given | later})
 
 
-def _notes(own: str, config: Config, path: Path, by: Evaluator) -> Iterator[str]:
+def _notes(own: str, config: Config, path: Path, evaluator: Evaluator) -> Iterator[str]:
     """What is to be known of scores before they are made."""
-    protocol = by.protocol.name
+    protocol = evaluator.protocol.name
     if protocol != own:
         yield (
             f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
             "in its report, but in no leaderboard"
         )
-    for sentence in other_limit(by.protocol, config.dataset.name, by.pool.description):
+    for sentence in other_limit(
+        evaluator.protocol, config.dataset.name, evaluator.pool.description
+    ):
         yield f"note: {sentence}"
-    yield from endless(by.pool.description)
+    yield from endless(evaluator.pool.description)
 
 
 def _why(provenance: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ class RewardMap:
         rewards = dataset.episodes.rewards * np.float32(self.scale) + np.float32(self.shift)
         return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
 
-    def told(self) -> Iterator[str]:
-        """That training sees other rewards than the data's, which a preset may have asked for."""
+    def notes(self) -> Iterator[str]:
+        """A note where training sees other rewards than the data has, by a preset perhaps."""
         if not self.is_identity:
             yield (
                 f"note: training sees rewards of {self.scale:.6g} r {self.shift:+.6g}: "

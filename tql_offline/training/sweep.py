@@ -36,8 +36,8 @@ from tql_offline.datasets.names import collected_folder, downloaded_folder, pars
 from tql_offline.errors import InputError, shown
 from tql_offline.files import locked, read_json, writing
 from tql_offline.runs import RunFolder
+from tql_offline.training.new_run import check
 from tql_offline.training.result import open_run
-from tql_offline.training.run import check
 
 MAX_RUNS = 100_000
 MAX_NAME = 200

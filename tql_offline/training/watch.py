@@ -102,7 +102,7 @@ def return_bound(episodes: Episodes, discount: float) -> float:
     return largest * steps
 
 
-def stopped(warned: Warned, last_good: str) -> InputError:
+def stop_error(warned: Warned, last_good: str) -> InputError:
     """The error of a run that a rule stops; `last_good` is empty where there is no checkpoint."""
     last = f"is {last_good}" if last_good else "does not exist"
     return InputError(

@@ -1,0 +1,89 @@
+"""Where a new run goes, and what can be refused before it begins."""
+
+from pathlib import Path
+
+from tql_offline.config import Config
+from tql_offline.datasets.catalogue import suite_of
+from tql_offline.errors import InputError, shown
+from tql_offline.eval import protocol as protocols
+from tql_offline.runs import RunFolder
+from tql_offline.training.compile import check_execution
+from tql_offline.training.device import pick_device
+from tql_offline.training.trackers import check_tracker
+
+MAX_RUN_NAMES = 10_000
+MAX_NAME_BYTES = 240
+"""Of a run's name: file systems allow 255 with what is appended."""
+NO_ENCODER = (
+    "for which there is no encoder here; train on data whose observations are numbers, such as "
+    "OGBench's without 'visual-'"
+)
+"""End of a sentence on data that are images."""
+
+
+def check(config: Config, runs: Path, name: str) -> None:
+    """What can be refused before any data are collected or loaded.
+
+    Raises:
+        InputError: no such device, tracker or protocol, images to train on, or the run's name is
+            taken or no name.
+    """
+    check_execution(config, pick_device(config.device))
+    check_tracker(config.tracker)
+    protocols.get(config.evaluation.protocol)
+    if suite_of(config.dataset.name) == "ogbench-visual":
+        raise InputError(f"{config.dataset.name} holds images, {NO_ENCODER}")
+    if name and not _is_folder_name(name):
+        raise InputError(
+            f"run name {shown(name)} must be one plain folder name; choose another --name"
+        )
+    if name and (runs / name).exists():
+        raise InputError(f"run folder {runs / name} exists already; choose another --name")
+
+
+def _is_folder_name(name: str) -> bool:
+    plain = Path(name).name == name and not name.startswith(".") and name.isprintable()
+    return plain and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
+    """Create the run's folder: a given name once, a derived one with the next free number.
+
+    Raises:
+        InputError: a run of the given name exists, or the name would leave `runs`.
+    """
+    if name:
+        check(config, runs, name)
+        if not _claim(runs / name):  # taken by another process since the check
+            raise InputError(f"run folder {runs / name} exists already; choose another --name")
+        return RunFolder(runs / name)
+    stem = run_stem(config)
+    for number in range(1, MAX_RUN_NAMES):
+        path = runs / (stem if number == 1 else f"{stem}-{number}")
+        if _claim(path):
+            return RunFolder(path)
+    raise InputError(f"{runs} holds {MAX_RUN_NAMES} runs named {stem}; give a --name")
+
+
+def run_stem(config: Config) -> str:
+    """Dataset, objective, size and seed, and whatever else is not TQL's own choice."""
+    critic, entropy = config.critic, config.entropy.mode
+    parts = [Path(config.dataset.name).stem, config.objective]
+    if not config.has_critic:
+        return "-".join([*parts, f"s{config.seed}"])
+    parts += [critic.kind] if critic.kind != "transformer" else []
+    parts += [entropy] if critic.kind == "transformer" and entropy != "layerwise" else []
+    return "-".join([*parts, critic.size, f"s{config.seed}"])
+
+
+def _claim(path: Path) -> bool:
+    """Make a folder that no other process has made; False if it exists."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"run folder {path} cannot be created ({error.strerror}); choose another --runs"
+        ) from error
+    return True
