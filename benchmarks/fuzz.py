@@ -281,9 +281,10 @@ def write_convertible(folder: Path) -> None:
 
 def read_convertible(folder: Path, file: Path) -> None:
     """Data checked and converted, whatever numbers they hold."""
-    from tql_offline.datasets.checks import check, view_of_columns
+    from tql_offline.datasets.checks import check
     from tql_offline.datasets.convert import convert, read_any
     from tql_offline.datasets.load import load
+    from tql_offline.datasets.views import view_of_columns
 
     source = file
     if file.parent.name == "slices":
@@ -317,10 +318,11 @@ def write_d4rl(folder: Path) -> None:
 
 def read_d4rl(_folder: Path, file: Path) -> None:
     """A file loaded and checked."""
-    from tql_offline.datasets.checks import check, view_of_flat
+    from tql_offline.datasets.checks import check
     from tql_offline.datasets.columns import is_flat, read_columns
     from tql_offline.datasets.d4rl import COLUMNS
     from tql_offline.datasets.load import load
+    from tql_offline.datasets.views import view_of_flat
 
     if is_flat(file):
         view = view_of_flat(read_columns(file, only=COLUMNS, flat=True), str(file))
@@ -368,8 +370,9 @@ def write_minari(storage: str) -> Callable[[Path], None]:
 
 def read_minari(folder: Path, _file: Path) -> None:
     """A dataset loaded and checked, and its environment made."""
-    from tql_offline.datasets.checks import check, view_of
+    from tql_offline.datasets.checks import check
     from tql_offline.datasets.load import load
+    from tql_offline.datasets.views import view_of
     from tql_offline.eval.environments import make
 
     data = load(str(folder / "mine"))

@@ -152,6 +152,14 @@ def find(name: str) -> Entry:
     return entry
 
 
+def find_or_none(name: str) -> Entry | None:
+    """`find`, or None for a file's path or a name that nothing published has."""
+    try:
+        return find(name)
+    except InputError:
+        return None
+
+
 def suite_of(name: str) -> str:
     """The suite of a dataset's name, `own` where it is of none.
 

@@ -26,12 +26,12 @@ from typing import Any, cast
 import h5py
 import numpy as np
 
-from tql_offline.datasets.checks import view_of_columns
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
+from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
 from tql_offline.files import flush, put_folder, remove, write_json, writing
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tql_offline.config import are_bounds
 from tql_offline.datasets.blocks import first_bad
-from tql_offline.datasets.catalogue import Entry, find, require_sound
+from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
 from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
@@ -218,7 +218,7 @@ def _kind(
                 "dataset's name with the path of its file"
             )
         return "own"
-    entry = _published(dataset)
+    entry = find_or_none(dataset)
     if entry is not None and entry.suite == "d4rl":
         require_sound(entry, allow_broken)
         return "d4rl"
@@ -228,13 +228,6 @@ def _kind(
     if name.task is None:
         raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
     return "ogbench"
-
-
-def _published(name: str) -> Entry | None:
-    try:
-        return find(name)
-    except InputError:  # of the form of OGBench's, whose reader has a better word for it
-        return None
 
 
 def _is_own(path: Path) -> bool:
@@ -348,7 +341,7 @@ def _minari_folder(name: str, given: Path | None) -> Path:
     folder = given or folder_of(name)
     if not is_minari(folder):
         own = name.removeprefix(PREFIX)
-        command = "tql-offline" if _published(own) else "minari"
+        command = "tql-offline" if find_or_none(own) else "minari"
         raise InputError(
             f"Minari dataset {shown(own)} is not here: {folder} has no data/metadata.json; run "
             f"`{command} download {shown(own)[1:-1]}`"

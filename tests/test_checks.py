@@ -8,16 +8,9 @@ from typer.testing import CliRunner
 
 from tql_offline.cli import app
 from tql_offline.config import resolve
-from tql_offline.datasets.checks import (
-    SHOWN,
-    check,
-    check_spaces,
-    quick_check,
-    view_of,
-    view_of_columns,
-    view_of_flat,
-)
+from tql_offline.datasets.checks import SHOWN, check, check_spaces, quick_check
 from tql_offline.datasets.load import WITHOUT_MASKS, load
+from tql_offline.datasets.views import view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
 from tql_offline.training import run as training
 from tql_offline.training.reporters import SilentReporter

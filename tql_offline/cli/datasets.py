@@ -1,6 +1,5 @@
 """`tql-offline datasets list | info | check | convert`."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,18 +7,15 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import distribution, print_table, say
-from tql_offline.datasets.catalogue import SUITES, Entry, entries, find, select, title
+from tql_offline.datasets.catalogue import SUITES, Entry, entries, find_or_none, select, title
 from tql_offline.datasets.names import (
     collected_folder,
     commands_for,
     parse_name,
     suite_folder,
 )
-from tql_offline.errors import InputError
 
 if TYPE_CHECKING:
-    from tql_offline.datasets.checks import Finding
-    from tql_offline.datasets.episodes import Array
     from tql_offline.datasets.load import Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="What data there are.")
@@ -65,7 +61,7 @@ def show_info(
     name: Annotated[str, typer.Argument(help="Dataset name, in OGBench with a task, or a file.")],
 ) -> None:
     """Show what is known of a dataset, and load it: size, returns, rewards, masks and hash."""
-    entry = _published(name)
+    entry = find_or_none(name)
     if entry is not None:
         print_table(entry.name, ("published", ""), _published_facts(entry))
         if not _place(entry):
@@ -93,7 +89,9 @@ def check_data(
     Each finding is one sentence with its episode and row (counted from 0). Notes, about what may be
     meant as it is, do not change the exit code.
     """
-    found = _findings(data, env)
+    from tql_offline.datasets.check_dataset import check_dataset  # imports every reader: on use
+
+    found = check_dataset(data, env)
     for finding in found:
         say(str(finding))
     warnings = sum(finding.level == "warning" for finding in found)
@@ -121,79 +119,6 @@ def convert_data(
 
     manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)
     say(f"{target}: {len(manifest['columns'])} columns, sha256 {manifest['target']['sha256']}")
-
-
-def _findings(data: str, env: str) -> "list[Finding]":
-    from tql_offline.datasets.checks import Finding, check, check_spaces, view_of, view_of_columns
-    from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
-    from tql_offline.datasets.load import WITHOUT_MASKS, load
-
-    teleports = "teleport" in Path(data).name
-    entry = _published(data)
-    if is_flat(Path(data)) or (entry is not None and entry.suite == "d4rl"):
-        return _flat_findings(data, entry, env)
-    if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
-        kept = ("observations", "actions", "terminals", "rewards", "masks")
-        columns = read_columns(Path(data), only=kept)
-        view = view_of_columns(columns, data)
-        found = check(view, jumps=not teleports)
-        found = (check_spaces(view, env) if env else []) + found
-        found += [] if "masks" in columns else [Finding("warning", "masks", WITHOUT_MASKS)]
-        return [*_refused(columns, Path(data)), *found]
-    from tql_offline.datasets.minari import PREFIX, is_minari
-
-    is_minaris = data.startswith(PREFIX) or (entry is not None and entry.suite == "minari")
-    if is_minaris or is_minari(Path(data)):
-        view = view_of(load(data).episodes)
-        found = check(view, jumps=not teleports)
-        return check_spaces(view, env) + found if env else found
-    loaded = load(data, env_id=env or None)  # which compares dims
-    return check(view_of(loaded.episodes), jumps=not teleports, goes_on=True)
-
-
-def _refused(columns: "Mapping[str, Array]", path: Path) -> "Iterator[Finding]":
-    """What training would say of columns that it does not take; they are used up."""
-    from tql_offline.datasets.checks import Finding
-    from tql_offline.datasets.load import own_episodes
-
-    try:
-        own_episodes(columns, path)
-    except InputError as error:
-        yield Finding("warning", "refused", f"training refuses it: {error}")
-
-
-def _flat_findings(data: str, entry: "Entry | None", env: str) -> "list[Finding]":
-    """Of a file in D4RL's layout, or of one of D4RL's datasets."""
-    from tql_offline.datasets.checks import Finding, check, check_spaces, view_of_flat
-    from tql_offline.datasets.columns import read_columns
-    from tql_offline.datasets.d4rl import COLUMNS, d4rl_file
-
-    path = Path(data) if entry is None else d4rl_file(entry)
-    faults = () if entry is None else entry.faults
-    columns = read_columns(path, only=COLUMNS, flat=True)
-    view = view_of_flat(columns, str(path))
-    found = [Finding("warning", "broken", f"{data}: {fault}") for fault in faults]
-    found += check_spaces(view, env) if env else []
-    found += check(view)
-    return found if entry else [*_flat_refused(columns, path), *found]
-
-
-def _flat_refused(columns: "Mapping[str, Array]", path: Path) -> "Iterator[Finding]":
-    from tql_offline.datasets.checks import Finding
-    from tql_offline.datasets.d4rl import episodes_of
-
-    try:
-        episodes_of(columns, path)
-    except InputError as error:
-        yield Finding("warning", "refused", f"training refuses it: {error}")
-
-
-def _published(name: str) -> Entry | None:
-    try:
-        return find(name)
-    except InputError:
-        # A file, or a name that loading has a better word for.
-        return None
 
 
 def _published_facts(entry: Entry) -> list[tuple[str, str]]:

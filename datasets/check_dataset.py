@@ -1,0 +1,73 @@
+"""All that is wrong with a dataset, whatever layout it is in: what `datasets check` prints."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tql_offline.datasets.catalogue import Entry, find_or_none
+from tql_offline.datasets.checks import Finding, check, check_spaces
+from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
+from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
+from tql_offline.datasets.load import WITHOUT_MASKS, load, own_episodes
+from tql_offline.datasets.minari import PREFIX, is_minari
+from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
+from tql_offline.errors import InputError
+
+_OWN_COLUMNS = ("observations", "actions", "terminals", "rewards", "masks")
+
+
+def check_dataset(data: str, env_id: str = "") -> list[Finding]:
+    """All findings of a dataset.
+
+    Args:
+        data: its name, file or folder.
+        env_id: the environment whose dims it should have; empty compares none.
+
+    Raises:
+        InputError: it cannot be read as any layout.
+    """
+    entry = find_or_none(data)
+    suite = None if entry is None else entry.suite
+    if is_flat(Path(data)) or suite == "d4rl":
+        return _flat_findings(data, entry, env_id)
+    if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
+        return _own_findings(data, env_id)
+    if data.startswith(PREFIX) or suite == "minari" or is_minari(Path(data)):
+        return _findings(view_of(load(data).episodes), data, env_id)
+    episodes = load(data, env_id=env_id or None).episodes  # which compares dims
+    return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)
+
+
+def _own_findings(data: str, env_id: str) -> list[Finding]:
+    """Of a file in the layout of docs/data.md."""
+    path = Path(data)
+    columns = read_columns(path, only=_OWN_COLUMNS)
+    found = _findings(view_of_columns(columns, data), data, env_id)
+    found += [] if "masks" in columns else [Finding("warning", "masks", WITHOUT_MASKS)]
+    return [*_refused(lambda: own_episodes(columns, path)), *found]
+
+
+def _flat_findings(data: str, entry: Entry | None, env_id: str) -> list[Finding]:
+    """Of a file in D4RL's layout, or of one of D4RL's datasets."""
+    path = Path(data) if entry is None else d4rl_file(entry)
+    columns = read_columns(path, only=COLUMNS, flat=True)
+    found = _findings(view_of_flat(columns, str(path)), data, env_id)
+    if entry is None:
+        return [*_refused(lambda: episodes_of(columns, path)), *found]
+    return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
+
+
+def _findings(view: View, data: str, env_id: str) -> list[Finding]:
+    dims = check_spaces(view, env_id) if env_id else []
+    return dims + check(view, jumps=not _teleports(data))
+
+
+def _refused(load_columns: Callable[[], object]) -> Iterator[Finding]:
+    """What training would say of columns that it does not take; they are used up."""
+    try:
+        load_columns()
+    except InputError as error:
+        yield Finding("warning", "refused", f"training refuses it: {error}")
+
+
+def _teleports(data: str) -> bool:
+    return "teleport" in Path(data).name
