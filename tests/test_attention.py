@@ -11,7 +11,7 @@ from test_critic import TOLERANCE, assert_same
 from torch.nn import functional
 
 from tql_offline.networks import attention, kernels
-from tql_offline.networks.critics import affine_projection
+from tql_offline.networks.transformer import affine_projection
 
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "attention.py"

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from tql_offline.networks import TransformerCritic, attention, cpu_kernels, kernels
-from tql_offline.networks.critics import affine_projection
+from tql_offline.networks.transformer import affine_projection
 
 pytestmark = [
     pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not()),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tql_offline.agents.base import Metrics
-from tql_offline.agents.critic import make_control, make_critic, make_target
+from tql_offline.agents.controlled_critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
 from tql_offline.batch import Batch
 from tql_offline.config import Config

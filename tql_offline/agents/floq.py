@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tql_offline.agents.base import Metrics
-from tql_offline.agents.critic import controlled_td_loss
+from tql_offline.agents.controlled_critic import controlled_td_loss
 from tql_offline.agents.flow_q import FlowQ
 from tql_offline.agents.flow_q import Noise as FlowNoise
 from tql_offline.batch import Batch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.base import Metrics
-from tql_offline.agents.critic import controlled_td_loss
+from tql_offline.agents.controlled_critic import controlled_td_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import OneStepPolicy, VelocityField, integrate_flow

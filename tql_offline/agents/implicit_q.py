@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.base import Metrics
-from tql_offline.agents.critic import (
+from tql_offline.agents.controlled_critic import (
     controlled_td_loss,
     entropy_metrics,
     make_value,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tql_offline.agents import META, Agent, make_agent
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.conservative_q import ConservativeQ
-from tql_offline.agents.critic import make_control, make_target
+from tql_offline.agents.controlled_critic import make_control, make_target
 from tql_offline.agents.implicit_q import ImplicitQ
 from tql_offline.bench.workload import Contender, Transitions, Unavailable, Workload
 from tql_offline.config import Config, resolve

@@ -2,9 +2,8 @@
 
 from tql_offline.networks.attention import attention_with_entropy, group_entropy
 from tql_offline.networks.control import ENTROPY_MODES, EntropyController
-from tql_offline.networks.critics import SIZES, Size, TransformerCritic
 from tql_offline.networks.flows import integrate_flow
-from tql_offline.networks.mlp import MLPCritic
+from tql_offline.networks.mlp_critic import MLPCritic
 from tql_offline.networks.normaliser import Normaliser
 from tql_offline.networks.policies import (
     DeterministicPolicy,
@@ -13,6 +12,7 @@ from tql_offline.networks.policies import (
     TanhGaussianPolicy,
     VelocityField,
 )
+from tql_offline.networks.transformer import SIZES, Size, TransformerCritic
 from tql_offline.networks.value_flow import ValueFlow
 
 __all__ = [

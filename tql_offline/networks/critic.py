@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 
 class Critic(nn.Module):
-    """`critic(observations, actions)` → Q `(B, E)`, on request with entropies `(N, 2)`."""
+    """`critic(observations, actions)` → Q `(B, E)`, on request with entropies `(N, 2)`.
+
+    Attributes:
+        num_tokens: L; 0 without attention.
+    """
+
+    num_tokens: int
 
     @overload
     def __call__(

@@ -1,96 +1,50 @@
-"""The MLP critic and value: what the transformer is compared with, at equal parameter counts."""
+"""The MLP that policies, values without attention and the MLP critic are made of."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tql_offline.networks.critic import Critic
-from tql_offline.networks.critics import TransformerCritic
-from tql_offline.networks.policies import mlp
+from tql_offline.networks import kernels
+from tql_offline.networks.attention import at_least_float32
+from tql_offline.networks.initialisers import xavier_uniform_
 
-MLP_DEPTH = 4
-"""Hidden layers, as in the MLP critics of FQL and ReBRAC on OGBench (4×512)."""
-
-
-class MLPCritic(Critic):
-    """Q(s, a) as an ensemble of independent MLPs, without attention: its entropies are `(0, 2)`.
-
-    Args:
-        observation_dim: S.
-        action_dim: A; 0 makes it a value function of the state.
-        hidden: widths of each member's hidden layers (GELU, then LayerNorm).
-        ensemble: E members.
-
-    >>> critic = MLPCritic(3, 2, hidden=(32, 32))
-    >>> q, entropy = critic(torch.zeros(5, 3), torch.zeros(5, 2), return_entropy=True)
-    >>> q.shape, entropy.shape
-    (torch.Size([5, 2]), torch.Size([0, 2]))
-    """
-
-    def __init__(
-        self, observation_dim: int, action_dim: int, hidden: Sequence[int], ensemble: int = 2
-    ) -> None:
-        super().__init__()
-        self.num_tokens = 0
-        self.members = nn.ModuleList(
-            mlp(observation_dim + action_dim, hidden, 1) for _ in range(ensemble)
-        )
-
-    @classmethod
-    def of_size(
-        cls, size: str, observation_dim: int, action_dim: int, depth: int = 2, ensemble: int = 2
-    ) -> Self:
-        """The MLP critic with as many parameters as the transformer of a named size and depth.
-
-        It has four hidden layers whatever the depth of that transformer.
-
-        Raises:
-            InputError: there is no such size.
-        """
-        wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
-        width = matching_width(wanted, observation_dim + action_dim, ensemble)
-        return cls(observation_dim, action_dim, (width,) * MLP_DEPTH, ensemble)
-
-    def forward(
-        self,
-        observations: Float[Tensor, "B S"],
-        actions: Float[Tensor, "B A"],
-        return_entropy: bool = False,
-    ) -> Float[Tensor, "B E"] | tuple[Float[Tensor, "B E"], Float[Tensor, "0 2"]]:
-        """Q of shape `(B, E)`; with `return_entropy` also an empty `(0, 2)`."""
-        inputs = torch.cat([observations, actions], dim=-1)
-        q_BE = torch.cat([member(inputs) for member in self.members], dim=-1)
-        return (q_BE, q_BE.new_zeros(0, 2)) if return_entropy else q_BE
+NORM_EPS = 1e-6
 
 
-def parameters_of_size(
-    size: str, observation_dim: int, action_dim: int, depth: int, ensemble: int
-) -> int:
-    """How many the transformer critic of a named size has.
+class Gelu(nn.Module):
+    """GELU in its tanh form."""
 
-    Raises:
-        InputError: there is no such size.
-    """
-    with torch.device("meta"):
-        critic = TransformerCritic.of_size(size, observation_dim, action_dim, depth, ensemble)
-    return sum(p.numel() for p in critic.parameters())
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate."""
+        if kernels.by_hand(x):
+            activated: Tensor = kernels.Gelu.apply(x)
+            return activated
+        return functional.gelu(x, approximate="tanh")
 
 
-def mlp_parameters(width: int, input_dim: int, ensemble: int) -> int:
-    """Parameters of an ensemble of `MLP_DEPTH`-layer MLPs of one width, norms and biases too."""
-    first, others = (input_dim + 1) * width, (MLP_DEPTH - 1) * (width + 1) * width
-    norms, last = 2 * MLP_DEPTH * width, width + 1
-    return ensemble * (first + others + norms + last)
+def mlp(
+    input_dim: int, hidden: Sequence[int], output_dim: int, last_scale: float = 1.0
+) -> nn.Sequential:
+    """Hidden layers of Linear, GELU (tanh form), LayerNorm, then a Linear."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [
+            xavier_uniform_(kernels.AlignedLinear(input_dim, width)),
+            Gelu(),
+            nn.LayerNorm(width, eps=NORM_EPS),
+        ]
+        input_dim = width
+    last = xavier_uniform_(kernels.AlignedLinear(input_dim, output_dim))
+    with torch.no_grad():
+        last.weight *= last_scale
+    return _Float32Sequential(*layers, last)
 
 
-def matching_width(parameters: int, input_dim: int, ensemble: int) -> int:
-    """The width whose ensemble comes nearest to a number of parameters."""
-    width = 1
-    while mlp_parameters(width + 1, input_dim, ensemble) <= parameters:
-        width += 1
-    below = parameters - mlp_parameters(width, input_dim, ensemble)
-    above = mlp_parameters(width + 1, input_dim, ensemble) - parameters
-    return width if below <= above else width + 1
+class _Float32Sequential(nn.Sequential):
+    """Gives its result in at least float32, also where its layers compute in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers."""
+        return at_least_float32(super().forward(x))

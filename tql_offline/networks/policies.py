@@ -8,11 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tql_offline.networks import kernels
-from tql_offline.networks.attention import at_least_float32
-from tql_offline.networks.initialisers import xavier_uniform_
+from tql_offline.networks.mlp import mlp
 
-NORM_EPS = 1e-6
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
@@ -20,43 +17,6 @@ SMALL = 0.01
 """Scale of the last layer's initial weights where an output starts near 0. A Gaussian that starts
 far from the data drives its standard deviation to the upper bound, where the tanh has no gradient
 to bring it back."""
-
-
-class Gelu(nn.Module):
-    """GELU in its tanh form."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activate."""
-        if kernels.by_hand(x):
-            activated: Tensor = kernels.Gelu.apply(x)
-            return activated
-        return functional.gelu(x, approximate="tanh")
-
-
-def mlp(
-    input_dim: int, hidden: Sequence[int], output_dim: int, last_scale: float = 1.0
-) -> nn.Sequential:
-    """Hidden layers of Linear, GELU (tanh form), LayerNorm, then a Linear."""
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [
-            xavier_uniform_(kernels.AlignedLinear(input_dim, width)),
-            Gelu(),
-            nn.LayerNorm(width, eps=NORM_EPS),
-        ]
-        input_dim = width
-    last = xavier_uniform_(kernels.AlignedLinear(input_dim, output_dim))
-    with torch.no_grad():
-        last.weight *= last_scale
-    return _Float32Sequential(*layers, last)
-
-
-class _Float32Sequential(nn.Sequential):
-    """Gives its result in at least float32, also where its layers compute in bfloat16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers."""
-        return at_least_float32(super().forward(x))
 
 
 class VelocityField(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tql_offline.networks.mlp import MLP_DEPTH, matching_width, parameters_of_size
-from tql_offline.networks.policies import mlp
+from tql_offline.networks.mlp import mlp
+from tql_offline.networks.mlp_critic import MLP_DEPTH, matching_width, parameters_of_size
 from tql_offline.objectives.floq import bin_probabilities
 
 BINS = 50

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.agents import Agent
-from tql_offline.agents.critic import Critic
 from tql_offline.config import Config
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
@@ -29,6 +28,7 @@ from tql_offline.eval.inspections import (
 )
 from tql_offline.files import write_atomic, writing, written_aside
 from tql_offline.networks import EntropyController, TransformerCritic
+from tql_offline.networks.critic import Critic
 from tql_offline.training import checkpoint
 from tql_offline.training.data import data_of
 from tql_offline.training.device import pick_device

@@ -143,6 +143,7 @@ class TransformerCritic(Critic):
         if width % heads:
             raise InputError(f"critic width {width} is not divisible by its {heads} heads")
         self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.num_tokens = 1 + observation_dim + action_dim
         self.value_token = nn.Parameter(torch.empty(width))
         self.observation_embedding = lecun_normal_(nn.Linear(1, width))
         self.observation_type = nn.Parameter(torch.empty(width))
@@ -170,11 +171,6 @@ class TransformerCritic(Critic):
             raise InputError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
         chosen = SIZES[size]
         return cls(observation_dim, action_dim, chosen.width, chosen.heads, depth, ensemble)
-
-    @property
-    def num_tokens(self) -> int:
-        """L = 1 + S + A."""
-        return 1 + self.observation_dim + self.action_dim
 
     def forward(
         self,

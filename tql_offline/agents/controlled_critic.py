@@ -15,9 +15,8 @@ from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import EntropyController, MLPCritic, TransformerCritic
 from tql_offline.networks.control import entropy_targets, entropy_targets_in_nats
+from tql_offline.networks.critic import Critic
 from tql_offline.objectives.td import squared_td_error
-
-Critic = TransformerCritic | MLPCritic
 
 
 def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic:
