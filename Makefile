@@ -31,7 +31,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/installed
-	$(BIN)/python -c "from tql_offline.config import reference; print(reference(), end='')" > docs/config.md
+	$(BIN)/python -c "from tql_offline.settings_page import reference; print(reference(), end='')" > docs/config.md
 
 clean:
 	rm -rf build dist *.egg-info

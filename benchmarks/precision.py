@@ -33,13 +33,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tql_offline.cli.train import parse_seeds
-from tql_offline.config import DEFAULT_DATASET, Config, resolve
+from tql_offline.config import Config, resolve
 from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, t_interval
 from tql_offline.files import read_json, read_jsonl, write_atomic
 from tql_offline.networks import kernels
+from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from tql_offline.config import DEFAULT_DATASET
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
+from tql_offline.presets import DEFAULT_DATASET
 
 EPISODES = 100
 """Episodes of 1,000 steps: collected in seconds, and enough to learn the task."""

@@ -16,12 +16,13 @@ import tql_offline.__main__
 import tql_offline.cli
 from tql_offline.cli import main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, print_spread
-from tql_offline.config import DEFAULT_DATASET, resolve
+from tql_offline.config import resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
 from tql_offline.datasets.load import load
 from tql_offline.datasets.names import collected_folder
 from tql_offline.errors import InputError
+from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.training.new_run import run_stem
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run

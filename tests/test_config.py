@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tql_offline.config import Config, family_of, presets, reference, resolve, validate
+from tql_offline.config import Config, resolve, validate
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
+from tql_offline.presets import family_of, presets
+from tql_offline.settings_page import reference
 
 
 def test_config_survives_its_toml():

@@ -16,10 +16,11 @@ from filelock import FileLock
 
 from tql_offline.cli import main
 from tql_offline.cli.sweep import _outcome
-from tql_offline.config import DEFAULT_DATASET, resolve
+from tql_offline.config import resolve
 from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.files import read_json
+from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training import sweep
 from tql_offline.training.sweep import (

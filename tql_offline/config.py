@@ -1,16 +1,12 @@
 """A run's settings: frozen, validated, TOML in and out.
 
 A run's config is made in layers, each overriding the one before: the defaults below (the paper's),
-the preset of the dataset's family (presets.toml), a config file, flags. What results is complete
+the preset of the dataset's family (presets.py), a config file, flags. What results is complete
 and is written to the run folder: it repeats the run without any of the layers.
 """
 
 import difflib
-import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,9 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
 from tql_offline.errors import InputError, shown
-
-DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
-"""Collected on the spot where it is missing, so that `train` needs no network."""
+from tql_offline.presets import (
+    DEFAULT_DATASET,
+    OWN_OBJECTIVE,
+    dataset_name,
+    family_of,
+    merge,
+    preset_overrides,
+    split_preset,
+)
 
 OBJECTIVES = {
     "flow": "tql_offline.agents.flow_q:FlowQ",
@@ -33,8 +35,6 @@ OBJECTIVES = {
     "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
 """Objective → its agent: a new method is one line here, or an entry that one's own code adds."""
-OWN_OBJECTIVE = "flow"
-"""TQL's."""
 FLOW_POLICIES = ("flow", "floq")
 """Objectives whose policies are FQL's, weighed by `flow.alpha`, beside a behaviour flow."""
 
@@ -384,29 +384,6 @@ class Config(Table):
         return tomli_w.dumps(self.model_dump(mode="json"))
 
 
-@cache
-def presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """All presets as nested overrides: of environment families, and of methods, by name."""
-    return tomllib.loads(files("tql_offline").joinpath("presets.toml").read_text(encoding="utf-8"))
-
-
-def family_of(dataset: str) -> str:
-    """The family whose name begins a dataset's; empty if none does, or for an own file.
-
-    >>> family_of("puzzle-4x4-play-singletask-task1-v0")
-    'puzzle'
-    >>> family_of("D4RL/pen/human-v2")
-    'D4RL'
-    >>> family_of("puzzle_logs.hdf5")
-    ''
-    """
-    if Path(dataset).suffix:
-        return ""
-    name = dataset.removeprefix("minari:")
-    matches = [one for one in presets()["family"] if name.startswith((f"{one}-", f"{one}/"))]
-    return max(matches, key=len, default="")
-
-
 def resolve(
     flags: Mapping[str, Any],
     *,
@@ -433,10 +410,10 @@ def resolve(
             "leave --preset out, or take the 'preset' line out of the file"
         )
     given = merge(from_file, flags)
-    family, method = _split_preset(preset or given.get("preset", ""), _dataset_name(given))
+    family, method = split_preset(preset or given.get("preset", ""), dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
     _refuse_other_preset(from_file, flags, file)
-    overrides = merge(_preset_overrides(family, method, given), {"preset": name})
+    overrides = merge(preset_overrides(family, method, given), {"preset": name})
     sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
@@ -463,65 +440,9 @@ def _refuse_other_preset(
 
 def _what_presets_set(complete: Mapping[str, Any]) -> dict[str, Any]:
     """Of a complete config: by the family of its data, or without one by that of its preset."""
-    dataset = _dataset_name(complete)
-    family, method = _split_preset(complete["preset"], dataset)
-    return _preset_overrides(family_of(dataset) or family, method, complete)
-
-
-def _split_preset(preset: Any, dataset: str) -> tuple[str, str]:
-    """The family and the method of a preset; a family that it does not name is the dataset's."""
-    family, method = "", ""
-    names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
-    for name in names if preset else []:
-        if name in presets()["family"] and not family:
-            family = name
-        elif name in presets()["method"] and not method:
-            method = name
-        else:
-            families, methods = (", ".join(presets()[kind]) for kind in ("family", "method"))
-            raise InputError(
-                f"preset {shown(preset)} is not a family ({families}), a method ({methods}) "
-                "or family+method; choose from these"
-            )
-    return family or family_of(dataset), method
-
-
-def _preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What presets set, given what the file and the flags ask for and override."""
-    preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
-    by_size, by_objective, by_data = (preset.pop(key, {}) for key in ("at", "for", "data"))
-    preset = merge(preset, by_data.get(_within(family, _dataset_name(given)), {}))
-    objective = given.get("objective", own.get("objective", OWN_OBJECTIVE))
-    if isinstance(objective, str):
-        preset = merge(preset, by_objective.get(objective, {}))
-    critic = {**_table(own, "critic"), **_table(given, "critic")}
-    if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
-        preset = merge(preset, by_size.get(critic["size"], {}))
-    preset = merge(preset, own)
-    entropy = _table(given, "entropy")
-    if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
-        preset = merge(preset, {"entropy": {"targets_nats": []}})
-    return preset
-
-
-def _within(family: str, dataset: str) -> str:
-    """What a dataset's name says beyond its family and version; empty for another family's.
-
-    >>> _within("hopper", "hopper-medium-replay-v2")
-    'medium-replay'
-    """
-    found = re.fullmatch(rf"{re.escape(family)}-(.+?)(-v\d+)?", dataset)
-    return found[1] if found else ""
-
-
-def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    table = document.get(name)
-    return table if isinstance(table, Mapping) else {}
-
-
-def _dataset_name(document: Mapping[str, Any]) -> str:
-    name = _table(document, "dataset").get("name")
-    return name if isinstance(name, str) and name else DEFAULT_DATASET
+    dataset = dataset_name(complete)
+    family, method = split_preset(complete["preset"], dataset)
+    return preset_overrides(family_of(dataset) or family, method, complete)
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:
@@ -563,20 +484,6 @@ def _names() -> Iterator[str]:
             yield name
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries laid over each other; `above` wins.
-
-    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
-    {'a': {'x': 1, 'y': 3}}
-    """
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file of bounded size.
 
@@ -588,34 +495,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         return parse_toml(data)
     except ValueError as error:
         raise InputError(f"config file {path} is not valid TOML ({error}); correct it") from error
-
-
-def reference() -> str:
-    """All settings with their defaults as Markdown: docs/config.md, written by `make docs`."""
-    lines = [
-        "# Settings",
-        "",
-        "Written by `make docs` from tql_offline/config.py. Defaults are the paper's where it has",
-        "one; presets (tql_offline/presets.toml) change some of them by environment family.",
-        "On the command line: the flag of the same name, or `--set table.key=value`.",
-    ]
-    for name, field in Config.model_fields.items():
-        if isinstance(field.default, Table):
-            lines += ["", f"## [{name}]", "", *_setting_rows(type(field.default))]
-    top = [n for n, f in Config.model_fields.items() if not isinstance(f.default, Table)]
-    lines[5:5] = ["", "## Top of the file", "", *_setting_rows(Config, top)]
-    return "\n".join(lines) + "\n"
-
-
-def _setting_rows(table: type[Table], names: list[str] | None = None) -> list[str]:
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for name in names or table.model_fields:
-        field = table.model_fields[name]
-        default = tomli_w.dumps({"x": _plain(field.default)}, multiline_strings=False)
-        value = " ".join(default.removeprefix("x = ").split())
-        rows.append(f"| `{name}` | `{value}` | {field.description} |")
-    return rows
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

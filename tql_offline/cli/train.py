@@ -14,9 +14,10 @@ from tql_offline.cli.tables import (
     progress_bar,
     say,
 )
-from tql_offline.config import DEFAULT_DATASET, FLOW_POLICIES, OBJECTIVES, Config, resolve
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
+from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 
 if TYPE_CHECKING:

@@ -29,12 +29,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from tql_offline.config import DEFAULT_DATASET, Config, DataConfig, merge, read_toml, resolve
+from tql_offline.config import Config, DataConfig, read_toml, resolve
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.files import locked, read_json, writing
+from tql_offline.presets import DEFAULT_DATASET, merge
 from tql_offline.runs import RunFolder
 from tql_offline.training.new_run import check
 from tql_offline.training.result import open_run

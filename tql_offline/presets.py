@@ -1,0 +1,110 @@
+"""Presets (presets.toml): settings by environment family and by method, and how they are laid."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tql_offline.errors import InputError, shown
+
+DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
+"""Collected on the spot where it is missing, so that `train` needs no network."""
+OWN_OBJECTIVE = "flow"
+"""TQL's."""
+
+
+@cache
+def presets() -> dict[str, dict[str, dict[str, Any]]]:
+    """All presets as nested overrides: of environment families, and of methods, by name."""
+    return tomllib.loads(files("tql_offline").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+def family_of(dataset: str) -> str:
+    """The family whose name begins a dataset's; empty if none does, or for an own file.
+
+    >>> family_of("puzzle-4x4-play-singletask-task1-v0")
+    'puzzle'
+    >>> family_of("D4RL/pen/human-v2")
+    'D4RL'
+    >>> family_of("puzzle_logs.hdf5")
+    ''
+    """
+    if Path(dataset).suffix:
+        return ""
+    name = dataset.removeprefix("minari:")
+    matches = [one for one in presets()["family"] if name.startswith((f"{one}-", f"{one}/"))]
+    return max(matches, key=len, default="")
+
+
+def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
+    """The family and the method of a preset; a family that it does not name is the dataset's."""
+    family, method = "", ""
+    names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
+    for name in names if preset else []:
+        if name in presets()["family"] and not family:
+            family = name
+        elif name in presets()["method"] and not method:
+            method = name
+        else:
+            families, methods = (", ".join(presets()[kind]) for kind in ("family", "method"))
+            raise InputError(
+                f"preset {shown(preset)} is not a family ({families}), a method ({methods}) "
+                "or family+method; choose from these"
+            )
+    return family or family_of(dataset), method
+
+
+def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What presets set, given what the file and the flags ask for and override."""
+    preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
+    by_size, by_objective, by_data = (preset.pop(key, {}) for key in ("at", "for", "data"))
+    preset = merge(preset, by_data.get(_within(family, dataset_name(given)), {}))
+    objective = given.get("objective", own.get("objective", OWN_OBJECTIVE))
+    if isinstance(objective, str):
+        preset = merge(preset, by_objective.get(objective, {}))
+    critic = {**_table(own, "critic"), **_table(given, "critic")}
+    if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
+        preset = merge(preset, by_size.get(critic["size"], {}))
+    preset = merge(preset, own)
+    entropy = _table(given, "entropy")
+    if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
+        preset = merge(preset, {"entropy": {"targets_nats": []}})
+    return preset
+
+
+def _within(family: str, dataset: str) -> str:
+    """What a dataset's name says beyond its family and version; empty for another family's.
+
+    >>> _within("hopper", "hopper-medium-replay-v2")
+    'medium-replay'
+    """
+    found = re.fullmatch(rf"{re.escape(family)}-(.+?)(-v\d+)?", dataset)
+    return found[1] if found else ""
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = document.get(name)
+    return table if isinstance(table, Mapping) else {}
+
+
+def dataset_name(document: Mapping[str, Any]) -> str:
+    """The dataset that settings name, or the default."""
+    name = _table(document, "dataset").get("name")
+    return name if isinstance(name, str) and name else DEFAULT_DATASET
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other; `above` wins.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
