@@ -244,11 +244,28 @@ def _order(name: str, episodes: int | None, steps: int | None, seed: int) -> _Or
         dataset=dataset,
         seed=_number("seed", seed, 0),
         episodes=episodes,
-        # OGBench's loader cannot read a validation file without rows.
-        validation_episodes=max(1, episodes // 10),
+        validation_episodes=_validation_episodes(episodes),
         steps=_number("steps", official_steps if steps is None else steps, 1),
         behaviour=behaviour,
     )
+
+
+def _validation_episodes(episodes: int) -> int:
+    """A tenth more; at least one, since OGBench's loader cannot read a file without rows."""
+    return max(1, episodes // 10)
+
+
+def total_steps(name: str, episodes: int | None = None, steps: int | None = None) -> int:
+    """Transitions that a collection makes, those for validation included; for a progress bar.
+
+    Args:
+        name: of the dataset.
+        episodes: for training; None takes OGBench's number.
+        steps: of each; None takes OGBench's number.
+    """
+    official_episodes, official_steps = official_size(parse_name(name).file)
+    count = episodes or official_episodes
+    return (count + _validation_episodes(count)) * (steps or official_steps)
 
 
 def _versions() -> dict[str, str]:

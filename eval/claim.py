@@ -10,7 +10,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Board, Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
-from tql_offline.eval.report_data import flatten
+from tql_offline.eval.run_records import flatten
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, differing, effective
 

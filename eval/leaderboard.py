@@ -23,13 +23,13 @@ from tql_offline.datasets.minari import PREFIX
 from tql_offline.datasets.names import with_task
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
-from tql_offline.eval.report_data import (
+from tql_offline.eval.report_scores import CountedScore
+from tql_offline.eval.run_records import (
     Evaluation,
     Run,
     count,
     lookup,
 )
-from tql_offline.eval.report_scores import Score as RunScore
 from tql_offline.eval.scores import bold
 from tql_offline.eval.statistics import (
     RESAMPLES,
@@ -127,7 +127,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class TaskScore:
     """One cell: a method's score on a task.
 
     Attributes:
@@ -160,7 +160,7 @@ class Board:
     tasks: tuple[str, ...]
     measured: tuple[str, ...]
     reported: tuple[str, ...]
-    scores: dict[tuple[str, str], Score]
+    scores: dict[tuple[str, str], TaskScore]
     fraction: float
     runs: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
@@ -185,7 +185,7 @@ class Board:
         """Which of a row's scores are near its best."""
         return bold(self.row(task), self.fraction)
 
-    def interval(self, score: Score) -> Estimate:
+    def interval(self, score: TaskScore) -> Estimate:
         """Student's t interval of a cell's mean; none for one run and for what is reported."""
         if not score.runs:
             return Estimate(value=score.mean)
@@ -285,7 +285,7 @@ def measured(run: Run) -> Measured | str:
     task = _task(run)
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
-    score = RunScore.of(known)
+    score = CountedScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
     if missing := run.lacking(known):
@@ -434,20 +434,20 @@ def reported_label(row: Published) -> str:
     return f"{row.method} (reported)"
 
 
-def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], Score]:
+def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScore]:
     """Printed scores as cells."""
-    return {(p.task, reported_label(p)): Score(runs=(), mean=p.mean, sd=p.sd) for p in rows}
+    return {(p.task, reported_label(p)): TaskScore(runs=(), mean=p.mean, sd=p.sd) for p in rows}
 
 
 def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"Reported: {p.source}. {p.note}" for p in rows))
 
 
-def score_of(runs: Sequence[Measured]) -> Score:
+def score_of(runs: Sequence[Measured]) -> TaskScore:
     """The cell of some runs of one method on one task."""
     scores = tuple(run.score for run in sorted(runs, key=lambda run: run.seed))
     mean, sd = mean_std(scores)
-    return Score(runs=scores, mean=mean, sd=sd)
+    return TaskScore(runs=scores, mean=mean, sd=sd)
 
 
 def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
@@ -615,7 +615,7 @@ def _drawn_ranks(
     return np.asarray(ranks(np.stack(drawn, axis=1)).mean(axis=1))
 
 
-def _drawn_means(score: Score, generator: np.random.Generator, resamples: int) -> Scores:
+def _drawn_means(score: TaskScore, generator: np.random.Generator, resamples: int) -> Scores:
     """Means of resampled runs, `(resamples,)`."""
     if len(score.runs) < 2:
         return np.full(resamples, score.mean)

@@ -12,8 +12,8 @@ from typing import Any
 from tql_offline.eval.leaderboard import (
     Board,
     Measured,
-    Score,
     Setting,
+    TaskScore,
     average,
     domain_title,
     domains,
@@ -114,7 +114,7 @@ def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
     }
 
 
-def _numbers(board: Board, score: Score) -> dict[str, Any]:
+def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
     interval = board.interval(score)
     return {
         "runs": len(score.runs) or None,

@@ -9,8 +9,8 @@ import numpy as np
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.leaderboard import (
     Board,
-    Score,
     Summary,
+    TaskScore,
     average,
     domain_title,
     domains,
@@ -233,7 +233,7 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
     return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
 
 
-def score_cell(score: Score | None, bold: bool, percent: bool) -> Cell:
+def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
     """Mean ± standard deviation over runs and how many runs there are, if they are known."""
     if score is None:
         return Cell(text=NONE)

@@ -24,18 +24,10 @@ from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
-from tql_offline.eval.report_data import (
-    Evaluation,
-    Run,
-    count,
-    lookup,
-    read_result,
-    read_run,
-)
 from tql_offline.eval.report_plots import PlotGroup, overall_plots, run_plots
 from tql_offline.eval.report_scores import (
     GROUPS,
-    Score,
+    CountedScore,
     alarm_of,
     answer_of,
     collapse_of,
@@ -63,6 +55,14 @@ from tql_offline.eval.report_tables import (
     grouped,
     make_table,
     number_cell,
+)
+from tql_offline.eval.run_records import (
+    Evaluation,
+    Run,
+    count,
+    lookup,
+    read_result,
+    read_run,
 )
 from tql_offline.files import write_atomic
 from tql_offline.runs import RunFolder
@@ -282,14 +282,14 @@ def _success_cell(
     return Cell(text=text + more, sort=successes / episodes)
 
 
-def _score_success_cell(score: Score | None) -> Cell:
+def _score_success_cell(score: CountedScore | None) -> Cell:
     if score is None:
         return Cell(text=NONE)
     more = f", update {grouped(score.last.step)}" if score.lacking else ""
     return _success_cell(score.successes, score.episodes, score.starts, more)
 
 
-def _steps_cell(score: Score) -> Cell:
+def _steps_cell(score: CountedScore) -> Cell:
     """The steps counted, and how many there should have been where some are missing."""
     last = score.last.step
     if score.counted == 1:
@@ -324,7 +324,7 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
     return make_table(OVERVIEW, columns, rows)
 
 
-def _outcome_cell(score: Score | None) -> Cell:
+def _outcome_cell(score: CountedScore | None) -> Cell:
     """Successes, or where the protocol counts none the score."""
     if score is not None and score.successes is None:
         return number_cell(score.mean(lambda e: e.score))

@@ -9,10 +9,9 @@ from markupsafe import Markup
 from tql_offline.eval.attention_health import COLLAPSED
 from tql_offline.eval.inspect_plots import state_drawings
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
-from tql_offline.eval.report_data import Curve, Evaluation, Run
 from tql_offline.eval.report_scores import (
     GROUPS,
-    Score,
+    CountedScore,
     dataset_of,
     layers_of,
     main_scores,
@@ -24,6 +23,7 @@ from tql_offline.eval.report_scores import (
     success_interval,
     tokens_of,
 )
+from tql_offline.eval.run_records import Curve, Evaluation, Run
 from tql_offline.eval.statistics import wilson_interval
 
 MAX_METRIC_PANELS = 12
@@ -302,7 +302,7 @@ def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
 
 def _size_plots(runs: list[Run]) -> PlotGroup | None:
     """Success by critic size, one series for each method, task and protocol."""
-    series: dict[str, list[tuple[int, Score]]] = {}
+    series: dict[str, list[tuple[int, CountedScore]]] = {}
     for run in runs:
         parameters, score = parameters_of(run), main_scores(run).get("learned")
         if run.finished and parameters and score is not None and score.successes is not None:
@@ -333,7 +333,7 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
     )
 
 
-def _size_line(found: list[tuple[int, Score]], label: str, colour: int) -> Line:
+def _size_line(found: list[tuple[int, CountedScore]], label: str, colour: int) -> Line:
     """Points of one series; runs of one size stand side by side."""
     points = sorted(found, key=lambda item: item[0])
     counts = [(score.successes or 0, score.episodes) for _, score in points]

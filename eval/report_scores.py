@@ -10,8 +10,8 @@ import numpy as np
 from tql_offline.config import FLOW_POLICIES
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
 from tql_offline.eval.protocol import protocol_label
-from tql_offline.eval.report_data import Curve, Evaluation, Run, count, lookup
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
+from tql_offline.eval.run_records import Curve, Evaluation, Run, count, lookup
 from tql_offline.eval.statistics import wilson_interval
 
 MAX_LAYERS = 32
@@ -20,7 +20,7 @@ GROUPS = ("[VALUE] query", "other queries")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class CountedScore:
     """The counted evaluations of one policy of one run under one protocol, taken together.
 
     Attributes:
@@ -126,7 +126,7 @@ def success_interval(
     return wilson_interval(successes * different / episodes, different)
 
 
-def scores_of(run: Run) -> tuple[Score, ...]:
+def scores_of(run: Run) -> tuple[CountedScore, ...]:
     """The counted evaluations of each policy under each protocol, in the order they came."""
     groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
     for evaluation in run.evaluations:
@@ -139,13 +139,13 @@ def scores_of(run: Run) -> tuple[Score, ...]:
     )
 
 
-def _score(run: Run, policy: str, evaluations: Sequence[Evaluation]) -> Score:
+def _score(run: Run, policy: str, evaluations: Sequence[Evaluation]) -> CountedScore:
     planned = [e for e in evaluations if run.plans(e)] or evaluations
     # Other policies are scored at the end alone.
-    return Score.of(planned, run.lacking(planned) if policy == "learned" else ())
+    return CountedScore.of(planned, run.lacking(planned) if policy == "learned" else ())
 
 
-def lack_of(run: Run, score: Score) -> str:
+def lack_of(run: Run, score: CountedScore) -> str:
     """That other evaluations count than those that are there; empty where all are."""
     if not score.lacking:
         return ""
@@ -174,7 +174,7 @@ def main_setting(run: Run) -> tuple[str, str, str] | None:
     return next((s for s in settings if named and s[0] == named), settings[0] if settings else None)
 
 
-def main_scores(run: Run) -> dict[str, Score]:
+def main_scores(run: Run) -> dict[str, CountedScore]:
     """By policy, the scores of the protocol and task that a run is judged by."""
     setting = main_setting(run)
     return {s.last.policy: s for s in scores_of(run) if setting_of(s.last) == setting}
@@ -266,7 +266,7 @@ def _policy_name(policy: str, run: Run) -> str:
     return f"behaviour {kind} of the same data"
 
 
-def _outcome(score: Score, first: bool) -> str:
+def _outcome(score: CountedScore, first: bool) -> str:
     if score.successes is None:
         value = score.mean(lambda e: e.return_mean)
         return f"mean return {figure(value)} over {score.episodes} episodes{_when(score)}"
@@ -280,7 +280,7 @@ def _outcome(score: Score, first: bool) -> str:
     return f"{score.successes}/{score.episodes} successes{where}{_when(score)} ({rate})"
 
 
-def _when(score: Score) -> str:
+def _when(score: CountedScore) -> str:
     """At which update, where it is not the one that counts."""
     return f" at update {grouped(score.last.step)}" if score.lacking else ""
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tql_offline.eval.leaderboard import Measured, measured, row_names
 from tql_offline.eval.protocol import scores_success
-from tql_offline.eval.report_data import Episode, Run
+from tql_offline.eval.run_records import Episode, Run
 from tql_offline.eval.statistics import Scores, student_t
 
 ARMS, PULLS = 8, 200

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tql_offline.config import FLOW_POLICIES
-from tql_offline.eval.report_data import Run, flatten
 from tql_offline.eval.report_tables import as_text
+from tql_offline.eval.run_records import Run, flatten
 
 if TYPE_CHECKING:
     from tql_offline.eval.leaderboard import Measured

@@ -20,8 +20,8 @@ from tql_offline.errors import InputError
 from tql_offline.eval.attention_health import alarm_sentence, collapsed_layers, layer_means
 from tql_offline.eval.inspections import DOCUMENT, MAX_STATES, read_inspection
 from tql_offline.eval.report import write_report
-from tql_offline.eval.report_data import read_run
 from tql_offline.eval.report_scores import alarm_of, collapse_of
+from tql_offline.eval.run_records import read_run
 from tql_offline.networks import TransformerCritic
 from tql_offline.training import inspection
 from tql_offline.training.checkpoint import chosen_checkpoint

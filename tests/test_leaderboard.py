@@ -29,9 +29,9 @@ from tql_offline.eval.leaderboard_files import RECORDED, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
-from tql_offline.eval.report_data import read_result
 from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.report_tables import grouped
+from tql_offline.eval.run_records import read_result
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.runs import find_results
 

@@ -22,8 +22,8 @@ from tql_offline.eval.protocol import (
     protocols,
 )
 from tql_offline.eval.references import Reference, reference_for
-from tql_offline.eval.report_data import read_run
 from tql_offline.eval.rollout import evaluate
+from tql_offline.eval.run_records import read_run
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.files import read_jsonl

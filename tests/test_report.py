@@ -15,7 +15,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval import plots, report, report_plots, report_scores
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
-from tql_offline.eval.report_data import MAX_DEPTH, flatten, read_run
+from tql_offline.eval.run_records import MAX_DEPTH, flatten, read_run
 from tql_offline.runs import RunFolder
 
 GARBAGE = {

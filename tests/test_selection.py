@@ -10,7 +10,7 @@ import pytest
 from command_line import command
 from report_runs import make_run
 
-from tql_offline.eval.report_data import read_run
+from tql_offline.eval.run_records import read_run
 from tql_offline.eval.selection import (
     EXPLORATION,
     Pool,

@@ -15,7 +15,7 @@ from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import measured
-from tql_offline.eval.report_data import read_run
+from tql_offline.eval.run_records import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation

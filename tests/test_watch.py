@@ -12,7 +12,7 @@ from tql_offline.config import WatchConfig, resolve
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.eval.attention_health import COLLAPSED
-from tql_offline.eval.report_data import read_run
+from tql_offline.eval.run_records import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training.reporters import SilentReporter

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
-from tql_offline.version import __version__
+from tql_offline.version import __version__, installed_version
 
 State = Literal["ok", "missing", "warning"]
 
@@ -113,7 +113,7 @@ def _package(requirement: Requirement) -> Finding:
     """Whether a requirement is met, which for mujoco excludes 3.9.0, as OGBench does."""
     name, wanted = requirement.name, requirement.specifier
     mend = f"pip install '{requirement}'"
-    version = _version(name)
+    version = installed_version(name)
     if version is None:
         return Finding(topic=name, state="missing", detail="not installed", mend=mend)
     if not wanted.contains(version, prereleases=True):
@@ -122,19 +122,12 @@ def _package(requirement: Requirement) -> Finding:
     return Finding(topic=name, state="ok", detail=version)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _extras() -> list[Finding]:
     return [_extra(name, purpose) for name, purpose in EXTRAS.items()]
 
 
 def _extra(name: str, purpose: str) -> Finding:
-    version = _version(name)
+    version = installed_version(name)
     topic = f"{name} (optional)"
     if version is not None:
         return Finding(topic=topic, state="ok", detail=version)

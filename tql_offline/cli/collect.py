@@ -33,12 +33,10 @@ def collect(
     A collection that was stopped goes on where it left off when the same command is run again.
     """
     from tql_offline.datasets.collect import collect as run_collection
-    from tql_offline.datasets.collect import official_size
+    from tql_offline.datasets.collect import total_steps
 
     file = parse_name(name).file
-    official = official_size(file)
-    count, length = episodes or official[0], steps or official[1]
-    with progress_bar(f"collecting {file}", (count + max(1, count // 10)) * length) as progress:
+    with progress_bar(f"collecting {file}", total_steps(file, episodes, steps)) as progress:
         done = run_collection(
             file,
             out=out or collected_folder(),

@@ -38,7 +38,7 @@ def select(
     out: Annotated[Path | None, typer.Option(help="JSON file of the whole curves.")] = None,
 ) -> None:
     """Show what choosing among a method's runs by online episodes gives (unifloral's protocol)."""
-    from tql_offline.eval.report_data import read_run
+    from tql_offline.eval.run_records import read_run
     from tql_offline.eval.selection import pools, selection_curve
 
     if pulls * repeats > MAX_PLAYED:

@@ -107,14 +107,13 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
 
 def _collect(suite: "Suite") -> None:
     """Collect the suite's datasets that are not installed."""
-    from tql_offline.datasets.collect import collect, official_size
+    from tql_offline.datasets.collect import collect, total_steps
     from tql_offline.datasets.embedded import is_installed
     from tql_offline.datasets.names import collected_folder
 
     missing = {name: count for name, count in suite.collect.items() if not is_installed(name)}
     for name, episodes in missing.items():
-        total = (episodes + max(1, episodes // 10)) * official_size(name)[1]
-        with progress_bar(f"collecting {name}", total) as progress:
+        with progress_bar(f"collecting {name}", total_steps(name, episodes)) as progress:
             done = collect(name, out=collected_folder(), episodes=episodes, progress=progress.add)
         say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")
 

@@ -7,7 +7,7 @@ from typing import Any
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.references import Reference
-from tql_offline.eval.report_data import (
+from tql_offline.eval.run_records import (
     Evaluation,
     evaluation_key,
     parse_evaluation,

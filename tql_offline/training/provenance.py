@@ -5,13 +5,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tql_offline.version import __version__
+from tql_offline.version import __version__, installed_version
 
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "ogbench", "minari", "safetensors", "h5py")
 
@@ -42,14 +41,7 @@ def collect_provenance(
 
 def package_versions() -> dict[str, str | None]:
     """Installed versions of the packages that can change a result; None where not installed."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return {name: installed_version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device) -> str:

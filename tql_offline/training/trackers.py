@@ -7,8 +7,6 @@ from typing import Any, Protocol
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder
 
-TRACKERS = ("none", "tensorboard", "wandb")
-
 
 class Tracker(Protocol):
     """Takes named numbers at steps."""
@@ -71,7 +69,7 @@ class WandbTracker:
 
 
 def make_tracker(name: str, folder: RunFolder, settings: Mapping[str, Any]) -> Tracker:
-    """The tracker of a name in `TRACKERS`.
+    """The tracker of the config's name.
 
     Raises:
         InputError: its package is not installed.
