@@ -1,4 +1,31 @@
-"""The standard evaluator: rollouts, protocols, scores, statistics and reports."""
+"""The standard evaluator: rollouts, protocols, scores, statistics and reports.
+
+Playing episodes
+    protocol     what makes two scores comparable; the place to begin reading
+    environments made and seeded → recover (of Minari's datasets)
+    rollout      episodes of a policy, and the record of an evaluation
+    workers      environments in processes → stepping, worker_start
+    noise        an episode's noise for its policy
+    scores       from episodes to a score → references
+
+Comparing runs
+    run_records  what a run folder says, read tolerantly
+    leaderboard  who scores what on which task → variants, published
+    statistics   intervals, spreads and tests
+    scaling      does a bigger critic help?
+    claim        the measured change with size beside the printed one
+    selection    choosing among policies by online episodes
+
+Reports
+    report       one HTML page, one Markdown file, the leaderboard's files
+    report_scores, report_tables, report_plots      of runs
+    leaderboard_page, leaderboard_files             of boards
+    plots        inline SVG
+
+Looking into runs
+    inspections  what `inspect` wrote → inspect_plots, attention_health
+    video        episodes played again → drawing, encoders
+"""
 
 if __name__ == "eval":
     raise ImportError("this folder is tql_offline.eval; import it by that name")

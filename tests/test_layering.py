@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ FORBIDDEN = {
     "tql_offline.objectives": ("tql_offline.",),
     "tql_offline.networks": ("tql_offline.agents", "tql_offline.training", "tql_offline.datasets"),
     "tql_offline.agents": ("tql_offline.training", "tql_offline.datasets", "tql_offline.eval"),
-    "tql_offline.training": ("tql_offline.cli", "tql_offline.sharing"),
+    "tql_offline.training": ("tql_offline.cli", "tql_offline.sharing", "tql_offline.bench"),
     "tql_offline.sharing": ("tql_offline.cli",),
 }
 
@@ -44,6 +45,14 @@ def test_layers(package):
             for forbidden in FORBIDDEN[package]:
                 inside = package == "tql_offline.objectives" and name.startswith(package)
                 assert inside or not name.startswith(forbidden), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("package", [f"tql_offline.{n}" for n in ("datasets", "eval", "training")])
+def test_a_large_packages_map_names_every_module(package):
+    page = ast.get_docstring(ast.parse((FOLDERS[package] / "__init__.py").read_text()))
+    named = set(re.findall(r"\w+", page))
+    missing = {path.stem for path in FOLDERS[package].glob("*.py")} - named - {"__init__"}
+    assert not missing
 
 
 def test_objectives_are_torch_alone():

@@ -1,1 +1,25 @@
-"""Training: the loop, its metrics, checkpoints and provenance."""
+"""Training: from loaded data and settings to a finished run folder, and what is done with one.
+
+A run
+    run          set up, trained and written; the place to begin reading
+    new_run      where it goes, and what is refused before it begins
+    data, rewards, environment      what it trains on and is scored in
+    loop         updates, and at their steps log, score and save
+    compile      how updates run: torch.compile, CUDA graphs, precision → device, memory
+    stopping     Ctrl-C and SIGTERM
+    reporters    where progress goes
+    sweep        a grid of runs
+
+What it writes
+    metrics, trackers               numbers at log steps
+    watch        warnings: exploding Q, collapsed attention
+    checkpoint   one folder per step
+    evaluation   scores of its policies
+    provenance, arithmetic          what a number depends on, and what it cost
+    result       result.json
+
+Of a run that is there
+    rescoring    scores from any checkpoint
+    fqe          a policy's worth from data alone
+    inspection   attention and Q
+"""
