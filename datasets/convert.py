@@ -29,7 +29,7 @@ import numpy as np
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.minari_hdf5 import COLUMNS, OWN_ROWS, files_of, read_minari
+from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
@@ -206,7 +206,7 @@ def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> No
             {
                 "dataset_id": target_id if "-v" in target_id else f"{target_id}-v0",
                 "minari_version": version,
-                COLUMNS: list(columns),
+                COLUMNS_KEY: list(columns),
             }
         )
         bounds = np.cumsum(counts).tolist()

@@ -38,15 +38,15 @@ from tql_offline.datasets.episodes import (
     lengths_from_terminals,
 )
 from tql_offline.datasets.minari import (
-    PREFIX,
     environment_id,
     folder_of,
     is_minari,
     metadata_of,
-    read,
+    read_episodes,
 )
-from tql_offline.datasets.minari_hdf5 import COLUMNS, files_of, read_minari
+from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, files_of, read_minari
 from tql_offline.datasets.names import (
+    MINARI_PREFIX,
     DatasetName,
     collected_folder,
     commands_for,
@@ -209,7 +209,7 @@ def _kind(
         InputError: it is no dataset's name, one without rewards or known to be wrong, or there are
             two files.
     """
-    if dataset.startswith(PREFIX) or is_minari(Path(dataset)):
+    if dataset.startswith(MINARI_PREFIX) or is_minari(Path(dataset)):
         return "minari"
     if _is_own(Path(dataset)):
         if path is not None:
@@ -313,16 +313,16 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
     if slices:
         raise InputError(f"{given or name} is not a folder of slices; leave --slices out")
     folder = _minari_folder(name, given)
-    if COLUMNS in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
+    if COLUMNS_KEY in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
         digest = in_background(lambda: slices_sha256(files_of(folder)))
         return _of_own_columns(read_minari(folder), folder, digest, env_id)
     from tql_offline.eval.recover import recoverable  # imports Gymnasium: only on use
 
-    made = read(folder)
+    made = read_episodes(folder)
     own, notes = environment_id(str(given or name)), list(made.notes)
     unscored = ""
     if env_id is None:
-        unscored, said = recoverable(own.removeprefix(PREFIX))
+        unscored, said = recoverable(own.removeprefix(MINARI_PREFIX))
         notes += said
     return Dataset(
         episodes=made.episodes,
@@ -340,7 +340,7 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
 def _minari_folder(name: str, given: Path | None) -> Path:
     folder = given or folder_of(name)
     if not is_minari(folder):
-        own = name.removeprefix(PREFIX)
+        own = name.removeprefix(MINARI_PREFIX)
         command = "tql-offline" if find_or_none(own) else "minari"
         raise InputError(
             f"Minari dataset {shown(own)} is not here: {folder} has no data/metadata.json; run "

@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
-from tql_offline.datasets.names import minari_folder
+from tql_offline.datasets.names import MINARI_PREFIX, minari_folder
 from tql_offline.datasets.reading import Floats
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
 from tql_offline.files import read_json
 
-PREFIX = "minari:"
-"""May stand before a dataset's name; before it, or a folder, it is the id of its environment."""
 STORAGES = ("hdf5", "arrow")
 MAX_LEAVES = 64
 MAX_WIDTH = 2**20
@@ -134,7 +132,7 @@ def folder_of(name: str) -> Path:
     Raises:
         InputError: the name leads out of Minari's folder.
     """
-    name = name.removeprefix(PREFIX)
+    name = name.removeprefix(MINARI_PREFIX)
     if name and is_minari(Path(name)):
         return Path(name)
     if not name or any(part in ("", ".", "..") for part in name.split("/")):
@@ -147,7 +145,7 @@ def environment_id(name: str) -> str:
     folder = folder_of(name)
     inside = minari_folder()
     where = folder.relative_to(inside) if folder.is_relative_to(inside) else folder.resolve()
-    return f"{PREFIX}{where}"
+    return f"{MINARI_PREFIX}{where}"
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
@@ -258,7 +256,7 @@ def _box(space: Mapping[str, Any], keys: tuple[str | int, ...]) -> Leaf:
     return Leaf(keys=keys, kind="Box", shape=shape, low=low, high=high, is_bytes=dtype == "uint8")
 
 
-def read(folder: Path) -> MinariData:
+def read_episodes(folder: Path) -> MinariData:
     """Read a dataset of Minari's from its folder.
 
     Raises:

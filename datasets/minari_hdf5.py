@@ -23,7 +23,7 @@ from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
 
 MAIN = "main_data.hdf5"
-COLUMNS = "tql_offline_columns"
+COLUMNS_KEY = "tql_offline_columns"
 """In the metadata of a folder that `convert` wrote: its columns, in order."""
 OWN_ROWS = ("actions", "rewards")
 """Columns of an episode that have no row for the last observation."""
@@ -61,7 +61,7 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
         groups = _episode_groups(path, file)
         items = [_items(path, group, infos) for group in groups]
         _check_items(path, items)
-        order = metadata.get(COLUMNS)
+        order = metadata.get(COLUMNS_KEY)
         if order is None:
             return _joined(path, map(_foreign_episode, items))
         return _own(path, items, groups, order)

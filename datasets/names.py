@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tql_offline.errors import InputError
 
+MINARI_PREFIX = "minari:"
+"""Before a name or a folder: a dataset of Minari's, or the environment that it names."""
+
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*-v\d+")
 _SINGLETASK = re.compile(
     r"(?P<head>.+)-(?P<kind>[a-z]+)-singletask(-task(?P<task>[1-5]))?-(?P<version>v\d+)"

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import goal_of_seed
 
@@ -26,8 +27,6 @@ _PACKAGES = ("ogbench", "mujoco", "gymnasium")
 PROBE_STEPS = 2000
 GOALS_PREFIX = "goals:"
 """Before the id of a goal-conditioned environment, to have each of its goals in turn."""
-MINARI_PREFIX = "minari:"
-"""Before the name of a Minari dataset, to have the environment it names for evaluation."""
 
 
 def make(

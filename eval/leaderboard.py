@@ -19,8 +19,7 @@ import numpy as np
 from scipy import stats
 
 from tql_offline.datasets.catalogue import suite_of
-from tql_offline.datasets.minari import PREFIX
-from tql_offline.datasets.names import with_task
+from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_scores import CountedScore
@@ -327,7 +326,7 @@ def measured(run: Run) -> Measured | str:
 def _task(run: Run) -> str:
     """Name of a run's dataset, its task told; of no dataset the environment's."""
     name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
-    if name.startswith(PREFIX) or env_id.startswith(PREFIX):
+    if name.startswith(MINARI_PREFIX) or env_id.startswith(MINARI_PREFIX):
         # The name may be a folder, which is another one on another machine.
         return _string(run.provenance.get("dataset.name")) or name
     return with_task(name or env_id)
@@ -358,7 +357,7 @@ def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
 def _environment(env_id: str) -> str:
     """An environment's id without what differs between machines that have the same one."""
     # A Minari dataset names its environment, and may be named by the folder it lies in.
-    return "of the dataset" if env_id.startswith(PREFIX) else with_task(env_id)
+    return "of the dataset" if env_id.startswith(MINARI_PREFIX) else with_task(env_id)
 
 
 def _string(value: Any) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.datasets.catalogue import entries, find
-from tql_offline.datasets.minari import PREFIX, folder_of, metadata_of
+from tql_offline.datasets.minari import folder_of, metadata_of
+from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
 
@@ -129,7 +130,7 @@ def _minari(dataset: str, path: str) -> Reference | None:
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
-    name = dataset.removeprefix(PREFIX)
+    name = dataset.removeprefix(MINARI_PREFIX)
     # By the name that the data have, as they may be given by a folder.
     caveat = _CAVEATS.get(str(metadata.get("dataset_id", name)).rpartition("/")[0], "")
     source = f"metadata of Minari dataset {name}{caveat}"

@@ -7,8 +7,8 @@ from typing import Any
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.load import Dataset, bounds_by_dim
-from tql_offline.datasets.minari import PREFIX, is_minari
-from tql_offline.datasets.names import with_task
+from tql_offline.datasets.minari import is_minari
+from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder
 from tql_offline.training.result import read_provenance
@@ -25,7 +25,7 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
     wanted = config.dataset.name
     called = {wanted, with_task(wanted), Path(wanted).stem}
     # A Minari dataset bears its own name, whatever the folder's it was asked for by.
-    is_asked = wanted.startswith(PREFIX) or suite_of(wanted) == "minari"
+    is_asked = wanted.startswith(MINARI_PREFIX) or suite_of(wanted) == "minari"
     bears_its_own = is_asked and is_minari(dataset.path)
     if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
         raise InputError(

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from tql_offline.config import Config, DataConfig
+from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import (
-    MINARI_PREFIX,
     action_bounds,
     describe,
     reports_success,
