@@ -132,7 +132,7 @@ class TaskScore:
     Attributes:
         runs: one score per seed, ascending by seed; empty where it is reported.
         mean: over runs, or as reported.
-        sd: standard deviation over runs, or as reported.
+        sd: standard deviation over runs, NaN of one, or as reported.
     """
 
     runs: tuple[float, ...]
@@ -446,6 +446,7 @@ def score_of(runs: Sequence[Measured]) -> TaskScore:
     """The cell of some runs of one method on one task."""
     scores = tuple(run.score for run in sorted(runs, key=lambda run: run.seed))
     mean, sd = mean_std(scores)
+    sd = sd if len(scores) > 1 else math.nan
     return TaskScore(runs=scores, mean=mean, sd=sd)
 
 

@@ -119,7 +119,7 @@ def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
     return {
         "runs": len(score.runs) or None,
         "mean": score.mean,
-        "sd": score.sd,
+        "sd": _finite(score.sd),
         "low": _finite(interval.low),
         "high": _finite(interval.high),
         "scores": list(score.runs),
@@ -155,7 +155,8 @@ def _tabular(board: Board) -> str:
     if board.averages(board.tasks):
         lines.append(r"\midrule")
         groups = {domain_title(name, tasks): tasks for name, tasks in domains(board).items()}
-        groups[f"average of {len(board.tasks)}"] = board.tasks
+        if len(groups) > 1:
+            groups[f"average of {len(board.tasks)}"] = board.tasks
         lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -165,6 +166,7 @@ def _latex_row(board: Board, task: str) -> str:
     for label, bold in zip(board.labels, board.bold(task), strict=True):
         score = board.scores.get((task, label))
         text = "--" if score is None else _latex_spread(score.mean, score.sd, is_percent(board))
+        text += f" ({len(score.runs)})" if score is not None and score.runs else ""
         cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
     return rf"{' & '.join(cells)} \\"
 

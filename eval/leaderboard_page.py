@@ -62,7 +62,8 @@ class BoardSection:
     Attributes:
         title: its setting.
         tables: sortable ones, in order.
-        sentences: answers and notes.
+        answers: whether a bigger critic helped, a sentence per method and claim.
+        sentences: notes.
         plots: scores by size, where a method has two, and performance profiles.
         board: what all of it was made of.
         summaries: of its complete columns.
@@ -71,6 +72,7 @@ class BoardSection:
 
     title: str
     tables: tuple[Table, ...]
+    answers: tuple[str, ...]
     sentences: tuple[str, ...]
     plots: tuple[PlotGroup, ...]
     board: Board
@@ -101,9 +103,11 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        sentences=(
+        answers=(
             *trend_sentences(scalings, digits_of(percent)),
             *claim_sentences(board, printed),
+        ),
+        sentences=(
             *left_out(board, core),
             *shortfall(board),
             *formulas(board),
@@ -216,9 +220,12 @@ def spread(mean: float, sd: float, percent: bool) -> str:
 
     >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
     ('40 ± 7', '0.5876 ± 0.012')
+    >>> spread(39.76, float("nan"), percent=True)  # of one run
+    '40'
     """
-    deviation = plain(sd, percent) if percent or math.isnan(sd) else f"{sd:.2g}"
-    return f"{plain(mean, percent)} ± {deviation}"
+    if math.isnan(sd):
+        return plain(mean, percent)
+    return f"{plain(mean, percent)} ± {plain(sd, percent) if percent else f'{sd:.2g}'}"
 
 
 def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
@@ -239,8 +246,7 @@ def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
         return Cell(text=NONE)
     text = spread(score.mean, score.sd, percent)
     if score.runs:
-        alone = plain(score.mean, percent)
-        text = f"{text if len(score.runs) > 1 else alone} ({len(score.runs)})"
+        text += f" ({len(score.runs)})"
     return Cell(text=text, sort=score.mean, bold=bold)
 
 
@@ -367,7 +373,7 @@ def _size_row(point: SizePoint, digits: int) -> tuple[Cell, ...]:
         number_cell(point.runs),
         between(point.score, digits),
         between(point.difference, digits, "+"),
-        between(point.relative, 0, "+", 100),
+        between(point.relative, 0, "+", 100) if math.isfinite(point.relative.low) else cell(""),
         *(number_cell(value) for value in (point.last, point.last_three, point.best)),
         number_cell(point.updates_per_second),
         number_cell(point.hours),

@@ -258,7 +258,9 @@ def _draw_line(axes: Axes, line: Line, band: float) -> None:
         linewidth=1.2 if line.style in ("dashed", "dotted") else 1.8,
         marker=marker,
         markersize=6,
-        markevery=None if len(x) <= DENSE else (3 * line.colour, len(x) // 8),
+        markevery=None
+        if len(x) <= DENSE or line.style == "none"
+        else (3 * line.colour, len(x) // 8),
         markeredgecolor=PAPER,
         clip_on=False,
     )

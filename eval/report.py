@@ -69,6 +69,12 @@ from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20
+MAX_LISTED_RUNS = 12
+"""Whose answers stand at the top of a page; of more the overview has them."""
+MAX_DETAILED_RUNS = 50
+"""That have a section each; of more the page would be megabytes that nobody reads."""
+MAX_NAMED_RUNS = 5
+_NO_FACTS = make_table("", (), ())
 _BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 """Warnings listed per run; the rest are counted."""
 
@@ -85,20 +91,25 @@ class ReportFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """Everything the report says of one run."""
+    """Everything the report says of one run; without an anchor, which has no details, the head."""
 
     anchor: str
     name: str
     state: str
     answer: str
     alarm: str
-    plots: tuple[PlotGroup, ...]
-    tables: tuple[Table, ...]
-    seeds: tuple[tuple[str, str], ...]
-    settings: Table
-    provenance: Table
-    command: str
     warnings: tuple[str, ...]
+    plots: tuple[PlotGroup, ...] = ()
+    tables: tuple[Table, ...] = ()
+    seeds: tuple[tuple[str, str], ...] = ()
+    settings: Table = _NO_FACTS
+    provenance: Table = _NO_FACTS
+    command: str = ""
+
+    @property
+    def link(self) -> str | None:
+        """To its place in the page, if it has one."""
+        return f"#{self.anchor}" if self.anchor else None
 
 
 def write_report(
@@ -127,9 +138,9 @@ def write_report(
     if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
     read = with_distinct_names([read_run(folder) for folder in runs])
-    sections = []
+    sections, is_detailed = [], len(read) <= MAX_DETAILED_RUNS
     for index, run in enumerate(read, start=1):
-        sections.append(_run_section(run, f"run-{index}"))
+        sections.append(_run_section(run, f"run-{index}" if is_detailed else ""))
         if progress is not None:
             progress(index)
     boards, warnings = _boards(read, merged, published)
@@ -168,6 +179,8 @@ def _boards(
     """The leaderboard's sections, and what was left out of it."""
     own = [measured(replace(run, name=name)) for name, run in named]
     others, warnings = _read_merged(merged)
+    if len(named) + len(merged) > 1:
+        warnings += _left_out(named, own)
     if not own and not others:
         more = f"; nor can {len(warnings) - 1} more" if len(warnings) > 1 else ""
         raise InputError(
@@ -186,6 +199,23 @@ def _boards(
         *warnings,
         *left_out,
     ]
+
+
+def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> Iterator[str]:
+    """Which of one's own runs are on no board, and why; many for one reason in one sentence."""
+    reasons: dict[str, list[str]] = {}
+    for (name, _), scores in zip(named, own, strict=True):
+        if isinstance(scores, str):
+            reasons.setdefault(scores, []).append(name)
+    for reason, names in reasons.items():
+        if len(names) == 1:
+            yield f"{names[0]} {reason}, so it is on no leaderboard"
+        else:
+            more = ", …" if len(names) > MAX_NAMED_RUNS else ""
+            listed = ", ".join(names[:MAX_NAMED_RUNS])
+            yield (
+                f"each of {len(names)} runs {reason}, so they are on no leaderboard: {listed}{more}"
+            )
 
 
 def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], list[str]]:
@@ -310,7 +340,7 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
         scores = main_scores(run)
         rows.append(
             (
-                cell(section.name, f"#{section.anchor}"),
+                cell(section.name, section.link),
                 cell(section.state),
                 cell(method_of(run)),
                 cell(size_of(run)),
@@ -351,7 +381,7 @@ def _score_table(sections: list[RunSection], runs: list[Run]) -> Table:
     )
     rows = [
         (
-            cell(section.name, f"#{section.anchor}"),
+            cell(section.name, section.link),
             cell(score.last.policy),
             _score_success_cell(score),
             _steps_cell(score),
@@ -424,20 +454,25 @@ def _facts(caption: str, columns: tuple[str, str], flat: dict[str, Any]) -> Tabl
 
 def _run_section(named: tuple[str, Run], anchor: str) -> RunSection:
     name, run = named
-    tables = (_evaluation_table(run), _attention_table(run), _metric_table(run))
-    return RunSection(
+    summary = RunSection(
         anchor=anchor,
         name=name,
         state=state_of(run),
         answer=answer_of(run),
         alarm=alarm_of(run),
+        warnings=(*run.warnings, *filter(None, (lack_of(run, s) for s in scores_of(run)))),
+    )
+    if not anchor:
+        return summary
+    tables = (_evaluation_table(run), _attention_table(run), _metric_table(run))
+    return replace(
+        summary,
         plots=run_plots(run, anchor),
         tables=tuple(table for table in tables if table.rows),
         seeds=tuple(_seed_lists(run)),
         settings=_facts("Settings", ("setting", "value"), run.config),
         provenance=_facts("Provenance", ("fact", "value"), run.provenance),
         command=f"tql-offline train --config {shlex.quote(run.folder.config.as_posix())}",
-        warnings=(*run.warnings, *filter(None, (lack_of(run, s) for s in scores_of(run)))),
     )
 
 
@@ -484,7 +519,11 @@ def _page(
         "scores": _score_table(sections, runs),
         "formulas": _formulas(runs),
         "differences": _differences(runs),
-        "plots": overall_plots(named) if many else (),
+        "plots": overall_plots(named, by_size=not any(b.scalings for b in boards)) if many else (),
+        "answers": [sentence for board in boards for sentence in board.answers] if many else [],
+        "is_listed": len(runs) <= MAX_LISTED_RUNS,
+        "is_detailed": len(runs) <= MAX_DETAILED_RUNS,
+        "max_detailed": MAX_DETAILED_RUNS,
         "warning_count": len(board_warnings) + sum(len(section.warnings) for section in sections),
         "max_warnings": MAX_LISTED_WARNINGS,
     }

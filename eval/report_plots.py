@@ -24,7 +24,7 @@ from tql_offline.eval.report_scores import (
     tokens_of,
 )
 from tql_offline.eval.run_records import Curve, Evaluation, Run
-from tql_offline.eval.statistics import wilson_interval
+from tql_offline.eval.statistics import t_interval, wilson_interval
 
 MAX_METRIC_PANELS = 12
 
@@ -105,27 +105,22 @@ def _success_line(evaluations: Sequence[Evaluation], label: str, colour: int) ->
 
 
 def _return_line(evaluations: Sequence[Evaluation], label: str, colour: int) -> Line:
-    means = [e.return_mean for e in evaluations]
-    errors = [1.96 * _standard_error([d.total for d in e.details]) for e in evaluations]
+    ends = [_return_interval(evaluation) for evaluation in evaluations]
     return Line(
         label=label,
         x=[e.step for e in evaluations],
-        y=means,
-        interval=(
-            [mean - error for mean, error in zip(means, errors, strict=True)],
-            [mean + error for mean, error in zip(means, errors, strict=True)],
-        ),
+        y=[e.return_mean for e in evaluations],
+        interval=([low for low, _ in ends], [high for _, high in ends]),
         colour=colour,
         points=True,
     )
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+def _return_interval(evaluation: Evaluation) -> tuple[float, float]:
+    """Student's t interval of the mean over its episodes; NaN where they are too few or unknown."""
+    totals = [episode.total for episode in evaluation.details]
+    known = len(totals) > 1 and all(map(math.isfinite, totals))
+    return t_interval(totals) if known else (math.nan, math.nan)
 
 
 def _by_policy(run: Run) -> dict[str, list[Evaluation]]:
@@ -152,7 +147,7 @@ def _learning_plots(run: Run, key: str) -> PlotGroup:
     return PlotGroup(
         title="Learning curve",
         note="Bands and bars, over the episodes of one evaluation: 95 % Wilson interval of the "
-        "success rate; mean return ± 1.96 standard errors.",
+        "success rate, Student's t interval of the mean return.",
         keys=tuple(Key(label=label, colour=i, style="point") for label, _, i in named),
         plots=draw([("Success rate, %", success), ("Mean return", returns)], key),
     )
@@ -276,9 +271,14 @@ def _metric_title(name: str) -> str:
     return f"Q {words[2:]}" if words.startswith("q ") else words
 
 
-def overall_plots(named: list[tuple[str, Run]]) -> tuple[PlotGroup, ...]:
-    """What is drawn of all runs together."""
-    groups = (_all_curves(named), _size_plots([run for _, run in named]))
+def overall_plots(named: list[tuple[str, Run]], *, by_size: bool) -> tuple[PlotGroup, ...]:
+    """What is drawn of all runs together.
+
+    Args:
+        named: the runs.
+        by_size: whether to draw success by size, run by run; a board draws it by method.
+    """
+    groups = (_all_curves(named), _size_plots([run for _, run in named]) if by_size else None)
     return tuple(group for group in groups if group is not None and group.plots)
 
 
@@ -312,10 +312,14 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
     if len(sizes) < 2:
         return None
     shown = sorted(series.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_COLOUR]
-    lines = tuple(_size_line(found, label, i) for i, (label, found) in enumerate(shown, start=1))
+    places = _side_by_side([parameters for _, found in shown for parameters, _ in found])
+    lines = []
+    for i, (label, found) in enumerate(shown, start=1):
+        lines.append(_size_line(found, places[: len(found)], label, i))
+        places = places[len(found) :]
     panel = Panel(
         title="Success rate in percent",
-        lines=lines,
+        lines=tuple(lines),
         y_limits=(0, 100),
         x_label="critic parameters",
         x_ticks=sizes,
@@ -333,14 +337,15 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
     )
 
 
-def _size_line(found: list[tuple[int, CountedScore]], label: str, colour: int) -> Line:
-    """Points of one series; runs of one size stand side by side."""
-    points = sorted(found, key=lambda item: item[0])
-    counts = [(score.successes or 0, score.episodes) for _, score in points]
-    ends = [success_interval(s.successes or 0, s.episodes, s.starts) for _, s in points]
+def _size_line(
+    found: list[tuple[int, CountedScore]], places: list[float], label: str, colour: int
+) -> Line:
+    """Points of one series, at these places."""
+    counts = [(score.successes or 0, score.episodes) for _, score in found]
+    ends = [success_interval(s.successes or 0, s.episodes, s.starts) for _, s in found]
     return Line(
         label=label,
-        x=_side_by_side([parameters for parameters, _ in points]),
+        x=places,
         y=[100 * k / n for k, n in counts],
         interval=([100 * low for low, _ in ends], [100 * high for _, high in ends]),
         colour=colour,
@@ -348,7 +353,22 @@ def _size_line(found: list[tuple[int, CountedScore]], label: str, colour: int) -
     )
 
 
+_ALIKE = 1.1
+"""Ratio up to which two numbers of parameters are one size: MLPs match transformers nearly."""
+
+
 def _side_by_side(values: list[int]) -> list[float]:
-    """Equal values (which stand together) set apart around their own, for a logarithmic axis."""
-    offsets = [i - values.index(v) - (values.count(v) - 1) / 2 for i, v in enumerate(values)]
-    return [v * 1.12**offset for v, offset in zip(values, offsets, strict=True)]
+    """Values of about one size set apart around it, for a logarithmic axis.
+
+    However many there are, they keep within a quarter of the value to either side.
+    """
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    places = [0.0] * len(values)
+    while order:
+        size = values[order[0]]
+        alike = sorted(i for i in order if values[i] <= _ALIKE * size)
+        order = [i for i in order if values[i] > _ALIKE * size]
+        step = min(1.0, 4 / max(len(alike) - 1, 1))
+        for k, i in enumerate(alike):
+            places[i] = size * 1.12 ** ((k - (len(alike) - 1) / 2) * step)
+    return places

@@ -225,8 +225,13 @@ def pools(runs: Iterable[Run]) -> tuple[list[Pool], list[str]]:
     alone = [each[0].run for each in found.values() if len(each) == 1]
     left += [f"{run.name} is the only run of {run.label} on {run.task}" for run in alone]
     several = [each for each in found.values() if len(each) > 1]
+    several.sort(key=lambda each: _column_order(each[0].run))
     tasks = row_names([each[0].run for each in several])
     return [_pool(each, task) for each, task in zip(several, tasks, strict=True)], left
+
+
+def _column_order(run: Measured) -> tuple[str, str, int]:
+    return run.task, run.method, run.parameters or 0
 
 
 def _is_copy(first: Measured, second: Measured) -> bool:

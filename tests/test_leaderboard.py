@@ -288,6 +288,21 @@ def test_a_seed_counts_once(tmp_path):
     assert "another run of seed 0" in warning
 
 
+def test_a_single_run_has_no_deviation_anywhere(tmp_path):
+    files = write_report(
+        [], tmp_path / "out", merged=several(tmp_path, seeds=(0,)), published=False
+    )
+    page, tex = files.markdown.read_text(), files.boards[2].read_text()
+    assert "| 20 (1) |" in page.replace("**", "")
+    assert "± 0" not in page
+    assert "20 (1)" in tex
+    assert r"20 $\pm$ 0" not in tex
+    (row, *_) = csv.DictReader(files.boards[0].read_text().splitlines())
+    assert [row["sd"]] == [""]
+    files = write_report([], tmp_path / "two", merged=several(tmp_path / "more"), published=False)
+    assert r"21 $\pm$ 1 (2)" in files.boards[2].read_text()
+
+
 def test_too_few_evaluations_are_no_score(tmp_path):
     """Of a protocol that counts the last three."""
     path = write_result(tmp_path / "result.json", successes=(10, 20))

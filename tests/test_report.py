@@ -271,6 +271,52 @@ def test_a_later_report_takes_an_earlier_ones_leaderboard_away(tmp_path):
     assert other.exists()
 
 
+def test_ones_own_runs_that_are_on_no_leaderboard_are_named(tmp_path):
+    whole = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (0, 1)]
+    begun = [make_run(tmp_path / f"b{seed}", seed=seed, finished=False) for seed in range(7)]
+    report = write_report([*whole, *begun], tmp_path / "out")
+    said = "each of 7 runs is unfinished, so they are on no leaderboard: b0, b1, b2, b3, b4, …"
+    assert report.warnings == (said,)
+    assert said in report.markdown.read_text()
+    report = write_report([*whole, begun[0]], tmp_path / "out")
+    assert report.warnings == ("b0 is unfinished, so it is on no leaderboard",)
+    assert write_report([begun[0]], tmp_path / "out").warnings == ()
+
+
+def test_the_answers_of_boards_come_first(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{size}{seed}", size=size, seed=seed, successes=(k + seed,))
+        for size, k in (("tiny", 3), ("small", 30))
+        for seed in range(2)
+    ]
+    html, markdown = written(runs, tmp_path / "out")
+    for page in (html, markdown):
+        assert page.index("TQL, tiny to small, over one task:") < page.index("tiny0")
+    assert "Score by size" in html
+    assert html.count("<figcaption>Success rate, %</figcaption>") <= 1 + len(runs)
+
+
+def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in range(3)]
+    monkeypatch.setattr(report, "MAX_DETAILED_RUNS", 2)
+    monkeypatch.setattr(report, "MAX_LISTED_RUNS", 2)
+    html, markdown = written(runs, tmp_path / "out")
+    for page in (html, markdown):
+        assert "Of more than 2 runs there are no sections one by one" in page
+        assert "Repeat" not in page
+        assert page.count("Wilson interval 89") == 0, "no list of answers"
+        assert "Overview" in page
+    assert 'href="#run-1"' not in html
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 40])
+def test_points_of_one_size_stand_near_it_and_apart(runs):
+    places = report_plots._side_by_side([1000] * runs + [1040] * runs + [4000] * runs)
+    assert len(set(places)) == 3 * runs
+    assert all(1000 / 1.3 < x < 1000 * 1.3 for x in places[: 2 * runs])
+    assert all(4000 / 1.3 < x < 4000 * 1.3 for x in places[2 * runs :])
+
+
 def test_folder_with_only_a_config_is_reported(tmp_path):
     folder = RunFolder(tmp_path / "bare")
     folder.path.mkdir()

@@ -289,4 +289,4 @@ def test_nothing_to_choose_among_is_said(tmp_path, capsys):
     code, output = command(["select", str(tmp_path / "runs")], capsys)
     assert code == 2
     assert "r0 is the only run of TQL tiny" in output.err
-    assert "no method has two finished runs" in output.err
+    assert "no method has two usable runs" in output.err

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import command
 from filelock import FileLock
 
@@ -19,10 +20,11 @@ from tql_offline.cli.sweep import _outcome
 from tql_offline.config import resolve
 from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
-from tql_offline.files import read_json
+from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training import sweep
+from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.sweep import (
     Ended,
     Run,
@@ -37,6 +39,7 @@ from tql_offline.training.sweep import (
     read_suite,
     select,
     state_of,
+    threads_each,
     train_runs,
 )
 
@@ -423,6 +426,8 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     assert code == 1
     lines = output.out.splitlines()
     assert lines[0] == "0 of 2 runs are finished"
+    said = " ".join(output.out.split())
+    assert "2 of 2 runs (first wild-s0) have data of your own and no dataset.env_id" in said
     assert any(line.startswith("tame-s0: not scored, 0.") for line in lines)
     log = runs / "wild-s0.log"
     assert lines[-1].startswith("wild-s0 failed with exit code 2: tql-offline: ")
@@ -507,6 +512,54 @@ def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, p
         train_runs(runs, tmp_path, processes=2, ended=lambda _: None)
     assert [process.returncode for process in sleepers] == [-signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("own", "threads"), [("", 4), ("2", 2), ("9", 4), ("none", 4), ("0", 4), ("-1", 4)]
+)
+def test_a_run_has_its_share_of_threads_and_no_more_than_the_user_set(own, threads, monkeypatch):
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    assert threads_each(2) == threads
+
+
+def started_environment(tmp_path, monkeypatch, threads):
+    """What a run's process is given."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
+        sweep._start(Run(name="x-s0", config=resolve({})), tmp_path, tmp_path, threads)
+    return seen[0]
+
+
+def test_an_unfinished_run_goes_on_with_the_threads_it_began_with(tmp_path, monkeypatch):
+    assert started_environment(tmp_path, monkeypatch, 2)["OMP_NUM_THREADS"] == "2"
+    folder = RunFolder(tmp_path / "x-s0")
+    folder.path.mkdir()
+    for recorded, want in ((5, "5"), (None, "2"), ("5", "2"), (0, "2")):
+        write_json(folder.provenance, {"threads": recorded})
+        assert started_environment(tmp_path, monkeypatch, 2)["OMP_NUM_THREADS"] == want
+
+
+def test_a_run_records_the_sweep_that_repeats_it(tmp_path, monkeypatch):
+    typed = ["tql-offline", "sweep", "my suite.toml", "--only", "x-*", "--only=y", "--runs", "r"]
+    monkeypatch.setattr(sys, "argv", typed)
+    monkeypatch.setenv(SWEEP_COMMAND, started_environment(tmp_path, monkeypatch, 1)[SWEEP_COMMAND])
+    wanted = ["tql-offline", "sweep", "my suite.toml", "--runs", "r", "--only", "x-s0"]
+    assert collect_provenance(torch.device("cpu"), {}, None)["command"] == wanted
+    monkeypatch.delenv(SWEEP_COMMAND)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/tql_offline/__main__.py", "train"])
+    assert collect_provenance(torch.device("cpu"), {}, None)["command"] == ["tql-offline", "train"]
+
+
+def test_sigterm_says_how_to_go_on_too(small, tmp_path, capsys, monkeypatch):
+    def ended(*_, **__):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(sweep, "train_runs", ended)
+    code, output = command(["sweep", small(TAME), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 143
+    assert "stopped; finished runs are kept" in output.out
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(small, tmp_path, capsys, monkeypatch):

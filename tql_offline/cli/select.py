@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from tql_offline.cli import app, printable
-from tql_offline.cli.tables import print_table, progress_bar
+from tql_offline.cli.tables import print_table, progress_bar, say
 from tql_offline.errors import InputError
 from tql_offline.files import write_json
 from tql_offline.runs import find_runs
@@ -56,8 +56,9 @@ def select(
         typer.echo(f"left out: {printable(sentence)}", err=True)
     if not found:
         raise InputError(
-            "no method has two finished runs of one task and size to choose among; train more of "
-            "them, with other settings or seeds"
+            "no method has two usable runs of one task and size to choose among; train more of "
+            "them, with other settings or seeds, or where they were left out for want of episodes "
+            "play more by `tql-offline eval RUN --protocol NAME:200`"
         )
     curves = []
     for number, pool in enumerate(found):
@@ -66,6 +67,11 @@ def select(
         curves.append((pool, curve))
     for table in dict.fromkeys(map(_table, found)):
         _print(*table, [(pool, curve) for pool, curve in curves if _table(pool) == table])
+    if any(np.isnan(curve.low).all() for _, curve in curves):
+        say(
+            "no interval where a pool has fewer than two runs an arm: choices are then nearly all "
+            "among the same; --arms N draws fewer"
+        )
     if out is not None:
         write_json(out, _document(curves, arms, pulls, repeats, seed))
 

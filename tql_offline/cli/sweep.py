@@ -72,7 +72,7 @@ def _list(states: "list[tuple[Run, State]]") -> None:
 
 def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
-    from tql_offline.training.sweep import alone, can_go_on, discard, state_of, train_runs
+    from tql_offline.training.sweep import GOES_ON, alone, can_go_on, discard, state_of, train_runs
 
     failed: list[Ended] = []
     with alone(runs):
@@ -82,6 +82,7 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
         say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")
         if pending:
             _collect(suite)
+            _say_unscored(pending)
         for run in pending:
             if states[run.name] == "unfinished":
                 goes_on = can_go_on(run, runs)
@@ -100,9 +101,24 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
             try:
                 train_runs(pending, runs, processes=processes, ended=ended)
             except KeyboardInterrupt as stop:
-                stop.add_note("finished runs are kept, and the same command goes on")
+                stop.add_note(GOES_ON)
+                raise
+            except SystemExit:  # by a signal
+                say(f"stopped; {GOES_ON}")
                 raise
     return failed
+
+
+def _say_unscored(pending: "list[Run]") -> None:
+    """Say before anything is trained that nothing will be scored."""
+    from tql_offline.training.sweep import has_no_environment
+
+    names = [run.name for run in pending if has_no_environment(run)]
+    if names:
+        say(
+            f"note: {len(names)} of {len(pending)} runs (first {names[0]}) have data of your own "
+            "and no dataset.env_id, so they are not scored"
+        )
 
 
 def _collect(suite: "Suite") -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ import torch
 from tql_offline.version import __version__, installed_version
 
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "ogbench", "minari", "safetensors", "h5py")
+
+SWEEP_COMMAND = "TQL_OFFLINE_SWEEP_COMMAND"
+"""Environment variable by which a sweep tells its runs the command to record."""
 
 
 def collect_provenance(
@@ -28,7 +32,7 @@ def collect_provenance(
     return {
         "tql_offline": __version__,
         "git_commit": git_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
         "device": device_name(device),
@@ -37,6 +41,14 @@ def collect_provenance(
         "dataset": dataset,
         "environment": environment,
     }
+
+
+def _command() -> list[str]:
+    """What was typed: of a sweep's run the sweep, as the run itself has a config that is gone."""
+    if of_sweep := os.environ.get(SWEEP_COMMAND):
+        return shlex.split(of_sweep)
+    name = Path(sys.argv[0]).name
+    return ["tql-offline" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def package_versions() -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """A whole run: from loaded data and settings to result.json."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,8 +143,18 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
             checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
-        _train([_Begun(setup=setup, folder=folder, step=step)], (), reporter)
+        findings = _other_threads(provenance) if step else ()
+        _train([_Begun(setup=setup, folder=folder, step=step)], tuple(findings), reporter)
     return folder
+
+
+def _other_threads(provenance: Mapping[str, Any]) -> Iterator[str]:
+    before, now = provenance.get("threads"), torch.get_num_threads()
+    if on_cpu(provenance) and before != now:
+        yield (
+            f"note: the run began with {before} threads and goes on with {now}, so that its last "
+            "bits may differ from those of an uninterrupted run; OMP_NUM_THREADS sets them"
+        )
 
 
 def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path: Path) -> None:

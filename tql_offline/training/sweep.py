@@ -12,6 +12,7 @@ that the suite gives it, so a sweep that was stopped goes on when it is started 
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,13 +32,16 @@ from typing import Any, Literal
 
 from tql_offline.config import Config, DataConfig, read_toml, resolve
 from tql_offline.cores import usable_cores
+from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.load import find_data
+from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.files import locked, read_json, writing
 from tql_offline.presets import DEFAULT_DATASET, merge
 from tql_offline.runs import RunFolder
 from tql_offline.training.new_run import check
+from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run
 
 MAX_RUNS = 100_000
@@ -303,6 +307,13 @@ def check_data(run: Run, suite: Suite) -> None:
         find_data(wanted.name, path, allow_broken=wanted.allow_broken)
 
 
+def has_no_environment(run: Run) -> bool:
+    """Whether a run's data are a file that names no environment, so that nothing is scored."""
+    wanted = run.config.dataset
+    is_file = suite_of(wanted.name) == "own" and not is_minari(Path(wanted.name))
+    return is_file and not wanted.env_id and run.config.evaluation.enabled
+
+
 def check_collected(suite: Suite) -> None:
     """See that what is installed of the suite's datasets is what the suite collects.
 
@@ -404,6 +415,8 @@ def alone(runs: Path) -> AbstractContextManager[None]:
 
 # Training.
 
+GOES_ON = "finished runs are kept, and the same command goes on"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Child:
@@ -431,7 +444,7 @@ def train_runs(
     """
     waiting = deque(runs)
     children: list[_Child] = []
-    threads = {"OMP_NUM_THREADS": str(cores_each(processes))}
+    threads = threads_each(processes)
     with TemporaryDirectory(prefix="tql-offline-") as configs, _raised_signals():
         try:
             while waiting or children:
@@ -448,7 +461,40 @@ def train_runs(
                 child.process.wait()
 
 
-def _start(run: Run, folder: Path, configs: Path, environment: Mapping[str, str]) -> _Child:
+def threads_each(processes: int) -> int:
+    """PyTorch's threads of a run: its share of the cores, and no more than the user has set."""
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    share = cores_each(processes)
+    return min(int(own), share) if own.isascii() and own.isdecimal() and int(own) else share
+
+
+def _threads_before(run: Run, folder: Path) -> int | None:
+    """Those that an unfinished run began with, which its last bits depend on."""
+    path = RunFolder(folder / run.name).provenance
+    if not (can_go_on(run, folder) and path.is_file()):
+        return None
+    threads: Any = read_json(path).get("threads")
+    return int(threads) if _is_whole(threads) and int(threads) > 0 else None
+
+
+def _command_to_record(run: Run) -> str:
+    """What repeats the run: this sweep's command for it alone, where this is one."""
+    arguments = sys.argv[1:]
+    if arguments[:1] != ["sweep"]:
+        return ""
+    words = iter(arguments)
+    kept = []
+    for word in words:
+        if word == "--only":
+            next(words, None)
+        elif not word.startswith("--only="):
+            kept.append(word)
+    return shlex.join(["tql-offline", *kept, "--only", run.name])
+
+
+def _start(run: Run, folder: Path, configs: Path, threads: int) -> _Child:
+    threads = _threads_before(run, folder) or threads
+    environment = {"OMP_NUM_THREADS": str(threads), SWEEP_COMMAND: _command_to_record(run)}
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
     config.write_text(run.config.to_toml(), encoding="utf-8")
     with writing(log), log.open("wb") as output:
