@@ -136,8 +136,10 @@ def _runs(rows: int) -> list[slice]:
 
 
 def _part(view: View) -> View:
-    actions = np.concatenate([view.actions[run] for run in _runs(len(view.actions))])
-    return replace(view, actions=actions)
+    """The view with some of the actions, which know where they lie."""
+    runs = _runs(len(view.actions))
+    rows = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+    return replace(view, actions=view.actions[rows], sampled=rows)
 
 
 def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Finding]:
@@ -295,14 +297,14 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
     if inside.any() and not goes_on:
         episodes = np.logical_or.reduceat(inside, view.starts).sum()
         yield Finding(
-            "warning",
+            "note",
             "masks",
             f"{episodes} episodes go on after the task ended (first "
-            f"{view.place(int(np.argmax(inside)))}, mask 0); end an episode where its task "
-            "ends, or write mask 1 there",
+            f"{view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless that is "
+            "meant, end an episode where its task ends",
         )
     if view.timeouts is not None:
-        yield from _timeouts(view, ended)
+        yield from _timeouts(view)
     if not ended.any() and len(np.unique(view.lengths)) > 1 and not goes_on:
         yield Finding(
             "note",
@@ -313,8 +315,10 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
         )
 
 
-def _timeouts(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
+def _timeouts(view: View) -> Iterator[Finding]:
     assert view.timeouts is not None
+    terminals = np.zeros(1) if view.terminals is None else view.terminals
+    ended = np.broadcast_to(terminals != 0, view.timeouts.shape)
     both = np.flatnonzero(ended & (view.timeouts != 0))
     if len(both):
         yield Finding(

@@ -21,9 +21,13 @@ class View:
         observation_counts: `(E,)`: one more than `lengths` where no last observation is lost.
         rewards: `(N,)`, or None where the data have none.
         masks: `(N,)` 0 where the task ended, or None where the data do not say.
+        terminals: `(N,)` nonzero where `terminals` marks a row, in a layout of a row a step.
         timeouts: `(N,)` nonzero where an episode was cut off, where the layout says it apart.
         last_rewards: `(E,)` what stands for a reward in each episode's last row, which is not used.
         last_masks: `(E,)` likewise.
+        sampled: `(N',)` the transitions that `actions` are of, where they are not of all.
+        row_a_step: whether the file has a row for each transition and no more, so that rows of
+            `observations`, where last ones were put in, are not the file's.
     """
 
     observations: Array
@@ -32,9 +36,12 @@ class View:
     observation_counts: NDArray[np.int64]
     rewards: Array | None = None
     masks: Array | None = None
+    terminals: Array | None = None
     timeouts: Array | None = None
     last_rewards: Array | None = None
     last_masks: Array | None = None
+    sampled: NDArray[np.int64] | None = None
+    row_a_step: bool = False
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -47,14 +54,19 @@ class View:
         return np.cumsum(self.observation_counts) - self.observation_counts
 
     def place(self, transition: int) -> str:
-        """`episode 3, row 17`: where a transition lies; rows are those of the observations."""
+        """`episode 3, row 17`: where a transition lies, or one of `actions`, in the file."""
+        if self.sampled is not None:
+            transition = int(self.sampled[transition])
         episode = int(np.searchsorted(np.cumsum(self.lengths), transition, side="right"))
         row = self.observation_starts[episode] + transition - self.starts[episode]
-        return f"episode {episode}, row {row}"
+        return f"episode {episode}, row {transition if self.row_a_step else row}"
 
     def place_of_row(self, row: int) -> str:
-        """`episode 3, row 17` of an observation row."""
+        """`episode 3, row 17` of an observation row; one that was put in is its step's."""
         episode = int(np.searchsorted(np.cumsum(self.observation_counts), row, side="right"))
+        if self.row_a_step:
+            step = min(row - self.observation_starts[episode], self.lengths[episode] - 1)
+            row = self.starts[episode] + step
         return f"episode {episode}, row {row}"
 
 
@@ -97,13 +109,15 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
         if column in columns:
             values = _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
             own |= {column: values[~is_last], f"last_{column}": values[is_last]}
-    own.setdefault("masks", np.ones(rows - len(counts), np.float32))  # as the loader has it
     return View(
         observations=columns["observations"],
         actions=_numbers(columns, "actions", rows, name).reshape(rows, -1)[~is_last],
         lengths=counts - 1,
         observation_counts=counts,
-        **own,
+        rewards=own.get("rewards"),
+        masks=own.get("masks", np.ones(rows - len(counts), np.float32)),  # as the loader has it
+        last_rewards=own.get("last_rewards"),
+        last_masks=own.get("last_masks"),
     )
 
 
@@ -156,5 +170,7 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
         observation_counts=lengths + extra,
         rewards=marks.get("rewards"),
         masks=marks.get("masks"),
+        terminals=marks.get("terminals"),
         timeouts=marks.get("timeouts"),
+        row_a_step=True,
     )

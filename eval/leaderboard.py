@@ -206,11 +206,11 @@ class Board:
     def core(self) -> Self:
         """The tasks and columns to compare over all of: each of these columns has each task.
 
-        All tasks, where two columns have them, or else the block of most cells of runs: a run of
-        one method more or on one task more ends no comparison of the others.
+        All tasks, where two columns of runs have them, or else the block of most cells of runs: a
+        run of one method more or on one task more ends no comparison of the others.
         """
-        kept, complete = self.tasks, self.complete()
-        if len(complete) < 2 or not set(complete) & set(self.measured):
+        kept = self.tasks
+        if len(set(self.complete()) & set(self.measured)) < 2:
             have = {
                 task: frozenset(label for label in self.measured if (task, label) in self.scores)
                 for task in self.tasks

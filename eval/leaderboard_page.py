@@ -469,7 +469,7 @@ def _within(scaling: Scaling, digits: int) -> str:
 
 def _tasks(scaling: Scaling) -> str:
     count = len(scaling.tasks)
-    tasks = "one task" if count == 1 else f"the {count} tasks that these sizes have"
+    tasks = scaling.tasks[0] if count == 1 else f"the {count} tasks that these sizes have"
     if not scaling.left_out:
         return tasks
     sizes = f"{', '.join(scaling.left_out)} {'lack' if len(scaling.left_out) > 1 else 'lacks'} "

@@ -658,13 +658,21 @@ def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
 
 
 def _read_seconds(path: Path, reading: _Reading) -> float:
-    """Seconds in updates; of a step that was repeated after a stop, the later line."""
-    spent: dict[int | None, float] = {}
+    """Seconds in updates; of a step that was repeated after a stop, the later line.
+
+    What was done between a line and a stop was not timed: it counts as fast as the rest.
+    """
+    spent: dict[int, tuple[float, float]] = {}
     for _, line in _read_lines(path, reading):
-        spent[count(line.get("step"))] = number(line.get("seconds"))
+        seconds, rate = number(line.get("seconds")), number(line.get("updates_per_second"))
+        spent[count(line.get("step")) or 0] = seconds, seconds * rate
         if len(spent) > MAX_NUMBERS:
             return math.nan
-    return math.fsum(spent.values()) if spent else math.nan
+    if not spent:
+        return math.nan
+    seconds = math.fsum(seconds for seconds, _ in spent.values())
+    timed = math.fsum(updates for _, updates in spent.values())
+    return seconds * max(spent) / timed if timed > 0 else seconds
 
 
 def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -273,3 +273,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path, mon
         main(["bench", "--size", "tiny", "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert "(Is a directory)" in capsys.readouterr().err
+
+
+def test_where_nobody_can_take_part_it_is_said_why(tmp_path, capsys):
+    flags = ["--ways", "tf32", "--no-peers", "--size", "tiny", "--device", "cpu", "--rounds", "1"]
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *flags, "--seconds", "0.1", "--out", str(tmp_path / "b.json")])
+    assert end.value.code == 0
+    assert "tf32 is left out" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert found["rows"] == []

@@ -1,6 +1,7 @@
 """Faults of data: each that users met is planted and named with its episode and row."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from tql_offline.cli import app
 from tql_offline.config import resolve
+from tql_offline.datasets import checks
 from tql_offline.datasets.checks import SHOWN, check, check_spaces, quick_check
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.datasets.views import view_of, view_of_columns, view_of_flat
@@ -239,6 +241,45 @@ def test_d4rl_marks_that_contradict_or_miss():
     columns = flat()
     columns["terminals"][:] = False
     assert "neither 'terminals' nor 'timeouts'" in str(check(view_of_flat(columns, "mine")))
+
+
+def test_terminals_that_only_end_episodes_are_marks_all_the_same():
+    columns = flat()
+    columns["masks"] = np.ones(len(columns["rewards"]))
+    assert [f.level for f in check(view_of_flat(columns, "mine"))] == ["note"], "no mask is 0"
+    columns["masks"][[3, 4]] = 0
+    (finding,) = check(view_of_flat(columns, "mine"))
+    assert (finding.level, finding.kind) == ("note", "masks")
+    assert "1 episodes go on after the task ended (first episode 0, row 3, mask 0)" in str(finding)
+
+
+def test_rows_of_a_flat_file_are_the_files():
+    """Last observations that are put in between shift nothing."""
+    columns = flat()
+    row = int(np.cumsum(LENGTHS)[1]) + 2
+    columns["rewards"][row] = np.nan
+    columns["observations"][row + 1] = np.nan
+    columns["actions"][row + 2] = 2
+    said = " ".join(map(str, check(view_of_flat(columns, "mine"))))
+    assert f"'rewards' is not finite in episode 2, row {row};" in said
+    assert f"'observations' is not finite in episode 2, row {row + 1};" in said
+    assert f"in episode 2, row {row + 2}, outside [-1, 1]" in said
+    columns = flat()
+    columns["next_observations"][LENGTHS[0] - 1] = np.nan
+    said = " ".join(map(str, check(view_of_flat(columns, "mine"))))
+    assert f"'observations' is not finite in episode 0, row {LENGTHS[0] - 1};" in said
+
+
+def test_a_quick_look_names_the_row_that_it_saw(monkeypatch):
+    monkeypatch.setattr(checks, "QUICK_ROWS", 64)
+    columns = good()
+    at = len(columns["actions"]) // 3
+    columns["actions"][at:, 0] = 1
+    view = view_of_columns(columns, "mine")
+    (quick,) = checks._actions(checks._part(view))
+    row = int(re.search(r"row (\d+)", quick.sentence)[1])
+    assert columns["actions"][row, 0] == 1
+    assert row - at < len(columns["actions"]) / 32
 
 
 def test_dims_against_the_environment():

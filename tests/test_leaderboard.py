@@ -457,6 +457,19 @@ def test_all_tasks_are_compared_over_where_two_columns_have_them(tmp_path):
     assert alone.core() == alone
 
 
+def test_a_papers_columns_are_not_what_runs_are_compared_with_alone(tmp_path):
+    paths = [
+        *several(tmp_path, methods=("A",), tasks=(0, 1, 2)),
+        *several(tmp_path, methods=("B", "C"), tasks=(0, 1)),
+    ]
+    (board,), _ = boards_of(paths, published_scores())
+    assert board.reported, "which have every task"
+    core = board.core()
+    assert core.measured == ("A tiny", "B tiny", "C tiny")
+    assert core.tasks == (TASKS[0], TASKS[1])
+    assert core.reported == board.reported
+
+
 def test_a_size_that_was_begun_ends_no_comparison_of_sizes(tmp_path):
     whole = several(tmp_path, methods=("A",), sizes=("tiny", "small"), tasks=(0, 1))
     begun = several(tmp_path, methods=("A",), sizes=("large",), tasks=(2,), seeds=(0,))

@@ -148,9 +148,9 @@ def report(tmp_path):
     return write_report(runs, tmp_path / "report").html
 
 
-COLUMN = """[...document.querySelectorAll("table.sortable")[1].tBodies[0].rows]
+COLUMN = """[...[...document.querySelectorAll("table.sortable")].at(-1).tBodies[0].rows]
   .map((row) => row.cells[2].textContent.split("/")[0])"""
-HEADER = 'document.querySelectorAll("table.sortable")[1].tHead.rows[0].cells[2]'
+HEADER = '[...document.querySelectorAll("table.sortable")].at(-1).tHead.rows[0].cells[2]'
 
 
 def test_report_is_quiet_offline_sortable_and_runs_no_foreign_script(report, tmp_path, artefacts):

@@ -150,6 +150,15 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
     assert "another task; leave --env out" in output.err
 
 
+def test_a_run_that_nothing_scores_keeps_what_scores_are_made_of(own, tmp_path, capsys):
+    protocol = {"protocol": "quick-return:2@10"}
+    folder = train_own(own, tmp_path, keep_checkpoints=1, evaluation=protocol)
+    assert folder.checkpoint_steps() == [10, 20]
+    maze = "rollout_environments:ShortMaze-v0"
+    assert command(["eval", str(folder.path), "--env", maze, "--missing"], capsys)[0] == 0
+    assert [line["step"] for line in read_jsonl(folder.evaluations)] == [10, 20, 20]
+
+
 def test_a_run_without_an_environment_is_judged_by_its_first_protocol(own, tmp_path, capsys):
     folder = train_own(own, tmp_path)
     maze = "rollout_environments:ShortMaze-v0"

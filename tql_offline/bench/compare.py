@@ -91,6 +91,9 @@ def compare(
             timings[name] = warmed_up(contender, seconds / rounds)
         except Unavailable as reason:
             left_out[name] = str(reason)
+    found = {"workload": vars(workload), "title": str(workload), "left_out": left_out}
+    if not timings:
+        return found | {"rows": []}
     kinds = {products_of(timing.contender) for timing in timings.values()}
     peaks = {
         kind: warmed_up(matrix_product(workload.device, *kind), seconds / rounds / 4)
@@ -100,14 +103,14 @@ def compare(
         say(f"{workload}: round {number + 1} of {rounds}")
         for timing in (*timings.values(), *peaks.values()):
             timing.run_round()
-    first = next(iter(timings.values()), None)
-    rows = [row(name, timing, first or timing, peaks) for name, timing in timings.items()]
+    first = next(iter(timings.values()))
+    rows = [row(name, timing, first, peaks) for name, timing in timings.items()]
     if memory:
         del timings, first, timing, contender  # the GPU's memory is wanted
         for line in rows:
             say(f"{workload}: memory of {line['name']}")
             line["peak_memory_bytes"] = peak_memory(workload, line["name"])
-    return {"workload": vars(workload), "title": str(workload), "rows": rows, "left_out": left_out}
+    return found | {"rows": rows}
 
 
 def make_contender(name: str, workload: Workload, data: Transitions) -> Contender:

@@ -176,6 +176,11 @@ class RunScorer:
         self._pending: Future[None] | None = None
         self._begun = -1
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether there is something to score by."""
+        return self.evaluator is not None
+
     def score(self, step: int) -> None:
         """Score the policies due at a step, by the weights of this moment."""
         self._score(self.agent, step, due(self.config, self.agent, step))

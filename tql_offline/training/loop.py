@@ -65,6 +65,11 @@ class Training:
 class Scorer(Protocol):
     """Scores a run's policies, at once or while training goes on."""
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it does; scores may be left for later, or there is no environment."""
+        ...
+
     def score(self, step: int) -> None:
         """Score the agent as it is now, or begin to."""
         ...
@@ -264,7 +269,7 @@ def prune(training: Training) -> None:
     A run that was killed makes these again of their checkpoint, and `eval --missing` those that
     were left for later.
     """
-    left = frozenset() if training.config.evaluation.enabled else training.evaluation_steps
+    left = frozenset() if training.scorer.is_scoring else training.evaluation_steps
     newest = training.config.keep_checkpoints
     old = training.folder.checkpoint_steps()[:-newest] if newest else []
     for step in old:
