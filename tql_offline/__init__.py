@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "load"]
 
-# In a checkout `datasets/` and `eval/` lie beside this folder; an installed copy has them inside.
+# In a checkout `datasets/` and `eval/` are next to this folder; an installed copy has them inside.
 # The checkout is searched second, so nothing at its top can shadow a module of the package.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "pyproject.toml").is_file() and str(_CHECKOUT) not in __path__:
@@ -22,7 +22,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # On use: PyTorch takes seconds to import, and most commands do without it.
+    # On first use: PyTorch takes seconds to import, and most commands do without it.
     if name == "load":
         from tql_offline.sharing.model import load
 

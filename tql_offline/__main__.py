@@ -6,7 +6,7 @@ from tql_offline.cores import limit_threads, share_cores
 
 
 def main() -> None:
-    """Run it; Ctrl-C while its libraries are imported ends it like any other."""
+    """Run the command line; Ctrl-C during its imports ends it as at any other time."""
     limit_threads()
     share_cores()
     try:

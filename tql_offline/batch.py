@@ -18,10 +18,11 @@ class Batch(NamedTuple):
         discounts: `(B,)` γ^m·mask for the m ≤ n steps taken. The mask is 0 only where the task
             ended: the value beyond does not count. An episode that was cut off bootstraps.
         returns_to_go: `(B,)` the discounted sum of all rewards from here to the task's end; beyond
-            the cut of an episode the data's worst reward: a lower bound on the behaviour's value.
+            the cut of an episode, the data's worst reward is assumed, which gives a lower bound on
+            the behaviour's value.
         next_actions: `(B, n_a)` the data's action at `next_observations`.
         next_action_mask: `(B,)` 0 where the episode ended there, so that the data have no such
-            action (`next_actions` is then any action), else 1.
+            action (`next_actions` is then arbitrary); otherwise 1.
     """
 
     observations: Float[Tensor, "batch state"]

@@ -1,8 +1,8 @@
 """A run's settings: frozen, validated, TOML in and out.
 
-A run's config is made in layers, each overriding the one before: the defaults below (the paper's),
-the preset of the dataset's family (presets.py), a config file, flags. What results is complete
-and is written to the run folder: it repeats the run without any of the layers.
+A run's config is built in layers, each overriding the previous one: the defaults below (the
+paper's), the preset of the dataset's family (presets.py), a config file, flags. The result is
+complete and is written to the run folder; it is enough to repeat the run without the layers.
 """
 
 import difflib
@@ -34,18 +34,18 @@ OBJECTIVES = {
     "floq": "tql_offline.agents.floq:FloQ",
     "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
-"""Objective → its agent: a new method is one line here, or an entry that one's own code adds."""
+"""Objective → its agent. A new method is one line here, or an entry added by your own code."""
 FLOW_POLICIES = ("flow", "floq")
-"""Objectives whose policies are FQL's, weighed by `flow.alpha`, beside a behaviour flow."""
+"""Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
 
-# A config of someone else's may ask for a network that no memory holds, or for work without end.
+# Someone else's config may ask for a network that fits in no memory, or for endless work.
 MAX_WEIGHTS = 2**30
-"""Of one policy network, by its layer widths: 4 GiB."""
+"""Most weights of one policy network, computed from its layer widths: 4 GiB."""
 
 MAX_COUNT = 10**9
 MAX_ACTION = 1e30
 MAX_TEXT = 4096
-"""Characters of a path or a name."""
+"""Most characters in a path or a name."""
 
 Positive = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Few = Annotated[int, Field(gt=0, le=64)]
@@ -63,7 +63,7 @@ class Table(BaseModel):
 
 
 def are_bounds(bounds: Sequence[float]) -> bool:
-    """Whether numbers are the least and the greatest action."""
+    """Whether `bounds` is a valid pair of least and greatest action."""
     return len(bounds) == 2 and -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION
 
 
@@ -125,7 +125,7 @@ class EntropyConfig(Table):
     mode: Literal["none", "fixed", "single", "layerwise"] = Field(
         "layerwise", description="control"
     )
-    # Only even attention has ln(tokens): a temperature would grow for ever.
+    # Only uniform attention reaches ln(tokens): a temperature would grow without bound.
     target: ProperFraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
     last_target: ProperFraction = Field(0.65, description="the last layer's")
     targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
@@ -259,7 +259,7 @@ Reaction = Literal["warn", "stop", "off"]
 
 
 class WatchConfig(Table):
-    """What is done when training goes wrong; a NaN or infinite metric always stops the run."""
+    """What to do when training goes wrong; a NaN or infinite metric always stops the run."""
 
     exploding_q: Reaction = Field("warn", description="mean Q beyond what the data's rewards allow")
     q_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
@@ -354,12 +354,12 @@ class Config(Table):
 
     @property
     def has_critic(self) -> bool:
-        """Behaviour cloning trains no critic: its size and entropy mode mean nothing."""
+        """Whether a critic is trained; behaviour cloning ignores its size and entropy mode."""
         return self.objective != "cloning"
 
     @property
     def method(self) -> str:
-        """What the literature calls the method, with what differs from it.
+        """The method's name in the literature, with what differs from it.
 
         >>> resolve({}).method, resolve({}, preset="fql").method
         ('TQL', 'FQL')
@@ -391,14 +391,14 @@ def resolve(
     preset: str = "",
     flags_are: str = "the flags",
 ) -> Config:
-    """Lay defaults, preset, config file and flags over each other.
+    """Merge defaults, preset, config file and flags; later ones take precedence.
 
     Args:
         flags: nested overrides from the command line.
         file: a TOML config file.
-        preset: a family, a method, or both as `family+method`; empty takes what the file names.
-            Without a family it is the dataset's.
-        flags_are: what errors call `flags`.
+        preset: a family, a method, or both as `family+method`; if empty, the one the file names.
+            The family defaults to the dataset's.
+        flags_are: how errors refer to `flags`.
 
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
@@ -423,9 +423,10 @@ def resolve(
 def _refuse_other_preset(
     from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
 ) -> None:
-    """Refuse a complete config for data, an objective or a size that a preset sets otherwise.
+    """Refuse flags that call for preset values which a complete config file overrides.
 
-    Nothing of what the preset sets for these would take effect, unless the flags set it.
+    The file sets everything, so what a preset sets for the new data, objective or size would not
+    take effect, except where the flags set the same.
     """
     if not from_file.keys() >= Config.model_fields.keys():
         return
@@ -439,14 +440,14 @@ def _refuse_other_preset(
 
 
 def _what_presets_set(complete: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a complete config: by the family of its data, or without one by that of its preset."""
+    """What presets set for a complete config, by its data's family, or else its preset's."""
     dataset = dataset_name(complete)
     family, method = split_preset(complete["preset"], dataset)
     return preset_overrides(family_of(dataset) or family, method, complete)
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:
-    """Make a Config of nested dictionaries.
+    """Make a Config from nested dictionaries.
 
     Raises:
         InputError: the first thing wrong with it, in one sentence naming the key and `source`.
@@ -468,7 +469,7 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    """Settings of nearly that name, or whose last word it is."""
+    """Suggest settings with the same last word or, failing that, a similar name."""
     names = list(_names())
     same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same or difflib.get_close_matches(key[:100], names, n=3, cutoff=0.6)

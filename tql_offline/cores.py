@@ -12,16 +12,17 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 def usable_cores() -> int:
     """Cores this process may use: a scheduler or container often grants less than the machine has.
 
-    That is what it may run on, or the CPU time that Linux's control groups give it, rounded up: as
-    many processes as there are cores would wait for one another there.
+    This is the lesser of the cores it may run on and the CPU time that Linux control groups grant
+    it, rounded up: with a process for every core of the machine, processes would wait for one
+    another.
     """
     return math.ceil(min([_runs_on(), *map(_quota, _groups())]))
 
 
 def limit_threads() -> None:
-    """Have PyTorch start no more threads than cores, where it would: to call before its import.
+    """Keep PyTorch from starting more threads than usable cores; call before importing it.
 
-    It counts the cores that it may run on, and knows nothing of CPU time.
+    PyTorch counts the cores it may run on, but knows nothing of limits on CPU time.
     """
     cores = usable_cores()
     if cores < _runs_on():
@@ -29,12 +30,12 @@ def limit_threads() -> None:
 
 
 def share_cores() -> None:
-    """Have PyTorch's threads that wait for one another give their core away soon.
+    """Make waiting PyTorch threads yield their core soon; call before importing PyTorch.
 
-    To call before its import, too: GNU's OpenMP reads this as it is loaded, and lets them spin
-    300,000 times first. Beside another program on the same cores they spin away the time of the
-    thread that is waited for: two trainings at once came to 0.06 of the updates that they make so
-    (docs/speed.md).
+    GNU OpenMP reads the setting when it is loaded; by default, waiting threads spin 300,000 times
+    first. Next to another program on the same cores, spinning takes time from the very thread that
+    is waited for: without the setting, two trainings at once made 0.06 of the updates that they
+    make with it (docs/speed.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -47,7 +48,7 @@ def _runs_on() -> int:
 
 
 def _quota(group: Path) -> float:
-    """CPU time per time that a control group may take, in cores; infinite if it has no limit."""
+    """The CPU time a control group may use, in cores; infinite if it has no limit."""
     try:
         if (newer := group / "cpu.max").exists():
             quota, period = newer.read_text().split()
@@ -56,11 +57,11 @@ def _quota(group: Path) -> float:
         cores = int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):  # no such group here, or "max"
         return math.inf
-    return cores if cores > 0 else math.inf  # -1 is none, too
+    return cores if cores > 0 else math.inf  # -1 also means no limit
 
 
 def _groups() -> Iterator[Path]:
-    """Folders of this process's control groups and of those above, of either kernel interface."""
+    """Folders of this process's control groups and their ancestors, in either kernel interface."""
     try:
         lines = MEMBERSHIP.read_text().splitlines()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What this machine has, what it lacks, and the command that mends each lack.
+"""What this machine has, what it lacks, and the command that fixes each problem.
 
-Gathers only; nothing here prints, raises or changes anything.
+Only gathers facts; nothing here prints, raises or changes anything.
 """
 
 import os
@@ -38,9 +38,9 @@ class Finding:
 
     Attributes:
         topic: what it is about, in a word or two.
-        state: "ok", "missing" (something is not there) or "warning" (it is there and will hurt).
+        state: "ok", "missing", or "warning" (it is there but will cause trouble).
         detail: the fact, with versions, sizes or the reason.
-        mend: the exact command that mends it, or "".
+        mend: the exact command that fixes it, or "".
     """
 
     topic: str
@@ -70,7 +70,7 @@ def diagnose() -> list[Finding]:
 
 def _guarded(topic: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
-        # Simulators and drivers warn at import; their words would tear the table.
+        # Simulators and drivers warn at import; their output would garble the table.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return check()
@@ -94,7 +94,7 @@ def _packages() -> list[Finding]:
 
 
 def _requirements() -> list[Requirement]:
-    """What this package needs here: as installed, or as its checkout says."""
+    """What this package requires here, from its installed metadata or its checkout."""
     try:
         lines = metadata.requires("tql-offline") or []
     except metadata.PackageNotFoundError:
@@ -110,7 +110,7 @@ def _project_dependencies() -> list[str]:
 
 
 def _package(requirement: Requirement) -> Finding:
-    """Whether a requirement is met, which for mujoco excludes 3.9.0, as OGBench does."""
+    """Whether a requirement is met (mujoco's excludes 3.9.0, as OGBench's does)."""
     name, wanted = requirement.name, requirement.specifier
     mend = f"pip install '{requirement}'"
     version = installed_version(name)
@@ -264,7 +264,7 @@ def _datasets(folder: Path) -> list[str]:
 
 
 def _unfinished(folder: Path) -> list[str]:
-    """The datasets whose download broke off."""
+    """Datasets whose download was interrupted."""
     parts = (part.name.removesuffix(".npz.part") for part in folder.glob("*.npz.part"))
     return sorted({part.removesuffix("-val") for part in parts})
 
@@ -284,7 +284,7 @@ def _environment() -> list[Finding]:
         env = ogbench.make_env_and_datasets("pointmaze-medium-navigate-v0", env_only=True)
         observation, _ = env.reset(seed=0)
         env.close()
-    # Whatever it is, reinstalling the two packages is the mend.
+    # Whatever the cause, the fix is to reinstall the two packages.
     except Exception as error:
         detail = f"OGBench cannot make pointmaze-medium ({_reason(error)})"
         mend = "pip install --force-reinstall --no-deps ogbench 'mujoco!=3.9.0'"

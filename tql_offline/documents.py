@@ -1,8 +1,8 @@
-"""Small documents of strangers: JSON and TOML within bounds of size, depth and time.
+"""Small untrusted documents: JSON and TOML of bounded size, depth and parsing time.
 
 A file may be a pipe that never ends, a link to a device, a table nested until the interpreter's
-stack is full, or a key of so many parts that the parser takes hours. Whatever passes here can be
-printed, compared and walked through.
+stack is full, or a key with so many parts that the parser takes hours. Anything that passes can be
+printed, compared and traversed.
 """
 
 import json
@@ -26,11 +26,11 @@ MAX_DEPTH = 32
 MAX_BITS = 64
 
 MAX_DOTS = 256
-"""In one line of TOML: `tomllib` takes a time that grows with the square of a key's parts."""
+"""Most dots in one line of TOML: `tomllib`'s time grows with the square of a key's parts."""
 
 
 def require_plain(path: Path) -> None:
-    """See that what is at a path, if anything is, can be read to an end.
+    """Check that a path, if it exists, is a plain file that can be read to its end.
 
     Raises:
         InputError: it is a folder, a pipe or a device.
@@ -40,10 +40,11 @@ def require_plain(path: Path) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a plain file of bounded size.
+    """Read the bytes of a plain file of bounded size.
 
     Raises:
-        InputError: it is missing, a folder, a pipe or a device, cannot be read, or is larger.
+        InputError: it is missing, a folder, a pipe or a device, cannot be read, or is larger than
+            `most`.
     """
     try:
         require_plain(path)
@@ -59,10 +60,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or nested deeper than `MAX_DEPTH`.
+        ValueError: it is not JSON in UTF-8, or nested deeper than `MAX_DEPTH`.
     """
     try:
         document = json.loads(data.decode("utf-8"))
@@ -74,12 +75,12 @@ def parse_json(data: bytes) -> Any:
 
 
 def parse_toml(data: bytes) -> dict[str, Any]:
-    """What a TOML text holds.
+    """Parse a TOML text.
 
     Raises:
-        ValueError: it is no TOML in UTF-8, nested deeper than `MAX_DEPTH`, or has an integer of
-            more than TOML's 64 bits: `tomllib` takes any in hexadecimal, and Python cannot print
-            some of them.
+        ValueError: it is not TOML in UTF-8, is nested deeper than `MAX_DEPTH`, or has an integer
+            beyond TOML's 64 bits: `tomllib` accepts any size in hexadecimal, and Python cannot
+            print some of them.
     """
     text = data.decode("utf-8")
     _check_lines(text)

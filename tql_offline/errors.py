@@ -9,13 +9,13 @@ _SHOWN = 120
 class InputError(Exception):
     """Bad input: a file, flag, config, checkpoint or result that cannot be used.
 
-    The message is one sentence that names what is wrong, where, and the mend. The command line
+    The message is one sentence that names what is wrong, where, and the fix. The command line
     prints it without a traceback and exits with code 2 (`--debug` shows the traceback).
     """
 
 
 def shown(value: Any) -> str:
-    """A foreign value as an error quotes it: on one line, short, whatever it is.
+    """Quote a foreign value for an error message: short and on one line, whatever it is.
 
     >>> len(shown("a" * 1000))
     120

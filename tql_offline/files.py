@@ -24,12 +24,12 @@ from tql_offline.documents import (
 from tql_offline.errors import InputError
 
 MAX_LINES_BYTES = 2**30
-"""A larger JSON-lines file is not ours: a run of a million lines has less than half of it."""
+"""A larger JSON-lines file is not ours: a run of a million lines takes less than half of it."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write a file into a sentence.
+    """Turn the system's refusal to write a file into a one-sentence error.
 
     Raises:
         InputError: the block raised OSError: no space, no permission, no folder.
@@ -44,12 +44,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def part_of(path: Path) -> Path:
-    """Where this process writes a file or folder aside; `remove_parts` finds what a kill left."""
+    """The temporary path of a file or folder; `remove_parts` finds what a killed process left."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file aside and rename it into place, so that no reader sees a part of it.
+    """Write a text file under a temporary name and rename it, so no reader sees a part of it.
 
     Raises:
         InputError: it cannot be written.
@@ -63,7 +63,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A name to write under; if the block ends well, the file is renamed into place.
+    """A temporary path to write to; if the block succeeds, the file is renamed into place.
 
     Raises:
         OSError: it cannot be renamed.
@@ -77,7 +77,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def flush(file: IO[Any]) -> None:
-    """Have the system write what was written to a file to the disk.
+    """Flush a file's contents to disk.
 
     Raises:
         OSError: it cannot.
@@ -87,10 +87,10 @@ def flush(file: IO[Any]) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a process that was killed had written aside in a folder: `.<name>.part`.
+    """Remove the temporary files that a killed process left in a folder: `.<name>.part`.
 
-    What it had moved away to make room, `.<name>.<process>.old`, goes back where nothing took its
-    place.
+    What it had moved away to make room, `.<name>.<process>.old`, is moved back unless something
+    took its place.
 
     Raises:
         InputError: it cannot be removed.
@@ -107,7 +107,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a file or a link, if it is there.
+    """Remove a folder with its contents, or a file or link, if it exists.
 
     Raises:
         OSError: it cannot be removed.
@@ -119,10 +119,10 @@ def remove(path: Path) -> None:
 
 
 def put_folder(aside: Path, target: Path) -> None:
-    """Rename a whole folder to its place; what was there goes once it is there.
+    """Rename a complete folder into place, and only then delete what was there before.
 
     Raises:
-        OSError: it cannot be renamed; what was there is there still.
+        OSError: it cannot be renamed; what was there before is kept.
     """
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
@@ -162,16 +162,16 @@ def append_jsonl(path: Path, document: dict[str, Any]) -> None:
 
 
 def _open_to_append(path: Path) -> int:
-    # A link would have another file grow; Windows needs a privilege to make one.
+    # Through a link, another file would grow; on Windows, making links needs a privilege.
     no_link = getattr(os, "O_NOFOLLOW", 0)
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | no_link, 0o666)
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
-    """Keep a JSON-lines file's objects up to a step; a last line that was cut off goes, too.
+    """Keep a JSON-lines file's objects up to a step; a truncated last line is dropped.
 
     Raises:
-        InputError: it cannot be read or written, or a line within is no object with a step.
+        InputError: it cannot be read or written, or a line is not an object with a step.
     """
     if not path.is_file():
         return
@@ -189,7 +189,7 @@ def rewind_jsonl(path: Path, step: int) -> None:
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a lock file, whose folder is made where there is none.
+    """Hold a lock file's lock, creating its folder if needed.
 
     Args:
         path: the lock file.
@@ -212,10 +212,10 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, most: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
-    """Read a JSON object of at most so many bytes.
+    """Read a JSON object of at most `most` bytes.
 
     Raises:
-        InputError: the file is missing, too large, no JSON, or not an object.
+        InputError: the file is missing, too large, not JSON, or not an object.
     """
     data = read_bounded(path, most)
     try:
@@ -252,7 +252,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         if not path.exists():
             return
         with path.open("rb") as file:
-            # A longer line comes in pieces, which are no JSON.
+            # A longer line comes in pieces, which are not JSON.
             while line := file.readline(MAX_LINE_BYTES):
                 left -= len(line)
                 if left < 0:

@@ -1,4 +1,4 @@
-"""Presets (presets.toml): settings by environment family and by method, and how they are laid."""
+"""Presets (presets.toml): settings by environment family and by method, and how they merge."""
 
 import re
 import tomllib
@@ -11,19 +11,19 @@ from typing import Any
 from tql_offline.errors import InputError, shown
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
-"""Collected on the spot where it is missing, so that `train` needs no network."""
+"""Collected on the spot if missing, so that `train` needs no network."""
 OWN_OBJECTIVE = "flow"
-"""TQL's."""
+"""TQL's objective."""
 
 
 @cache
 def presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """All presets as nested overrides: of environment families, and of methods, by name."""
+    """All presets as nested overrides, by name, for environment families and for methods."""
     return tomllib.loads(files("tql_offline").joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
 def family_of(dataset: str) -> str:
-    """The family whose name begins a dataset's; empty if none does, or for an own file.
+    """The family whose name a dataset's starts with; empty if none, or for a user's own file.
 
     >>> family_of("puzzle-4x4-play-singletask-task1-v0")
     'puzzle'
@@ -40,7 +40,7 @@ def family_of(dataset: str) -> str:
 
 
 def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
-    """The family and the method of a preset; a family that it does not name is the dataset's."""
+    """A preset's family and method; if it names no family, the dataset's is taken."""
     family, method = "", ""
     names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
     for name in names if preset else []:
@@ -58,7 +58,7 @@ def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
 
 
 def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What presets set, given what the file and the flags ask for and override."""
+    """The settings that presets make, given those of the config file and the flags."""
     preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
     by_size, by_objective, by_data = (preset.pop(key, {}) for key in ("at", "for", "data"))
     preset = merge(preset, by_data.get(_within(family, dataset_name(given)), {}))
@@ -76,7 +76,7 @@ def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict
 
 
 def _within(family: str, dataset: str) -> str:
-    """What a dataset's name says beyond its family and version; empty for another family's.
+    """A dataset's name without its family and version; empty for another family's.
 
     >>> _within("hopper", "hopper-medium-replay-v2")
     'medium-replay'
@@ -97,7 +97,7 @@ def dataset_name(document: Mapping[str, Any]) -> str:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries laid over each other; `above` wins.
+    """Merge nested dictionaries; `above` takes precedence.
 
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}

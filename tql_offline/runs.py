@@ -3,7 +3,7 @@
     runs/<name>/
       config.toml           everything needed to repeat the run
       provenance.json       versions, device, git commit, dataset name and sha256, success timing
-      metrics.jsonl         one line per log step: losses, Q, entropies; no wall clock: it repeats
+      metrics.jsonl         one line per log step: losses, Q, entropies; no wall clock: repeatable
       timing.jsonl          one line per log step: seconds and updates/s
       warnings.jsonl        one line per thing that went wrong (training/watch.py), if any did
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
@@ -14,7 +14,8 @@
       .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
 
-Nothing in it is ever unpickled. Files are written aside and renamed, so a reader never sees half.
+Nothing in it is ever unpickled. Files are written under other names and renamed, so that a
+reader never sees half of one.
 """
 
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def refuse_links(self) -> None:
-        """See that the run's files are its own: through a link a command would write elsewhere.
+        """Check that no file of the run is a link, through which a command would write elsewhere.
 
         Raises:
             InputError: one of them is a symbolic link, a pipe or a device.
@@ -134,9 +135,9 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
 
 
 def find_results(paths: list[Path]) -> list[Path]:
-    """Result files given, and at or below given folders those named like `result.json`, sorted.
+    """Sorted result files: those given, and in given folders those named like `result.json`.
 
-    A name may say whose they are: `alice-result.json` is found, `provenance.json` is not.
+    A name may say whose result it is: `alice-result.json` is found, `provenance.json` is not.
 
     Raises:
         InputError: a path does not exist, or no result lies below it.
@@ -153,12 +154,12 @@ def find_results(paths: list[Path]) -> list[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    # A link in a folder of someone else's may name any file of the reader's.
+    # A link in someone else's folder may point to any of the reader's files.
     return path.name.endswith("result.json") and path.is_file() and not path.is_symlink()
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """Everything below a folder, in no order; no link is entered, nor what may not be read."""
+    """Everything below a folder, in no order; links and unreadable folders are not entered."""
     waiting = [path]
     while waiting:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The package's version, apart so that a build reads it without importing torch; and others'."""
+"""This package's version, kept apart so that builds need not import torch; and others'."""
 
 from importlib import metadata
 
@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def installed_version(package: str) -> str | None:
-    """Of a package; None where it is not installed."""
+    """The version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

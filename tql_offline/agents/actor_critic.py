@@ -1,4 +1,4 @@
-"""What all objectives share: a controlled critic with its target, and one update of everything."""
+"""What all objectives share: a controlled critic, its target, and one update of all networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class ActorCritic(ABC):
     """Base of the agents: a subclass adds policies, two losses, and how to act.
 
     Attributes:
-        networks: by name; each is one file of a checkpoint.
+        networks: networks by name; each is one file of a checkpoint.
         optimizers: `critic` (critic, temperatures, value) and `policy` (the rest).
-        learning_rates: by optimizer, the rate after warm-up.
+        learning_rates: rate after warm-up, by optimizer.
         policies: names accepted by `act`, `learned` first.
-        losses: names of its losses, as `update` calls them.
+        losses: names of the loss methods that `update` calls.
         num_tokens: L of the critic; 0 without attention.
         policy_delay: critic steps per step of the policies and of the target networks.
         targets: pairs of a target network and the network it follows.
@@ -59,11 +59,12 @@ class ActorCritic(ABC):
     def make_optimizers(
         self, policies: dict[str, nn.Module], critic_side: dict[str, nn.Module] | None = None
     ) -> None:
-        """Take in the subclass's networks and build both optimizers.
+        """Register the subclass's networks and build both optimizers.
 
         Args:
-            policies: trained by `policy_loss` at the policy's rate.
-            critic_side: trained by `critic_loss` at the critic's rate, besides critic and control.
+            policies: networks trained by `policy_loss` at the policy's rate.
+            critic_side: networks trained by `critic_loss` at the critic's rate, besides critic and
+                control.
         """
         added = critic_side or {}
         self.networks |= policies | added
@@ -81,20 +82,20 @@ class ActorCritic(ABC):
         }
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Take from the data's rewards `(N,)` what a method wants to know of them: nothing."""
+        """Learn what the method needs from the data's rewards `(N,)`: nothing by default."""
         del rewards
 
     @abstractmethod
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
-        """Every random number of one update, on the device of the actions."""
+        """Draw every random number of one update, on the device of the actions."""
 
     @abstractmethod
     def critic_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
-        """Loss of critic, temperatures and, where there is one, value."""
+        """The loss of the critic, the temperatures and, if there is one, the value."""
 
     @abstractmethod
     def policy_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
-        """Loss of the policies."""
+        """The loss of the policies."""
 
     @abstractmethod
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
@@ -105,22 +106,22 @@ class ActorCritic(ABC):
         observations: Float[Tensor, "batch state"],
         actions: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "batch ensemble"]:
-        """Q of a policy's actions, with a gradient for the actions and none for the critic.
+        """Q of a policy's actions, differentiable in the actions but not in the critic.
 
-        Passes written by hand and compiled ones would else compute the weights' gradients, too,
-        which nobody reads.
+        Otherwise, hand-written and compiled passes would also compute the weights' gradients, which
+        nothing reads.
         """
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         q: Tensor = functional_call(self.critic, frozen, (observations, actions))
         return q
 
     def noise_dim(self, policy: str) -> int:
-        """Numbers of noise per action of a policy."""
+        """How many noise values a policy takes per action."""
         del policy  # all policies but best-of-n take one action's noise
         return self.action_dim
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
-        """One step of both optimizers at the same weights, then of the target networks."""
+        """Step both optimizers from the same weights, then the target networks."""
         batch = normalised(batch, self.normaliser)
         noise = self.draw_noise(batch.actions, generator)
         with_policy = step % self.policy_delay == 0
@@ -149,7 +150,7 @@ def normalised(batch: Batch, normaliser: Normaliser) -> Batch:
 
 
 def set_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
-    """Give parameters the gradient of a loss, and no other parameter any."""
+    """Set the gradient of a loss on the given parameters, and on no others."""
     gradients = torch.autograd.grad(loss, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""What an agent is to the training loop, the checkpoints and the evaluator."""
+"""The interface of agents to the training loop, the checkpoints and the evaluator."""
 
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
@@ -24,17 +24,17 @@ class Agent(Protocol):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """By name; each is one file of a checkpoint."""
+        """Networks by name; each is one file of a checkpoint."""
         ...
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """By name, over parameters of `networks`."""
+        """Optimizers by name, over the parameters of `networks`."""
         ...
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """By optimizer, the rate after warm-up."""
+        """The rate after warm-up, by optimizer."""
         ...
 
     @property
@@ -44,9 +44,9 @@ class Agent(Protocol):
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of its methods `(batch, noise) → (loss, metrics)`, in the order of an update.
+        """Names of the loss methods `(batch, noise) → (loss, metrics)`, in the order of an update.
 
-        training/compile.py puts compiled ones in their place.
+        training/compile.py replaces them with compiled ones.
         """
         ...
 
@@ -62,28 +62,28 @@ class Agent(Protocol):
 
     @property
     def action_dim(self) -> int:
-        """n_a."""
+        """The number of action dims, n_a."""
         ...
 
     @property
     def num_tokens(self) -> int:
-        """L of the critic, for ln L."""
+        """The critic's number of tokens L, for ln L."""
         ...
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Take from the data's rewards `(N,)`, before training, what the method wants to know."""
+        """Learn what the method needs from the data's rewards `(N,)`, before training."""
         ...
 
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
-        """Every random number of one update; argument of the losses."""
+        """Draw every random number of one update; the losses take it as an argument."""
         ...
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
-        """Gradient step number `step`, from 1; returns tensors that stay on the device."""
+        """Take gradient step `step` (from 1); the metrics returned stay on the device."""
         ...
 
     def noise_dim(self, policy: str) -> int:
-        """Numbers of noise that `act` takes per row for a policy."""
+        """How many noise values per row `act` takes for a policy."""
         ...
 
     def act(
@@ -108,7 +108,7 @@ def make_agent(
 
 
 def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:
-    """The same agent without memory for its numbers: on `meta`, where operations give shapes."""
+    """The same agent without storage: on `meta`, where operations only yield shapes."""
     with META:
         return make_agent(config, observation_dim, action_dim, META)
 

@@ -53,7 +53,7 @@ class BehaviourCloning:
         self.learning_rates = {"policy": config.optimizer.policy_lr}
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Rewards have no say."""
+        """Do nothing: behaviour cloning ignores rewards."""
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:
         """Draw the flow's noise on the device of the actions."""
@@ -73,7 +73,7 @@ class BehaviourCloning:
         return loss, {"policy_loss": loss}
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
-        """One step of the policy."""
+        """Step the policy."""
         del step
         batch = normalised(batch, self.normaliser)
         loss, metrics = self.policy_loss(batch, self.draw_noise(batch.actions, generator))
@@ -83,7 +83,7 @@ class BehaviourCloning:
         return {name: value.detach() for name, value in metrics.items()}
 
     def noise_dim(self, policy: str) -> int:
-        """Numbers of noise per action."""
+        """How many noise values an action takes."""
         del policy
         return self.action_dim
 

@@ -1,14 +1,14 @@
 """The conservative objective: CQL(H) (Kumar et al. 2020, arXiv 2006.04779).
 
-A soft actor-critic whose Q is pushed down on actions the data do not have: the log-sum-exp of Q
-over 3n sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of the policy at s') less
-Q of the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
-calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one
-batch or in passes of bounded memory (docs/cost.md has figures per size).
+A soft actor-critic whose Q is pushed down on actions outside the data: the log-sum-exp of Q over 3n
+sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of the policy at s') less Q of
+the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
+calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one batch or in
+passes of bounded memory (docs/cost.md has figures per size).
 
-Unlike in its authors' code the policy is not warmed up by behaviour cloning, the target has no
-maximum over sampled actions (max-backup), and the gap is of a mean over the 3n actions (-ln 3n): a
-published target gap τ (at weight 1) is τ - ln 3n here.
+Differences from the authors' code: the policy is not warmed up by behaviour cloning, the target
+takes no maximum over sampled actions (max-backup), and the gap takes a mean over the 3n actions
+(-ln 3n), so that a published target gap τ (at weight 1) is τ - ln 3n here.
 """
 
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ MAX_LAGRANGE = 1e6
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of one update: normal but `uniform`, which is uniform in [-1, 1).
+    """Random numbers of one update: normal, except `uniform`, which is uniform in [-1, 1).
 
     Attributes:
-        next_policy: `(B, n_a)` of the target's action.
-        policy: `(B, n_a)` of the policy loss's action.
+        next_policy: `(B, n_a)` noise of the target's action.
+        policy: `(B, n_a)` noise of the policy loss's action.
         uniform: `(B, n, n_a)` actions.
-        here: `(B, n, n_a)` of policy actions at s.
-        there: `(B, n, n_a)` of policy actions at s'.
+        here: `(B, n, n_a)` noise of policy actions at s.
+        there: `(B, n, n_a)` noise of policy actions at s'.
     """
 
     next_policy: Tensor
@@ -118,7 +118,7 @@ class ConservativeQ(ActorCritic):
         }
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """SAC's policy loss `τ·log π - min Q`, and the temperature that holds its entropy."""
+        """SAC's policy loss `τ·log π - min Q`, plus the loss of its entropy temperature."""
         actions, log_prob = self.policy.sample(batch.observations, noise.policy)
         policy_q = ensemble_value(self.policy_q(batch.observations, actions), "min")
         assert policy_q.shape == log_prob.shape
@@ -157,8 +157,8 @@ class ConservativeQ(ActorCritic):
     def _bounded_q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q `(B·3n, E)`, in passes of `rows_at_once` whose activations are not kept.
 
-        The backward pass computes each pass's activations again: one forward more, and no more
-        memory than one pass needs.
+        The backward pass recomputes each pass's activations: one extra forward pass, but only one
+        pass's memory.
         """
         rows = self.config.conservative.rows_at_once
         if not rows or rows >= len(actions):
@@ -182,7 +182,7 @@ class ConservativeQ(ActorCritic):
     def _weigh(self, gap: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
         """The penalty `α·(gap - target)`, and the multiplier's loss where α is learned.
 
-        Without a target α is constant. With one α grows while the gap is above it (CQL, eq. 30).
+        Without a target, α is constant. With one, α grows while the gap is above it (CQL, eq. 30).
         """
         settings = self.config.conservative
         if not settings.target_gap:

@@ -1,7 +1,7 @@
-"""Making the critic a config asks for, and the loss every objective trains it with.
+"""The critic that a config asks for, and the loss that every objective trains it with.
 
 No objective knows which critic it has: all of them call `critic(observations, actions)` and get
-entropies `(N, 2)`, N = 0 for one without attention.
+entropies `(N, 2)`, with N = 0 for a critic without attention.
 """
 
 import math
@@ -99,7 +99,7 @@ def controlled_td_loss(
 def entropy_metrics(
     control: EntropyController, entropy: Float[Tensor, "layer 2"], of: str = ""
 ) -> Metrics:
-    """Entropies of a network beside what controls them, by names that begin with `of`."""
+    """A network's entropies, targets and temperatures, under names that begin with `of`."""
     return {
         f"{of}entropy": entropy,
         f"{of}entropy_target": control.targets,

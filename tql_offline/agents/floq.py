@@ -1,10 +1,10 @@
 """floq (Agrawalla et al. 2025, arXiv 2509.06863): FQL whose values are the ends of a flow.
 
-A velocity field along the axis of values is trained by flow matching towards the TD target, which
-its target network gives, integrated. A critic is distilled from it, by which policies are judged:
-of FQL's kind in the paper, of any here. Both have the size that is asked for. As in floq's code
-(https://github.com/CMU-AIRe/floq) all of it learns in one step, at the same weights; optimizer,
-schedule and learning rates are this package's, as for every method here.
+A velocity field along the value axis is trained by flow matching towards the TD target, which comes
+from integrating its target network. A critic is distilled from it to judge the policies: of FQL's
+kind in the paper, of any kind here. Both have the requested size. As in floq's code
+(https://github.com/CMU-AIRe/floq), all networks learn in one step, from the same weights;
+optimizer, schedule and learning rates are this package's, as for every method here.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ from tql_offline.objectives.td import ensemble_value, td_target
 
 @dataclass(frozen=True)
 class Noise(FlowNoise):
-    """FQL's, but for `next_policy`, `(B·R, n_a)`; and of every value R numbers in [0, 1), `(B, R)`.
+    """FQL's noise, with `next_policy` `(B·R, n_a)`, plus R numbers in [0, 1) per value, `(B, R)`.
 
     Attributes:
         next_start: where the target's flow starts.
         start: where the flow itself starts, in both of its losses.
-        time: of the flow-matching loss.
+        time: the flow's time in the flow-matching loss.
     """
 
     next_start: Tensor
@@ -50,12 +50,12 @@ class FloQ(FlowQ):
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
         super().__init__(config, observation_dim, action_dim, device)
-        # The critic follows the flow, whose target network is the only one.
+        # The critic follows the flow, whose target network is the only target network.
         del self.target_critic, self.networks["target_critic"]
         self.targets = [(self.target_value_flow, self.value_flow)]
 
     def make_critic_side(self) -> dict[str, nn.Module]:
-        """The value flow, and apart from what is trained its target network."""
+        """Build the value flow, which is trained, and its target network, which is not."""
         self.value_flow = self._make_value_flow()
         self.target_value_flow = self._make_value_flow().to(self.device).requires_grad_(False)
         self.target_value_flow.load_state_dict(self.value_flow.state_dict())
@@ -75,7 +75,7 @@ class FloQ(FlowQ):
         )
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Take the range of values that the data's rewards allow."""
+        """Set the range of values that the data's rewards allow."""
         for flow in (self.value_flow, self.target_value_flow):
             flow.fit(float(rewards.min()), float(rewards.max()))
 
@@ -128,7 +128,7 @@ class FloQ(FlowQ):
         }
 
     def _target(self, batch: Batch, noise: Noise) -> Float[Tensor, "batch"]:
-        """The TD target; each start of the target flow has a next action of its own."""
+        """The TD target; each start of the target flow has its own next action."""
         observations = self._repeated(batch.next_observations)
         actions = self._one_step(observations, noise.next_policy)
         ends = self._ends(self.target_value_flow, observations, actions, noise.next_start)
@@ -154,7 +154,7 @@ class FloQ(FlowQ):
         z: Float[Tensor, "batch sample"],
         t: Float[Tensor, "batch sample"],
     ) -> Float[Tensor, "batch sample ensemble"]:
-        """The flow's velocity where all members are at the same z."""
+        """The flow's velocity with all members at the same z."""
         every_member = z.flatten().unsqueeze(-1).expand(-1, self.config.critic.ensemble)
         velocity: Tensor = self.value_flow(
             observations, actions, every_member, t.flatten().unsqueeze(-1)
@@ -162,5 +162,5 @@ class FloQ(FlowQ):
         return velocity.view(*z.shape, -1)
 
     def _repeated(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "rows dim"]:
-        """Every row once for each start, one behind the other."""
+        """Repeat every row once per start, consecutively."""
         return x.unsqueeze(1).expand(-1, self.config.floq.samples, -1).flatten(0, 1)

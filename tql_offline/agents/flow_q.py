@@ -1,8 +1,8 @@
 """The flow objective: FQL's losses, with TQL's critic under attention-entropy control.
 
 Park et al. 2025 (FQL, arXiv 2502.02538) for the losses, Dong et al. 2026 (TQL, arXiv 2602.01439)
-for the critic and its control; with an MLP critic it is FQL. Where FQL's code takes one optimizer
-over all networks, we take one for critic and temperatures and one for both policies, since the
+for the critic and its control; with an MLP critic it is FQL. Where FQL's code uses one optimizer
+for all networks, we use one for critic and temperatures and one for both policies, since the
 paper's learning rates differ.
 """
 
@@ -24,7 +24,7 @@ from tql_offline.objectives.td import ensemble_value, td_target
 
 @dataclass(frozen=True)
 class Noise:
-    """Every random number of one update, `(B, n_a)` normal but `t`, `(B, 1)` uniform in [0, 1)."""
+    """Random numbers of one update: `(B, n_a)` normal, except `t`, `(B, 1)` uniform in [0, 1)."""
 
     next_policy: Tensor
     x_0: Tensor

@@ -1,6 +1,6 @@
 """The implicit objective: IQL (Kostrikov et al. 2021, arXiv 2110.06169).
 
-It never asks for Q of an action that is not in the data: V is Q's upper expectile over the data's
+It never evaluates Q at an action outside the data: V is Q's upper expectile over the data's
 actions, and Q is regressed on V of the next state. The policy is extracted by
 
     awr        advantage-weighted regression of a Gaussian (IQL)
@@ -40,7 +40,7 @@ class Noise:
 class ImplicitQ(ActorCritic):
     """A critic, a value function, and a policy extracted from the data's own actions.
 
-    V is a network as the critic is, and its attention is controlled in the critic's mode.
+    V has the critic's architecture, and its attention is controlled in the critic's mode.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ImplicitQ(ActorCritic):
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Advantage-weighted regression, or the behaviour flow's matching loss.
 
-        Q and V are those that `critic_loss` found for the same batch at the same weights.
+        Q and V are those that `critic_loss` computed for the same batch at the same weights.
         """
         if self.config.implicit.extraction == "best-of-n":
             x_t = interpolate(noise.x_0, batch.actions, noise.t)
@@ -124,7 +124,7 @@ class ImplicitQ(ActorCritic):
         return self._best_of_n(observations, noise)
 
     def noise_dim(self, policy: str) -> int:
-        """Noise of all samples for best-of-n, of one action otherwise."""
+        """Count the noise values: of all samples for best-of-n, of one action otherwise."""
         best = policy == "learned" and self.config.implicit.extraction == "best-of-n"
         return self.action_dim * (self.config.implicit.samples if best else 1)
 
@@ -133,7 +133,7 @@ class ImplicitQ(ActorCritic):
         repeated = observations.repeat_interleave(samples, dim=0)
         actions = self._flow(repeated, noise.reshape(-1, self.action_dim))
         q = ensemble_value(self.critic(repeated, actions), "min").view(-1, samples)
-        # shape[0], not len(q), which `torch.export` takes for a constant.
+        # shape[0], not len(q), which `torch.export` would treat as a constant.
         best = q.argmax(dim=1) + samples * torch.arange(q.shape[0], device=q.device)
         return actions[best]
 

@@ -13,7 +13,7 @@ from tql_offline.config import Schedule
 def critic_groups(
     critics: Sequence[nn.Module], control: nn.Module, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay on matrices of blocks, heads and MLPs, on nothing else.
+    """Parameter groups: weight decay on matrices of blocks, heads and MLPs, and nothing else.
 
     Embeddings, tokens, positions, norms, biases and temperatures do not decay.
     """
@@ -30,9 +30,9 @@ def critic_groups(
 
 
 def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999, 1e-8) of a constant rate; `set_learning_rate` makes it a schedule's.
+    """AdamW(0.9, 0.999, 1e-8) at a constant rate; `set_learning_rate` applies a schedule.
 
-    On a GPU rates are tensors there, so that a step can be captured in a CUDA graph.
+    On a GPU, rates are tensors on the device, so that a step can be captured in a CUDA graph.
     """
     groups = list(groups)
     device = groups[0]["params"][0].device
@@ -52,7 +52,7 @@ def learning_rate(
 
     The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there. The
     warm-up takes at most a tenth of a run, so that a short one reaches its peak. A constant
-    schedule, as FQL's and CORL's code has it without warm-up, stays at the peak.
+    schedule, which FQL's and CORL's code uses without warm-up, stays at the peak.
 
     >>> [round(learning_rate(s, 1.0, 10, 100), 3) for s in (0, 5, 10, 50, 90, 100)]
     [0.01, 0.505, 1.0, 0.55, 0.1, 0.1]

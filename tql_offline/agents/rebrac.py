@@ -1,9 +1,9 @@
 """ReBRAC (Tarasov et al. 2023, arXiv 2305.09836): TD3 with a behaviour penalty in both losses.
 
-A deterministic policy is pulled towards the data's actions, and the target pays for leaving the
-data's next action. As in its code the policy and all target networks step at every other update.
-Unlike it networks, optimizer and schedule are this package's, as for every method here; the
-critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step.
+A deterministic policy is pulled towards the data's actions, and the target is penalised for leaving
+the data's next action. As in its code, the policy and all target networks step at every other
+update. Unlike there, networks, optimizer and schedule are this package's, as for every method here;
+the critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class ReBRAC(ActorCritic):
             )
             next_q = self.target_critic(batch.next_observations, next_actions)
             next_value = ensemble_value(next_q, "min")
-            # Where the data's episode ended there is no next action to stay near.
+            # Where the data's episode ended, there is no next action to stay near.
             penalty = behaviour_penalty(next_actions, batch.next_actions) * batch.next_action_mask
             assert penalty.shape == next_value.shape
             next_value = next_value - settings.critic_alpha * penalty
@@ -71,7 +71,7 @@ class ReBRAC(ActorCritic):
         return loss, metrics | {"next_action_penalty": penalty.mean()}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """The penalty at s, and the critic's value on a scale of 1."""
+        """The penalty at s minus the critic's value, normalised to a scale of 1."""
         del noise
         actions = self.policy(batch.observations)
         penalty = behaviour_penalty(actions, batch.actions)

@@ -1,9 +1,9 @@
-"""Updates per second of all contenders of a workload, in turn in one run.
+"""Updates per second of all contenders of a workload, timed in turn in one run.
 
 Every contender is warmed up (and so compiled), then all are timed in turn, A B C A B C …, waiting
 for all its work before the next one starts; square matrix products take their turn too, so that a
-rate and the peak it is compared with saw the same machine. Rates are medians over the rounds; a
-ratio is the median of the rounds' own ratios.
+rate and the peak it is compared with are measured under the same conditions. Rates are medians over
+the rounds; a ratio is the median of the rounds' own ratios.
 """
 
 import statistics
@@ -28,11 +28,11 @@ from tql_offline.bench.workload import (
 from tql_offline.training.compile import set_matrix_precision
 
 PEAK_SIDES = {"cpu": 2048, "cuda": 8192}
-"""Side of the square matrices whose product is taken for a device's peak."""
+"""Side of the square matrices whose product is taken as a device's peak."""
 
 
 Products = tuple[torch.dtype, bool]
-"""Of matrix products: the dtype, and whether float32 is computed as TF32."""
+"""How matrix products are computed: the dtype, and whether float32 is computed as TF32."""
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Timing:
     """A contender's rounds.
 
     Attributes:
-        contender: who.
-        calls: of `step` in a round.
+        contender: what is timed.
+        calls: calls of `step` per round.
         per_second: updates per second of each round.
         per_cpu_second: updates per second of CPU time of this process.
     """
@@ -52,7 +52,7 @@ class Timing:
     per_cpu_second: list[float] = field(default_factory=list)
 
     def run_round(self) -> None:
-        """Make the round's updates and wait for them."""
+        """Run the round's updates and wait for them."""
         use(self.contender)
         started, cpu_started = time.perf_counter(), time.process_time()
         updates = sum(self.contender.step() for _ in range(self.calls))
@@ -73,14 +73,14 @@ def compare(
 
     Args:
         workload: what they run.
-        names: of `WAYS` and of `peers_of(workload)`; the first is the one that ratios are of.
-        seconds: per contender.
-        rounds: that the seconds are cut into.
+        names: names from `WAYS` and `peers_of(workload)`; ratios are of the first one's rates.
+        seconds: seconds per contender.
+        rounds: rounds that the seconds are divided into.
         memory: whether to measure peak memory too, in a process per contender.
-        say: takes a sentence on what is going on.
+        say: called with a sentence on what is going on.
 
     Returns:
-        `workload`, `title`, `rows` (a contender each) and `left_out` (name → why).
+        `workload`, `title`, `rows` (one per contender) and `left_out` (name → why).
     """
     data = random_transitions(workload)
     timings, left_out = {}, {}
@@ -106,7 +106,7 @@ def compare(
     first = next(iter(timings.values()))
     rows = [row(name, timing, first, peaks) for name, timing in timings.items()]
     if memory:
-        del timings, first, timing, contender  # the GPU's memory is wanted
+        del timings, first, timing, contender  # to free the GPU's memory
         for line in rows:
             say(f"{workload}: memory of {line['name']}")
             line["peak_memory_bytes"] = peak_memory(workload, line["name"])
@@ -114,7 +114,7 @@ def compare(
 
 
 def make_contender(name: str, workload: Workload, data: Transitions) -> Contender:
-    """One of our ways or another's implementation.
+    """Make one of our ways or someone else's implementation.
 
     Raises:
         Unavailable: it cannot take part here.
@@ -145,17 +145,17 @@ def warmed_up(contender: Contender, seconds_per_round: float) -> Timing:
 
 
 def use(contender: Contender) -> None:
-    """Set the process to what a contender's products are computed in."""
+    """Set the process to the precision of a contender's matrix products."""
     set_matrix_precision("tf32" if contender.tf32 else "float32")
 
 
 def products_of(contender: Contender) -> Products:
-    """In what its matrix products are computed."""
+    """How a contender's matrix products are computed."""
     return contender.dtype, contender.tf32
 
 
 def matrix_product(device: str, dtype: torch.dtype, tf32: bool = False) -> Contender:
-    """The product of two square matrices, as an update whose arithmetic is all peak."""
+    """The product of two square matrices, as an update that runs at the peak rate."""
     side = PEAK_SIDES[device]
     a = torch.randn(side, side, device=device).to(dtype)
     b, out = torch.randn_like(a), torch.empty_like(a)
@@ -175,7 +175,7 @@ def matrix_product(device: str, dtype: torch.dtype, tf32: bool = False) -> Conte
 
 
 def row(name: str, timing: Timing, first: Timing, peaks: dict[Products, Timing]) -> dict[str, Any]:
-    """A contender's figures; `first_over_it` are ratios of the first one's rates over its own."""
+    """A contender's figures; `first_over_it` is the ratio of the first one's rate to its own."""
     contender = timing.contender
     peak = peaks[products_of(contender)]
     flops = [contender.flops * rate for rate in timing.per_second]

@@ -4,8 +4,8 @@ Written for this benchmark from the papers' equations (IQL: Kostrikov et al. 202
 CQL(H): Kumar et al. 2020, arXiv 2006.04779, on SAC, arXiv 1801.01290), in the manner of such code
 (ReLU MLPs, an Adam per network, a target network updated parameter by parameter, indices drawn
 by NumPy, every loss logged by `.item()` every step), which is what the name means; nothing is
-copied. Beside ours it has equal layer widths, ensemble, batch and sampled actions; ours has a GELU
-and a LayerNorm per layer where this has a ReLU.
+copied. Its layer widths, ensemble, batch and sampled actions equal ours; ours has a GELU and a
+LayerNorm per layer where this has a ReLU.
 """
 
 import copy
@@ -126,7 +126,7 @@ def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimizer."""
+    """Take one step of an optimizer."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -262,7 +262,7 @@ class CQL:
 
 
 def repeat(states: Tensor) -> Tensor:
-    """Every state n times, `(B·n, n_s)`."""
+    """Repeat every state n times, `(B·n, n_s)`."""
     return states.repeat_interleave(SAMPLES, dim=0)
 
 
@@ -270,7 +270,7 @@ class Algorithm(Protocol):
     """What IQL and CQL have in common."""
 
     def train(self, batch: Batch) -> dict[str, float]:
-        """One update; what it logs."""
+        """Run one update; return what it logs."""
         ...
 
 

@@ -1,7 +1,7 @@
 """d3rlpy's own IQL and CQL at equal widths, ensemble, batch and sampled actions.
 
-An update is timed as its `fit` makes one: a batch from its replay buffer, then `update`. Its CQL is
-set as ours is: a constant conservative weight of 5, 10 sampled actions. Its layers are Linear and
+An update is timed as its `fit` makes one: a batch from its replay buffer, then `update`. Its CQL
+has our settings: a constant conservative weight of 5, 10 sampled actions. Its layers are Linear and
 ReLU; ours have a GELU and a LayerNorm each.
 """
 
@@ -82,7 +82,7 @@ def _contender(config: Any, workload: Workload, data: Transitions) -> Contender:
 
 
 def _dataset(data: Transitions) -> Any:
-    """d3rlpy's replay buffer of the transitions; its episodes are cut off, none ends."""
+    """d3rlpy's replay buffer of the transitions; all episodes are cut off, none terminates."""
     cut = np.zeros(len(data.rewards), np.float32)
     cut[data.episode_length - 1 :: data.episode_length] = 1.0
     return d3rlpy.dataset.MDPDataset(

@@ -1,11 +1,11 @@
 """TQL's flow update in JAX, Flax and Optax: the competitor that our own update is timed against.
 
 Written from the equations of the papers (critic and entropy control: Dong et al. 2026, arXiv
-2602.01439; losses: Park et al. 2025, FQL, arXiv 2502.02538), plainly and as one would in JAX: the
+2602.01439; losses: Park et al. 2025, FQL, arXiv 2502.02538), plainly, as one would in JAX: the
 whole update with its sampling is one jitted function that donates its state, every token goes
-through every block, and the entropies are those of the full L×L weights. What a pass does not need
-(entropies of the target network, say) XLA removes. tests/test_jax_peer.py shows that it is the same
-update as ours, gradients and optimizers included.
+through every block, and the entropies are those of the full L×L weights. XLA removes what a pass
+does not need (entropies of the target network, say). tests/test_jax_peer.py shows that it is the
+same update as ours, gradients and optimizers included.
 
 Shape suffixes: B batch, S state dims, A action dims, L = 1 + S + A tokens, D width, H heads,
 K = D/H width of one head, E ensemble, N blocks.
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a) of one token per scalar behind a learned `[VALUE]` token, with its entropies."""
+    """Q(s, a) from one token per scalar after a learned `[VALUE]` token, with its entropies."""
 
     width: int
     heads: int
@@ -123,7 +123,7 @@ class Batch(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Every random number of one update: normal `(B, A)` but `t`, `(B, 1)` uniform in [0, 1)."""
+    """Random numbers of one update: normal `(B, A)`, except `t`, `(B, 1)` uniform in [0, 1)."""
 
     next_policy: Array
     x_0: Array
@@ -138,9 +138,9 @@ class State(NamedTuple):
         critic: `{"critic": …, "log_temperature": (N, 2)}`.
         target: the target critic.
         policies: `{"behaviour": …, "policy": …}`.
-        critic_moments: of the critic's optimizer.
-        policy_moments: of the policies' optimizer.
-        key: of sampling and noise.
+        critic_moments: moments of the critic's optimizer.
+        policy_moments: moments of the policies' optimizer.
+        key: random key of sampling and noise.
     """
 
     critic: Params
@@ -225,7 +225,7 @@ class TQL:
         return loss, metrics | {"distillation_loss": distillation_loss}
 
     def update(self, state: State, batch: Batch, noise: Noise) -> tuple[State, dict[str, Array]]:
-        """One step of both optimizers at the same weights, then of the target critic."""
+        """Step both optimizers from the same weights, then the target critic."""
         critic_grad, metrics = jax.grad(self.critic_loss, has_aux=True)(
             state.critic, state.target, state.policies, batch, noise
         )
@@ -243,7 +243,7 @@ class TQL:
         return new, metrics | policy_metrics
 
     def critic_optimizer(self) -> optax.GradientTransformation:
-        """AdamW whose decay is for matrices of blocks and heads alone."""
+        """AdamW with decay on the matrices of blocks and heads only."""
         schedule = self._schedule(self.critic_lr)
         return optax.adamw(schedule, weight_decay=self.weight_decay, mask=decayed)
 
@@ -274,7 +274,7 @@ class TQL:
         return self.policy.apply(policies["policy"], observations, noise)
 
     def _flow(self, policies: Params, observations: Array, noise: Array) -> Array:
-        """Actions at t = 1 of noise at t = 0 by Euler steps; unrolled, as they are few."""
+        """Carry noise at t = 0 to actions at t = 1 by Euler steps; unrolled, as they are few."""
         x = noise
         for index in range(self.flow_steps):
             t = jnp.full((len(x), 1), index / self.flow_steps)
@@ -330,8 +330,8 @@ def training_step(
         tql: the method.
         batch_size: B.
         updates_per_call: updates that one call makes in a `lax.scan`.
-        precision: of matrix products: `highest` is float32, which is what PyTorch does unless told
-            otherwise; on a GPU JAX's own default is TF32, here `tensorfloat32`.
+        precision: precision of matrix products: `highest` is float32, which is PyTorch's default;
+            on a GPU, JAX's own default is TF32, here `tensorfloat32`.
     """
 
     def one(state: State, data: Batch) -> tuple[State, dict[str, Array]]:
@@ -381,13 +381,13 @@ class Trainer:
         jax.block_until_ready((self.state, self.metrics))
 
     def peak_gpu_bytes(self) -> int:
-        """Most memory that JAX has held on the device; 0 where it does not say."""
+        """Most memory that JAX has held on the device; 0 if it does not say."""
         statistics = jax.devices()[0].memory_stats() or {}
         return int(statistics.get("peak_bytes_in_use", 0))
 
 
 def jax_device(name: str) -> Any:
-    """JAX's device of PyTorch's name.
+    """JAX's device for PyTorch's name.
 
     Raises:
         Unavailable: this JAX has no such device.

@@ -1,8 +1,8 @@
 """Peak memory of a contender, measured in a process that runs nothing else.
 
-On a CPU: the most resident memory while updates run, less that before the contender was made, after
-a small one of its kind has brought in libraries and their workspaces. On a GPU: what its framework
-says that it has held at most.
+On a CPU: the peak resident memory while updates run, less that before the contender was made, after
+a small one of its kind has loaded libraries and their workspaces. On a GPU: the most that its
+framework says it has held.
 """
 
 import json
@@ -17,7 +17,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(workload: Workload, name: str) -> int | None:
-    """Bytes, or None where they cannot be measured (on a CPU: anywhere but on Linux)."""
+    """Peak bytes, or None where they cannot be measured (on a CPU: anywhere but on Linux)."""
     if workload.device == "cpu" and not CLEAR.exists():
         return None
     request = json.dumps({"workload": asdict(workload), "name": name})
@@ -41,13 +41,13 @@ def measure(workload: Workload, name: str) -> int:
     before = resident("VmRSS")
     contender = make_contender(name, workload, data)
     run(contender, 1)
-    CLEAR.write_text("5")  # the peak begins anew, without that of a compiler
+    CLEAR.write_text("5")  # resets the peak, to exclude a compiler's
     run(contender, 1)
     return resident("VmHWM") - before
 
 
 def run(contender: Contender, updates: int) -> None:
-    """At least so many updates."""
+    """Run at least `updates` updates."""
     done = 0
     while done < updates:
         done += contender.step()
@@ -55,7 +55,7 @@ def run(contender: Contender, updates: int) -> None:
 
 
 def resident(what: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (at most) of this process, in bytes; 0 where Linux is not."""
+    """`VmRSS` (now) or `VmHWM` (at most) of this process, in bytes; 0 if this is not Linux."""
     if not STATUS.exists():
         return 0
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(what))

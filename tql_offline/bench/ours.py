@@ -1,4 +1,4 @@
-"""Our own updates as contenders: whole training steps, made as the training loop makes them."""
+"""Our own updates as contenders: whole training steps, run as the training loop runs them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +26,7 @@ from tql_offline.training.compile import WARM_UP, Execution, Updates, check_exec
 from tql_offline.training.metrics import MetricsWindow
 
 DATASET = "cube-double-play-singletask-task1-v0"
-"""Whose preset gives coefficients and entropy targets."""
+"""The dataset whose preset gives coefficients and entropy targets."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Way:
     """A way to run our updates.
 
     Attributes:
-        execution: settings of the config's table.
-        plain: without the exact savings and the hand-written passes.
-        c_kernels: with those in C, on a CPU.
+        execution: settings of the config's `execution` table.
+        plain: whether to go without the exact savings and the hand-written passes.
+        c_kernels: whether to use the kernels in C, on a CPU.
         seeds: networks trained at once.
     """
 
@@ -58,11 +58,11 @@ WAYS: dict[str, Way] = {
     **{f"{n} seeds tf32": Way({"precision": "tf32"}, seeds=n) for n in (2, 4, 8)},
     **{f"{n} seeds bfloat16": Way({"precision": "bfloat16"}, seeds=n) for n in (2, 4, 8)},
 }
-"""By name; `ours` is what `tql-offline train` does unless told otherwise."""
+"""Ways by name; `ours` is what `tql-offline train` does by default."""
 
 
 def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
-    """A way of ours by name.
+    """Make one of our ways by name.
 
     Raises:
         Unavailable: it is not for this device, or the update has no plain path.
@@ -104,7 +104,7 @@ def noted(execution: Execution) -> str:
 
 
 class Trainer:
-    """One network's updates in a row, on a stream of its own where there are streams."""
+    """One network's updates in a row, on its own stream where there are streams."""
 
     def __init__(
         self, workload: Workload, config: Config, data: Transitions, way: Way, index: int
@@ -133,8 +133,9 @@ class Trainer:
 def counted_flops(workload: Workload, plain: bool) -> int:
     """Operations of one update, counted as a run's `result.json` counts them.
 
-    The same for every way of a path, whatever a way computes again or in another form: a faster way
-    is not charged for more. With `plain` they are the plain path's own.
+    They are the same for every way of a path, even if one recomputes something or computes it in
+    another form, so that no way is credited for extra work. With `plain` they are the plain path's
+    own.
     """
     config = config_of(workload, Way())
     with META:
@@ -179,7 +180,7 @@ def agent_of(workload: Workload, config: Config, plain: bool = False) -> Agent:
 
 
 def take_plain_path(agent: Agent) -> None:
-    """Have every transformer critic of an agent carry every token through every block."""
+    """Make every transformer critic of an agent carry every token through every block."""
     for network in agent.networks.values():
         if isinstance(network, TransformerCritic):
             cast(Any, network).forward = partial(_plain_forward, network)
@@ -199,7 +200,7 @@ def _path(way: Way) -> AbstractContextManager[None]:
 
 
 def pytorch_operations() -> AbstractContextManager[None]:
-    """Leave the hand-written passes out, and with them the kernels in C."""
+    """Turn off the hand-written passes and, with them, the kernels in C."""
     return kernels.turned_off(kernels)
 
 
@@ -238,5 +239,5 @@ def buffer_of(workload: Workload, data: Transitions) -> Buffer:
 
 
 def waiting(device: str) -> Callable[[], None]:
-    """Wait for all of PyTorch's work on a device; on a CPU it is done when a call returns."""
+    """Return a function that waits for all of PyTorch's work on a device; on a CPU none is left."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None

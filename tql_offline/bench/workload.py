@@ -21,14 +21,14 @@ class Workload:
 
     Attributes:
         objective: one of `OBJECTIVES`.
-        size: of the transformer critic.
+        size: size of the transformer critic.
         hidden: layer widths of MLP critics, values and policies in place of the transformer and
             the paper's policies of 4×512; empty for these.
         batch_size: transitions per update.
         observation_dim: n_s.
         action_dim: n_a.
         device: `cpu` or `cuda`.
-        seed: of initial weights and sampling.
+        seed: seed of initial weights and sampling.
     """
 
     objective: str
@@ -74,13 +74,13 @@ class Contender:
     """Something that runs whole updates, sampling included.
 
     Attributes:
-        version: of its framework.
-        step: starts one or more updates, need not wait for them, and says how many they are.
+        version: version of its framework.
+        step: starts one or more updates, need not wait for them, and returns how many they are.
         synchronise: waits until all updates started are done.
-        dtype: of its matrix products.
-        tf32: whether those of float32 are computed as TF32, which is a setting of the process.
-        flops: of matrix products in one update; 0 where they are not counted.
-        warm_up: updates before it runs at its speed.
+        dtype: dtype of its matrix products.
+        tf32: whether float32 products are computed as TF32, which is a setting of the process.
+        flops: operations of matrix products in one update; 0 if they are not counted.
+        warm_up: updates before it runs at full speed.
         note: one sentence on how it is run, or empty.
         peak_gpu_bytes: most memory it has held on the GPU.
     """
@@ -140,7 +140,7 @@ def peers_of(workload: Workload) -> list[str]:
 
 
 def make_peer(name: str, workload: Workload, data: Transitions) -> Contender:
-    """Another's implementation of a workload's update.
+    """Make someone else's implementation of a workload's update.
 
     Raises:
         Unavailable: it is not installed here, or not for this device.

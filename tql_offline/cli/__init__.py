@@ -10,11 +10,11 @@ from tql_offline.errors import InputError
 from tql_offline.version import __version__
 
 CTRL_C = 130
-"""Exit code of a command stopped, as shells have it."""
+"""Exit code of a stopped command, as in shells."""
 
 
 class _StoppedError(Exception):
-    """Ctrl-C inside a command, with what the command noted about it."""
+    """Ctrl-C inside a command, with the notes that the command added."""
 
 
 class _Group(TyperGroup):
@@ -54,12 +54,12 @@ def _options(
         bool, typer.Option("--debug", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
-    # `main` looks for --debug itself: it concerns errors of parsing, too.
+    # `main` looks for --debug itself, since it concerns parsing errors, too.
     pass
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an error of the user's is one sentence and exit code 2."""
+    """Run the command line; a user's error gives one sentence and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(args=arguments, prog_name="tql-offline", standalone_mode=False)
@@ -83,12 +83,12 @@ def _stop(note: str) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """Text whose control characters, which may be a file's, reach no terminal."""
+    """Escape control characters, which may come from a file, so that no terminal sees them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _sentence(error: Exception) -> str | None:
-    """The error in one sentence, empty if it was shown already; None if it is a mistake of ours."""
+    """The error in one sentence, empty if it was shown already; None if it is a bug of ours."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, typer.TyperException):
@@ -108,7 +108,7 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _parsing_sentence(error: typer.TyperException) -> str:
-    """A parsing error with the mend it lacks; Typer has printed the help of a bare command."""
+    """A parsing error with the fix it lacks; empty for a bare command, whose help was printed."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     text = " ".join(error.format_message().split()).rstrip(".")
@@ -118,8 +118,8 @@ def _parsing_sentence(error: typer.TyperException) -> str:
 
 
 def _environment_sentence(error: RuntimeError) -> str | None:
-    """Of an environment's own error the first line and, from its traceback, the last."""
-    # Imported where it is needed: every command would wait for it.
+    """The first line of an environment's own error and the last of its traceback."""
+    # Imported here: otherwise every command would wait for it.
     from tql_offline.eval.workers import EnvironmentFailedError
 
     if not isinstance(error, EnvironmentFailedError):

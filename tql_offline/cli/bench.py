@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("contender", "updates/s#", "ratio#", "CPU ratio#", "GFLOP/s#", "of peak#", "MiB#")
 MOST = 4096
-"""Of threads, layer widths and rounds: more is a slip of the finger."""
+"""Most threads and rounds: more must be a typo."""
 
 
 @app.command()
@@ -70,7 +70,7 @@ def bench(
 ) -> None:
     """Time whole updates: ours, its plain path, and others' of the same, beside matrix products."""
     share_machine(min(threads, MOST))
-    # Imported here: they bring PyTorch.
+    # Imported here: they import PyTorch.
     from tql_offline.bench.compare import compare, known_names
     from tql_offline.bench.workload import peers_of
     from tql_offline.training.device import pick_device
@@ -91,7 +91,7 @@ def bench(
 
 
 def check_writable(out: Path) -> None:
-    """See that a file can be written, before what goes into it is measured; it stays as it is.
+    """Check that a file can be written, before measuring what goes into it; leave it as it is.
 
     Raises:
         InputError: it cannot.
@@ -107,9 +107,9 @@ def check_writable(out: Path) -> None:
 
 
 def share_machine(threads: int) -> None:
-    """Give PyTorch and XLA equally many threads, and not all of a GPU's memory to XLA.
+    """Give PyTorch and XLA the same number of threads, and keep XLA from taking all GPU memory.
 
-    XLA reads its variables when it is first used, which is later.
+    XLA reads these variables when it is first used, which is later.
     """
     import torch
 
@@ -123,7 +123,7 @@ def share_machine(threads: int) -> None:
 def workloads(
     sizes: str, objectives: str, batch_sizes: str, hidden: str, device: str
 ) -> Iterator["Workload"]:
-    """Every combination asked for.
+    """Every requested combination.
 
     Raises:
         InputError: a name is unknown, or a number is not a positive integer.
@@ -152,10 +152,10 @@ def workloads(
 
 
 def split(text: str, known: Any, what: str) -> list[str]:
-    """The names of a list with commas.
+    """The names in a comma-separated list.
 
     Raises:
-        InputError: one is not known.
+        InputError: a name is unknown.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     known = list(known)
@@ -165,7 +165,7 @@ def split(text: str, known: Any, what: str) -> list[str]:
 
 
 def numbers(text: str, separator: str, flag: str) -> tuple[int, ...]:
-    """Positive whole numbers.
+    """Parse positive whole numbers.
 
     Raises:
         InputError: a part is not a positive integer below 2^20.
@@ -195,7 +195,7 @@ def head(device: Any) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table of one workload, and why contenders are missing."""
+    """Print a table of one workload, and why contenders are missing."""
     rows = result["rows"]
     if rows:
         print_table(result["title"], COLUMNS, [cells(row) for row in rows])
@@ -207,7 +207,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A contender's line of the table."""
+    """A contender's row of the table."""
     rate, memory = row["flops_per_second"], row["peak_memory_bytes"]
     return (
         row["name"],

@@ -70,10 +70,10 @@ def inspect_(
 
 
 def parse_indices(text: str, option: str) -> tuple[int, ...]:
-    """Numbers of `0,500,999`; of "" none.
+    """Parse numbers such as `0,500,999`; "" gives none.
 
     Raises:
-        InputError: it is something else, or names one twice.
+        InputError: it has another form, or names an index twice.
 
     >>> parse_indices("3, 1", "--states")
     (3, 1)

@@ -12,7 +12,7 @@ from tql_offline.errors import InputError
 from tql_offline.runs import find_results, find_runs
 
 MOST_WARNINGS = 10
-"""Printed on the terminal; the report lists more."""
+"""Most warnings printed on the terminal; the report lists more."""
 
 
 @app.command()

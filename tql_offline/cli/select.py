@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PULLS, MAX_REPEATS = 10_000, 100_000
 MAX_PLAYED = 2 * 10**7
-"""Pulls of all choices, which are held at once."""
+"""Most pulls of all choices together, which are held in memory at once."""
 _FACTS = ("task", "setting", "method", "size", "unit", "runs")
 SCHEMA = "tql-offline/selection/1"
 
@@ -117,7 +117,7 @@ def _document(
 
 
 def _plain(value: Any) -> Any:
-    """A number, or a list of them; None where there is none."""
+    """A number, or a list of them; None for NaN."""
     if isinstance(value, np.ndarray):
         return [_plain(float(number)) for number in value]
     return None if np.isnan(value) else value

@@ -76,7 +76,7 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
 
     failed: list[Ended] = []
     with alone(runs):
-        # Looked at again: another sweep may have been at work until now.
+        # Looked at again: another sweep may have been running until now.
         states = {run.name: state_of(run, runs) for run in planned}
         pending = [run for run in planned if states[run.name] != "finished"]
         say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")

@@ -30,7 +30,7 @@ from tql_offline.eval.statistics import mean_std, wilson_interval
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BINS = 24
 PLAIN_SECONDS = 15.0
-"""Between progress lines where the output is no terminal but a log."""
+"""Seconds between progress lines where the output is a log, not a terminal."""
 
 console = Console(stderr=False, highlight=False)
 
@@ -58,9 +58,9 @@ def print_table(
 
 
 def distribution(values: ArrayLike) -> str:
-    """`-1000 ▁▁▂ █ 0, mean -412.3, median -398`: range, and in between how many lie where.
+    """`-1000 ▁▁▂ █ 0, mean -412.3, median -398`: the range, with a histogram, and the centre.
 
-    Where the output is no terminal, or one without blocks, the counts stand for themselves.
+    If the output is not a terminal, or one without blocks, the counts are given as numbers.
     """
     numbers = np.asarray(values, dtype=np.float64)
     low, high = numbers.min(), numbers.max()
@@ -78,7 +78,7 @@ def _joined(counts: Sequence[int]) -> str:
 
 
 def sparkline(counts: Sequence[int]) -> str:
-    """Counts as blocks of eight heights; what is not none is at least the lowest block.
+    """Counts as blocks of eight heights; any count above 0 is at least the lowest block.
 
     >>> sparkline([0, 1, 500, 1000])
     ' ▁▄█'
@@ -120,9 +120,9 @@ def _successes(line: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
-    """The numbers that matter of one metrics line: speed, losses, Q, entropy by layer and group.
+    """The main numbers of one metrics line: speed, losses, Q, entropy by layer and group.
 
-    Behaviour cloning has no critic, and a delayed policy no loss in every update.
+    Behaviour cloning has no critic, and a delayed policy does not have a loss in every update.
     """
     named = {"critic": "critic_loss", "policy": "policy_loss", "Q": "q_mean"}
     parts = [f"update {line['step']:,}", f"{updates_per_second:.1f}/s"]
@@ -135,7 +135,7 @@ def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
 
 
 def print_spread(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Print mean and spread over seeds of their last scores, as papers do."""
+    """Print the mean and spread of the seeds' last scores, as papers do."""
     mean, sd = mean_std([line["score"] for line in lines])
     unit = "success in percent" if scores_success(lines[0]["protocol"]) else "score"
     say(
@@ -174,7 +174,7 @@ class TerminalReporter:
             self._tasks[title] = self._bars.add_task(title, total=steps)
 
     def advanced(self, step: int, title: str = "training") -> None:
-        """The stage of a title has reached `step`."""
+        """The stage with this title has reached `step`."""
         self._bars.update(self._tasks[title], completed=step)
         # In a log, metrics lines say more where there are any.
         if self._live is None and self._is_time(2 * PLAIN_SECONDS):
@@ -201,7 +201,7 @@ class TerminalReporter:
         say(sentence)
 
     def _is_time(self, seconds: float) -> bool:
-        """Whether a log may have another line after so long."""
+        """Whether a log may have another line: whether the last one is `seconds` old."""
         due = time.monotonic() - self._spoke >= seconds
         if due:
             self._spoke = time.monotonic()
@@ -227,11 +227,11 @@ class Counter:
         self._done, self._show = 0, show
 
     def add(self, units: int) -> None:
-        """So many more units are done."""
+        """Count `units` more as done."""
         self.reach(self._done + units)
 
     def reach(self, units: int) -> None:
-        """So many units are done in all."""
+        """Set the number of units done in all."""
         self._done = units
         self._show(units)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
 
 MAX_SEEDS = 64
-"""More networks than that at once are not meant."""
+"""More seeds at once than this must be a mistake."""
 MAX_SEED_DIGITS = 9
 
 
@@ -194,7 +194,7 @@ _COEFFICIENTS = {
 def train_and_show(
     config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
 ) -> list[RunFolder]:
-    """Train with a progress bar, then show the scores; without seeds the config's own."""
+    """Train with a progress bar, then show the scores; without `seeds`, train the config's."""
     from tql_offline.training.new_run import check
     from tql_offline.training.run import run_seeds
 
@@ -216,7 +216,7 @@ def train_and_show(
 
 
 def _last_score(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
-    """The learned policy's at the last update, if it was scored."""
+    """The learned policy's score at the last update, if there is one."""
     return [
         line
         for line in read_jsonl(folder.evaluations)
@@ -225,7 +225,7 @@ def _last_score(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds of `0-7` or `0,3,5`, in their order; of "" none.
+    """Parse seeds such as `0-7` or `0,3,5`, in their order; "" gives none.
 
     Raises:
         InputError: it is neither, a seed is named twice, or there are too many.
@@ -252,7 +252,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def resume_and_show(path: Path) -> None:
-    """Go on with a stopped run, then show the scores."""
+    """Resume a stopped run, then show the scores."""
     from tql_offline.training.run import resume
 
     with TerminalReporter() as reporter:
@@ -324,6 +324,6 @@ def assign(flags: dict[str, Any], assignment: str) -> None:
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given, tables of none left out."""
+    """The flags that were given, without empty tables."""
     given = {k: _given(v) if isinstance(v, dict) else v for k, v in flags.items()}
     return {k: v for k, v in given.items() if v is not None and v != {}}

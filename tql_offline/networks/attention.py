@@ -1,9 +1,9 @@
 """Multi-head attention that can also report the entropy of its weights.
 
-Several ways of one computation: the plain one, which the others are tested against; on a CPU a
-kernel in C, a head at a time (cpu_kernels.py); a kernel that keeps a head's weights in registers
-(triton_attention.py), on a GPU; and for many tokens a fused kernel, with the entropy from the
-log-sum-exp that such a kernel has anyway, in memory linear in L.
+It has several implementations: the plain one, which the others are tested against; on a CPU, a C
+kernel that works on one head at a time (cpu_kernels.py); on a GPU, a kernel that keeps a head's
+weights in registers (triton_attention.py); and, for many tokens, a fused kernel whose log-sum-exp
+also gives the entropy, in memory linear in L.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
@@ -24,7 +24,7 @@ if HAS_TRITON:
     from tql_offline.networks import triton_attention
 
 LONG = 128
-"""Beyond so many tokens no L×L matrix is formed (benchmarks/attention.py has times and memory)."""
+"""Beyond this many tokens no L×L matrix is formed (benchmarks/attention.py: times and memory)."""
 
 
 def attention_with_entropy(
@@ -46,7 +46,8 @@ def attention_log_weights(
 ) -> Float[Tensor, "B H L L"]:
     """Logarithm of each query's softmax weights, `log p_ij`, with scale 1/√K.
 
-    At least float32 also where the products are bfloat16: the entropy is a sum of small terms.
+    They are at least float32 even if the products are bfloat16: the entropy is a sum of small
+    terms.
     """
     scores = q_BHLK @ k_BHLK.mT * q_BHLK.shape[-1] ** -0.5
     return torch.log_softmax(at_least_float32(scores), dim=-1)
@@ -70,12 +71,12 @@ def group_entropy(entropy_BHL: Float[Tensor, "B H L"]) -> Float[Tensor, "2"]:
 def mix(
     qkv_BL3D: Float[Tensor, "B L 3D"], heads: int, return_entropy: bool
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
-    """Attention of projected tokens, on request with both token groups' mean entropy.
+    """Attention over projected tokens and, on request, both token groups' mean entropy.
 
     Args:
-        qkv_BL3D: queries, keys and values beside each other.
+        qkv_BL3D: queries, keys and values, concatenated.
         heads: H.
-        return_entropy: whether the second result is wanted.
+        return_entropy: whether to compute the second result.
     """
     if in_c(qkv_BL3D, 3, heads):
         mixed_BLD, entropy_BHL = cpu_kernels.Attention.apply(qkv_BL3D, 3, heads, return_entropy)
@@ -102,7 +103,7 @@ def value_weights(
     """The `[VALUE]` query's weights, and both token groups' mean entropy.
 
     Args:
-        qk_BL2D: queries and keys beside each other.
+        qk_BL2D: queries and keys, concatenated.
         heads: H.
     """
     if in_c(qk_BL2D, 2, heads):
@@ -120,12 +121,12 @@ def value_weights(
 
 
 def in_c(joint: Tensor, parts: int, heads: int) -> bool:
-    """Whether the kernel in C takes it: few tokens on a CPU, in float32."""
+    """Whether the C kernel applies: few tokens on a CPU, in float32."""
     return kernels.by_hand(joint) and cpu_kernels.takes_attention(joint, parts, heads)
 
 
 def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
-    """Whether the kernel for few tokens takes it: where tensor cores do, of a width it knows."""
+    """Whether the register kernel applies: few tokens, tensor-core precision, a known width."""
     if not (kernels.enabled and HAS_TRITON and qkv.is_cuda and qkv.shape[1] <= LONG):
         return False
     low = torch.is_autocast_enabled("cuda") or torch.backends.cuda.matmul.allow_tf32
@@ -134,7 +135,7 @@ def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
 
 
 def autocast(x: Tensor) -> Tensor:
-    """X in the dtype of the products around it, contiguous."""
+    """Make x contiguous, in the dtype of the products around it."""
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
     return x.contiguous()
@@ -150,7 +151,7 @@ class LongEntropy(Function):
     """Entropy of each query's weights, `(B, H, L)` in nats, in memory linear in L.
 
     `e_i = lse_i - scale·q_i·m_i` with the log-sum-exp and `m_i = Σ_j p_ij k_j`, the attention
-    applied to the keys as values: both are what a fused kernel gives. From
+    applied to the keys as values: a fused kernel gives both. From
     `de_i/ds_ij = -scale·p_ij·q_i·(k_j - m_i)` it follows that the gradient is that of the attention
     to the keys for an incoming gradient of `-g_i·scale·q_i`: the kernel's own backward pass.
     """
@@ -174,7 +175,7 @@ class LongEntropy(Function):
 
 
 def _fused_forward(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """Attention with the keys as values, its log-sum-exp, and what the backward pass also takes."""
+    """Attention with the keys as values, its log-sum-exp, and what else the backward pass needs."""
     aten: Any = torch.ops.aten
     if q.device.type == "cpu":
         result = aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)

@@ -22,7 +22,7 @@ ENTROPY_MODES = ("none", "fixed", "single", "layerwise")
 
 
 class EntropyController(nn.Module):
-    """Temperatures τ = exp(log_temperature), started at 1, and the targets they steer towards.
+    """Temperatures τ = exp(log_temperature), initially 1, and the targets they steer towards.
 
     Args:
         mode: one of `ENTROPY_MODES`.
@@ -40,7 +40,7 @@ class EntropyController(nn.Module):
         self.mode = mode
         self.register_buffer("targets", targets, persistent=False)
         start = torch.zeros(1, 1) if mode == "single" else torch.zeros(targets.shape)
-        # Without a target it would get no gradient, and so no moments that a resumed run needs.
+        # Without targets it would get no gradient, hence no moments, which a resumed run needs.
         if mode in ("single", "layerwise") and targets.numel():
             self.log_temperature = nn.Parameter(start)
         else:
@@ -48,7 +48,7 @@ class EntropyController(nn.Module):
 
     @property
     def acts(self) -> bool:
-        """Whether it adds anything to the loss: not in mode `none`, nor without attention."""
+        """Whether it adds to the loss; it does not in mode `none` or without attention."""
         return self.mode != "none" and self.targets.numel() > 0
 
     @property
@@ -75,8 +75,8 @@ def entropy_targets(
     Args:
         depth: N.
         num_tokens: L.
-        fraction: of every layer but the last, in (0, 1).
-        last_fraction: of the last layer, in (0, 1).
+        fraction: fraction for every layer but the last, in (0, 1).
+        last_fraction: fraction for the last layer, in (0, 1).
     """
     fractions = torch.full((depth, 2), fraction)
     fractions[-1] = last_fraction

@@ -1,8 +1,8 @@
 /* The critic's small products and element-wise passes on a CPU with AVX2, in float32.
  *
  * PyTorch's operations go through memory once each; here a head's scores (43 x 43) are made, used
- * and forgotten in a core's first cache. Compiled by cpu_kernels.py, where gcc is; the plain
- * expressions of attention.py and kernels.py are the reference that tests compare with.
+ * and dropped in a core's first-level cache. Compiled by cpu_kernels.py if gcc is available; tests
+ * compare it with the plain expressions of attention.py and kernels.py.
  *
  * Names: B batch, L tokens, H heads, K width of one head. Widths are whole vectors. No sum depends
  * on the number of threads.
@@ -26,14 +26,14 @@ INLINE vec load(const float *from) { return *(const vec *)from; }
 INLINE void store(float *to, vec x) { *(vec *)to = x; }
 INLINE vec all(float x) { return x - (vec){0}; }
 
-/* The larger of both, and x where it is no number. */
+/* The larger of both, and x if x is NaN. */
 INLINE vec at_least(vec x, vec low) {
     ivec below = x < low;
     return (vec)((below & (ivec)low) | (~below & (ivec)x));
 }
 
-/* e^x to a unit in the last place or two, for x of at most 88; from -87 down, e^-87. Of NaN with
- * unusual bits it may be a number.
+/* e^x to within one or two units in the last place, for x of at most 88; from -87 down, e^-87. For
+ * NaN with unusual bits the result may be a number.
  * x = n ln 2 + r: adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits; e^r by
  * its polynomial on |r| <= ln 2 / 2 (Cephes, expf). */
 INLINE vec exp_of(vec x) {
@@ -115,8 +115,8 @@ static void transpose(long count, long width, const float *x, float scale, float
     }
 }
 
-/* The rows of one head, `row` apart, beside each other: apart they would fall on the same few sets
- * of a cache. */
+/* Copy the rows of one head, `row` apart, next to each other: apart, they would map to the same few
+ * sets of a cache. */
 static void gather(long count, long width, const float *x, long row, float *out) {
     for (long i = 0; i < count; i++)
         for (long n = 0; n < width; n += LANES) store(out + i * width + n, load(x + i * row + n));
@@ -149,7 +149,7 @@ static void softmax(long length, long padded, float *s, float *lse, float *entro
     }
 }
 
-/* A thread's room for one head; not on its stack, which may be small. */
+/* A thread's scratch memory for one head; not on its stack, which may be small. */
 static _Thread_local float q[ROOM], k[ROOM], v[ROOM], dmixed[ROOM], packed[ROOM];
 static _Thread_local float p[MOST_TOKENS * MOST_TOKENS], ds[MOST_TOKENS * MOST_TOKENS];
 
@@ -203,7 +203,7 @@ static void score_gradient(long length, long padded, float *s, float *dp, const 
     }
 }
 
-/* Gradient of attention_forward's qkv, of its results and the gradients of out and entropy. */
+/* Gradient of attention_forward's qkv, from its results and the gradients of out and entropy. */
 void attention_backward(long batch, long length, long heads, long width, long parts,
                         const float *qkv, const float *lse, const float *entropy,
                         const float *dout, const float *dentropy, float *dqkv, int threads) {
@@ -244,10 +244,10 @@ void attention_backward(long batch, long length, long heads, long width, long pa
 INLINE vec gate_of(vec x) {
     vec w = x * (LINEAR + CUBIC * x * x);
     vec gate = 1.0f / (1.0f + exp_of(-at_least(w, all(-87.0f))));
-    return (vec)(~(w < -87.0f) & (ivec)gate);  /* 0 there: x may be -1e38, and times 1e-38 count */
+    return (vec)(~(w < -87.0f) & (ivec)gate);  /* 0 there: x may be -1e38: x * 1e-38 is not small */
 }
 
-/* out = gelu(x + bias) of x (rows, columns). */
+/* out = gelu(x + bias) for x (rows, columns). */
 void gelu_forward(long rows, long columns, const float *x, const float *bias, float *out,
                   int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -272,7 +272,7 @@ void gelu_backward(long rows, long columns, const float *x, const float *bias, f
         }
 }
 
-/* out_bl = a_bl P_l + r_bl R_l + shift of a, r (B, L), P, R (L, C), shift (C): (B, L, C). */
+/* out_bl = a_bl P_l + r_bl R_l + shift for a, r (B, L), P, R (L, C), shift (C): (B, L, C). */
 void affine_forward(long batch, long length, long columns, const float *a, const float *r,
                     const float *p, const float *q, const float *shift, float *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -301,7 +301,7 @@ void affine_backward(long batch, long length, long columns, const float *dy, con
     }
 }
 
-/* Gradients of P, R (L, C), and of shift as a part of each token, (L, C): sums over the batch. */
+/* Gradients of P, R (L, C), and of shift, split by token, (L, C): sums over the batch. */
 void affine_tables_backward(long batch, long length, long columns, const float *dy, const float *a,
                             const float *r, float *dp, float *dq, float *dshift, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

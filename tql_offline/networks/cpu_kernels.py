@@ -1,8 +1,8 @@
 """The kernels of cpu_kernels.c: attention, GELU and the first projection on a CPU, in float32.
 
-They are compiled when first wanted, in a second, and kept in `~/.tql-offline/compiled`. Without
-gcc, on CPUs without AVX2, in other dtypes and shapes, and under a dispatch mode (one that counts
-operations, say) callers take PyTorch's operations instead: the same numbers up to rounding.
+They are compiled on first use, in a second, and kept in `~/.tql-offline/compiled`. Without gcc, on
+CPUs without AVX2, for other dtypes and shapes, and under a dispatch mode (one that counts
+operations, say), callers use PyTorch's operations instead: the same numbers up to rounding.
 """
 
 import ctypes
@@ -26,34 +26,34 @@ from torch.nn import Parameter
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
 LANES, MOST_TOKENS, MOST_WIDTH = 8, 128, 64
-"""As the source's: floats of a vector, and how large a head may be."""
+"""As in the C source: floats per vector, and how large a head may be."""
 
 enabled = True
-"""False where PyTorch's operations are wanted; see `kernels.turned_off`."""
+"""If False, PyTorch's operations are used instead; see `kernels.turned_off`."""
 
 
 class UnavailableError(Exception):
-    """There are no kernels, and this is why."""
+    """The kernels are not available; the message says why."""
 
 
 def has_vectors() -> bool:
-    """Whether the CPU has the vectors that they are written for."""
+    """Whether the CPU has the vector instructions that the kernels need."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def why_not() -> str:
-    """Why there are no kernels here, or ""; compiles them if need be."""
+    """The reason why the kernels are not available, or ""; compiles them if needed."""
     library = _library()
     return str(library) if isinstance(library, UnavailableError) else ""
 
 
 def usable() -> bool:
-    """Whether there are kernels and they are not turned off."""
+    """Whether the kernels are available and not turned off."""
     return enabled and not why_not()
 
 
 def takes(first: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels take these: plain numbers, the first in rows of whole vectors."""
+    """Whether the kernels accept these tensors: plain, the first with rows of whole vectors."""
     return (
         usable()
         and first.shape[-1] % LANES == 0
@@ -64,14 +64,14 @@ def takes(first: Tensor, *others: Tensor) -> bool:
 
 
 def takes_attention(joint: Tensor, parts: int, heads: int) -> bool:
-    """Whether the kernels take attention of `joint (B, L, parts·D)`."""
+    """Whether the kernels accept attention over `joint (B, L, parts·D)`."""
     length, width = joint.shape[1], joint.shape[2] // (parts * heads)
     fit = length <= MOST_TOKENS and width <= MOST_WIDTH and width % LANES == 0
     return fit and joint.shape[2] == parts * heads * width > 0 and takes(joint)
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor's memory is its value: contiguous float32 of no subclass, not lazy."""
+    """Whether a tensor's memory is its value: contiguous float32, no subclass, not lazy."""
     return (
         type(x) in (Tensor, Parameter)
         and x.dtype == torch.float32
@@ -82,24 +82,25 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-# How many dispatch modes there are; PyTorch has no public name for it. Unknown, nothing is taken.
+# The number of active dispatch modes, for which PyTorch has no public name. If it is unknown, the
+# kernels accept nothing.
 _MODES = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _EARLY_MODES = getattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch", lambda: 0)
 
 
 class Attention(Function):
-    """Softmax attention of queries, keys and perhaps values, `joint (B, L, parts·D)`.
+    """Softmax attention over queries, keys and, optionally, values, `joint (B, L, parts·D)`.
 
     Returns, for three parts, the mixed values `(B, L, D)`; for two, the first query's weights
     `(B, H, L)`; and with `return_entropy` the entropy of each query's weights `(B, H, L)` in nats,
-    else an empty tensor. Keeps no weights: the backward pass computes them again.
+    otherwise an empty tensor. Keeps no weights: the backward pass recomputes them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, joint: Tensor, parts: int, heads: int, return_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        """A head at a time."""
+        """Attend, one head at a time."""
         batch, length, width = joint.shape
         shape = (batch, length, width // parts) if parts == 3 else (batch, heads, length)
         out, lse = joint.new_empty(shape), joint.new_empty(batch, heads, length)
@@ -121,19 +122,19 @@ class Attention(Function):
 
 
 def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """`gelu(x + bias)` into out."""
+    """Write `gelu(x + bias)` to `out`."""
     _call("gelu_forward", x_RF.shape, x_RF, bias, out)
     return out
 
 
 def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor, out: Tensor) -> Tensor:
-    """Multiply the gradient by `gelu'(x + bias)`; gives `gelu(x + bias)` again, in out."""
+    """Multiply the gradient by `gelu'(x + bias)` in place; recompute `gelu(x + bias)` in `out`."""
     _call("gelu_backward", x_RF.shape, x_RF, bias, gradient, out)
     return out
 
 
 def affine(a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-    """`a_bl·P_l + r_bl·R_l + S` into out `(B, L, C)`."""
+    """Write `a_bl·P_l + r_bl·R_l + S` to `out (B, L, C)`."""
     _call("affine_forward", out.shape, a, r, p, q, shift, out)
     return out
 
@@ -141,7 +142,7 @@ def affine(a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor, out: Tenso
 def affine_backward(
     dy: Tensor, a: Tensor, r: Tensor, p: Tensor, q: Tensor, learns: bool
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a and r, and those of P, R and S if they are wanted."""
+    """Gradients of a and r and, if `learns`, of P, R and S."""
     da, dr = torch.empty_like(a), torch.empty_like(r)
     _call("affine_backward", dy.shape, dy, p, q, da, dr)
     if not learns:
@@ -169,29 +170,29 @@ def _library() -> ctypes.CDLL | UnavailableError:
         path = compiled()
         try:
             return ctypes.CDLL(str(path))
-        except OSError:  # damaged: once more
+        except OSError:  # damaged: compile it once more
             path.unlink()
             return ctypes.CDLL(str(compiled()))
     except UnavailableError as why:
         return why
-    except (OSError, RuntimeError, ValueError) as error:  # no home, a full disk, half a quotation
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a full disk, an unclosed quote
         return UnavailableError(str(error))
 
 
 def compiled_folder() -> Path:
-    """Where what was compiled on this machine is kept, by gcc or by `torch.compile`.
+    """The folder for what gcc or `torch.compile` has compiled on this machine.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     return Path.home() / ".tql-offline" / "compiled"
 
 
 def compiled() -> Path:
-    """The shared library of this source and compiler, made unless it is there.
+    """The shared library for this source and compiler, built if it does not exist.
 
     Raises:
-        UnavailableError: the CPU is of another kind, or there is no compiler, or it fails.
+        UnavailableError: the CPU has no AVX2, or there is no compiler, or it fails.
         OSError: the folder cannot be written.
     """
     if not has_vectors():
@@ -210,12 +211,12 @@ def compiled() -> Path:
             _run([*command, *sources, "-o", str(made), "-lm"])
             with made.open("rb") as file:
                 os.fsync(file.fileno())
-            made.replace(target)  # whole, whoever else compiles it meanwhile
+            made.replace(target)  # atomic, even if another process compiles it too
     return target
 
 
 def _openmp() -> list[str]:
-    """PyTorch's own OpenMP where it brings one: a second would be a second team of threads."""
+    """PyTorch's bundled OpenMP, if any: a second one would start a second team of threads."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return ["-Wl,--as-needed", *map(str, found)]
 

@@ -1,4 +1,4 @@
-"""What every critic is to the objectives, which never know which one they have."""
+"""The interface of critics to the objectives, which never know which one they have."""
 
 from typing import Literal, overload
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Critic(nn.Module):
-    """`critic(observations, actions)` → Q `(B, E)`, on request with entropies `(N, 2)`.
+    """`critic(observations, actions)` → Q `(B, E)` and, on request, entropies `(N, 2)`.
 
     Attributes:
-        num_tokens: L; 0 without attention.
+        num_tokens: number of tokens L; 0 without attention.
     """
 
     num_tokens: int

@@ -18,7 +18,7 @@ def integrate_flow(
     """
     x = noise
     for step in range(num_steps):
-        # shape[0], not len(x), which `torch.export` takes for a constant.
+        # shape[0], not len(x), which `torch.export` would treat as a constant.
         t = x.new_full((x.shape[0], 1), step / num_steps)
         x = x + field(observations, x, t) / num_steps
     return x.clamp(-1.0, 1.0)

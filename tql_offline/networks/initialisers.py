@@ -17,7 +17,7 @@ def lecun_normal_(layer: nn.Linear) -> nn.Linear:
 
 
 def xavier_uniform_(layer: nn.Linear) -> nn.Linear:
-    """Fill a dense layer with Xavier-uniform weights and zero bias, as FQL's policies start."""
+    """Fill a dense layer with Xavier-uniform weights and zero bias, as in FQL's policies."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,10 +1,9 @@
-"""The critic's costly pieces with backward passes written by hand, for eager PyTorch on a CPU.
+"""The critic's costly operations with hand-written backward passes, for eager PyTorch on a CPU.
 
-Each is the plain expression of its docstring, worked through a slice of the batch at a time, so
-that what one pass writes is still in the cache when the next one reads it, and keeping for the
-backward pass only what it needs. Where they can be had, kernels in C take the passes over a slice
-(cpu_kernels.py). `torch.compile` and GPUs fuse the plain expressions themselves. Tests compare the
-three, gradients included.
+Each computes the plain expression in its docstring one slice of the batch at a time, so that what
+one pass writes is still in the cache when the next one reads it, and keeps only what the backward
+pass needs. Where available, C kernels do the passes over a slice (cpu_kernels.py). `torch.compile`
+and GPUs fuse the plain expressions themselves. Tests compare the three, gradients included.
 
 Shape suffixes: B batch, L tokens, D width, R rows (all leading dims flattened), F = 4D hidden
 width.
@@ -28,7 +27,7 @@ ROWS = 1024
 """Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
 
 NUMBERS = 2**17
-"""Of a slice of the first projection: 0.5 MiB of float32."""
+"""Numbers in a slice of the first projection: 0.5 MiB of float32."""
 
 # gelu(x) = x·σ(w) in its tanh form, with w = x·(LINEAR + CUBIC·x²): a sigmoid costs a third of a
 # tanh (docs/log.md).
@@ -37,12 +36,12 @@ CUBIC = LINEAR * 0.044715
 
 
 enabled = True
-"""False where PyTorch's own operations are wanted; see `turned_off`."""
+"""If False, PyTorch's own operations are used instead; see `turned_off`."""
 
 
 @contextmanager
 def turned_off(module: ModuleType) -> Iterator[None]:
-    """Leave out a module's passes, those here or those in C alone (`cpu_kernels`)."""
+    """Turn off this module's kernels, or only those in C (`cpu_kernels`), within the block."""
     before = module.enabled
     module.enabled = False  # type: ignore[attr-defined]
     try:
@@ -52,7 +51,7 @@ def turned_off(module: ModuleType) -> Iterator[None]:
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether to take the pieces of this module: on a CPU, outside `torch.compile`, no autocast."""
+    """Whether to use this module's kernels: on a CPU, outside `torch.compile`, without autocast."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     return enabled and on_cpu and not torch.is_autocast_enabled("cpu")
 
@@ -60,8 +59,8 @@ def by_hand(x: Tensor) -> bool:
 class AlignedLinear(nn.Linear):
     """A linear layer that on a GPU is as fast with 43 inputs as with 48.
 
-    Tensor cores take rows of a multiple of 8; others go to kernels four times slower
-    (docs/speed.md). The zeros that are put beside change no result.
+    Tensor cores need row lengths that are multiples of 8; others go to kernels four times slower
+    (docs/speed.md). The padding zeros change no result.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ class AlignedLinear(nn.Linear):
 
 
 def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """`gelu(x + bias)` into out."""
+    """Write `gelu(x + bias)` to `out`."""
     if cpu_kernels.takes(x_RF, bias, out):
         return cpu_kernels.gelu(x_RF, bias, out)
     x_RF = x_RF + bias
@@ -84,7 +83,7 @@ def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 
 
 def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor) -> Tensor:
-    """Multiply the gradient by `gelu'(x + bias)`; gives `gelu(x + bias)`."""
+    """Multiply the gradient by `gelu'(x + bias)` in place; return `gelu(x + bias)`."""
     if cpu_kernels.takes(x_RF, bias, gradient):
         return cpu_kernels.gelu_backward(x_RF, bias, gradient, torch.empty_like(x_RF))
     x_RF = x_RF + bias
@@ -95,7 +94,7 @@ def gelu_backward(x_RF: Tensor, bias: Tensor, gradient: Tensor) -> Tensor:
 
 
 def gelu_gate(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """`σ(x·(LINEAR + CUBIC·x²))`, by which GELU's tanh form multiplies x."""
+    """`σ(x·(LINEAR + CUBIC·x²))`, the factor by which GELU's tanh form multiplies x."""
     out = torch.mul(x, x, out=out)
     return out.mul_(CUBIC).add_(LINEAR).mul_(x).sigmoid_()
 
@@ -111,7 +110,7 @@ class Gelu(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Activate; keeps x."""
+        """Activate, keeping x for the backward pass."""
         ctx.save_for_backward(x)
         x_RF = x.reshape(-1, x.shape[-1])
         return gelu(x_RF, x.new_zeros(x.shape[-1]), torch.empty_like(x_RF)).view(x.shape)
@@ -119,7 +118,7 @@ class Gelu(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Times the slope."""
+        """Multiply by the slope."""
         (x,) = ctx.saved_tensors
         dx = gradients[0].clone(memory_format=torch.contiguous_format)
         rows = (-1, x.shape[-1])
@@ -128,13 +127,13 @@ class Gelu(Function):
 
 
 class FeedForward(Function):
-    """`W2·gelu(W1·x + b1) + b2` of rows `(R, D)`; weights as `nn.Linear` has them."""
+    """`W2·gelu(W1·x + b1) + b2` for rows `(R, D)`; weights are laid out as in `nn.Linear`."""
 
     @staticmethod
     def forward(
         ctx: Any, x_RD: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool
     ) -> Tensor:
-        """Slices of rows; with `keep` the hidden layer before bias and activation is kept."""
+        """Go through slices of rows; `keep` keeps the hidden layer before bias and activation."""
         y_RD = torch.empty_like(x_RD)
         kept_RF = x_RD.new_empty(len(x_RD) if keep else 0, len(w1))
         buffers = x_RD.new_empty(2, min(ROWS, len(x_RD)), len(w1))
@@ -149,7 +148,7 @@ class FeedForward(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Slices of rows; the weights' gradients are summed over slices in their order."""
+        """Go through slices of rows, summing the weights' gradients over slices in order."""
         x_RD, kept_RF, w1, b1, w2 = ctx.saved_tensors
         grads = tuple(map(torch.zeros_like, (w1, w1[:, 0], w2, w2[:, 0])))
         dx_RD = torch.empty_like(x_RD)
@@ -172,11 +171,11 @@ def _accumulate(grads: tuple[Tensor, ...], *layers: tuple[Tensor, Tensor]) -> No
 
 
 class AffineProjection(Function):
-    """`a_bl·P_l + r_bl·R_l + S` of `a, r (B, L)`, `P, R (L, C)`, `S (C,)`: `(B, L, C)`."""
+    """`a_bl·P_l + r_bl·R_l + S` for `a, r (B, L)`, `P, R (L, C)`, `S (C,)`: `(B, L, C)`."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor) -> Tensor:
-        """Two passes over slices of the result."""
+        """Make two passes over slices of the result."""
         ctx.save_for_backward(a, r, p, q)
         result = a.new_empty(*a.shape, len(shift))
         if cpu_kernels.takes(p, q, shift, a, r):

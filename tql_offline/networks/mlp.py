@@ -1,4 +1,4 @@
-"""The MLP that policies, values without attention and the MLP critic are made of."""
+"""The MLP used in policies, values without attention and the MLP critic."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ def mlp(
 
 
 class _Float32Sequential(nn.Sequential):
-    """Gives its result in at least float32, also where its layers compute in bfloat16."""
+    """Layers whose result is at least float32, even if they compute in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers."""

@@ -69,7 +69,7 @@ class MLPCritic(Critic):
 def parameters_of_size(
     size: str, observation_dim: int, action_dim: int, depth: int, ensemble: int
 ) -> int:
-    """How many the transformer critic of a named size has.
+    """The number of parameters of the transformer critic of a named size.
 
     Raises:
         InputError: there is no such size.

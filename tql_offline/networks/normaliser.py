@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ROUNDING = 1e-6
-"""Of a number itself, some units in the last place of float32."""
+"""Rounding error relative to a number: some units in the last place of float32."""
 
 
 class Normaliser(nn.Module):
@@ -22,10 +22,10 @@ class Normaliser(nn.Module):
         self.register_buffer("std", torch.ones(observation_dim))
 
     def fit(self, observations: NDArray[np.generic]) -> None:
-        """Take mean and standard deviation of observations `(rows, n_s)`.
+        """Set the mean and standard deviation to those of observations `(rows, n_s)`.
 
-        A constant dim keeps its scale, and so does one whose standard deviation is what rounding
-        to float32 leaves of a constant.
+        A constant dim keeps its scale, and so does one whose standard deviation is only the float32
+        rounding error of a constant.
         """
         mean = observations.mean(axis=0, dtype=np.float64)
         std = observations.std(axis=0, dtype=np.float64)

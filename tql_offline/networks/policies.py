@@ -1,4 +1,4 @@
-"""Policy networks: FQL's flow and one-step policy (arXiv 2502.02538), and two with a tanh."""
+"""Policy networks: FQL's two (arXiv 2502.02538), a deterministic one and two Gaussian ones."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class OneStepPolicy(nn.Module):
         observations: Float[Tensor, "batch state"],
         noise: Float[Tensor, "batch action"],
     ) -> Float[Tensor, "batch action"]:
-        """Action of noise z ~ N(0, I)."""
+        """The action for noise z ~ N(0, I)."""
         action: Tensor = self.net(torch.cat([observations, noise], dim=-1))
         return action
 
@@ -62,7 +62,7 @@ class DeterministicPolicy(nn.Module):
         self.net = mlp(observation_dim, hidden, action_dim, SMALL)
 
     def forward(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch action"]:
-        """Action in (-1, 1)."""
+        """The action, in (-1, 1)."""
         return torch.tanh(self.net(observations))
 
 
@@ -86,7 +86,7 @@ class GaussianPolicy(_MeanAndDeviation):
     """`a ~ N(mean(s), std(s)²)`, clipped to [-1, 1]: fitted to the data's actions.
 
     Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538);
-    unlike theirs its standard deviation is learned and depends on the state. The likelihood of a
+    unlike theirs, its standard deviation is learned and depends on the state. The likelihood of a
     tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and outweighs all
     others; a mean inside a tanh, as IQL's code has it, can saturate for good (docs/log.md).
     """
@@ -110,7 +110,7 @@ class TanhGaussianPolicy(_MeanAndDeviation):
     def sample(
         self, observations: Float[Tensor, "batch state"], noise: Float[Tensor, "batch action"]
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch"]]:
-        """Actions of given noise and the log-density of each, both differentiable."""
+        """Actions for given noise and their log-densities, both differentiable."""
         mean, log_std = self(observations)
         pre_tanh = mean + log_std.exp() * noise
         return torch.tanh(pre_tanh), tanh_normal_log_prob(pre_tanh, mean, log_std)

@@ -98,7 +98,7 @@ class Block(nn.Module):
     def forward_plain(
         self, x_BLD: Float[Tensor, "B L D"], return_entropy: bool = True
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "2"] | None]:
-        """`forward` as the method states it, of PyTorch's own operations."""
+        """`forward` as the paper states it, in PyTorch's own operations."""
         qkv_BL3D = self.qkv(self.attention_norm(x_BLD))
         q, k, v = (split_heads(part, self.num_heads) for part in qkv_BL3D.chunk(3, dim=-1))
         if return_entropy:
@@ -189,7 +189,7 @@ class TransformerCritic(Critic):
         *others, last = cast(Iterable[Block], self.blocks)
         for index, block in enumerate(others):
             if index == 0:
-                # Its products are as small as the tables; its differences want every bit.
+                # Its products are as small as the tables; its differences need full precision.
                 device = "cpu" if scalars.is_meta else scalars.device.type  # meta has no autocast
                 with torch.autocast(device, enabled=False):
                     qkv = first_projection(block, scalars, slopes_LD, offsets_LD)
@@ -209,7 +209,7 @@ class TransformerCritic(Critic):
     ) -> tuple[Tensor, Tensor]:
         """Q and entropies with every token carried through every block: the reference for tests.
 
-        Without `return_entropy` there are no rows of entropies.
+        Without `return_entropy`, the entropies have no rows.
         """
         scalars = torch.cat([observations, actions], dim=-1)
         x_BLD = tokens_of(scalars, *self._token_tables())
@@ -223,7 +223,7 @@ class TransformerCritic(Critic):
     def attention_maps(self, observations: Tensor, actions: Tensor) -> Float[Tensor, "N B H L L"]:
         """Every block's attention weights, each query's row over all keys; rows sum to 1.
 
-        Of the plain computation: the others never hold a block's weights whole.
+        Uses the plain computation; the others never hold all of a block's weights.
         """
         x_BLD = tokens_of(torch.cat([observations, actions], dim=-1), *self._token_tables())
         maps = []
@@ -265,12 +265,12 @@ def tokens_of(
     slopes_LD: Float[Tensor, "L D"],
     offsets_LD: Float[Tensor, "L D"],
 ) -> Float[Tensor, "B L D"]:
-    """`x_i = slope_i·scalar_i + offset_i`, behind a `[VALUE]` token of slope 0."""
+    """`x_i = slope_i·scalar_i + offset_i`, after a `[VALUE]` token of slope 0."""
     return torch.addcmul(offsets_LD, with_value_token(scalars_BL).unsqueeze(-1), slopes_LD)
 
 
 def with_value_token(scalars_BL: Float[Tensor, "B L-1"]) -> Float[Tensor, "B L"]:
-    """A zero in front, the scalar of the `[VALUE]` token."""
+    """Prepend a zero, the scalar of the `[VALUE]` token."""
     return functional.pad(scalars_BL, (1, 0))
 
 
@@ -295,7 +295,7 @@ def first_projection(
         + 2 * s_BL * (slopes * offsets).mean(dim=-1)
         + offsets.square().mean(dim=-1)
     )
-    # A variance near 0 may come out below it by rounding.
+    # Rounding may make a variance near 0 negative.
     r_BL = torch.rsqrt(variance_BL.clamp_min(0) + norm.eps)
     p_L3D = (slopes * norm.weight) @ project.weight.T
     r_L3D = (offsets * norm.weight) @ project.weight.T
@@ -320,7 +320,7 @@ def affine_projection(
 def value_token_block(
     block: Block, x_BLD: Float[Tensor, "B L D"], return_entropy: bool
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "2"] | None]:
-    """The last block for the `[VALUE]` token alone, the only one that is read.
+    """Apply the last block to the `[VALUE]` token alone, the only one that is read.
 
     Its values are projected once, from the weighted mean of the normed tokens:
     `Σ_j p_j W_v h_j = W_v Σ_j p_j h_j`. The entropy needs queries and keys of all tokens; without

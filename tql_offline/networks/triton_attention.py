@@ -2,10 +2,9 @@
 
 With tens of tokens a head's whole L×L matrix fits into registers, so the kernel forms it there,
 reads queries, keys and values once, and writes the mixed values and the entropies; nothing L×L
-reaches memory, and the backward pass forms the weights anew from each query's log-sum-exp. Products
-are of the input's dtype (bfloat16, or float32 with the precision PyTorch is set to), sums float32.
-
-Tests compare it with the plain path on a GPU, and without one in Triton's interpreter.
+reaches memory, and the backward pass recomputes the weights from each query's log-sum-exp. Products
+are in the input's dtype (bfloat16, or float32 with the precision PyTorch is set to), sums in
+float32. Tests compare it with the plain path on a GPU or, without one, in Triton's interpreter.
 
 Shape suffixes: B batch, L tokens, D width, H heads, K = D/H width of one head.
 """
@@ -146,11 +145,11 @@ def _launch(kernel: Any, qkv: Tensor, parts: int, heads: int, *tensors: Any, **f
 
 @torch.library.custom_op("tql_offline::attend", mutates_args=())
 def attend(qkv: Tensor, parts: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of queries, keys and (`parts` 3, not 2) values that lie beside each other.
+    """Attention over concatenated queries, keys and (if `parts` is 3, not 2) values.
 
     Args:
         qkv: `(B, L, parts·D)`, contiguous.
-        parts: 3; or 2, where the weights of the first query are wanted and not the mixed values.
+        parts: 3, or 2 to get the first query's weights instead of the mixed values.
         heads: H.
 
     Returns:

@@ -1,7 +1,7 @@
 """floq's value: where a flow along the axis of values ends (Agrawalla et al. 2025, 2509.06863).
 
-A network of some size can be called more often instead of being made larger: the number of Euler
-steps is another way to spend arithmetic on a value.
+A network can be called more often instead of being made larger: the number of Euler steps is
+another way to spend arithmetic on a value.
 """
 
 import math
@@ -18,9 +18,9 @@ from tql_offline.objectives.floq import bin_probabilities
 
 BINS = 50
 DEVIATION = 16.0
-"""Of the encoding's normal, in bins."""
+"""Standard deviation of the encoding's normal distribution, in bins."""
 MARGIN = 0.01
-"""Of reward beyond the data's least and greatest, for which the encoding has room."""
+"""Reward beyond the data's least and greatest for which the encoding has room."""
 TIME_FEATURES = 64
 ENCODED = TIME_FEATURES + BINS
 """Inputs of a velocity besides state and action."""
@@ -30,7 +30,7 @@ class ValueFlow(nn.Module):
     """An ensemble of velocities `v(s, a, z, t)` that carry z from noise at t = 0 to Q(s, a) at 1.
 
     The network sees z as probabilities of bins over all values that the data's rewards allow, and
-    t as `cos(πkt)`, k = 1 … 64. That is the paper's description; its code takes `cos(t)` alone.
+    t as `cos(πkt)`, k = 1 … 64. That is the paper's description; its code uses `cos(t)` alone.
 
     Args:
         observation_dim: S.
@@ -38,7 +38,7 @@ class ValueFlow(nn.Module):
         hidden: widths of each member's hidden layers (GELU, then LayerNorm).
         ensemble: E members.
         discount: γ below 1: values are within rewards/(1-γ).
-        coverage: part of these that noise is drawn from.
+        coverage: fraction of this range that noise is drawn from.
 
     >>> flow = ValueFlow(3, 2, hidden=(32, 32), ensemble=2, discount=0.99, coverage=0.1)
     >>> z = flow.noise(torch.rand(5))
@@ -97,14 +97,14 @@ class ValueFlow(nn.Module):
         )
 
     def fit(self, least: float, greatest: float) -> None:
-        """Take the data's least and greatest reward; OGBench's -1 and 0 are taken until then."""
+        """Set the data's least and greatest reward; until then they are OGBench's -1 and 0."""
         horizon = 1 / (1 - self.discount)
         first, last = (least - MARGIN) * horizon, (greatest + MARGIN) * horizon
         self.values.copy_(torch.tensor([least * horizon, greatest * horizon]))
         self.edges.copy_(torch.linspace(first, last, BINS + 1))
 
     def noise(self, uniform: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-        """Where the flow starts, of numbers in [0, 1): uniform on `coverage` times all values."""
+        """Map numbers in [0, 1) to starts of the flow, uniform on `coverage` times all values."""
         least, greatest = self.values
         start: Tensor = self.coverage * (least + uniform * (greatest - least))
         return start

@@ -10,14 +10,15 @@ from torch import Tensor
 def bin_probabilities(
     values: Float[Tensor, "*rows"], edges: Float[Tensor, "edge"], deviation: float | Tensor
 ) -> Float[Tensor, "*rows bin"]:
-    """The probability of every bin under `N(value, deviation²)`, given that it is in one of them.
+    """Each bin's probability under `N(value, deviation²)`, conditioned on being in one of them.
 
-    HL-Gauss's encoding of a number (arXiv 2403.03950), by which floq's network sees where the flow
-    is. Beyond the edges it is that of a value one range away, where rounding still leaves digits.
+    HL-Gauss's encoding of a number (arXiv 2403.03950), which shows floq's network where the flow
+    is. Values are clamped to at most one range beyond the edges, where rounding still leaves
+    digits.
 
     Args:
-        values: what is encoded.
-        edges: ascending, one more than there are bins.
+        values: numbers to encode.
+        edges: ascending bin edges, one more than there are bins.
         deviation: the normal's standard deviation.
     """
     span = edges[-1] - edges[0]

@@ -4,13 +4,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 MIN_SCALE = 1e-6
-"""Below it a value is noise, and its gradient is not blown up any further."""
+"""Below this scale a value is noise, and its gradient is not amplified any further."""
 
 
 def behaviour_penalty(
     actions: Float[Tensor, "batch action"], data_actions: Float[Tensor, "batch action"]
 ) -> Float[Tensor, "batch"]:
-    """`‖π(s) - a‖²`, the sum over action dims (eq. 2: of the policy at s, and of it at s')."""
+    """`‖π(s) - a‖²`, the sum over action dims (eq. 2: for the policy at s, and at s')."""
     return (actions - data_actions).square().sum(dim=-1)
 
 

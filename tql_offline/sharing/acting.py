@@ -1,4 +1,4 @@
-"""What of an agent its policies act with: some of its networks, and for some policies noise."""
+"""What an agent's policies need to act: some of its networks and, for some policies, noise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from tql_offline.training.checkpoint import load_network
 
 @dataclass(frozen=True, kw_only=True)
 class Acting:
-    """Policies of an agent, and what they act with.
+    """An agent's policies, and what they need to act.
 
     Attributes:
-        agent: only the networks of `networks` have their weights.
-        noise_dims: of every policy, `learned` first: numbers of noise per action, 0 where the
-            policy is deterministic.
-        networks: those that some policy runs, by name, ascending.
+        agent: the agent; only the networks in `networks` have their weights.
+        noise_dims: noise values per action of every policy, `learned` first; 0 if the policy is
+            deterministic.
+        networks: networks that some policy runs, by name, ascending.
     """
 
     agent: Agent
@@ -32,7 +32,7 @@ class Acting:
 def load_acting(
     config: Config, observation_dim: int, action_dim: int, folder: Path, device: torch.device
 ) -> Acting:
-    """The policies of a config, with weights from a folder that has a file per network.
+    """Load the policies of a config, with weights from a folder that has a file per network.
 
     The other networks (critic's target, value, mostly the critic itself) never take memory.
 
@@ -52,7 +52,7 @@ def load_acting(
 def _probe(config: Config, observation_dim: int, action_dim: int) -> tuple[set[str], set[str]]:
     """Names of the networks that some policy runs, and of the policies whose actions need noise.
 
-    Each policy acts once, on shapes alone. One step of a flow and one sample tell as much as many.
+    Each policy acts once, on shapes alone. One flow step and one sample reveal as much as many.
     """
     short = {
         "flow": config.flow.model_copy(update={"flow_steps": 1}),

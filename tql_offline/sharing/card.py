@@ -1,7 +1,7 @@
 """The model card: what a model is, what it scored, and how to act with it.
 
 Front matter as the Hugging Face Hub reads it, then Markdown. What it says comes from a run folder,
-which may be a stranger's: every text of it is escaped.
+which may be a stranger's, so every text in it is escaped.
 """
 
 import json
@@ -64,7 +64,7 @@ def _result(facts: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any
 
 
 def _yaml(value: Any, indent: str = "") -> Iterator[str]:
-    """Lines of a document of mappings, lists and scalars; scalars are JSON's."""
+    """Lines of a document of mappings, lists and scalars; scalars are written as in JSON."""
     pairs = value.items() if isinstance(value, dict) else ((None, item) for item in value)
     for key, item in pairs:
         start = f"{indent}{'-' if key is None else f'{key}:'}"
@@ -72,7 +72,7 @@ def _yaml(value: Any, indent: str = "") -> Iterator[str]:
             yield f"{start} {_scalar(item)}"
             continue
         lines = list(_yaml(item, indent + "  "))
-        if key is None:  # its first line begins behind the dash
+        if key is None:  # its first line begins after the dash
             yield f"{start} {lines[0].lstrip()}"
             yield from lines[1:]
         else:
@@ -81,7 +81,7 @@ def _yaml(value: Any, indent: str = "") -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    r"""A string or number as YAML has it.
+    r"""A string or number as YAML writes it.
 
     >>> print(_scalar('a"b: \x85'))
     "a\"b: \U00000085"
@@ -145,7 +145,7 @@ def _usage(facts: Mapping[str, Any]) -> str:
 
 
 def _bound(numbers: Sequence[float]) -> str:
-    """One number where all are the same.
+    """Format numbers, as one where all are the same.
 
     >>> _bound([2.0, 2.0]), _bound([0.5, 1])
     ('2', '[0.5, 1]')

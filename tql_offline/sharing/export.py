@@ -1,4 +1,4 @@
-"""Writing a run's policies as a model folder: all of it or nothing, the same bytes every time."""
+"""Writing a run's policies as a model folder: all or nothing, and the same bytes every time."""
 
 import shlex
 import shutil
@@ -31,7 +31,7 @@ from tql_offline.version import __version__
 CPU = torch.device("cpu")
 
 MAX_TEXT, MAX_VERSIONS = 4000, 50
-"""Characters of a text, and packages, that are taken over from a run folder."""
+"""Most characters of a text, and most packages, that are taken over from a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Exported:
     """What was written.
 
     Attributes:
-        folder: the model's.
+        folder: the model folder.
         facts: its `model.json`.
-        comparison: of its `policy.onnx`; None without one.
+        comparison: comparison of its `policy.onnx` with the original; None without one.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Exported:
 
 
 def default_folder(run: Path) -> Path:
-    """Where a run's model goes unless told otherwise: `models/<run>`."""
+    """Where a run's model goes by default: `models/<run>`."""
     return Path("models") / run.resolve().name
 
 
@@ -62,13 +62,13 @@ def export_run(
     Args:
         path: the run folder, of a finished run or of one that was stopped.
         out: the model folder, which must not exist.
-        step: of the checkpoint; None takes the last.
-        force: whether an earlier export may lie there; it is replaced when the new one is whole.
+        step: step of the checkpoint; None takes the last.
+        force: whether an earlier export may be there; it is replaced once the new one is complete.
         onnx: whether to write `policy.onnx`, too.
 
     Raises:
-        InputError: there is no such run or checkpoint, a file of it is damaged, the folder exists
-            or cannot be written, or the policy cannot be written as ONNX.
+        InputError: there is no such run or checkpoint, one of its files is damaged, the folder
+            exists or cannot be written, or the policy cannot be written as ONNX.
     """
     run, config = open_run(path)
     chosen = chosen_checkpoint(run, step)
@@ -89,7 +89,7 @@ def export_run(
 
 
 def check_destination(out: Path, *, force: bool) -> None:
-    """See that a model may be written to a folder.
+    """Check that a model may be written to a folder.
 
     Raises:
         InputError: it exists and is not to be replaced, or holds more than an earlier export.
@@ -147,7 +147,7 @@ def _sentence(comparison: Comparison) -> str:
 def _facts(
     run: RunFolder, config: Config, state: checkpoint.State, acting: Acting
 ) -> dict[str, Any]:
-    """`model.json`, but for what is known of `policy.onnx` once it is written."""
+    """`model.json`, except what is known of `policy.onnx` once that is written."""
     provenance = read_provenance(run)
     task = (provenance.get("environment") or {}).get("env_id")
     has_critic = config.has_critic
@@ -183,7 +183,7 @@ def _facts(
 
 
 def _dataset_name(name: str) -> str:
-    """A dataset's name; of a file of the user's own without its folders.
+    """A dataset's name; for a user's own file, without its folders.
 
     >>> _dataset_name("/home/ann/logs.hdf5"), _dataset_name("D4RL/pen/human-v2")
     ('logs.hdf5', 'D4RL/pen/human-v2')
@@ -199,7 +199,7 @@ def _command(words: Any) -> str:
 
 
 def _versions(table: Any) -> dict[str, str]:
-    """Of the packages that were installed."""
+    """Versions of the packages that were installed."""
     items = list(table.items())[:MAX_VERSIONS] if isinstance(table, dict) else []
     return {_brief(name): _brief(version) for name, version in items if version is not None}
 

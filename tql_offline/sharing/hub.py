@@ -8,13 +8,13 @@ from tql_offline.errors import InputError, shown
 from tql_offline.sharing.model import ModelFolder
 
 MAX_REASON = 300
-"""Characters quoted of the Hub's answer."""
+"""Most characters quoted from the Hub's answer."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
 
 def check_hub(repository: str) -> None:
-    """See, before anything is written, that a model could be published under a name.
+    """Check, before anything is written, that a model could be published under a name.
 
     Raises:
         InputError: it is not of the form USER/NAME, or a package is missing.
@@ -32,12 +32,12 @@ def check_hub(repository: str) -> None:
 
 
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Make the repository where it is missing, and upload a model folder in one commit.
+    """Create the repository if it is missing, and upload a model folder in one commit.
 
     Args:
-        folder: of the model.
+        folder: the model folder.
         repository: USER/NAME.
-        private: whether a repository that is made is seen by its owner alone.
+        private: whether a repository, if created, is visible to its owner only.
 
     Returns:
         The model's address.
@@ -55,10 +55,10 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             repo_type="model",
             folder_path=folder,
             commit_message="Model exported by tql-offline",
-            # An earlier model's would stay where this one has none.
+            # Otherwise an earlier model's would stay if this one has none.
             delete_patterns=[ModelFolder(folder).onnx.name],
         )
-    # Its errors are those of whichever HTTP library its version stands on.
+    # Its errors are those of whichever HTTP library its version uses.
     except Exception as error:
         raise InputError(
             f"{folder} is written but could not be pushed to {repository} ({_reason(error)}); see "

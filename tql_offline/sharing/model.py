@@ -1,14 +1,14 @@
 """Acting from a model folder, which `tql-offline export` writes (docs/models.md).
 
     model.json            what was trained, on what, and its scores
-    config.toml           the run's settings, of which the networks are made
+    config.toml           the run's settings, from which the networks are built
     *.safetensors         one file per network that acts: the normaliser, the policies and, where a
                           policy chooses by it, the critic
     policy.onnx           the learned policy for other programs
     README.md             the model card
 
 A folder may be a stranger's: nothing in it is unpickled, and what its files claim is compared with
-what they hold before memory is taken for it.
+what they hold before memory is allocated for it.
 """
 
 from dataclasses import dataclass
@@ -66,13 +66,13 @@ class SharedPolicy:
 
     Attributes:
         name: `learned` or `behaviour`.
-        observation_dim: numbers of an observation, as the environment gives them: the policy
+        observation_dim: numbers per observation, as the environment gives them; the policy
             normalises them itself.
-        action_dim: numbers of an action, each in [-1, 1]; `facts["action_bounds"]` are those of the
-            environment where they are others.
-        noise_dim: numbers of noise per action; 0 for a deterministic policy.
+        action_dim: numbers per action, each in [-1, 1]; `facts["action_bounds"]` are the
+            environment's bounds where they differ.
+        noise_dim: noise values per action; 0 for a deterministic policy.
         step: updates it was trained for.
-        facts: `model.json`, as whoever exported the model claims it.
+        facts: `model.json`, as claimed by whoever exported the model.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SharedPolicy:
         self.reset(seed)
 
     def reset(self, seed: int = 0) -> None:
-        """Begin the noise anew, with that of the evaluated episode of this seed.
+        """Restart the noise, with that of the evaluated episode of this seed.
 
         Raises:
             InputError: the seed is negative.
@@ -102,8 +102,8 @@ class SharedPolicy:
 
         Args:
             observation: `(observation_dim,)` or `(batch, observation_dim)`.
-            noise: standard normal, `(noise_dim,)` or `(batch, noise_dim)`; without it the policy's
-                own generator draws it, row after row.
+            noise: standard normal, `(noise_dim,)` or `(batch, noise_dim)`; without it, the policy's
+                own generator draws it, row by row.
 
         Returns:
             `(action_dim,)` or `(batch, action_dim)` in [-1, 1]. The same observations and noise in
@@ -146,24 +146,24 @@ class SharedPolicy:
             )
         if not np.isfinite(array).all():
             raise InputError(f"the {name} is not finite (NaN or infinite); give finite numbers")
-        # A copy: PyTorch takes no array that is read-only or runs backwards.
+        # A copy: PyTorch rejects arrays that are read-only or have negative strides.
         return np.array(np.atleast_2d(array), order="C"), array.ndim == 1
 
 
 def load(
     folder: str | Path, *, policy: str = "learned", seed: int = 0, device: str = "cpu"
 ) -> SharedPolicy:
-    """The policy of a model folder.
+    """Load the policy of a model folder.
 
     Args:
         folder: written by `tql-offline export`, by you or by a stranger.
         policy: `learned`, or `behaviour` where the model has one.
-        seed: of the noise, where the policy takes any; see `SharedPolicy.reset`.
+        seed: seed of the noise, if the policy takes any; see `SharedPolicy.reset`.
         device: `cpu`, `cuda` or `auto`.
 
     Raises:
-        InputError: it is no such folder, a file of it is missing, damaged or does not fit the
-            others, or there is no such policy or device.
+        InputError: it is not such a folder, one of its files is missing, damaged or does not fit
+            the others, or there is no such policy or device.
 
     >>> load("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -187,7 +187,7 @@ def load(
 
 
 def read_facts(model: ModelFolder) -> dict[str, Any]:
-    """A model's `model.json`.
+    """Read a model's `model.json`.
 
     Its `step`, `observation_dim` and `action_dim` are in bounds, and its `action_bounds` are None
     or two rows of `action_dim` numbers.
@@ -210,7 +210,7 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
 
 
 def read_config(model: ModelFolder) -> Config:
-    """The settings of the run that a model is of.
+    """Read the settings of the run that a model comes from.
 
     Raises:
         InputError: the file is missing or damaged, or a setting is unknown or out of range.

@@ -30,10 +30,10 @@ ROWS = 128
 """Actions computed for the comparison, all samples of best-of-n counted."""
 
 NUDGE, NUDGES = 1e-6, 16
-"""A rounding error's relative size, and how often it is tried whether one moves an action."""
+"""A rounding error's relative size, and how many are tried to see whether one moves an action."""
 
 MAX_BYTES = 2**31 - 2**20
-"""A file of Protocol Buffers holds no more than 2 GiB."""
+"""A Protocol Buffers file holds no more than 2 GiB."""
 
 MAX_FLOW_STEPS = 1000
 """Each is a copy of the network's operations in the graph."""
@@ -46,10 +46,10 @@ class Comparison:
     """How far the actions of `policy.onnx` are from the original's.
 
     Attributes:
-        rows: observations compared; 0 where onnxruntime is not installed.
-        difference: the largest, of any dim of any action.
-        ties: rows left out, at which a rounding error moves the original's own action as far: it
-            turns the choice between two samples of best-of-n, for instance.
+        rows: observations compared; 0 if onnxruntime is not installed.
+        difference: the largest difference in any dim of any action.
+        ties: rows left out, at which a rounding error moves the original's own action as far, by
+            changing the choice between two samples of best-of-n, for instance.
     """
 
     rows: int
@@ -58,7 +58,7 @@ class Comparison:
 
 
 def check_onnx() -> None:
-    """See that policies can be written as ONNX.
+    """Check that policies can be written as ONNX.
 
     Raises:
         InputError: a package is missing.
@@ -75,8 +75,8 @@ def export_onnx(acting: Acting, flow_steps: int, path: Path) -> Comparison:
     """Write the learned policy and compare its actions with the original's.
 
     Args:
-        acting: on the CPU.
-        flow_steps: of the flow, where there is one.
+        acting: the policies, on the CPU.
+        flow_steps: steps of the flow, if there is one.
         path: the file.
 
     Raises:
@@ -138,7 +138,7 @@ def _traced(acting: Acting) -> bytes:
 
 
 def _forget_origin(model: Any) -> None:
-    """Remove what the exporter notes of the lines of source a node is from: paths of a machine."""
+    """Remove the exporter's notes on the source lines of nodes, which hold a machine's paths."""
     parts = [model, model.graph, *model.functions]
     for holder in (model.graph, *model.functions):
         parts += [*holder.node, *holder.value_info]
@@ -150,11 +150,11 @@ def _forget_origin(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on itself from the user."""
+    """Hide the exporter's remarks about itself from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # Of PyTorch's own use of its pytree module.
+        # About PyTorch's own use of its pytree module.
         warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
         # Both inputs share one batch, which has one name.
         warnings.filterwarnings("ignore", r"# The axis name: batch will not be used", UserWarning)
@@ -168,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compare(acting: Acting, path: Path) -> Comparison:
-    """The actions of a file beside the original's, for a single observation and for many.
+    """Compare a file's actions with the original's, for a single observation and for many.
 
     Raises:
         InputError: they differ.
@@ -207,7 +207,7 @@ def _compare(acting: Acting, path: Path) -> Comparison:
 
 
 def _samples(acting: Acting) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Observations as the normaliser knows them, and noise."""
+    """Observations drawn from the normaliser's statistics, and noise."""
     generator, normaliser = np.random.default_rng(0), acting.agent.normaliser
     noise_dim = acting.agent.noise_dim(POLICY)
     rows = max(4, ROWS * acting.agent.action_dim // noise_dim)

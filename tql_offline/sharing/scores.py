@@ -22,11 +22,11 @@ Interval = tuple[float, float]
 
 
 def scores_of_step(run: RunFolder, step: int, policies: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The evaluations of a checkpoint; of two by one protocol, the later.
+    """The evaluations of a checkpoint; of two by the same protocol, the later one.
 
     Args:
         run: the run.
-        step: of the checkpoint.
+        step: step of the checkpoint.
         policies: whose evaluations to give, in this order.
 
     Raises:
@@ -79,7 +79,7 @@ def _success_interval(evaluation: Evaluation) -> Interval | None:
 
 
 def _interval(bounds: Interval) -> Interval | None:
-    """None for a single episode, of which there is no interval."""
+    """The interval, or None for a single episode, which has no interval."""
     return None if math.isnan(bounds[0]) else bounds
 
 

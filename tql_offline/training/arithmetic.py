@@ -13,17 +13,17 @@ WITHOUT_PRODUCTS = (
     *("seed", "steps", "device", "log_every", "checkpoint_every", "keep_checkpoints"),
     *("dataset", "optimizer", "execution", "watch", "evaluation"),
 )
-"""Settings that runs of the same arithmetic mostly differ in."""
+"""Settings in which runs with the same arithmetic mostly differ."""
 
 
 def flops_per_update(config: Config, observation_dim: int, action_dim: int) -> int:
     """Operations of the matrix products of one update of a config; a multiply-add is two.
 
-    Counted in an agent of its own that has shapes and no numbers, so that the run's device,
-    precision, compilation and hand-written passes have no say. See `flops_of`.
+    They are counted on a separate agent that has shapes but no numbers, so that the run's device,
+    precision, compilation and hand-written passes have no effect. See `flops_of`.
 
     Args:
-        config: its batch size counts.
+        config: its batch size matters.
         observation_dim: n_s.
         action_dim: n_a.
     """
@@ -42,8 +42,8 @@ def _counted(config: Config, observation_dim: int, action_dim: int) -> int:
 def flops_of(agent: Agent, batch_size: int) -> int:
     """Operations of the matrix products of one update of an agent on `meta`.
 
-    By PyTorch's formulas, which know every product there: on a CPU they have none for its fused
-    attention. Of a delayed policy it is the mean over its period.
+    They come from PyTorch's formulas, which know every product on `meta`; on a CPU they have none
+    for its fused attention. With a delayed policy, the count is the mean over the delay.
     """
     batch = _batch(agent, batch_size)
     period = agent.policy_delay

@@ -1,11 +1,11 @@
-"""Checkpoints: one folder per step, written aside and renamed; nothing is unpickled.
+"""Checkpoints: one folder per step, written under another name first; nothing is unpickled.
 
 checkpoints/<step>/
   critic.safetensors, …     one file per network, under its own parameter names
   optimizers.safetensors    "<optimizer>.<index>.<moment>"
   random.safetensors        "generator": state of the training generator
   window.safetensors        sums and counts of the metrics since the last log step
-  state.json                schema, step, dims; a folder without it is no checkpoint
+  state.json                schema, step, dims; a folder without it is not a checkpoint
 """
 
 import os
@@ -33,13 +33,13 @@ from tql_offline.training.metrics import MetricsWindow
 SCHEMA = "tql-offline/checkpoint/1"
 
 MAX_HEADER_BYTES = 2**23
-"""Of a file of tensors; each takes some hundred."""
+"""Most bytes of a tensor file's header; each tensor takes about a hundred."""
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
-"""What AdamW keeps of a parameter."""
+"""What AdamW stores per parameter."""
 
 MAX_REASON = 200
-"""Characters quoted of a library's error, which may repeat a foreign name at length."""
+"""Most characters quoted from a library's error, which may repeat a long foreign name."""
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -49,7 +49,7 @@ BOUNDS = {"step": (0, 10**9), "observation_dim": (1, 10_000), "action_dim": (1, 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What `state.json` says besides the tensors."""
+    """The contents of `state.json`."""
 
     step: int
     observation_dim: int
@@ -67,7 +67,7 @@ def save(
     """Write a checkpoint under `folder/<step>`; a reader sees all of it or nothing.
 
     Raises:
-        InputError: it cannot be written, for want of disk space for instance.
+        InputError: it cannot be written, for lack of disk space for instance.
     """
     final = folder / str(state.step)
     aside = part_of(final)
@@ -89,7 +89,7 @@ def save(
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, which is none from the first moment on.
+    """Delete a checkpoint, renaming it first so that it is never seen half deleted.
 
     Raises:
         OSError: it cannot be deleted.
@@ -108,7 +108,7 @@ def non_finite_parameter(agent: Agent) -> str:
     ]
     if not named:
         return ""
-    # One answer for all parameters: a device is waited for once.
+    # One answer for all parameters, so that the device is waited for only once.
     finite = torch.stack([torch.isfinite(p).all() for _, p in named]).tolist()
     return next((key for (key, _), fine in zip(named, finite, strict=True) if not fine), "")
 
@@ -149,9 +149,9 @@ def load_network(path: Path, network: nn.Module, device: torch.device | None = N
 
     Args:
         path: the file.
-        network: of the file's names and shapes.
-        device: where to make room for it first, once the file is known to fit; None where the
-            network has its memory.
+        network: network with the file's names and shapes.
+        device: where to allocate it, once the file is known to fit; None if the network already has
+            its memory.
 
     Raises:
         InputError: the file is missing, damaged, or does not fit the network.
@@ -206,10 +206,10 @@ def load_training_state(
 
 
 def read_numbers(document: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """The numbers named in `BOUNDS` of a document, each within its bounds.
+    """Read a document's numbers named in `BOUNDS`, each within its bounds.
 
     Raises:
-        InputError: one is missing or beyond them; the message names `path`.
+        InputError: one is missing or out of bounds; the message names `path`.
     """
     return {key: _bounded(document.get(key), key, path) for key in BOUNDS}
 
@@ -261,7 +261,7 @@ def _restore_optimizer(
 
 
 def _check_moments(moments: dict[str, Tensor], parameter: Tensor, name: str) -> None:
-    """See that an optimizer can go on with what is stored of one parameter.
+    """Check that an optimizer can continue with what is stored for one parameter.
 
     Raises:
         ValueError: it cannot, and would not notice before its next step.
@@ -277,7 +277,7 @@ def _check_moments(moments: dict[str, Tensor], parameter: Tensor, name: str) -> 
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    # The library's file is its owner's alone; an empty one has the mode that the umask gives.
+    # The library's files are readable by the owner only; an empty one gets the umask's mode.
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
@@ -291,7 +291,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _check_header(path: Path, like: Mapping[str, Tensor]) -> None:
-    """See that a file's tensors are those that it is to replace, without reading them.
+    """Check that a file's tensors match those that they are to replace, without reading them.
 
     Raises:
         RuntimeError: one is missing, foreign, or of another type or shape.
@@ -313,7 +313,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a file of tensors is read into one sentence."""
+    """Turn any failure to read a tensor file into a one-sentence error."""
     try:
         require_plain(path)
         _check_header_length(path)
@@ -325,7 +325,7 @@ def _damage_named(path: Path) -> Iterator[None]:
             f"{path} is missing; restore it, use another checkpoint, or use the version of "
             "tql-offline that wrote this one"
         ) from error
-    # What the library raises on hostile bytes is in no document.
+    # What the library raises on hostile bytes is undocumented.
     except Exception as error:
         raise InputError(
             f"{path} is damaged ({_last_line(error)}); use another checkpoint"
@@ -357,7 +357,7 @@ def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
 def load_agent(
     folder: RunFolder, config: Config, step: int | None, device: torch.device
 ) -> tuple[State, Agent]:
-    """The agent of a run's checkpoint, or of its last, to act with.
+    """Load the agent of a run's checkpoint, by default its last, to act with.
 
     Raises:
         InputError: there is none, or it is damaged.

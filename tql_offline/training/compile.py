@@ -1,14 +1,14 @@
 """How updates are run: the only place for torch.compile, CUDA graphs and precision.
 
-An update is tensors in, tensors out, with no look at a value, so it can be run in three ways that
-differ in speed and rounding alone:
+An update takes tensors and returns tensors, without looking at a value, so it can be run in three
+ways that differ only in speed and rounding:
 
     eager      operation by operation; what a CPU does best (docs/speed.md)
     compiled   losses and their backward passes through torch.compile
     graphed    on a GPU: K whole updates (sampling, losses, optimizers, target networks, learning
                rates) captured once as a CUDA graph and launched as one
 
-What cannot be compiled is run the slower way, and a sentence says why.
+What cannot be compiled runs the slower way, and a note says why.
 """
 
 import os
@@ -55,9 +55,10 @@ class Execution:
     Attributes:
         mode: eager, compiled or graphed.
         precision: float32, tf32 or bfloat16.
-        compile_seconds: spent compiling or reading what an earlier run compiled; 0 if eager.
-        reason: why it is not the mode that was asked for; empty if it is.
-        c_kernels: whether a CPU's passes are the kernels of networks/cpu_kernels.c.
+        compile_seconds: seconds spent compiling or reading what an earlier run compiled; 0 if
+            eager.
+        reason: why it is not the requested mode; empty if it is.
+        c_kernels: whether passes on a CPU use the kernels of networks/cpu_kernels.c.
     """
 
     mode: str
@@ -68,10 +69,11 @@ class Execution:
 
 
 def check_execution(config: Config, device: torch.device) -> None:
-    """What can be refused before data are loaded.
+    """Refuse what can be refused before data are loaded.
 
     Raises:
-        InputError: TF32, which only GPUs have, is asked for on a CPU, or bfloat16 on one without.
+        InputError: TF32, which only GPUs have, is requested on a CPU, or bfloat16 on a CPU without
+            it.
     """
     if (
         config.execution.precision == "bfloat16"
@@ -96,11 +98,11 @@ def prepare(
     generator: torch.Generator,
     window: MetricsWindow,
 ) -> tuple[Updates, Execution]:
-    """Make a run's updates as its settings ask.
+    """Set up a run's updates as its settings ask.
 
     Args:
         config: `execution` says how; `auto` compiles on a GPU.
-        agent: its losses are replaced by ones of the precision asked for, perhaps compiled.
+        agent: its losses are replaced by ones in the requested precision, perhaps compiled.
         buffer: where batches come from.
         generator: draws batches and noise.
         window: where metrics go.
@@ -132,7 +134,7 @@ def prepare(
 
 
 def wants_c_kernels(device: torch.device, mode: str, precision: str) -> bool:
-    """Whether updates run so would take the kernels in C, where there are any."""
+    """Whether updates that run this way would use the C kernels, if available."""
     return (device.type, mode, precision) == ("cpu", "eager", "float32")
 
 
@@ -142,8 +144,8 @@ def wants_c_kernels(device: torch.device, mode: str, precision: str) -> bool:
 def set_precision(agent: Agent, precision: str, device_type: str) -> None:
     """Have an agent's losses computed in a precision; weights and optimizers stay float32.
 
-    `bfloat16` is autocast: matrix products in bfloat16; the networks give their results, and with
-    them targets, entropies and losses, in float32.
+    `bfloat16` means autocast: matrix products are in bfloat16; the networks' results, and with them
+    targets, entropies and losses, are in float32.
     """
     set_matrix_precision(precision)
     if precision != "bfloat16":
@@ -153,7 +155,7 @@ def set_precision(agent: Agent, precision: str, device_type: str) -> None:
 
 
 def set_matrix_precision(precision: str) -> None:
-    """Have the process's products of float32 computed as TF32, or not."""
+    """Set whether this process computes float32 matrix products in TF32."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
@@ -174,29 +176,29 @@ def compile_losses(
 ) -> tuple[float, str]:
     """Compile an agent's losses, forward and backward, for one batch size.
 
-    What is compiled is kept on disk: the next run of the same shapes reads it.
+    What is compiled is kept on disk, where the next run with the same shapes reads it.
 
     Returns:
-        Seconds it took, and why it was not possible (the losses are then what they were), or "".
+        The seconds it took, and why it failed (the losses are then unchanged), or "".
     """
     plain = {name: getattr(agent, name) for name in agent.losses}
     started = time.perf_counter()
     try:
         folder = cpu_kernels.compiled_folder()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        # Of one function in one process; a bench of all sizes has more than the 8 allowed.
-        torch._dynamo.config.cache_size_limit = RECOMPILES  # 2.6 has no other name
+        # Per function in one process; a bench of all sizes needs more than the default of 8.
+        torch._dynamo.config.cache_size_limit = RECOMPILES  # its only name in 2.6
         for name, loss in plain.items():
             setattr(
                 agent, name, torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
             )
         with warnings.catch_warnings():
-            # That float32 is not TF32 was chosen.
+            # Not using TF32 for float32 is deliberate.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-            # PyTorch's compiler still calls what PyTorch has deprecated.
+            # PyTorch's compiler still calls functions that PyTorch has deprecated.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             _try_losses(agent, buffer, batch_size)
-    except Exception as error:  # whatever a compiler or its tool chain raises
+    except Exception as error:  # anything that a compiler or its tool chain raises
         for name, loss in plain.items():
             setattr(agent, name, loss)
         return time.perf_counter() - started, f"torch.compile failed: {_first_line(error)}"
@@ -216,17 +218,17 @@ def _try_losses(agent: Agent, buffer: Buffer, batch_size: int) -> None:
 
 
 def _try_triton(agent: Agent, buffer: Buffer, batch_size: int) -> None:
-    """Leave the attention kernel out where Triton cannot build it: it too needs a C compiler."""
+    """Disable the attention kernel if Triton cannot build it; it, too, needs a C compiler."""
     try:
         _try_losses(agent, buffer, batch_size)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever Triton or its tool chain raises
+    except Exception:  # anything that Triton or its tool chain raises
         attention.HAS_TRITON = False
 
 
 def _first_line(error: BaseException) -> str:
-    """What is at the root of a compiler's chain of errors, in a line."""
+    """The root cause of a compiler's chain of errors, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -238,7 +240,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _OneByOne:
-    """An update at a time, with the learning rates of a schedule in Python."""
+    """Runs one update at a time, with the learning-rate schedule in Python."""
 
     def __init__(
         self,
@@ -252,7 +254,7 @@ class _OneByOne:
         self.generator, self.window = generator, window
 
     def __call__(self, step: int, most: int) -> int:
-        """One update."""
+        """Run one update."""
         del most
         settings, steps = self.config.optimizer, self.config.steps
         schedule = (step - 1, settings.warmup, steps, settings.schedule)
@@ -263,9 +265,9 @@ class _OneByOne:
 
 
 class Graphed(_OneByOne):
-    """K updates per launch, as one CUDA graph; single ones where fewer are asked for.
+    """Runs K updates per launch as one CUDA graph; single ones where fewer are asked for.
 
-    The position in the schedule lives on the device, so that a launch takes nothing from the host.
+    The position in the schedule lives on the device, so that a launch needs nothing from the host.
     """
 
     def __init__(
@@ -287,7 +289,7 @@ class Graphed(_OneByOne):
         self.captured = MetricsWindow()
 
     def __call__(self, step: int, most: int) -> int:
-        """A launch where K updates are wanted, from a step at which K's pattern begins."""
+        """Launch K updates if as many are wanted and their pattern begins at `step`, or run one."""
         self.position.fill_(step - 1)
         if most < self.count or (step - 1) % self.count or self.warm < WARM_UP:
             self.warm += 1
@@ -312,9 +314,9 @@ class Graphed(_OneByOne):
         """Record K updates; recording runs none of them."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        # On the seed's own stream: on PyTorch's shared one all seeds' graphs would have the same
-        # workspace for products, and several are launched at once (pytorch#193402). Policies may
-        # be scored meanwhile by another thread, which must not break the recording.
+        # On the seed's own stream: on PyTorch's shared one all seeds' graphs would share one
+        # workspace for products, and several are launched at once (pytorch#193402). Another thread
+        # may score policies meanwhile, which must not break the recording.
         here = torch.cuda.current_stream(self.generator.device)
         shared = here == torch.cuda.default_stream(self.generator.device)
         stream = None if shared else here
@@ -325,7 +327,7 @@ class Graphed(_OneByOne):
 
 
 def updates_of_a_launch(config: Config) -> int:
-    """As many as are asked for, but no more than there are between two lines of metrics."""
+    """Updates per launch: as configured, but no more than between two log or checkpoint steps."""
     every = (config.log_every, config.checkpoint_every)
     return min(config.execution.updates_per_launch, *every)
 
@@ -341,5 +343,5 @@ def rate_table(config: Config, agent: Agent) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _schedule(warmup: int, steps: int, schedule: Schedule) -> list[float]:
-    """Every update's share of the peak; seeds of one run have the same."""
+    """Every update's share of the peak; the seeds of one run have the same."""
     return [learning_rate(step, 1.0, warmup, steps, schedule) for step in range(steps)]

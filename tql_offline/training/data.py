@@ -1,4 +1,4 @@
-"""The data of a run: those its settings name, and when it goes on those that it was trained on."""
+"""The data of a run: those its settings name and, on resuming, those it was trained on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ from tql_offline.training.result import read_provenance
 
 
 def refuse_other_data(config: Config, dataset: Dataset) -> None:
-    """Refuse data of another name than the config's, which names them in every result.
+    """Refuse data whose name is not the config's, which names them in every result.
 
-    Settings may be of the config's dataset, too: of its family's preset.
+    Settings may depend on the config's dataset, too, through its family's preset.
 
     Raises:
-        InputError: they are, or own data were scaled by other bounds.
+        InputError: the names differ, or a user's own data were scaled by other bounds.
     """
     wanted = config.dataset.name
     called = {wanted, with_task(wanted), Path(wanted).stem}
-    # A Minari dataset bears its own name, whatever the folder's it was asked for by.
+    # A Minari dataset has its own name, whatever the folder it was requested by is called.
     is_asked = wanted.startswith(MINARI_PREFIX) or suite_of(wanted) == "minari"
     bears_its_own = is_asked and is_minari(dataset.path)
     if dataset.name not in called and dataset.path != Path(wanted) and not bears_its_own:
@@ -42,7 +42,7 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
 
 
 def _told(bounds: Sequence[list[float]] | None) -> str:
-    """Of bounds that all dims share."""
+    """Format bounds that all dims share."""
     return " to ".join(f"{row[0]:g}" for row in bounds or ()) or "none"
 
 
@@ -52,12 +52,12 @@ def data_of(
     """Load the data that a run was trained on.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         config: its settings.
         load_dataset: loads the data of a config.
 
     Raises:
-        InputError: they are not there, have changed, or are scaled otherwise.
+        InputError: they are missing, have changed, or are scaled differently.
     """
     recorded = read_provenance(folder)["dataset"]
     named = _with_path(config, recorded)
@@ -78,7 +78,7 @@ def data_of(
 
 
 def _refuse_lost_file(folder: RunFolder, config: Config, recorded: Mapping[str, Any]) -> None:
-    """Say where a run's own data file was, if it is neither there nor here."""
+    """Raise an error that says where a run's own data file was, if it is gone."""
     given = Path(config.dataset.path or config.dataset.name)
     is_file = bool(config.dataset.path) or recorded.get("source") == "own file"
     if not is_file or given.exists():
@@ -95,10 +95,10 @@ def _refuse_lost_file(folder: RunFolder, config: Config, recorded: Mapping[str, 
 
 
 def _with_path(config: Config, recorded: Mapping[str, Any]) -> Config:
-    """A run's settings with the file of its data where the run's record has it.
+    """A run's settings with its data file at the path in the run's record.
 
-    A config has paths as they were given, which may be relative to where the run was begun. Of a
-    record whose file is gone they are taken from here.
+    A config has paths as they were given, which may be relative to where the run was started. If
+    the recorded file is gone, they are taken relative to the current folder.
     """
     dataset, path = config.dataset, recorded.get("path")
     if not isinstance(path, str) or "\0" in path or not Path(path).exists():

@@ -1,4 +1,4 @@
-"""Whether an environment is one to score a run's policies in."""
+"""Whether a run's policies can be scored in an environment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, reference_for
 
 _MAX_DIMS = 8
-"""Of an environment's bounds that a message lists."""
+"""Most dims of an environment's bounds that a message lists."""
 
 
 def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
-    """The reference scores of a run's data, where its protocol normalises by some.
+    """The reference scores for a run's data, if its protocol normalises by any.
 
     Raises:
         InputError: there are none, or the protocol is not one for the policies of a run.
@@ -44,19 +44,19 @@ def fitting_environment(
     whose: str,
     bounds: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """What a run's record says of an environment that its policies can be scored in.
+    """Describe, for a run's record, an environment that its policies can be scored in.
 
     Args:
-        env_id: of the environment.
-        config: names protocol and success timing.
-        observation_dim: of the policies.
-        action_dim: of the policies.
-        whose: dims these are, for the message.
+        env_id: id of the environment.
+        config: gives protocol and success timing.
+        observation_dim: n_s of the policies.
+        action_dim: n_a of the policies.
+        whose: what these dims belong to, for the message.
         bounds: least and greatest actions that the data were scaled from; None where they are ±1.
 
     Raises:
-        InputError: its dims or the bounds of its actions are others, or it does not report what the
-            protocol scores.
+        InputError: its dims or action bounds differ, or it does not report what the protocol
+            scores.
     """
     described = describe(env_id, config.evaluation.success_timing or None)
     for what, have, want in (
@@ -80,7 +80,7 @@ def fitting_environment(
 
 
 def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, whose: str) -> None:
-    """See that an environment's actions are those of the data, whatever both are scaled to."""
+    """Check that an environment's action bounds are those that the data were scaled from."""
     if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
         return
     low, high = action_bounds(env_id)
@@ -97,12 +97,12 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
 
 
 def _listed(bounds: Sequence[float]) -> str:
-    """One number where all dims have the same."""
+    """Format bounds, as one number where all dims have the same."""
     return ", ".join(f"{bound:g}" for bound in [*dict.fromkeys(bounds)][:_MAX_DIMS])
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
-    """A note of what scoring may wait for in vain."""
+    """A note if episodes have no step limit, so that scoring may never end."""
     if environment is not None and environment["max_episode_steps"] is None:
         yield (
             f"note: environment {environment['env_id']!r} names no step limit, so that an episode "

@@ -1,4 +1,4 @@
-"""Scoring a run's policies, at once or beside training; rescoring.py does so afterwards."""
+"""Scoring a run's policies, at once or during training; rescoring.py does so afterwards."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,13 +32,13 @@ from tql_offline.training.result import read_evaluations
 def open_evaluator(
     config: Config, env_id: str | None, device: torch.device, *, overlaps: bool = False
 ) -> Iterator["Evaluator | None"]:
-    """Environment processes for the length of a block, by which policies are scored.
+    """Run environment processes, in which policies are scored, for the length of a block.
 
     Args:
-        config: names protocol, success timing and number of processes.
-        env_id: of the environment; None gives None, and nothing is scored.
+        config: gives protocol, success timing and number of processes.
+        env_id: id of the environment; if None, yields None, and nothing is scored.
         device: where policies are computed.
-        overlaps: score in a thread beside the caller's.
+        overlaps: whether to score in a thread of its own.
     """
     if env_id is None:
         yield None
@@ -59,7 +59,7 @@ def open_evaluator(
 
 
 class Evaluator:
-    """Scores policies over one pool of environment processes, one after the other."""
+    """Scores policies in one pool of environment processes, one after the other."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Evaluator:
         self.pool, self.protocol, self.device = pool, protocol, device
         self.reference = reference
         self.thread = ThreadPoolExecutor(1, "evaluation") if overlaps else None
-        # One for all evaluations, of another priority: new ones come from a pool of 32, where the
-        # next might be one that a seed trains on.
+        # One for all evaluations, with another priority: new streams come from a pool of 32, so the
+        # next one might be one that a seed trains on.
         on_gpu = overlaps and device.type == "cuda"
         self.stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None
         self._cancelled = Event()
@@ -86,7 +86,7 @@ class Evaluator:
         policies: tuple[str, ...],
         reporter: Reporter,
     ) -> list[dict[str, Any]]:
-        """Score an agent's policies as they are; return the line of evaluations.jsonl of each."""
+        """Score an agent's policies as they are; return each one's line of evaluations.jsonl."""
         lines = []
         for policy in policies:
             title = f"scoring {policy} policy"
@@ -115,11 +115,11 @@ class Evaluator:
         drawing: Drawing,
         reporter: Reporter,
     ) -> None:
-        """Write videos of episodes of what `score` returned.
+        """Write videos of episodes in the lines that `score` returned.
 
         Raises:
-            InputError: an episode came out differently, the others being written; or the
-                environment failed, or a file cannot be written.
+            InputError: an episode came out differently (the others are written), the environment
+                failed, or a file cannot be written.
         """
         differences = []
         for line in lines:
@@ -144,16 +144,16 @@ class Evaluator:
             )
 
     def begin(self, *arguments: Any) -> "Future[None]":
-        """`score` in the thread, on a stream of its own."""
+        """Start `score` in the thread, on its own stream."""
         assert self.thread is not None
         return self.thread.submit(self._score_apart, *arguments)
 
     def _score_apart(self, *arguments: Any) -> None:
-        with torch.cuda.stream(self.stream):  # None on a CPU, where it is no context
+        with torch.cuda.stream(self.stream):  # None on a CPU, where it has no effect
             self.score(*arguments)
 
     def close(self) -> None:
-        """End the thread, leaving what it is at."""
+        """End the thread, abandoning what it is doing."""
         if self.thread is not None:
             self._cancelled.set()
             self.thread.shutdown(cancel_futures=True)
@@ -182,28 +182,28 @@ class RunScorer:
         return self.evaluator is not None
 
     def score(self, step: int) -> None:
-        """Score the policies due at a step, by the weights of this moment."""
+        """Score the policies due at a step, with the current weights."""
         self._score(self.agent, step, due(self.config, self.agent, step))
 
     def catch_up(self, steps: Iterable[int], now: int) -> None:
-        """Score what a stopped run left unscored at some steps, each by its own checkpoint.
+        """Score what a stopped run left unscored at some steps, each from its own checkpoint.
 
         Args:
-            steps: to look at, ascending.
-            now: the step at which the agent itself is.
+            steps: steps to look at, ascending.
+            now: the agent's current step.
         """
         for step in steps:
             if self.evaluator and (missing := unscored(self.folder, self.config, self.agent, step)):
                 self._score(self.agent if step == now else self._as_of(step), step, missing)
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step were begun and are not written yet, or never will be."""
+        """Whether scores of a step were begun but are not written yet, or never will be."""
         if self._pending is None or self._begun != step:
             return False
         return not self._pending.done() or self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Return when all that was begun is written.
+        """Wait until all scores that were begun are written.
 
         Raises:
             InputError: a score could not be made.
@@ -224,14 +224,14 @@ class RunScorer:
         self._pending = self.evaluator.begin(copy, self.folder, step, policies, self.reporter)
 
     def _as_of(self, step: int) -> Agent:
-        """The networks of a checkpoint, in the copy."""
+        """The copy, with the networks of a checkpoint."""
         self.wait()
         copy = self._copy_of(self.agent)
         checkpoint.load_networks(self.folder.checkpoints / str(step), copy)
         return copy
 
     def _copy_of(self, agent: Agent) -> Agent:
-        """The copy, with an agent's weights of this moment."""
+        """The copy, with an agent's current weights."""
         if self._copy is None:
             dims = agent.normaliser.mean.shape[0], agent.action_dim
             self._copy = make_agent(self.config, *dims, agent.normaliser.mean.device)
@@ -239,7 +239,7 @@ class RunScorer:
             for name, network in agent.networks.items():
                 self._copy.networks[name].load_state_dict(network.state_dict())
         if agent.normaliser.mean.device.type == "cuda":
-            # Another stream reads the copy: it must be whole before that begins.
+            # Another stream reads the copy, which must be complete before that begins.
             torch.cuda.current_stream().synchronize()
         return self._copy
 
@@ -260,7 +260,7 @@ def unscored(folder: RunFolder, config: Config, agent: Agent, step: int) -> tupl
 
 
 def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:
-    """See that a run's networks take what its environment gives.
+    """Check that a run's networks fit the observations of its environment.
 
     Raises:
         InputError: they do not.

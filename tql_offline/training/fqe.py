@@ -3,11 +3,11 @@
 Le, Voloshin and Yue 2019 (arXiv 1903.08738), section 3.2: Q of a fixed policy π is fitted to
 `r + γ·mask·Q̄(s', a')` with a' ~ π(s') over the data's transitions, and the policy is worth the mean
 of Q(s, π(s)) over the episodes' first observations. Each of several networks sees the data's
-episodes weighed as a bootstrap draws them (Hao et al. 2021, arXiv 2102.03607): their spread makes
-the interval.
+episodes weighted by a bootstrap draw (Hao et al. 2021, arXiv 2102.03607): their spread gives the
+interval.
 
-The interval is of episodes and of fitting. Of actions that the data do not have Q is anything, and
-no spread shows it: estimates rank policies at best, and are no scores.
+The interval covers the choice of episodes and the fit. For actions outside the data, Q may be
+anything, and no spread shows it: at best, estimates rank policies; they are not scores.
 
 Shape suffixes: B batch, E episodes, M members.
 """
@@ -43,9 +43,9 @@ from tql_offline.training.watch import return_bound
 
 METHOD = "fqe"
 TRACED = 10
-"""Estimates over the course of a fit."""
+"""Estimates made over the course of a fit."""
 _DRAWS = 8
-"""Actions of the policy that an estimate is the mean over, for each first observation."""
+"""Policy actions that an estimate averages over, for each first observation."""
 _TITLE = "fitting Q"
 
 
@@ -54,14 +54,15 @@ class Fit:
     """How Q is fitted.
 
     Attributes:
-        updates: of all networks. A value takes `horizon / polyak` of them to come within a third
-            of where it settles, the horizon `1 / (1 - γ)` or the longest episode.
+        updates: updates of all networks. A value takes `horizon / polyak` of them to come within a
+            third of where it settles; the horizon is the lesser of `1 / (1 - γ)` and the longest
+            episode.
         batch_size: transitions per update.
         members: networks, each with a bootstrap of the episodes.
-        hidden: widths of each.
+        hidden: layer widths of each network.
         lr: peak rate of AdamW.
-        polyak: rate of the target networks, higher than a policy's training has it: π stands still.
-        seed: of everything.
+        polyak: rate of the target networks, higher than in training a policy, since π stands still.
+        seed: seed of everything.
     """
 
     updates: int = 50_000
@@ -78,10 +79,10 @@ class Worth:
     """An estimated discounted return of a policy, with its 95 % interval.
 
     Attributes:
-        trace: the estimate after each tenth of the updates (each one, of fewer than ten), the last
-            one `value`.
-        starts: first observations that it is the mean over.
-        lasted: whether there were as many updates as a value takes to settle (see `Fit`).
+        trace: the estimate after each tenth of the updates (after each one if fewer than ten); the
+            last is `value`.
+        starts: number of first observations that it averages over.
+        lasted: whether there were enough updates for a value to settle (see `Fit`).
     """
 
     value: float
@@ -93,10 +94,10 @@ class Worth:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the last fifth of the updates moved it by less than half the interval's half.
+        """Whether the last fifth of the updates moved it by at most a quarter of the interval.
 
-        It says nothing of fewer updates than a value takes: early on, networks that still differ
-        from one another make the interval wide.
+        False if there were too few updates for a value to settle: early on, networks that still
+        differ from one another make the interval wide.
         """
         before = self.trace[-3:][0]
         return self.lasted and abs(self.value - before) <= (self.high - self.low) / 4
@@ -112,13 +113,13 @@ def evaluate_offline(
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
-    """Estimate what policies of a run's checkpoint are worth, and add it to its ope.jsonl.
+    """Estimate what policies of a run's checkpoint are worth; add the estimates to its ope.jsonl.
 
     Rewards are the data's own, and γ is the run's.
 
     Args:
         path: the run folder.
-        step: of the checkpoint; None takes the last.
+        step: step of the checkpoint; None takes the last.
         policies: names; empty takes all.
         fit: how Q is fitted.
         device: `auto`, `cpu` or `cuda`.
@@ -129,7 +130,7 @@ def evaluate_offline(
         The lines of ope.jsonl.
 
     Raises:
-        InputError: no such checkpoint or policy, other data, or the fit diverged.
+        InputError: there is no such checkpoint or policy, the data differ, or the fit diverged.
     """
     folder, config = open_run(path)
     torch_device = pick_device(device)
@@ -152,14 +153,14 @@ def _line(step: int, policy: str, discount: float, fit: Fit, worth: Worth) -> di
 
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
-    """Data on a device, as every fit to them takes them.
+    """Data on a device, in the form that every fit uses.
 
     Attributes:
-        buffer: of targets of one step.
-        episode: `(N,)` of each transition.
+        buffer: buffer of one-step targets.
+        episode: `(N,)` episode of each transition.
         first_rows: `(E,)` observation row at which each episode begins.
-        normaliser: of its observations.
-        scale: by which returns are within ±1.
+        normaliser: normaliser of the observations.
+        scale: divisor that brings returns within ±1.
         horizon: steps that a value looks ahead.
     """
 
@@ -172,7 +173,7 @@ class Transitions:
 
     @classmethod
     def of(cls, episodes: Episodes, *, discount: float, device: torch.device) -> Self:
-        """Of episodes with rewards in the unit of the estimate.
+        """Build it from episodes with rewards in the unit of the estimate.
 
         Raises:
             InputError: they need more memory than the device has free.
@@ -200,8 +201,8 @@ def fitted_q_evaluation(
     Args:
         agent: whose policy it is, on the device of the data.
         policy: its name.
-        data: to fit to.
-        fit: how.
+        data: data to fit to.
+        fit: how Q is fitted.
         reporter: where progress goes.
 
     Raises:
@@ -231,7 +232,7 @@ def fitted_q_evaluation(
 
 
 class Fitting:
-    """Networks of one fit, of scaled rewards, and what draws its numbers."""
+    """Networks of one fit to scaled rewards, and its random generator."""
 
     def __init__(self, agent: Agent, policy: str, data: Transitions, fit: Fit) -> None:
         self.agent, self.policy, self.data, self.fit = agent, policy, data, fit
@@ -248,14 +249,14 @@ class Fitting:
         self.weights = self._bootstrap(len(data.first_rows), device)
 
     def _bootstrap(self, count: int, device: torch.device) -> Float[Tensor, "E M"]:
-        """How often each member's bootstrap has each episode; of a single episode once."""
+        """How often each member's bootstrap has each episode; once if there is only one."""
         drawn = torch.randint(
             count, (self.fit.members, count), generator=self.generator, device=device
         )
         return torch.stack([torch.bincount(row, minlength=count) for row in drawn], dim=1).float()
 
     def update(self, step: int) -> None:
-        """One step of every member, and of its target."""
+        """Step every member and its target."""
         data, buffer, fit = self.data, self.data.buffer, self.fit
         shape, device = (fit.batch_size,), buffer.actions.device
         index = torch.randint(

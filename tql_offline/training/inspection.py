@@ -1,4 +1,4 @@
-"""Looking into a run's critic: what it attends to, how evenly, and Q around actions of the data."""
+"""Looking into a run's critic: what it attends to, how evenly, and Q around the data's actions."""
 
 import io
 import json
@@ -54,9 +54,9 @@ class Choice:
 
     Attributes:
         states: transitions; empty takes the first, the middle and the last of some episodes.
-        episodes: how many of these, drawn without replacement.
-        seed: draws them, the sampled transitions and the policy's noise.
-        dims: of the action that a landscape varies; empty takes the first two.
+        episodes: number of these episodes, drawn without replacement.
+        seed: seed of these, the sampled transitions and the policy's noise.
+        dims: action dims that a landscape varies; empty takes the first two.
         held: whose action its other dims are held at, `data` or `policy`.
         grid: points per dim.
     """
@@ -79,11 +79,11 @@ def inspect_run(
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
 ) -> tuple[Path, Inspection]:
-    """Look into the critic of a run's checkpoint, and write what is seen as numbers and figures.
+    """Inspect the critic of a run's checkpoint, and write what is found as numbers and figures.
 
     Args:
         path: the run folder.
-        step: of the checkpoint; None takes the last.
+        step: step of the checkpoint; None takes the last.
         choice: what to look at.
         out: folder to write to; None takes `inspect` in the run folder.
         device: `auto`, `cpu` or `cuda`.
@@ -124,7 +124,7 @@ def inspect_run(
 def inspect_agent(
     agent: Agent, dataset: Dataset, choice: Choice, device: torch.device, reporter: Reporter
 ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
-    """Everything that is found, as inspect.json holds it, and the maps of every head.
+    """Inspect an agent: everything that inspect.json holds, and the maps of every head.
 
     Returns:
         The document without its facts, and `(states, N, H, L, L)` weights; None without attention.
@@ -192,7 +192,7 @@ def map_entropy(maps: Tensor) -> Tensor:
 
 
 def _checked(choice: Choice, agent: Agent, dataset: Dataset) -> NDArray[np.int64]:
-    """The chosen transitions, if everything chosen is there."""
+    """The chosen transitions, after checking that everything chosen exists."""
     data = dataset.episodes
     have = (data.observations.shape[1], data.actions.shape[1])
     want = (len(agent.normaliser.mean), agent.action_dim)
@@ -241,7 +241,7 @@ def _default_states(lengths: NDArray[np.int64], choice: Choice) -> tuple[int, ..
 
 
 def _places(lengths: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Episode of each transition, and its step in there."""
+    """Episode of each transition, and its step within it."""
     ends = np.cumsum(lengths)
     episodes = np.searchsorted(ends, rows, side="right")
     steps = rows - (ends - lengths)[episodes]
@@ -251,7 +251,7 @@ def _places(lengths: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[list[i
 def _raw_observations(dataset: Dataset, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     """Observations at which transitions start, as the data hold them."""
     data = dataset.episodes
-    starts = rows + np.array(_places(data.lengths, rows)[0])  # a row more per episode before
+    starts = rows + np.array(_places(data.lengths, rows)[0])  # one more row per earlier episode
     return torch.as_tensor(data.observations[starts], dtype=torch.float32, device=device)
 
 
@@ -360,7 +360,7 @@ def _write(
     maps: NDArray[np.float32] | None,
     drawn: dict[str, str],
 ) -> None:
-    """Figures and maps first, inspect.json last; figures of an earlier look go."""
+    """Write figures and maps, then inspect.json; delete figures of an earlier inspection."""
     text = json.dumps(document, allow_nan=False) + "\n"
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The training loop: update, and at their steps log, score and save; one run or several."""
+"""The training loop: update and, at the steps due, log, score and save; one run or several."""
 
 import math
 import time
@@ -34,13 +34,13 @@ class Training:
         generator: draws every sample and all noise of an update, on the training device.
         state: step reached and the data's dims.
         scorer: scores the agent at a step and writes the line(s).
-        evaluation_steps: when to.
+        evaluation_steps: steps at which to score.
         reporter: where progress goes.
-        finished: called when the run is at its end, scores included.
+        finished: called when the run has ended, scores included.
         tracker: where metrics go besides metrics.jsonl.
         watch: judges every line of metrics.
         window: the metrics since the last log step.
-        stream: of a GPU, where several runs' work may overlap; None takes the default one.
+        stream: GPU stream, so that several runs' work may overlap; None takes the default one.
         saved: the step of the checkpoint written last, -1 before the first.
     """
 
@@ -75,24 +75,24 @@ class Scorer(Protocol):
         ...
 
     def wait(self) -> None:
-        """Return when all that was begun is written."""
+        """Wait until all scores that were begun are written."""
         ...
 
     def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step were begun and are not written yet."""
+        """Whether scores of a step were begun but are not written yet."""
         ...
 
 
 def train(trainings: Sequence[Training]) -> None:
-    """Run the updates that remain of one run, or of several in turn on one device.
+    """Run the remaining updates of one run, or of several that take turns on one device.
 
-    A run's numbers don't depend on the others'. One that fails does not stop the others.
+    A run's numbers don't depend on the other runs, and one that fails does not stop the others.
 
     Raises:
         InputError: a loss or a parameter is no longer finite (seen at log steps and before a
             checkpoint, where the device is waited for anyway).
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written, with a note that names
-            it and the command that goes on.
+            it and the command that resumes.
     """
     stop = Stop()
     try:
@@ -109,7 +109,7 @@ def train(trainings: Sequence[Training]) -> None:
 def _take_turns(
     runs: list[tuple[torch.cuda.Stream | None, Iterator[None]]],
 ) -> list[InputError]:
-    """Exhaust iterators in turn, each on its stream; gives the errors of those that failed.
+    """Exhaust iterators in turn, each on its stream; return the errors of those that failed.
 
     Raises:
         KeyboardInterrupt: the runs were stopped, each with a checkpoint.
@@ -136,10 +136,10 @@ def _how_to_go_on(folder: RunFolder) -> str:
 
 
 def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
-    """One run of several on one device, a launch of updates at a time.
+    """Train one of several runs on one device, yielding after each launch of updates.
 
-    Its seconds are its own: on a CPU the other runs' turns are not counted; on streams of a GPU,
-    where all go on at once, it takes an equal share of the time.
+    Its timing is its own: on a CPU the other runs' turns are not counted; on GPU streams, where all
+    run at once, it is charged an equal share of the time.
 
     Raises:
         Stopped: a stop was requested; a checkpoint was written.
@@ -150,12 +150,12 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
     while step < config.steps:
         step += update(training, step + 1, next_event(training, step) - step)
         if step % config.log_every == 0 or step == config.steps:
-            means = training.window.flush()  # waits for the device, whose time the updates took
+            means = training.window.flush()  # waits for the device to finish the updates
             elapsed = (training.clock() - started) / (runs if training.stream else 1)
             log(training, step, means, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
-        # A score can be made later, or again, only of weights that were saved.
+        # Only saved weights can be scored later, or again.
         if evaluates or step % config.checkpoint_every == 0 or step == config.steps:
             save(training, step)
         if stop.requested:
@@ -182,7 +182,7 @@ def next_event(training: Training, step: int) -> int:
 
 
 def evaluate(training: Training, step: int, stop: Stop) -> None:
-    """Score the agent; a stop leaves a checkpoint of the step, where scoring is taken up again."""
+    """Score the agent; a stop saves a checkpoint of the step, from which scoring resumes."""
     stop.at_once = True
     try:
         training.scorer.score(step)
@@ -194,7 +194,7 @@ def evaluate(training: Training, step: int, stop: Stop) -> None:
 
 
 def finish(training: Training, stop: Stop) -> None:
-    """Wait for the scores that are still being made; all checkpoints are written."""
+    """Wait for the scores still in progress; all checkpoints are written by then."""
     stop.at_once = True
     try:
         training.scorer.wait()
@@ -215,7 +215,7 @@ def update(training: Training, step: int, most: int) -> int:
 def log(
     training: Training, step: int, means: dict[str, Any], updates_per_second: float, seconds: float
 ) -> None:
-    """Write one line of metrics.jsonl and, apart from it, of timing.jsonl."""
+    """Write one line of metrics.jsonl and one of timing.jsonl."""
     line = {"step": step, **means}
     check_finite(line, step, _last_checkpoint(training.folder))
     append_jsonl(training.folder.metrics, line)
@@ -227,7 +227,7 @@ def log(
 
 
 def heed(training: Training, warnings: Sequence[Warned]) -> None:
-    """Write down and say what a rule found; or stop, where that is its action.
+    """Record and report what a rule found, or stop the run if that is its action.
 
     Raises:
         InputError: names the rule, the step and the last good checkpoint.
@@ -240,7 +240,7 @@ def heed(training: Training, warnings: Sequence[Warned]) -> None:
 
 
 def save(training: Training, step: int) -> None:
-    """Write a checkpoint of the step just done, if that was not done yet.
+    """Write a checkpoint of the step just done, unless that is already done.
 
     Raises:
         InputError: a loss since the last log step, or a parameter, is not finite; every checkpoint
@@ -264,9 +264,9 @@ def save(training: Training, step: int) -> None:
 
 
 def prune(training: Training) -> None:
-    """Delete checkpoints older than those to keep, but none of scores that are not written yet.
+    """Delete checkpoints older than those to keep, except those whose scores are unwritten.
 
-    A run that was killed makes these again of their checkpoint, and `eval --missing` those that
+    A killed run makes these scores again from their checkpoint, and `eval --missing` those that
     were left for later.
     """
     left = frozenset() if training.scorer.is_scoring else training.evaluation_steps

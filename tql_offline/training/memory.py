@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed."""
+"""Making the C library's allocator keep what is freed."""
 
 import ctypes
 
@@ -9,11 +9,11 @@ _NEVER = -1
 def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks for the next allocation, for the rest of the process.
 
-    By default it gives every block above 32 MiB back to the kernel, and each update takes the same
-    pages anew, to be zeroed one fault at a time. What is kept is at most what was held at the peak.
+    By default it returns every block above 32 MiB to the kernel, and each update gets the same
+    pages again, zeroed one page fault at a time. At most the peak usage is kept.
 
     Returns:
-        Whether it was told; other C libraries have no such setting.
+        Whether it was set; other C libraries have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -16,7 +16,7 @@ DECIMALS = 7
 class MetricsWindow:
     """Running sums of metrics, each averaged over the updates since the last log step that gave it.
 
-    A delayed policy gives its metrics in every other update only.
+    A delayed policy gives its metrics only in every other update.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class MetricsWindow:
         self._add(metrics, dict.fromkeys(metrics, 1))
 
     def merge(self, other: "MetricsWindow") -> None:
-        """Add all that another window holds, which keeps it."""
+        """Add all that another window holds, leaving that one unchanged."""
         self._add(other._sums, other._counts)
 
     def _add(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
@@ -40,12 +40,12 @@ class MetricsWindow:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything in it by name, for a checkpoint."""
+        """All sums and counts by name, for a checkpoint."""
         counts = {f"count.{name}": torch.tensor(count) for name, count in self._counts.items()}
         return {f"sum.{name}": value for name, value in self._sums.items()} | counts
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take over what `tensors` of another window gave.
+        """Restore what `tensors` of another window returned.
 
         Raises:
             KeyError: a sum has no count.
@@ -67,7 +67,7 @@ class MetricsWindow:
         return {name: _round(value) for name, value in means.items()}
 
     def flush(self) -> dict[str, Any]:
-        """The means; what is added later counts anew."""
+        """Return the means and start a new window."""
         means = self.means()
         self._sums, self._counts = {}, {}
         return means
@@ -86,7 +86,7 @@ def _round(value: Any) -> Any:
 
 
 def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:
-    """Stop a run whose losses are no longer numbers.
+    """Stop a run whose losses are no longer finite.
 
     Raises:
         InputError: names the metric, the step and the last good checkpoint.
@@ -107,7 +107,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
-    """The error of a run that cannot go on; `last_checkpoint` is empty where there is none."""
+    """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
     last = f"is {last_checkpoint}" if last_checkpoint else "does not exist"
     return InputError(
         f"{what} by update {step}; the last good checkpoint {last}, "

@@ -13,20 +13,20 @@ from tql_offline.training.trackers import check_tracker
 
 MAX_RUN_NAMES = 10_000
 MAX_NAME_BYTES = 240
-"""Of a run's name: file systems allow 255 with what is appended."""
+"""Most bytes of a run's name: file systems allow 255, including what is appended."""
 NO_ENCODER = (
     "for which there is no encoder here; train on data whose observations are numbers, such as "
     "OGBench's without 'visual-'"
 )
-"""End of a sentence on data that are images."""
+"""The end of a sentence about data that are images."""
 
 
 def check(config: Config, runs: Path, name: str) -> None:
-    """What can be refused before any data are collected or loaded.
+    """Refuse what can be refused before any data are collected or loaded.
 
     Raises:
-        InputError: no such device, tracker or protocol, images to train on, or the run's name is
-            taken or no name.
+        InputError: there is no such device, tracker or protocol, the data are images, or the run's
+            name is taken or invalid.
     """
     check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
@@ -47,7 +47,7 @@ def _is_folder_name(name: str) -> bool:
 
 
 def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
-    """Create the run's folder: a given name once, a derived one with the next free number.
+    """Create the run's folder: a given name as it is, a derived one with the next free number.
 
     Raises:
         InputError: a run of the given name exists, or the name would leave `runs`.
@@ -66,7 +66,7 @@ def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
 
 
 def run_stem(config: Config) -> str:
-    """Dataset, objective, size and seed, and whatever else is not TQL's own choice."""
+    """Dataset, objective, size and seed, and anything else that is not TQL's own choice."""
     critic, entropy = config.critic, config.entropy.mode
     parts = [Path(config.dataset.name).stem, config.objective]
     if not config.has_critic:

@@ -64,13 +64,13 @@ def device_name(device: torch.device) -> str:
 
 
 def on_cpu(provenance: Mapping[str, Any]) -> bool | None:
-    """Whether a run with this provenance was trained on a CPU; None where it does not say."""
+    """Whether a run with this provenance was trained on a CPU; None if it does not say."""
     name = str(provenance.get("device") or "")
     return name.startswith("cpu (") if name else None
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from, with `-dirty` if it was changed; else None."""
+    """Commit of the checkout this code runs from, with `-dirty` if changed; None without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

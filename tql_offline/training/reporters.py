@@ -12,7 +12,7 @@ class Reporter(Protocol):
         ...
 
     def advanced(self, step: int, title: str = "training") -> None:
-        """The stage of a title has reached `step`."""
+        """The stage with this title has reached `step`."""
         ...
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
@@ -24,7 +24,7 @@ class Reporter(Protocol):
         ...
 
     def noted(self, sentence: str) -> None:
-        """There is something to know."""
+        """There is something the user should know."""
         ...
 
 
@@ -71,7 +71,7 @@ class SeedReporter:
         self.reporter.evaluated({**line, "seed": self.seed})
 
     def noted(self, sentence: str) -> None:
-        """There is something to know of this seed."""
+        """There is something the user should know about this seed."""
         self.reporter.noted(self._title(sentence))
 
     def _title(self, title: str) -> str:

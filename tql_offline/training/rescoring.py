@@ -29,7 +29,7 @@ from tql_offline.training.result import (
 )
 
 _MAX_REASON = 500
-"""Characters of what a run's record says of its data."""
+"""Most characters quoted from what a run's record says about its data."""
 
 
 def evaluate_run(
@@ -48,19 +48,20 @@ def evaluate_run(
 
     Args:
         path: the run folder.
-        step: of the checkpoint; None takes the last.
-        missing: score instead all that the protocol plans and that is not there yet.
-        protocol: name; empty takes the run's own (`own_protocol`).
-        policies: names; empty takes all.
+        step: step of the checkpoint; None takes the last.
+        missing: score everything instead that the protocol plans and that has no score yet.
+        protocol: its name; empty takes the run's own (`own_protocol`).
+        policies: their names; empty takes all.
         device: `auto`, `cpu` or `cuda`.
         reporter: where progress goes.
-        env_id: of the environment, where a finished run was trained without one; its record then
-            has it.
+        env_id: id of the environment, if a finished run was trained without one; it is then
+            recorded.
         video: also write videos of each policy's best, median and worst episode (eval/video.py).
 
     Raises:
-        InputError: no such checkpoint, policy or environment, the run folder is damaged, or the
-            videos cannot be made; the scores are then written unless nothing can draw here.
+        InputError: there is no such checkpoint, policy or environment, the run folder is damaged,
+            or the videos cannot be made; in that case the scores are written unless nothing can
+            draw here.
     """
     if missing and (step is not None or policies or video):
         raise InputError(
@@ -73,7 +74,7 @@ def evaluate_run(
         update={"protocol": protocols.get(protocol or own).name}
     )
     scored = config.model_copy(update={"evaluation": evaluation})
-    # Read before an episode is played: what these cannot be added to is not worth playing for.
+    # Read before an episode is played: if scores cannot be added, playing is a waste of time.
     read_evaluations(folder)
     env_id = _environment_of(folder, env_id)
     torch_device = pick_device(device)
@@ -84,10 +85,10 @@ def evaluate_run(
     with open_evaluator(scored, env_id, torch_device) as evaluator:
         assert evaluator is not None
         check_fit(agent, evaluator.pool, folder)
-        own = own_protocol(config, read_provenance(folder))  # which may just have become this one
+        own = own_protocol(config, read_provenance(folder))  # may just have become this one
         for sentence in _notes(own, config, path, evaluator):
             reporter.noted(sentence)
-        # Before the scores: whoever cannot be shown videos is told so at once.
+        # Before scoring, so that where no videos can be made, the user learns so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
             lines = []
             if missing:
@@ -96,7 +97,7 @@ def evaluate_run(
                 lines = evaluator.score(
                     agent, folder, state.step, policies or agent.policies, reporter
                 )
-            # Of an unfinished run a result would say that it is finished.
+            # A result of an unfinished run would claim that it is finished.
             if is_complete(folder, config):
                 write_result(folder)
             if drawing is not None:
@@ -112,7 +113,7 @@ def _score_missing(
     evaluator: Evaluator,
     now: int,
 ) -> None:
-    """Score what the protocol plans and is not there, each by its own checkpoint."""
+    """Score what the protocol plans and has no score yet, each from its own checkpoint."""
     before = len(read_evaluations(folder))
     scorer = RunScorer(scored, agent, folder, reporter, evaluator)
     scorer.catch_up(_with_checkpoint(scored, folder, reporter), now)
@@ -121,7 +122,7 @@ def _score_missing(
 
 
 def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
-    """The steps at which the protocol plans scores, of those that have a checkpoint."""
+    """The steps with a checkpoint at which the protocol plans scores."""
     planned = protocols.evaluation_steps(protocols.get(scored.evaluation.protocol), scored.steps)
     there = set(folder.checkpoint_steps())
     if gone := [str(step) for step in planned if step not in there]:
@@ -133,7 +134,7 @@ def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> l
 
 
 def _environment_of(folder: RunFolder, wanted: str) -> str:
-    """The environment to score a run in: the one that is given, or its record's.
+    """The environment to score a run in: the given one, or its record's.
 
     Raises:
         InputError: there is none.
@@ -150,10 +151,10 @@ def _environment_of(folder: RunFolder, wanted: str) -> str:
 def _record_environment(
     folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str
 ) -> None:
-    """Write the environment that a run is scored in into its record, if it is not there yet.
+    """Record the environment that a run is scored in, if it is not recorded yet.
 
-    Only a finished run that was trained without one can be given one, and another as long as
-    nothing was scored in it. The protocol that it is first scored by becomes the run's own.
+    Only a finished run that was trained without one can be given one, and it can be changed as long
+    as nothing was scored in it. The protocol of the first scores becomes the run's own.
     """
     provenance = read_provenance(folder)
     has = provenance.get("environment") or {}
@@ -180,7 +181,7 @@ def _record_environment(
 
 
 def _notes(own: str, config: Config, path: Path, evaluator: Evaluator) -> Iterator[str]:
-    """What is to be known of scores before they are made."""
+    """Notes about scores before they are made."""
     protocol = evaluator.protocol.name
     if protocol != own:
         yield (
@@ -195,7 +196,7 @@ def _notes(own: str, config: Config, path: Path, evaluator: Evaluator) -> Iterat
 
 
 def _why(provenance: dict[str, Any]) -> str:
-    """What is missing, in the words of whoever read the data."""
+    """What is missing, in the words of the code that read the data."""
     dataset = provenance.get("dataset")
     unscored = dataset.get("unscored") if isinstance(dataset, dict) else None
     if isinstance(unscored, str) and unscored.isprintable():
@@ -204,7 +205,7 @@ def _why(provenance: dict[str, Any]) -> str:
 
 
 def check_policies(agent: Agent, policies: Iterable[str], path: Path) -> None:
-    """See that a run has policies of given names.
+    """Check that a run has policies of the given names.
 
     Raises:
         InputError: it lacks one.

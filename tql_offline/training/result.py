@@ -13,14 +13,15 @@ from tql_offline.files import read_json, read_jsonl, write_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 MAX_NUMBER = 1e300
-"""A return beyond it is no return; an int may be beyond any float."""
+"""A number beyond it is not a return; an int may be beyond any float."""
 
 
 def open_run(path: Path) -> tuple[RunFolder, Config]:
-    """A run folder and its settings.
+    """Open a run folder and read its settings.
 
     Raises:
-        InputError: it is no run folder, its config.toml is damaged, or a file of it is a link.
+        InputError: it is not a run folder, its config.toml is damaged, or one of its files is a
+            link.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
@@ -32,8 +33,8 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
 def own_protocol(config: Config, provenance: Mapping[str, Any]) -> str:
     """The protocol that a run is judged by.
 
-    Its config's, or of a run that was trained without an environment the one by which it was first
-    scored: nothing had been planned by the config's.
+    This is its config's or, for a run trained without an environment, the one that it was first
+    scored by: nothing had been planned by the config's.
     """
     environment = provenance.get("environment") or {}
     named = environment.get("protocol") if environment.get("given_later") else None
@@ -46,7 +47,7 @@ def is_complete(folder: RunFolder, config: Config) -> bool:
 
 
 def read_provenance(folder: RunFolder) -> dict[str, Any]:
-    """The run's provenance.json, with everything that the other commands take from it.
+    """The run's provenance.json, with everything that the other commands need from it.
 
     Raises:
         InputError: it is damaged; the message names the key.
@@ -118,12 +119,12 @@ _LINE_CHECKS: dict[str, Callable[[Any], bool]] = {
 def action_bounds(
     table: Mapping[str, Any], action_dim: int, path: Path
 ) -> list[list[float]] | None:
-    """The environment's least and greatest actions, None where a table has none.
+    """The environment's least and greatest actions; None if a table has none.
 
     Args:
-        table: of a model or of a run's dataset.
-        action_dim: numbers of each.
-        path: of its file.
+        table: table of a model or of a run's dataset.
+        action_dim: how many numbers each has.
+        path: path of its file.
 
     Raises:
         InputError: they are not two rows of finite numbers, each least below its greatest.

@@ -13,7 +13,7 @@ from tql_offline.errors import InputError
 
 @dataclass(frozen=True)
 class RewardMap:
-    """`scale·r + shift`, of every reward alike."""
+    """The map `scale·r + shift`, the same for every reward."""
 
     scale: float = 1.0
     shift: float = 0.0
@@ -24,14 +24,14 @@ class RewardMap:
         return (self.scale, self.shift) == (1.0, 0.0)
 
     def of(self, dataset: Dataset) -> Dataset:
-        """The dataset with mapped rewards; itself where nothing changes."""
+        """The dataset with mapped rewards; itself if nothing changes."""
         if self.is_identity:
             return dataset
         rewards = dataset.episodes.rewards * np.float32(self.scale) + np.float32(self.shift)
         return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
 
     def notes(self) -> Iterator[str]:
-        """A note where training sees other rewards than the data has, by a preset perhaps."""
+        """A note if training sees other rewards than the data's, perhaps because of a preset."""
         if not self.is_identity:
             yield (
                 f"note: training sees rewards of {self.scale:.6g} r {self.shift:+.6g}: "
@@ -40,10 +40,10 @@ class RewardMap:
 
 
 def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
-    """What the settings make of the rewards of a dataset.
+    """The map that the settings apply to a dataset's rewards.
 
     Raises:
-        InputError: returns are to span a range, and the data's are all the same.
+        InputError: returns are to span a range, but the data's are all the same.
     """
     scale = settings.reward_scale
     if settings.return_range:
@@ -60,8 +60,9 @@ def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
 def whole_returns(episodes: Episodes) -> tuple[float, float]:
     """Least and largest undiscounted return of the episodes that were played to their end.
 
-    Those that end the task, or are as long as the longest: a cut of sampling is no return (D4RL's
-    replay data have such). CORL's code takes the same of D4RL's locomotion; IQL's own takes all.
+    These end the task or are as long as the longest: an episode cut off by sampling has no return
+    (D4RL's replay data have such episodes). CORL's code does the same for D4RL's locomotion; IQL's
+    own takes all.
     """
     last = episodes.last_transitions()
     starts = last + 1 - episodes.lengths

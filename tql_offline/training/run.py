@@ -52,7 +52,7 @@ def run(
         config: full settings.
         dataset: loaded data (so that bad data fail before anything is written).
         runs: folder of runs.
-        name: of the run folder; empty derives one.
+        name: name of the run folder; derived if empty.
         reporter: where progress goes.
 
     Raises:
@@ -69,26 +69,26 @@ def run_seeds(
     name: str,
     reporter: Reporter,
 ) -> list[RunFolder]:
-    """Train several seeds on one device, over one copy of the data: a run folder each.
+    """Train several seeds on one device, on one copy of the data, each in its own run folder.
 
-    Their updates take turns, on a GPU each seed's on a stream of its own. A seed's numbers are on
-    a CPU, bit for bit, those of its run alone.
+    Their updates take turns; on a GPU, each seed has its own stream. On a CPU, a seed's numbers
+    are, bit for bit, those of the same run alone.
 
     Args:
-        config: full settings but for the seed.
+        config: full settings except the seed.
         seeds: one or more.
         dataset: loaded data.
         runs: folder of runs.
-        name: of the run folder; of several seeds' folders the part before `-s<seed>`; empty derives
-            one.
+        name: name of the run folder or, for several seeds, its part before `-s<seed>`; derived if
+            empty.
         reporter: where progress goes.
 
     Raises:
-        InputError: the settings do not fit the data, or training diverged (of one seed: after the
-            others have finished).
+        InputError: the settings do not fit the data, or training diverged (if one seed's did: after
+            the others have finished).
     """
     refuse_other_data(config, dataset)
-    runs = Path(runs)  # by whoever calls this from Python
+    runs = Path(runs)  # callers from Python may pass a string
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
     names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
     for each, its_name in zip(configs, names, strict=True):
@@ -109,17 +109,17 @@ def run_seeds(
 
 
 def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Reporter) -> RunFolder:
-    """Go on with a run that was stopped, from its last checkpoint, to what it would have become.
+    """Resume a stopped run from its last checkpoint; it ends as if it had never stopped.
 
-    On a CPU with the same number of threads metrics, evaluations and weights are the same bits.
+    On a CPU with the same number of threads, metrics, evaluations and weights are bit-identical.
 
     Args:
-        path: its folder.
-        load_dataset: loads the data of its config.
+        path: the run folder.
+        load_dataset: loads the data of the run's config.
         reporter: where progress goes.
 
     Raises:
-        InputError: it is finished, being trained, or damaged, or the dataset has changed.
+        InputError: the run is finished, being trained, or damaged, or its dataset has changed.
     """
     folder, config = open_run(path)
     with claimed(folder):
@@ -169,7 +169,7 @@ def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path:
 
 @dataclass(frozen=True, kw_only=True)
 class _Setup:
-    """What a run trains with, as at its first update until a checkpoint is loaded."""
+    """What a run trains with, in its initial state until a checkpoint is loaded."""
 
     config: Config
     dataset: Dataset
@@ -186,7 +186,7 @@ class _Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class _Begun:
-    """A run in its folder, at the step that it goes on from."""
+    """A run with its folder and the step that it starts from."""
 
     setup: _Setup
     folder: RunFolder
@@ -194,7 +194,7 @@ class _Begun:
 
 
 def _set_up(config: Config, dataset: Dataset, like: _Setup | None = None) -> _Setup:
-    """Set up a run in memory, over the data of one that differs in its seed, if that is given."""
+    """Set up a run in memory; `like`, if given, is a run with another seed whose data it shares."""
     _refuse_images(dataset)
     rewards = reward_map(config.dataset, dataset) if like is None else like.rewards
     dataset = rewards.of(dataset) if like is None else like.dataset
@@ -249,7 +249,7 @@ def _refuse_images(dataset: Dataset) -> None:
 
 
 def findings_of(dataset: Dataset) -> tuple[str, ...]:
-    """What a quick look at the data finds; OGBench's episodes go on after the task's end."""
+    """What a quick check of the data finds; OGBench's episodes go on after the task's end."""
     is_own = dataset.is_own
     jumps = "teleport" not in dataset.name
     return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
@@ -261,7 +261,7 @@ def _other_limit(setup: _Setup) -> Iterator[str]:
 
 
 def _unscored(begun: _Begun) -> Iterator[str]:
-    """A note where scoring is left for later, with the command that does it."""
+    """A note, if scoring is left for later, with the command that does it."""
     if begun.setup.dataset.env_id is not None and not begun.setup.config.evaluation.enabled:
         yield (
             "note: policies are not scored while training; "
@@ -270,7 +270,7 @@ def _unscored(begun: _Begun) -> Iterator[str]:
 
 
 def _slower(setup: _Setup) -> Iterator[str]:
-    """Why a CPU's updates take longer than they might."""
+    """A note on why a CPU's updates take longer than they could, if they do."""
     wanted = wants_c_kernels(setup.device, setup.execution.mode, setup.execution.precision)
     if wanted and (lack := cpu_kernels.why_not()):
         yield f"note: an update takes a fifth longer than with kernels in C, because {lack}"
@@ -300,7 +300,7 @@ def _train(begun: Sequence[_Begun], findings: Sequence[str], reporter: Reporter)
 
 
 def _notes(begun: Sequence[_Begun]) -> Iterator[str]:
-    """What is to be known of runs of several seeds before they train."""
+    """Notes on the runs of one or several seeds, before they train."""
     first = begun[0].setup
     yield from first.rewards.notes()
     yield from _unscored(begun[0])
@@ -317,7 +317,7 @@ def _streams(count: int, device: torch.device) -> list[torch.cuda.Stream | None]
     """A stream for each of several runs on a GPU, none for a single one."""
     if count == 1 or device.type != "cuda":
         return [None] * count
-    torch.cuda.synchronize(device)  # what was made so far, on the default stream
+    torch.cuda.synchronize(device)  # wait for what the default stream has set up so far
     return [torch.cuda.Stream(device) for _ in range(count)]
 
 

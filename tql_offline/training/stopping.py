@@ -1,4 +1,4 @@
-"""Stopping a run in order: Ctrl-C and SIGTERM as requests."""
+"""Stopping a run cleanly: Ctrl-C and SIGTERM as requests."""
 
 import signal
 import threading
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A run left in order: its checkpoint is written."""
+class Stopped(Exception):  # noqa: N818 - it is not an error
+    """A run was stopped cleanly: its checkpoint is written."""
 
 
 class Stop:
-    """A request to stop by Ctrl-C or SIGTERM, taken where weights and metrics belong together.
+    """A request to stop by Ctrl-C or SIGTERM, honoured where weights and metrics are consistent.
 
-    An update is brought to its end first; an evaluation, which changes no weights, is left at once,
-    and so is everything at a second request.
+    An update is finished first; an evaluation, which changes no weights, is abandoned at once, and
+    so is everything at a second request.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stop:
         """Note the request; the signature is that of a signal handler.
 
         Raises:
-            KeyboardInterrupt: it need not wait.
+            KeyboardInterrupt: the request need not wait.
         """
         del number, frame
         forced, self.requested = self.at_once or self.requested, True
@@ -35,7 +35,7 @@ class Stop:
 
     @contextmanager
     def handling(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM as requests while the block runs, in the main thread."""
+        """Treat Ctrl-C and SIGTERM as requests while the block runs, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,12 +1,12 @@
-"""A sweep: the runs of a grid that one TOML file describes, each trained in a process of its own.
+"""A sweep: the runs of a grid that one TOML file describes, each trained in its own process.
 
     runs/
       .sweep.lock         held while a sweep is at work
       <name>/             a run's folder (tql_offline/runs.py)
       <name>.log          what its process printed
 
-A sweep keeps no state of its own: a run is finished when its folder holds a result of the settings
-that the suite gives it, so a sweep that was stopped goes on when it is started again.
+A sweep keeps no state of its own: a run is finished when its folder holds a result with the
+settings that the suite gives it, so a stopped sweep continues when it is started again.
 """
 
 import math
@@ -46,7 +46,7 @@ from tql_offline.training.result import open_run
 
 MAX_RUNS = 100_000
 MAX_NAME = 200
-"""Characters of a run's name: file systems allow 255 with what the run appends."""
+"""Most characters of a run's name: file systems allow 255, including what the run appends."""
 POLL_SECONDS = 0.1
 LOG_TAIL_BYTES = 2**16
 
@@ -67,7 +67,7 @@ class Suite:
         path: the file.
         seeds: every combination of labels is trained with each.
         collect: dataset → training episodes to collect where it is not installed.
-        settings: of every run.
+        settings: settings of every run.
         axes: axis → label → settings of every run with that label, in the file's order.
     """
 
@@ -95,7 +95,7 @@ class Ended:
         folder: its folder, if the process made one.
         log: what the process printed.
         code: its exit code, negative for a signal.
-        seconds: from its start to its end.
+        seconds: time from its start to its end.
     """
 
     run: Run
@@ -114,7 +114,7 @@ class Ended:
 
 
 def find_suite(name: Path) -> Path:
-    """A suite file, or the one of that name that comes with the package.
+    """Find a suite file, or the one of that name that comes with the package.
 
     Raises:
         InputError: there is neither; the message lists those that come with it.
@@ -132,7 +132,7 @@ def read_suite(path: Path) -> Suite:
     """Read a suite file; its settings are checked by `expand`.
 
     Raises:
-        InputError: it is missing, no TOML, or has keys, seeds, labels or episodes of no meaning.
+        InputError: it is missing, not TOML, or has invalid keys, seeds, labels or episodes.
     """
     document = read_toml(path)
     unknown = [key for key in document if key not in ("seeds", "collect", "settings", "axis")]
@@ -199,7 +199,7 @@ def _is_whole(value: Any) -> bool:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Say in an error of the block where it comes from."""
+    """Say in the block's errors where they come from."""
     try:
         yield
     except InputError as error:
@@ -210,7 +210,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
-    """All runs of a suite: one per combination of labels and seed, the last axis varying first.
+    """All runs of a suite: one per combination of labels and seed, seeds varying fastest.
 
     Args:
         suite: its settings override a preset's; axes override both, a later axis an earlier one.
@@ -218,12 +218,13 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
         processes: runs that train at once, which share the machine's cores.
 
     Raises:
-        InputError: a run's settings cannot be used, two runs have one name, or there are too many.
+        InputError: a run's settings cannot be used, two runs have the same name, or there are too
+            many.
     """
     count = math.prod(len(labels) for labels in suite.axes.values()) * len(suite.seeds)
     if count > MAX_RUNS:
         raise InputError(f"suite {suite.path} has {count:,} runs; leave at most {MAX_RUNS:,}")
-    # Beneath all else: how many processes play episodes changes no result, only the load.
+    # Lowest in precedence: how many processes play episodes changes no result, only the load.
     settings = merge({"evaluation": {"processes": cores_each(processes)}}, suite.settings)
     runs = []
     for combination in product(*(labels.items() for labels in suite.axes.values())):
@@ -239,7 +240,7 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
 def select(
     runs: Sequence[Run], patterns: Sequence[str], suite: Suite
 ) -> tuple[list[Run], dict[str, int]]:
-    """Runs whose names match one of some shell patterns, and what is to be collected for them.
+    """Runs whose names match any of some shell patterns, and what is to be collected for them.
 
     Raises:
         InputError: a pattern matches no run.
@@ -257,7 +258,7 @@ def select(
 
 
 def _ogbench_file(data: DataConfig) -> str:
-    """The file of a dataset of OGBench's that is given by name; empty of all other data."""
+    """The file of an OGBench dataset that is given by name; empty for all other data."""
     try:
         return "" if data.path else parse_name(data.name).file
     except InputError:
@@ -265,7 +266,7 @@ def _ogbench_file(data: DataConfig) -> str:
 
 
 def cores_each(processes: int) -> int:
-    """Cores for each of so many runs at once."""
+    """Cores for each of `processes` runs at once."""
     return max(1, usable_cores() // processes)
 
 
@@ -280,7 +281,7 @@ def _resolve(settings: Mapping[str, Any], seed: int) -> Config:
 def _check_names(runs: Sequence[Run], path: Path) -> None:
     seen: set[str] = set()
     for run in runs:
-        # Some file systems take upper and lower case for the same.
+        # Some file systems ignore case.
         name = run.name.lower()
         if name in seen:
             raise InputError(f"two runs of suite {path} are named {run.name}; change a label")
@@ -293,10 +294,10 @@ def _check_names(runs: Sequence[Run], path: Path) -> None:
 
 
 def check_data(run: Run, suite: Suite) -> None:
-    """See that a run's data are installed, or will be when it starts.
+    """Check that a run's data are installed, or will be when it starts.
 
     Raises:
-        InputError: they are not; the message names the commands that bring them.
+        InputError: they are not; the message names the commands that install them.
     """
     wanted = run.config.dataset
     collected = _ogbench_file(wanted) in {parse_name(name).file for name in suite.collect}
@@ -315,10 +316,11 @@ def has_no_environment(run: Run) -> bool:
 
 
 def check_collected(suite: Suite) -> None:
-    """See that what is installed of the suite's datasets is what the suite collects.
+    """Check that the suite's datasets that are installed are what the suite collects.
 
     Raises:
-        InputError: a collected file holds another number of episodes, or a download would be taken.
+        InputError: a collected file holds another number of episodes, or a download would be used
+            instead.
     """
     for name, episodes in suite.collect.items():
         file = parse_name(name).file
@@ -338,10 +340,10 @@ def check_collected(suite: Suite) -> None:
 
 
 def state_of(run: Run, runs: Path) -> State:
-    """What there is of a run.
+    """How far a run has come.
 
     Raises:
-        InputError: its folder holds a run of other settings, or none.
+        InputError: its folder holds a run with other settings, or no run.
     """
     path = runs / run.name
     if not path.exists():
@@ -361,7 +363,7 @@ def _is_passing(file: Path) -> bool:
 
 
 def first_difference(have: Config, want: Config) -> str:
-    """The first setting in which two configs would train other runs, with both values; or empty.
+    """The first setting that makes two configs train different runs, with both values, or "".
 
     >>> first_difference(Config(steps=5), Config(steps=6))
     'steps 5 where the suite gives 6'
@@ -382,7 +384,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Settings:
 
 
 def can_go_on(run: Run, runs: Path) -> bool:
-    """Whether an unfinished run can be resumed: it was written down what it trains on."""
+    """Whether an unfinished run can be resumed: its provenance was written."""
     return RunFolder(runs / run.name).provenance.is_file()
 
 
@@ -394,7 +396,7 @@ def discard(run: Run, runs: Path) -> None:
     """
     path, aside = runs / run.name, runs / f".{run.name}.removed"
     with writing(path):
-        # Renamed first: half of a folder would be taken for a run of someone else's.
+        # Renamed first: half a folder would be mistaken for someone else's run.
         if aside.exists():
             shutil.rmtree(aside)
         path.rename(aside)
@@ -402,7 +404,7 @@ def discard(run: Run, runs: Path) -> None:
 
 
 def alone(runs: Path) -> AbstractContextManager[None]:
-    """Keep other sweeps from the same folder of runs.
+    """Keep other sweeps out of a folder of runs.
 
     Raises:
         InputError: another one is at work there, or it cannot be written.
@@ -429,13 +431,13 @@ class _Child:
 def train_runs(
     runs: Collection[Run], folder: Path, *, processes: int, ended: Callable[[Ended], None]
 ) -> None:
-    """Train runs, some at a time, each in a process of its own; one that fails stops no other.
+    """Train runs, some at a time, each in its own process; one that fails stops no other.
 
-    Leaving it by an exception, Ctrl-C or the signals that end a program ends the processes, too.
+    An exception, Ctrl-C or a signal that ends this program ends the processes, too.
 
     Args:
-        runs: whose folders are not there, or can be gone on with.
-        folder: of runs.
+        runs: runs without a folder, or that can be resumed.
+        folder: folder of runs.
         processes: runs at a time.
         ended: called with each run when its process has ended.
 
@@ -527,7 +529,7 @@ def _ended(child: _Child, folder: Path) -> Ended:
 
 @contextmanager
 def _raised_signals() -> Iterator[None]:
-    """Raise SystemExit where a signal would end this process at once and leave its children."""
+    """Raise SystemExit where a signal would end this process at once and orphan its children."""
     numbers = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None]
     caught = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():

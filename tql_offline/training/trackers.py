@@ -9,7 +9,7 @@ from tql_offline.runs import RunFolder
 
 
 class Tracker(Protocol):
-    """Takes named numbers at steps."""
+    """Records named numbers at steps."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
@@ -27,7 +27,7 @@ class NoTracker:
         """Ignore."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing."""
 
 
 class TensorBoardTracker:
@@ -48,7 +48,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run of the run folder's name, its settings included."""
+    """A Weights & Biases run with the run folder's name and settings."""
 
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
         module = _require("wandb", "wandb")
@@ -69,7 +69,7 @@ class WandbTracker:
 
 
 def make_tracker(name: str, folder: RunFolder, settings: Mapping[str, Any]) -> Tracker:
-    """The tracker of the config's name.
+    """Make the tracker that the config names.
 
     Raises:
         InputError: its package is not installed.

@@ -1,8 +1,8 @@
 """Watching a run at its log steps: Q beyond what the data allow, and attention that has collapsed.
 
-A NaN or infinite metric always stops the run (metrics.py). These rules look at a line of
-`metrics.jsonl` and at nothing else, so that they cost no look at the device, and a run that goes on
-finds what it would have found.
+A NaN or infinite metric always stops the run (metrics.py). These rules look only at lines of
+`metrics.jsonl`, so that they need no device sync, and a resumed run finds what it would have found
+anyway.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,9 +27,9 @@ class Warned:
 
     Attributes:
         rule: `exploding_q` or `collapsed_entropy`.
-        step: of that line.
+        step: step of that line.
         since: step of the last line before the first bad one; 0 if there is none.
-        sentence: what holds.
+        sentence: what holds, in one sentence.
     """
 
     rule: str
@@ -45,7 +45,7 @@ class Watch:
         settings: `[watch]` of its config.
         bound: the largest return that the data allow, in absolute value.
         tokens: L of the critic; 0 without attention.
-        value_tokens: L of V, where there is one.
+        value_tokens: L of V, if there is one.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Watch:
             "collapsed_entropy": lambda line: _collapsed(line, tokens, value_tokens),
         }
         self._rules = {n: rule for n, rule in rules.items() if getattr(settings, n) != "off"}
-        self._good = dict.fromkeys(self._rules, 0)  # step of the last line that was
-        self._bad = dict.fromkeys(self._rules, 0)  # lines in a row since
+        self._good = dict.fromkeys(self._rules, 0)  # step of the last good line
+        self._bad = dict.fromkeys(self._rules, 0)  # bad lines in a row since
 
     def see(self, line: dict[str, Any]) -> list[Warned]:
-        """What begins to hold with a line; what goes on to hold is not said again."""
+        """What begins to hold with a line; what continues to hold is not reported again."""
         found = []
         for name, rule in self._rules.items():
             sentence = rule(line)
@@ -74,14 +74,14 @@ class Watch:
         return found
 
     def catch_up(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Take in the lines of a run that goes on, which were judged when they were written."""
+        """Replay the lines of a resumed run, which were judged when they were written."""
         for line in lines:
             self.see(line)
 
 
 def make_watch(config: Config, episodes: Episodes, tokens: int) -> Watch:
     """The rules of a run on its data."""
-    # V has a token per scalar of the state; no line has entropies of a V that is not there.
+    # V has a token per scalar of the state; without a V, no line has its entropies.
     value_tokens = 1 + episodes.observations.shape[1]
     return Watch(config.watch, largest_return(episodes, config.discount), tokens, value_tokens)
 
@@ -89,13 +89,13 @@ def make_watch(config: Config, episodes: Episodes, tokens: int) -> Watch:
 def largest_return(episodes: Episodes, discount: float) -> float:
     """The largest discounted return, in absolute value, that rewards of the data can add up to.
 
-    At least 1, since a critic need not be exact to less.
+    It is at least 1, since a critic need not be more exact than that.
     """
     return max(return_bound(episodes, discount), 1.0)
 
 
 def return_bound(episodes: Episodes, discount: float) -> float:
-    """`max |r| / (1 - γ)`; without discounting the sum over the longest episode."""
+    """`max |r| / (1 - γ)`; without discounting, the sum over the longest episode."""
     rewards: NDArray[np.float32] = episodes.rewards
     largest = max(abs(float(rewards.min())), abs(float(rewards.max())))
     steps = 1 / (1 - discount) if discount < 1 else float(episodes.lengths.max())
@@ -103,7 +103,7 @@ def return_bound(episodes: Episodes, discount: float) -> float:
 
 
 def stop_error(warned: Warned, last_good: str) -> InputError:
-    """The error of a run that a rule stops; `last_good` is empty where there is no checkpoint."""
+    """The error of a run that a rule stops; `last_good` is empty if there is no checkpoint."""
     last = f"is {last_good}" if last_good else "does not exist"
     return InputError(
         f"{warned.sentence}, and watch.{warned.rule} is 'stop'; the last good checkpoint {last}, "
@@ -123,7 +123,7 @@ def _exploded(line: dict[str, Any], factor: float, bound: float) -> str:
 
 
 def _collapsed(line: dict[str, Any], tokens: int, value_tokens: int) -> str:
-    """Of the critic's attention, else of V's."""
+    """The alarm for the critic's attention or, failing that, for V's."""
     at = f"at update {line['step']}"
     of_critic = _alarm(line.get("entropy"), tokens, at)
     return of_critic or _alarm(line.get("value_entropy"), value_tokens, f"in V {at}")
