@@ -24,7 +24,7 @@ from torch.nn import functional
 from tql_offline.networks import cpu_kernels
 
 ROWS = 1024
-"""Rows of a slice of an MLP: 512 × 4·128 float32 are 1 MiB, about a core's cache."""
+"""Rows of a slice of an MLP: of 4·128 float32 they are 2 MiB, about the caches of two cores."""
 
 NUMBERS = 2**17
 """Numbers in a slice of the first projection: 0.5 MiB of float32."""
