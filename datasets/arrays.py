@@ -1,4 +1,4 @@
-"""A dataset of arrays in memory, in place of a file with the same columns."""
+"""A dataset made from arrays in memory instead of a file with the same columns."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,21 @@ def from_arrays(
     env_id: str | None = None,
     action_bounds: Sequence[float] = (),
 ) -> Dataset:
-    """A dataset of columns in one of the layouts of docs/data.md.
+    """Make a dataset from columns in one of the layouts of docs/data.md.
 
     With `timeouts` or `next_observations` each row is a step, as in D4RL's files and d3rlpy's
-    datasets; without them an episode's last row, marked by `terminals`, holds its last observation
-    alone, as in OGBench's.
+    datasets; without them an episode's last row, marked by `terminals`, holds only its last
+    observation, as in OGBench's.
 
     Args:
         columns: `observations`, `actions`, `rewards`, `terminals` and so on; they are copied.
-        name: what a config calls them, and every result.
+        name: the dataset's name in the config and in every result.
         env_id: the Gymnasium environment to score policies in.
-        action_bounds: least and greatest action, which become -1 and 1; the config has them, too.
+        action_bounds: lower and upper bound of the actions, mapped to -1 and 1; also in the config.
 
     Raises:
-        InputError: a column is missing, of another length, not finite, or actions beyond [-1, 1].
+        InputError: a column is missing, of the wrong length or not finite, or actions lie outside
+            [-1, 1].
 
     >>> columns = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)),
     ...     "rewards": np.ones(4), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1],
@@ -55,7 +56,7 @@ def from_arrays(
 
 
 def _array(key: str, column: ArrayLike) -> Array:
-    """A copy of a column; numbers that are no integers are float32, as those of files are."""
+    """A copy of a column; floats, actions and rewards become float32, as when read from files."""
     try:
         array = np.array(column, order="C")
     except ValueError as error:
@@ -63,12 +64,12 @@ def _array(key: str, column: ArrayLike) -> Array:
             f"column {key!r} is no array ({error}); give rows of equal length"
         ) from error
     is_float = array.dtype.kind == "f" or key in ("actions", "rewards")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is named as not finite
+    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
         return array.astype(np.float32) if is_float and array.dtype.kind in "fiub" else array
 
 
 def _sha256(columns: Mapping[str, ArrayLike]) -> str:
-    """Of names, types, shapes and numbers, whatever the order of the columns."""
+    """SHA-256 of names, types, shapes and numbers, independent of the order of the columns."""
     digest = hashlib.sha256()
     for key in sorted(columns):
         array: Array = np.ascontiguousarray(columns[key])

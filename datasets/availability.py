@@ -1,4 +1,4 @@
-"""What could be downloaded: asks every mirror for every file, and fetches none."""
+"""Check of what could be downloaded: asks every mirror for every file, and fetches none."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +22,17 @@ from tql_offline.errors import InputError
 
 _ASKED_AT_ONCE = 8
 _NO_HEAD = {405, 501}
-"""What a host answers that does not know HEAD."""
+"""Status codes of hosts that do not support HEAD."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What one mirror says of one file.
+    """One mirror's answer about one file.
 
     Attributes:
         url: the address that was asked.
-        available: whether it would give the file: a file of the known length where that is known.
-        detail: its words, in a few of ours.
+        available: whether it offers the file, of the right length if that is known.
+        detail: its answer in a few words.
     """
 
     url: str
@@ -42,13 +42,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Availability:
-    """Where a file can be had.
+    """Where a file is available.
 
     Attributes:
-        file: what the catalogue says of it.
-        path: where it lies, or would.
+        file: the catalogue's record of it.
+        path: where it is on this machine, or would be.
         local: `whole`, `missing`, `unfinished: ...` or what is wrong with it.
-        answers: one a mirror, in the order of the mirrors.
+        answers: one per mirror, in the order of the mirrors.
     """
 
     file: PublishedFile
@@ -63,7 +63,7 @@ class Availability:
 
     @property
     def can_be_had(self) -> bool:
-        """Whether it is here or some mirror would give it."""
+        """Whether the file is on this machine or offered by some mirror."""
         return self.is_here or any(answer.available for answer in self.answers)
 
 
@@ -75,18 +75,18 @@ def check(
     client: httpx.Client | None = None,
     offline: bool = False,
 ) -> list[Availability]:
-    """Ask all mirrors for all files of some datasets, by HEAD, and look at the files that are here.
+    """Ask all mirrors for all files of some datasets, by HEAD, and check the files already here.
 
     Args:
         entries: the datasets.
         folder: where to look for files; None: where each suite's own package keeps them.
         mirrors: addresses to ask instead of the catalogue's.
-        client: HTTP client whose timeouts and redirect bound apply; None: connect 10 s, read 30 s,
+        client: HTTP client whose timeouts and redirect limit apply; None: connect 10 s, read 30 s,
             5 redirects.
-        offline: ask no mirror but folders of this machine; so does `$TQL_OFFLINE_LOCAL_ONLY`.
+        offline: use only mirrors that are local folders, as with `$TQL_OFFLINE_LOCAL_ONLY`.
 
     Raises:
-        InputError: a mirror is no address, or the proxy cannot be used.
+        InputError: a mirror is not an address, or the proxy cannot be used.
     """
     offline = offline or local_only()
     wanted = [
@@ -148,11 +148,11 @@ def _local_length(url: str) -> int:
 
 
 def _remote_length(client: httpx.Client, url: str) -> int | None:
-    """The length a mirror announces, or None if it keeps it to itself.
+    """The length a mirror announces, or None if it does not say.
 
     Raises:
-        InputError: it would not give the file, with the reason.
-        HTTPError: it cannot be reached, or leads nowhere.
+        InputError: it does not offer the file; the message gives the reason.
+        HTTPError: it cannot be reached, or its redirects cannot be followed.
     """
     headers = {"Accept-Encoding": "identity"}
     response = client.head(url, headers=headers, follow_redirects=True)

@@ -1,4 +1,4 @@
-"""Scripted behaviour policies: one episode of an OGBench dataset, made with OGBench's own oracles.
+"""Scripted behaviour policies, which collect OGBench episodes with OGBench's own oracles.
 
     family                          kind       policy
     pointmaze-*                     navigate   walk to one random goal after another
@@ -6,9 +6,9 @@
     cube-*, scene, puzzle-*         play       follow smooth, noisy plans (open loop)
                                     noisy      closed loop, Gaussian action noise, random actions
 
-An episode is a function of its seed alone: OGBench draws from numpy's global generator as well as
+An episode is a function of its seed alone: OGBench draws from NumPy's global generator as well as
 from the environment's, so both are seeded for each episode, and nothing is carried over from the
-episode before.
+previous episode.
 
 Source: Park et al., "OGBench" (https://arxiv.org/abs/2410.20092), and its `locomaze.maze` and
 `manipspace.oracles`.
@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 Columns = dict[str, NDArray[np.generic]]
 Cell = tuple[int, int]
 EpisodeKey = tuple[int, int, int]
-"""(seed, split, index of the episode in its split): what an episode is drawn from."""
+"""What determines an episode: (seed, split, index of the episode in its split)."""
 
 _DTYPES = {"terminals": np.dtype(bool), "button_states": np.dtype(np.int64)}
 _BLOCK_Y, _BLOCK_Z = 15, 16
 """Columns of qpos that hold the y and z of the scene's block."""
 _EDITED_MODEL_ARRAYS = ("dof_damping", "site_pos")
-"""What OGBench's environments change in the model as they go, colours apart."""
+"""Arrays of the model that OGBench's environments change during episodes, besides colours."""
 
 _NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
-"""Action noise of x, y, z, yaw and gripper, relative to that of x."""
+"""Action noise on x, y, z, yaw and gripper, relative to that on x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class MazeBehaviour:
     """A point that follows the shortest path to its goal, with noise.
 
     Attributes:
-        env_id: gymnasium name of the environment.
+        env_id: Gymnasium name of the environment.
         goals: "many" (a new goal whenever one is reached) or "near" (one, `goal_distance` away).
         goal_distance: cells between start and goal along the shortest path, for "near".
         action_noise: standard deviation of the noise on each action, whose range is [-1, 1].
@@ -65,7 +65,7 @@ class ManipulationBehaviour:
     """A robot arm that carries out one random sub-task after another.
 
     Attributes:
-        env_id: gymnasium name of the environment.
+        env_id: Gymnasium name of the environment.
         oracle: "plan" (open loop) or "markov" (closed loop).
         p_random_action: probability of a uniformly random action at each step.
         p_stack: range of the per-episode probability of stacking one block on another.
@@ -74,7 +74,7 @@ class ManipulationBehaviour:
         max_action_noise: range of the closed-loop oracle's per-episode action noise.
         min_norm: smallest position error the closed-loop oracle acts on, in metres.
         gripper_always_closed: press buttons with a closed gripper.
-        keep_block_visible: throw an episode away in which the block leaves the camera's view.
+        keep_block_visible: discard episodes in which the block leaves the camera's view.
     """
 
     env_id: str
@@ -94,7 +94,7 @@ EpisodeRunner = Callable[[EpisodeKey], Columns]
 
 
 def maze_behaviours() -> dict[str, Behaviour]:
-    """Behaviour of every pointmaze dataset, by dataset name."""
+    """Behaviours of all pointmaze datasets, by dataset name."""
     return {
         f"pointmaze-{size}-{kind}-v0": MazeBehaviour(env_id=f"pointmaze-{size}-v0", goals=goals)
         for size in ("medium", "large", "giant", "teleport")
@@ -103,7 +103,7 @@ def maze_behaviours() -> dict[str, Behaviour]:
 
 
 def manipulation_behaviours() -> dict[str, Behaviour]:
-    """Behaviour of every cube, scene and puzzle dataset, by dataset name."""
+    """Behaviours of all cube, scene and puzzle datasets, by dataset name."""
     p_stack = {
         "cube-single": (0.0, 0.0),
         "cube-double": (0.0, 0.25),
@@ -136,7 +136,7 @@ def episode_runner(behaviour: Behaviour, *, rows: int) -> EpisodeRunner:
     Returns:
         A function of the episode's key; equal keys give bit-identical columns of `rows` rows:
         `observations` (rows, n_s) before each step, `actions` (rows, n_a), `terminals` (rows,) true
-        on the last row, `qpos`, `qvel` and, where the environment has buttons, `button_states`.
+        on the last row, `qpos`, `qvel` and, if the environment has buttons, `button_states`.
     """
     env = make_environment(behaviour, rows=rows)
     if isinstance(behaviour, MazeBehaviour):
@@ -145,7 +145,7 @@ def episode_runner(behaviour: Behaviour, *, rows: int) -> EpisodeRunner:
 
 
 def make_environment(behaviour: Behaviour, *, rows: int) -> Any:
-    """OGBench's environment as it is set up for collection: it ends after `rows` steps only."""
+    """OGBench's environment, set up for collection: it ends only after `rows` steps."""
     options = {} if isinstance(behaviour, MazeBehaviour) else {"mode": "data_collection"}
     with warnings.catch_warnings():
         # Without a display, importing the environments warns that nothing can be drawn.
@@ -161,14 +161,14 @@ def make_environment(behaviour: Behaviour, *, rows: int) -> Any:
             **options,
         )
     if isinstance(behaviour, MazeBehaviour):
-        # OGBench hands the maze to MuJoCo in a temporary file, and leaves it behind.
+        # OGBench passes the maze to MuJoCo in a temporary file, and leaves it behind.
         Path(env.unwrapped.fullpath).unlink(missing_ok=True)
     return env
 
 
 @contextmanager
 def numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, and give it back as it was."""
+    """Seed NumPy's global generator, and restore its state afterwards."""
     # OGBench's environments and oracles draw from the global generator; there is no other way in.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
@@ -253,10 +253,10 @@ def _first_goal(
 
 
 def _subgoal_oracle(maze: Any) -> Callable[[], NDArray[np.float64]]:
-    """The next cell's centre on the way to the current goal.
+    """Make the function that gives the next cell's centre on the way to the current goal.
 
-    OGBench's oracle searches the whole maze at every step, though its answer depends on the two
-    cells only: each pair is asked for once.
+    OGBench's oracle searches the whole maze at every step, though its answer depends only on the
+    two cells, so each pair is asked for only once.
     """
     known: dict[tuple[Cell, Cell], NDArray[np.float64]] = {}
 
@@ -271,7 +271,7 @@ def _subgoal_oracle(maze: Any) -> Callable[[], NDArray[np.float64]]:
 
 
 def _set_goal(maze: Any, cell: Cell) -> None:
-    # Given a cell alone, OGBench's set_goal moves the goal's marker to an undefined place.
+    # Given only a cell, OGBench's set_goal moves the goal's marker to an undefined place.
     maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(cell)))
 
 
@@ -373,7 +373,7 @@ def _markov_oracles(env: Any, behaviour: ManipulationBehaviour) -> dict[str, Any
 
 
 def _manipulation_oracles(env: Any, behaviour: ManipulationBehaviour) -> dict[str, Any]:
-    """The oracle of every sub-task, by the name the environment gives the sub-task."""
+    """The oracle of every sub-task, by the environment's name for the sub-task."""
     make = _plan_oracles if behaviour.oracle == "plan" else _markov_oracles
     return make(env, behaviour)
 
@@ -381,7 +381,7 @@ def _manipulation_oracles(env: Any, behaviour: ManipulationBehaviour) -> dict[st
 def _manipulation_episode(
     env: Any, behaviour: ManipulationBehaviour, restore: Callable[[], None], key: EpisodeKey
 ) -> Columns:
-    """Collect one cube, scene or puzzle episode, again with the next seed while it is unusable."""
+    """Collect one cube, scene or puzzle episode, retrying with the next seed while unusable."""
     for attempt in itertools.count():
         sequence = np.random.SeedSequence([*key, attempt])
         restore()
@@ -393,7 +393,7 @@ def _manipulation_episode(
 
 
 def block_stays_visible(qpos: NDArray[np.float64]) -> bool:
-    """Whether the scene's block stays on the table or in the drawer, `qpos` being `(rows, n_q)`.
+    """Whether the scene's block stays on the table or in the drawer, from `qpos` `(rows, n_q)`.
 
     Elsewhere it is out of the camera's view, and OGBench repeats the episode.
     """
@@ -404,10 +404,10 @@ def block_stays_visible(qpos: NDArray[np.float64]) -> bool:
 
 
 def _restorer(manipulation: Any) -> Callable[[], None]:
-    """Make the function that takes back what an episode leaves behind in environment and model.
+    """Make the function that undoes what an episode leaves behind in environment and model.
 
-    OGBench's reset keeps the model's edits (the scene's locks are joint damping, its targets are
-    sites) and the last targets, and an oracle's first action may still see those.
+    OGBench's reset keeps changes to the model (the scene's locks are joint damping, its targets are
+    sites) and the last targets, which an oracle's first action may still see.
     """
     manipulation.reset(seed=0)
     attributes = {
@@ -432,7 +432,7 @@ def _noisy_action(
     scale: float,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """A random action, during which the oracle's clock stands still, or the oracle's with noise."""
+    """A random action, during which the oracle does not advance, or the oracle's with noise."""
     if rng.random() < behaviour.p_random_action:
         return _executable(rng.uniform(-1, 1, _NOISE_SHAPE.shape))
     if behaviour.oracle == "markov":

@@ -1,8 +1,8 @@
-"""Large arrays a block at a time, so that nothing of a column's size is ever held beside it.
+"""Work on large arrays a block at a time, so that no second array of a column's size is held.
 
 A block is some rows of a column: few enough that what is computed from them stays in the cache and
-small beside the column, many enough that threads pay. Reading, packing and NumPy's arithmetic let
-other threads run meanwhile.
+is small compared with the column, many enough that threads pay off. Reading, packing and NumPy's
+arithmetic let other threads run meanwhile.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,18 @@ Task = TypeVar("Task")
 Number = TypeVar("Number", bound=np.generic)
 
 BLOCK_BYTES = 2**20
-"""Of what is worked on at once: about what a core's own cache holds."""
+"""Size of a block that is worked on at once: about what a core's own cache holds."""
 TASK_BYTES = 2**22
-"""Of what a thread is given at once: handing it over costs as much as reading some 100 KB."""
+"""Size of a thread's task: handing one over costs as much as reading about 100 KB."""
 _HUGE_PAGE = 2**21
 _THREADS = min(4, usable_cores())
 
 
 def empty_vector(count: int, dtype: DTypeLike) -> NDArray[Any]:
-    """`np.empty` of one dimension, on huge pages where it is large.
+    """Make a one-dimensional `np.empty`, on huge pages if it is large.
 
-    Before memory can be filled the kernel clears it, which of small pages takes several times
-    longer than copying into it. NumPy asks for huge ones from 4 MiB on only.
+    The kernel clears memory before it can be filled, which with small pages takes several times
+    longer than copying into it. NumPy asks for huge pages only from 4 MiB on.
     """
     dtype = np.dtype(dtype)
     num_bytes = count * dtype.itemsize
@@ -48,21 +48,21 @@ def row_blocks(
     """Slices that cover rows in order, each of about `block_bytes`.
 
     Args:
-        rows: how many there are.
-        row_bytes: what one takes, or makes take.
-        multiple: every slice but the last has a multiple of so many rows.
-        block_bytes: what a slice is to take.
+        rows: number of rows.
+        row_bytes: bytes that a row takes, temporaries included.
+        multiple: the number of rows in every slice but the last is a multiple of this.
+        block_bytes: bytes that a slice should take.
     """
     size = max(block_bytes // max(row_bytes, 1) // multiple, 1) * multiple
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-    """What a function gives of each task, in order; several are under way at once.
+    """Yield a function's result for each task, in order; several tasks run at once.
 
-    Whatever it gives is kept until it is asked for, so it must be small.
+    Results are kept until they are asked for, so they must be small.
     """
-    if len(tasks) < 2:  # threads take longer to begin than a task does
+    if len(tasks) < 2:  # starting threads takes longer than a task
         yield from map(function, tasks)
         return
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -72,11 +72,11 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Ite
 def first_bad(
     column: NDArray[Number], is_bad: Callable[[NDArray[Number]], NDArray[np.bool_]]
 ) -> tuple[int, ...] | None:
-    """Index of the first element that is bad, or None.
+    """Index of the first bad element, or None.
 
     Args:
         column: `(rows, ...)`.
-        is_bad: from a block `(some rows, ...)` to booleans of the same shape.
+        is_bad: maps a block `(some rows, ...)` to booleans of the same shape.
     """
     for rows in row_blocks(len(column), column[:1].nbytes):
         bad = is_bad(column[rows])

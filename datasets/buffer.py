@@ -14,7 +14,7 @@ from tql_offline.datasets.returns import n_step_table, returns_to_go
 from tql_offline.errors import InputError
 
 _STAGING_BYTES = 2**24
-"""Of pinned memory a column is copied through."""
+"""Pinned memory through which a column is copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Buffer:
 
     Attributes:
         observations: `(N + E, n_s)` every episode's observations, its last one included; images
-            `(N + E, height, width, channels)` stay uint8, and only a batch's become float32.
+            `(N + E, height, width, channels)` stay uint8, and only batches become float32.
         actions: `(N, n_a)`.
         returns: `(N,)` n-step returns.
         discounts: `(N,)` γ^m·mask.
         returns_to_go: `(N,)`.
-        start_rows: `(N,)` observation row of s; int32 where that can count all rows, else int64.
-        end_rows: `(N,)` of the same type, observation row of the observation to bootstrap from.
+        start_rows: `(N,)` row of s; int32 if that can count all rows, otherwise int64.
+        end_rows: `(N,)` row of the observation to bootstrap from, of the same type.
     """
 
     observations: Tensor
@@ -42,7 +42,7 @@ class Buffer:
 
     @property
     def num_transitions(self) -> int:
-        """N."""
+        """N, the number of transitions."""
         return len(self.actions)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
@@ -53,10 +53,10 @@ class Buffer:
         return self.take(index)
 
     def take(self, index: Tensor) -> Batch:
-        """The transitions of given indices `(B,)`."""
+        """The transitions at the given indices `(B,)`."""
         start_rows, end_rows = self.start_rows[index], self.end_rows[index]
-        # m steps on in the same episode are m transitions on; where the episode ended, the
-        # transition found there starts in another row.
+        # m steps later in the same episode is m transitions later; if the episode ended, the
+        # transition found there starts at another row.
         later = (index + (end_rows - start_rows)).clamp(max=self.num_transitions - 1)
         return Batch(
             observations=_floats(self.observations[start_rows]),
@@ -71,7 +71,7 @@ class Buffer:
 
 
 def _floats(observations: Tensor) -> Tensor:
-    """Float32; bytes of images, 0 to 255, become 0 to 1."""
+    """Observations as float32; image bytes, 0 to 255, become 0 to 1."""
     numbers = observations.float()
     return numbers.div_(255) if observations.dtype == torch.uint8 else numbers
 
@@ -81,8 +81,8 @@ def make_buffer(
 ) -> Buffer:
     """Put a dataset on a device.
 
-    On a CPU observations and actions are the dataset's own memory, which must not change any more.
-    Elsewhere they are copied there a part at a time.
+    On a CPU, observations and actions share the dataset's memory, which must no longer change.
+    Other devices get a copy, made a part at a time.
 
     Args:
         episodes: the dataset.
@@ -93,7 +93,7 @@ def make_buffer(
     Raises:
         InputError: the columns need more memory than the device has free.
     """
-    # One after the other: threads that call NumPy this often wait for one another.
+    # One after the other: threads that call NumPy this often block one another.
     table = n_step_table(episodes, n_step, discount)
     start_rows = episodes.start_rows()
     columns = {
@@ -110,7 +110,7 @@ def make_buffer(
 
 
 def _on_device(column: Array, device: torch.device) -> Tensor:
-    """A column on a device; on the CPU it is the array's own memory."""
+    """A column on a device; on the CPU it shares the array's memory."""
     host = torch.as_tensor(column)
     if device.type == "cpu":
         return host
@@ -120,9 +120,9 @@ def _on_device(column: Array, device: torch.device) -> Tensor:
 
 
 def _copy_in_blocks(host: Tensor, there: Tensor, pinned: bool) -> None:
-    """Copy by way of two small buffers: one is filled while the other's copy is under way.
+    """Copy through two small buffers: one is filled while the other is being copied.
 
-    Pinned memory copies fastest, but is too dear for a whole column.
+    Pinned memory copies fastest, but is too costly for a whole column.
     """
     blocks = row_blocks(len(host), host[:1].nbytes, block_bytes=_STAGING_BYTES)
     stages = [torch.empty_like(host[: blocks[0].stop], pin_memory=pinned) for _ in blocks[:2]]
@@ -136,7 +136,7 @@ def _copy_in_blocks(host: Tensor, there: Tensor, pinned: bool) -> None:
         if pinned:
             copies.append(torch.cuda.Event())
             copies[-1].record(torch.cuda.current_stream(there.device))
-    for copy in copies:  # before the stages' memory is another's
+    for copy in copies:  # before the stages' memory is reused
         copy.synchronize()
 
 

@@ -1,7 +1,7 @@
-"""The published datasets, their shapes, their files, what is wrong with them, and their mirrors.
+"""The published datasets, their shapes, files, known faults and mirrors.
 
-The data lie beside this file: `catalogue.toml` (OGBench, and the bundles that papers report),
-`catalogue_d4rl.toml` and `catalogue_minari.toml`. Each dataset is of one suite:
+The data are beside this file: `catalogue.toml` (OGBench, and the bundles that papers report),
+`catalogue_d4rl.toml` and `catalogue_minari.toml`. Each dataset belongs to one suite:
 
     suite            files                                  named after
     ogbench          <dataset>.npz, <dataset>-val.npz       the dataset
@@ -32,7 +32,7 @@ class Mirror:
     Attributes:
         url: address with `{file}` where the file's name goes and, on hosts that keep a suite in
             several folders, `{folder}`.
-        note: one line for the reader.
+        note: one line to show to the user.
     """
 
     url: str
@@ -46,8 +46,8 @@ class PublishedFile:
     Attributes:
         name: file name, the same on every mirror and on disk.
         folder: the folder it lies in on the official host, or "".
-        bytes: length, or None where nobody has measured it.
-        sha256: hexadecimal digest, or None where nobody has measured it.
+        bytes: length, or None if nobody has measured it.
+        sha256: hexadecimal digest, or None if nobody has measured it.
     """
 
     name: str
@@ -61,17 +61,17 @@ class Entry:
     """One published dataset.
 
     Attributes:
-        name: `cube-double-play-v0`, `halfcheetah-medium-v2`, `D4RL/pen/human-v2`; OGBench's is the
-            name of its files without their ending.
+        name: such as `cube-double-play-v0`, `halfcheetah-medium-v2` or `D4RL/pen/human-v2`; for
+            OGBench it is the name of the training file without its suffix.
         suite: one of `SUITES`.
-        family: the environment, `cube-double`.
-        kind: how it was collected, `play`.
-        observation_shape: of one observation; None where only the dataset itself says it.
-        action_dim: numbers per action; None where actions are discrete or only the dataset says it.
-        num_actions: how many actions there are, where they are discrete.
+        family: the environment, such as `cube-double`.
+        kind: how it was collected, such as `play`.
+        observation_shape: shape of one observation; None if only the dataset itself says it.
+        action_dim: numbers per action; None if actions are discrete or only the dataset says it.
+        num_actions: number of actions if they are discrete.
         max_episode_steps: the environment's step limit in evaluation, or None.
         files: training file and, in OGBench, validation file; none in Minari.
-        faults: why it should not be used, one clause each.
+        faults: reasons not to use it, one clause each.
         notes: what its user should know, one clause each.
     """
 
@@ -89,7 +89,7 @@ class Entry:
 
     @property
     def observation_dim(self) -> int | None:
-        """Numbers per observation, where it is a vector of known length."""
+        """Numbers per observation, if it is a vector of known length."""
         shape = self.observation_shape
         return shape[0] if shape is not None and len(shape) == 1 else None
 
@@ -100,13 +100,13 @@ def entries(suite: str | None = None) -> list[Entry]:
 
 
 def title(suite: str) -> str:
-    """A suite's name for the reader."""
+    """A suite's name as shown to the user."""
     words: str = _documents()[suite]["title"]
     return words
 
 
 def bundles() -> dict[str, str]:
-    """Names of the datasets that papers report together, each with one line for the reader."""
+    """Names of the groups of datasets that papers report together, each with a one-line title."""
     return {name: bundle["title"] for name, bundle in _documents()["bundles"].items()}
 
 
@@ -114,7 +114,7 @@ def select(name: str) -> list[Entry]:
     """The datasets of a suite or a bundle.
 
     Raises:
-        InputError: there is neither of this name; the message names those there are.
+        InputError: there is neither with this name; the message lists the existing ones.
 
     >>> [entry.name for entry in select("ogbench-paper-25")][:2]
     ['cube-double-play-v0', 'cube-triple-play-v0']
@@ -153,7 +153,7 @@ def find(name: str) -> Entry:
 
 
 def find_or_none(name: str) -> Entry | None:
-    """`find`, or None for a file's path or a name that nothing published has."""
+    """Like `find`, but None for a file's path or an unpublished name."""
     try:
         return find(name)
     except InputError:
@@ -161,7 +161,7 @@ def find_or_none(name: str) -> Entry | None:
 
 
 def suite_of(name: str) -> str:
-    """The suite of a dataset's name, `own` where it is of none.
+    """The suite of a dataset's name, or `own` if it belongs to none.
 
     >>> suite_of("hopper-medium-v2"), suite_of("mine.npz")
     ('d4rl', 'own')
@@ -174,7 +174,7 @@ def require_sound(entry: Entry, allow_broken: bool = False) -> None:
     """Refuse a dataset that is known to be wrong, unless it is wanted as it is.
 
     Raises:
-        InputError: it is, with what is wrong and a later version that is not, if there is one.
+        InputError: it is wrong; the message says how, and names a later sound version if any.
     """
     if not entry.faults or allow_broken:
         return
@@ -187,7 +187,7 @@ def require_sound(entry: Entry, allow_broken: bool = False) -> None:
 
 
 def _later(entry: Entry) -> str | None:
-    """The last version of a dataset that has no known fault."""
+    """The latest later version of a dataset that has no known fault."""
     head, _, version = entry.name.rpartition("-v")
     names = (f"{head}-v{number}" for number in range(9, int(version), -1))
     known = _entries()
@@ -198,7 +198,7 @@ def _file(name: str) -> str:
     try:
         return parse_name(name).file
     except InputError:
-        # A name of the wrong form deserves the same suggestions as one that does not exist.
+        # A malformed name gets the same suggestions as one that does not exist.
         return name
 
 
@@ -211,7 +211,7 @@ def _suggestion(name: str) -> str:
 
 @cache
 def _documents() -> dict[str, Any]:
-    """The sections of all files: one a suite, and the bundles."""
+    """The sections of all documents: one per suite, and the bundles."""
     folder = resources.files("tql_offline.datasets")
     sections: dict[str, Any] = {}
     for document in _DOCUMENTS:
@@ -266,7 +266,7 @@ def _minari_family(suite: str, row: Mapping[str, Any]) -> Iterable[Entry]:
 
 
 def _entry(suite: str, row: Mapping[str, Any], **own: Any) -> Entry:
-    """An entry with what its family's row says of all its datasets."""
+    """An entry with the facts that its family's row gives for all its datasets."""
     shape = row.get("observation_shape")
     return Entry(
         suite=suite,

@@ -1,4 +1,4 @@
-"""All that is wrong with a dataset, whatever layout it is in: what `datasets check` prints."""
+"""Everything wrong with a dataset in any layout, as `datasets check` prints it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +17,14 @@ _OWN_COLUMNS = ("observations", "actions", "terminals", "rewards", "masks")
 
 
 def check_dataset(data: str, env_id: str = "") -> list[Finding]:
-    """All findings of a dataset.
+    """All findings about a dataset.
 
     Args:
         data: its name, file or folder.
-        env_id: the environment whose dims it should have; empty compares none.
+        env_id: the environment whose dims it should have; empty to compare none.
 
     Raises:
-        InputError: it cannot be read as any layout.
+        InputError: it cannot be read in any layout.
     """
     entry = find_or_none(data)
     suite = None if entry is None else entry.suite
@@ -34,12 +34,12 @@ def check_dataset(data: str, env_id: str = "") -> list[Finding]:
         return _own_findings(data, env_id)
     if data.startswith(MINARI_PREFIX) or suite == "minari" or is_minari(Path(data)):
         return _findings(view_of(load(data).episodes), data, env_id)
-    episodes = load(data, env_id=env_id or None).episodes  # which compares dims
+    episodes = load(data, env_id=env_id or None).episodes  # `load` compares dims
     return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)
 
 
 def _own_findings(data: str, env_id: str) -> list[Finding]:
-    """Of a file in the layout of docs/data.md."""
+    """Findings about a file in the layout of docs/data.md."""
     path = Path(data)
     columns = read_columns(path, only=_OWN_COLUMNS)
     found = _findings(view_of_columns(columns, data), data, env_id)
@@ -48,7 +48,7 @@ def _own_findings(data: str, env_id: str) -> list[Finding]:
 
 
 def _flat_findings(data: str, entry: Entry | None, env_id: str) -> list[Finding]:
-    """Of a file in D4RL's layout, or of one of D4RL's datasets."""
+    """Findings about a file in D4RL's layout, or one of D4RL's datasets."""
     path = Path(data) if entry is None else d4rl_file(entry)
     columns = read_columns(path, only=COLUMNS, flat=True)
     found = _findings(view_of_flat(columns, str(path)), data, env_id)
@@ -63,7 +63,7 @@ def _findings(view: View, data: str, env_id: str) -> list[Finding]:
 
 
 def _refused(load_columns: Callable[[], object]) -> Iterator[Finding]:
-    """What training would say of columns that it does not take; they are used up."""
+    """The finding that training refuses the columns, if it does; this uses the columns up."""
     try:
         load_columns()
     except InputError as error:

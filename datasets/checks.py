@@ -1,10 +1,10 @@
-"""What is wrong with data, or looks wrong: each finding is one sentence with its episode and row.
+"""Checks of what is or looks wrong with data; a finding is one sentence with episode and row.
 
-A finding is a warning where the data cannot be meant as they are (a last observation is lost, a
-jump where an end is missing, a NaN or an infinity), and a note where they may be (a reward that is
-the same everywhere, an action dim that is never used). Every check works on a `View`, which any
-reader can give, a block at a time. `quick_check` looks at a part of the rows only, so that it can
-run before every training.
+A finding is a warning if the data cannot be intended as they are (a last observation is lost, a
+jump where an end is missing, a NaN or an infinity), and a note if they may be (a reward that is the
+same everywhere, an action dim that is never used). Every check works a block at a time on a `View`,
+which any reader can make. `quick_check` looks at only part of the rows, so that it can run before
+every training.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.views import View, view_of
 
 SHOWN = 5
-"""Findings of one kind that are given one by one; the others are counted."""
+"""Number of findings of one kind that are listed one by one; the others are counted."""
 QUICK_ROWS = 2**14
-"""Rows whose numbers `quick_check` looks at, in `_QUICK_BLOCKS` runs spread over the data."""
+"""Number of rows that `quick_check` looks at, in `_QUICK_BLOCKS` runs spread over the data."""
 _QUICK_BLOCKS = 32
 _SAMPLE = 2**12
-"""Steps from which the typical step of each dim is taken."""
+"""Number of steps from which the typical step of each dim is estimated."""
 _SMOOTH = 0.2
-"""A dim is smooth if its usual step is less than this part of its own spread."""
+"""A dim is smooth if its usual step is less than this fraction of its own spread."""
 _JUMP = 10.0
-"""How many usual steps of a smooth dim, and at least half its spread, are a jump."""
+"""A jump is more than this many usual steps of a smooth dim, and more than half its spread."""
 _SATURATED = 0.5
-"""Share of transitions at the bound from which an action dim is called saturated."""
+"""An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
-"""Share of transitions that repeat the one before from which it is said."""
+"""Repeats are reported if more than this share of transitions repeat the one before."""
 _BOUND = 1 - 2e-5
 _TOLERANCE = 1e-3
 
@@ -44,8 +44,8 @@ class Finding:
 
     Attributes:
         level: `warning` or `note`.
-        kind: of finding, in one word.
-        sentence: what, where, and the mend.
+        kind: kind of finding, in one word.
+        sentence: what is wrong, where, and the fix.
     """
 
     level: Literal["warning", "note"]
@@ -53,7 +53,7 @@ class Finding:
     sentence: str
 
     def __str__(self) -> str:
-        """`warning: ...`."""
+        """Format as `warning: ...`."""
         return f"{self.level}: {self.sentence}"
 
 
@@ -62,7 +62,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
 
     Args:
         view: the data.
-        jumps: whether a jump is a fault; not where the environment itself teleports.
+        jumps: whether a jump is a fault; False if the environment itself teleports.
         goes_on: whether episodes are meant to go on after the task's end, as OGBench's do.
     """
     found = [
@@ -81,10 +81,10 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
 
 
 def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
-    """Findings from a part of loaded data: the cost does not grow with the rows' width and number.
+    """Findings from loaded data, in which only part of the observations and actions is read.
 
-    Rewards, masks and episodes are looked at whole; steps, actions and repeats in `QUICK_ROWS`
-    rows. Numbers that are not finite are refused when data are loaded.
+    Rewards, masks and episode lengths are checked in full, steps and actions in `QUICK_ROWS` rows,
+    duplicate episodes by two rows each. Numbers that are not finite are refused on loading.
     """
     whole = view_of(episodes)
     part = _part(whole)
@@ -101,12 +101,12 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
 
 
 def check_spaces(view: View, env_id: str) -> list[Finding]:
-    """Dims of observations and actions against those of the environment.
+    """Compare the dims of observations and actions with the environment's.
 
     Raises:
-        InputError: there is no such environment, or its spaces have no dims.
+        InputError: there is no such environment, or its spaces do not hold vectors.
     """
-    from tql_offline.eval.environments import describe  # imports MuJoCo: only on use
+    from tql_offline.eval.environments import describe  # imports MuJoCo, so only when needed
 
     described = describe(env_id, None)
     return [
@@ -125,7 +125,7 @@ def check_spaces(view: View, env_id: str) -> list[Finding]:
 
 
 def _runs(rows: int) -> list[slice]:
-    """Runs of rows spread over the data: all of them, if there are few."""
+    """Runs of rows spread over the data; all rows if there are few."""
     if rows <= QUICK_ROWS:
         return [slice(0, rows)]
     length = QUICK_ROWS // _QUICK_BLOCKS
@@ -143,7 +143,7 @@ def _part(view: View) -> View:
 
 
 def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Finding]:
-    """The first findings of a kind, and how many more there are."""
+    """Yield the first findings of a kind, then how many more there are."""
     for number, finding in enumerate(found):
         if number == SHOWN:
             more = count - SHOWN
@@ -153,9 +153,9 @@ def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Findin
 
 
 def _lost_observations(view: View) -> Iterator[Finding]:
-    """Episodes that are cut off and have no observation after their last action.
+    """Find truncated episodes without an observation after their last action.
 
-    One that ended the task needs none. Only D4RL's layout can lack them.
+    An episode that ended the task needs none. Only D4RL's layout can lack them.
     """
     lost = view.observation_counts == view.lengths
     if view.masks is not None:
@@ -172,7 +172,7 @@ def _lost_observations(view: View) -> Iterator[Finding]:
 
 
 def _last_rows(view: View) -> Iterator[Finding]:
-    """Last rows that hold a transition, or no observation of their own."""
+    """Find last rows that hold a transition, or no observation of their own."""
     if view.last_masks is not None and view.masks is not None:
         ends = np.cumsum(view.lengths) - 1
         bad = np.flatnonzero((view.last_masks == 0) & (view.masks[ends] != 0)).tolist()
@@ -187,8 +187,8 @@ def _last_rows(view: View) -> Iterator[Finding]:
             )
             for episode in bad
         )
-        # OGBench's own last rows have masks that mean nothing; where all of the task's ends lie
-        # there, they do.
+        # The masks in OGBench's own last rows are meaningless; they matter only if every end of the
+        # task lies there.
         if len(bad) and bool((view.masks != 0).all()):
             yield from _limited(found, len(bad), "the same is true")
     if view.last_rewards is not None and view.rewards is not None:
@@ -222,7 +222,7 @@ def _copied_last_rows(view: View) -> Iterator[Finding]:
             "ones are lost; write the observation that followed each last action",
         )
         return
-    # Beside a step that is ordinary: what always stands still repeats everywhere.
+    # Compared with the step before: an observation that never moves repeats everywhere.
     if (flat[last] == flat[last - 1]).all() and not (flat[last - 1] == flat[last - 2]).all():
         yield Finding(
             "warning",
@@ -234,7 +234,7 @@ def _copied_last_rows(view: View) -> Iterator[Finding]:
 
 
 def _bad_numbers(view: View) -> Iterator[Finding]:
-    """Numbers that are not finite: the first of each column and episode."""
+    """Find numbers that are not finite: the first of each column and episode."""
     columns = {"observations": view.observations, "actions": view.actions}
     columns |= {"rewards": view.rewards} if view.rewards is not None else {}
     columns |= {"masks": view.masks} if view.masks is not None else {}
@@ -257,7 +257,7 @@ def _bad_numbers(view: View) -> Iterator[Finding]:
 
 
 def _rows_where(column: Array, is_bad: Callable[[Array], NDArray[np.bool_]]) -> NDArray[np.int64]:
-    """Rows of which some number is bad."""
+    """Rows that contain a bad number."""
     if column.dtype.kind != "f":
         return np.zeros(0, np.int64)
     found = [np.zeros(0, np.int64)]
@@ -268,7 +268,7 @@ def _rows_where(column: Array, is_bad: Callable[[Array], NDArray[np.bool_]]) -> 
 
 
 def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
-    """Ends of the task against ends of episodes."""
+    """Compare ends of the task with ends of episodes."""
     masks = view.masks
     if masks is None:
         return
@@ -337,10 +337,10 @@ def _timeouts(view: View) -> Iterator[Finding]:
 
 
 def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
-    """Steps inside an episode that are far from what steps are."""
+    """Find steps inside an episode that are far larger than usual."""
     flat = view.observations.reshape(len(view.observations), -1)
     if view.observations.ndim != 2 or len(flat) < 32:
-        return  # images change as they like
+        return  # images may change arbitrarily
     ends = np.cumsum(view.observation_counts) - 1
     is_end = np.zeros(len(flat), bool)
     is_end[ends] = True
@@ -372,7 +372,7 @@ def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
 
 def _steps(rows: Array, dims: NDArray[np.int64]) -> NDArray[np.float64]:
     """How far each dim moves from row to row; an angle that wraps around moves little."""
-    with np.errstate(all="ignore"):  # what is not finite has a finding of its own
+    with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
         steps = np.abs(np.diff(rows[:, dims].astype(np.float64), axis=0))
     turn = 2 * np.pi
     return np.where((steps > 0.95 * turn) & (steps <= turn), turn - steps, steps)
@@ -381,7 +381,7 @@ def _steps(rows: Array, dims: NDArray[np.int64]) -> NDArray[np.float64]:
 def _typical(
     flat: Array, is_end: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Usual step and spread of the dims that move smoothly, and which they are."""
+    """Usual step, spread and indices of the dims that move smoothly."""
     rows = np.unique(np.linspace(0, len(flat) - 2, min(_SAMPLE, len(flat) - 1), dtype=np.int64))
     rows = rows[~is_end[rows]]
     every = np.arange(flat.shape[1])
@@ -421,7 +421,7 @@ def _rewards(view: View) -> Iterator[Finding]:
 
 
 def _choices(view: View) -> Iterator[Finding]:
-    """Actions that look like numbers of choices, which files keep as they keep continuous ones."""
+    """Find actions that look like discrete choices, stored like continuous actions."""
     actions = view.actions
     if not len(actions) or not np.isfinite(actions).all():
         return
@@ -478,7 +478,7 @@ def _actions(view: View) -> Iterator[Finding]:
 
 
 def _duplicates(view: View, *, whole_episodes: bool = True) -> Iterator[Finding]:
-    """Episodes that are there twice: the same observations, or some of them."""
+    """Find episodes that occur twice, judged by all observations or by a few."""
     seen: dict[tuple[int, bytes], int] = {}
     bad = []
     for episode, (start, count) in enumerate(
@@ -504,7 +504,7 @@ def _duplicates(view: View, *, whole_episodes: bool = True) -> Iterator[Finding]
 
 
 def _repeats(view: View) -> Iterator[Finding]:
-    """Transitions whose observation and action are those of the one before."""
+    """Find transitions that repeat the observation and action of the one before."""
     lengths = view.lengths
     if len(view.observations) < len(view.actions):
         return

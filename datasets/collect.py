@@ -1,4 +1,4 @@
-"""Collect an OGBench dataset again, from nothing, with OGBench's own environments and oracles.
+"""Collection of an OGBench dataset from scratch, with OGBench's own environments and oracles.
 
     out/
       .<name>.parts/           while it runs: settings.json and one file per shard of a few episodes
@@ -7,8 +7,8 @@
       <name>.json              manifest: settings, versions, sizes and sha256 of both files
 
 Every episode has a seed of its own, derived from the run's seed and the episode's number, so the
-files are the same bytes whatever the number of processes and however often the run was interrupted.
-A part or file is written aside and renamed; `<name>.npz` comes last, so where it lies all do.
+files are byte-identical for any number of processes and interruptions. Each part and file is
+written aside and renamed; `<name>.npz` comes last, so once it exists, all files do.
 """
 
 import json
@@ -47,9 +47,9 @@ from tql_offline.files import flush, read_json, write_json, written_aside
 
 SPLITS = ("train", "val")
 ROWS_PER_SHARD = 5000
-"""A shard is what an interruption can cost: some ten seconds of a manipulation environment."""
+"""Rows that an interruption can cost: about ten seconds of a manipulation environment."""
 MIN_SHARDS = 64
-"""Small collections are cut finer than `ROWS_PER_SHARD`, so that they too keep many cores busy."""
+"""Small collections are cut finer than `ROWS_PER_SHARD`, so that they also keep many cores busy."""
 
 Progress = Callable[[int], None]
 
@@ -61,9 +61,9 @@ class Collected:
     Attributes:
         train: the training episodes.
         val: the validation episodes.
-        manifest: what was collected, and with what.
-        rows: observations in `train`; each episode has one more than transitions.
-        val_rows: observations in `val`.
+        manifest: the file that says what was collected, and with what.
+        rows: number of observations in `train`; each episode has one more than its transitions.
+        val_rows: number of observations in `val`.
         train_sha256: checksum of `train`.
         val_sha256: checksum of `val`.
     """
@@ -79,7 +79,7 @@ class Collected:
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """What is to be collected; equal orders give equal bytes."""
+    """Everything that determines a collection; equal orders give equal bytes."""
 
     dataset: str
     seed: int
@@ -90,11 +90,11 @@ class _Order:
 
     @property
     def rows(self) -> int:
-        """Rows per episode: its last observation follows its last transition."""
+        """Rows per episode: one per transition and one for the last observation."""
         return self.steps + 1
 
     def count(self, split: int) -> int:
-        """Episodes in a split."""
+        """Number of episodes in a split."""
         return (self.episodes, self.validation_episodes)[split]
 
 
@@ -145,7 +145,7 @@ def collectable() -> list[str]:
 
 
 def official_size(name: str) -> tuple[int, int]:
-    """Training episodes of OGBench's own dataset, and transitions in each.
+    """Number of training episodes in OGBench's own dataset, and of transitions in each.
 
     Raises:
         InputError: the dataset cannot be collected.
@@ -176,18 +176,18 @@ def collect(
     progress: Progress = lambda _: None,
     force: bool = False,
 ) -> Collected:
-    """Collect a dataset, or go on where an interrupted call with the same settings stopped.
+    """Collect a dataset, or resume where an interrupted call with the same settings stopped.
 
     Args:
         name: an OGBench dataset name; a `singletask` name stands for the file it relabels.
         out: folder for the files.
-        episodes: training episodes, by default OGBench's number; a tenth more (at least one) are
-            collected for validation.
+        episodes: number of training episodes, by default OGBench's; a tenth more (at least one)
+            are collected for validation.
         steps: transitions per episode, by default OGBench's number.
-        seed: the episodes are a function of it.
+        seed: seed that determines the episodes.
         processes: worker processes, by default one per core; 1 works in this process.
         progress: called with the number of transitions done since the last call.
-        force: collect again over existing files, and drop parts of other settings.
+        force: overwrite existing files, and drop parts collected with other settings.
 
     Raises:
         InputError: the dataset cannot be collected, a number is out of range, other files are in
@@ -251,17 +251,17 @@ def _order(name: str, episodes: int | None, steps: int | None, seed: int) -> _Or
 
 
 def _validation_episodes(episodes: int) -> int:
-    """A tenth more; at least one, since OGBench's loader cannot read a file without rows."""
+    """A tenth of `episodes`, at least one: OGBench's loader cannot read a file without rows."""
     return max(1, episodes // 10)
 
 
 def total_steps(name: str, episodes: int | None = None, steps: int | None = None) -> int:
-    """Transitions that a collection makes, those for validation included; for a progress bar.
+    """Number of transitions in a collection, validation included; for a progress bar.
 
     Args:
-        name: of the dataset.
-        episodes: for training; None takes OGBench's number.
-        steps: of each; None takes OGBench's number.
+        name: the dataset's name.
+        episodes: number of training episodes; None takes OGBench's.
+        steps: transitions per episode; None takes OGBench's number.
     """
     official_episodes, official_steps = official_size(parse_name(name).file)
     count = episodes or official_episodes
@@ -279,7 +279,7 @@ def _settings(order: _Order) -> dict[str, Any]:
 
 
 def _differences(have: Any, want: dict[str, Any]) -> str:
-    """Name the settings of `want` that `have` does not share; empty if it has them all."""
+    """Name the settings in which `have` differs from `want`; empty if there are none."""
     if not isinstance(have, dict):
         return "unknown settings"
     return ", ".join(
@@ -293,10 +293,10 @@ def _differences(have: Any, want: dict[str, Any]) -> str:
 
 
 def _finished(places: _Places, order: _Order) -> Collected | None:
-    """The collection, if its files are there and are the ones its manifest describes.
+    """The collection, if its files exist and are the ones its manifest describes.
 
     Raises:
-        InputError: files of other settings or of unknown origin are in the way.
+        InputError: files from other settings or of unknown origin are in the way.
     """
     train, val = places.split(0), places.split(1)
     if not train.exists():
@@ -356,7 +356,7 @@ def _alone(places: _Places) -> Iterator[None]:
             try:
                 yield
             finally:
-                # Windows keeps a file that is open; the next call takes it over.
+                # Windows does not delete an open file; the next call takes it over.
                 with suppress(OSError):
                     places.lock.unlink()
     except OSError as error:
@@ -370,7 +370,7 @@ def _open_parts(places: _Places, order: _Order, force: bool) -> None:
     """Make the folder of parts ready for this order: new, or as an interrupted call left it.
 
     Raises:
-        InputError: it holds parts of another order, and `force` is off.
+        InputError: the folder holds parts of another order, and `force` is off.
     """
     want = {**_settings(order), "versions": _versions()}
     different = "nothing known"
@@ -403,7 +403,7 @@ def _shards(order: _Order) -> list[_Shard]:
 
 
 def _collect_parts(places: _Places, order: _Order, processes: int, progress: Progress) -> None:
-    """Collect every shard whose part is not there yet."""
+    """Collect every shard whose part does not exist yet."""
     shards = _shards(order)
     missing = [shard for shard in shards if not (places.parts / shard.file).is_file()]
     for shard in shards:
@@ -428,7 +428,7 @@ def _collect_in_processes(
 ) -> None:
     """Share shards out among worker processes; an exception here stops them at once."""
     others = set(multiprocessing.active_children())
-    # Forking would copy the caller's threads' locks, and its GPU context where there is one.
+    # Forking would copy the locks of the caller's threads, and its GPU context if it has one.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         try:
@@ -442,7 +442,7 @@ def _collect_in_processes(
                 "again with fewer --processes to go on from where it stopped"
             ) from error
         except BaseException:
-            # Parts are renamed into place, so a worker can be stopped at any instant.
+            # Parts are renamed into place, so a worker can be stopped at any time.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -450,7 +450,7 @@ def _collect_in_processes(
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+    """Leave Ctrl-C to the parent, and exit when the parent does, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -464,7 +464,7 @@ def _end_with_parent() -> None:
 
 @lru_cache(maxsize=1)
 def _worker_runner(behaviour: Behaviour, rows: int) -> EpisodeRunner:
-    """A worker's one environment."""
+    """The runner, with its environment, that a worker reuses for all its shards."""
     return episode_runner(behaviour, rows=rows)
 
 
@@ -545,7 +545,7 @@ def _read_part(path: Path, only: str | None = None) -> Columns:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             return {name: part[name] for name in ([only] if only else part.files)}
-    # What zipfile, its packers and NumPy raise on damaged bytes is in no document.
+    # What zipfile, its decompressors and NumPy raise on damaged bytes is undocumented.
     except Exception as error:
         raise InputError(
             f"part {path} is damaged; delete it and collect again with the same settings"

@@ -1,4 +1,4 @@
-"""Flat columns of npz and HDF5 files; every value in them is taken as hostile."""
+"""Flat columns of npz and HDF5 files; no value in them is trusted."""
 
 import zipfile
 from collections.abc import Collection
@@ -24,23 +24,23 @@ def read_columns(
 ) -> "Columns":
     """Read the columns of an `.npz` or HDF5 file, each straight into the memory it stays in.
 
-    Beside the columns themselves no more than some blocks of rows are held (and one chunk of an
-    HDF5 file whose chunks are larger).
+    Besides the columns themselves, no more than a few blocks of rows are held in memory (and one
+    chunk of an HDF5 file whose chunks are larger).
 
     Args:
         path: the file.
-        mend: what the user is told to do about a damaged file.
-        only: the columns to keep. Others are read to see that they are whole, and come back with
-            no rows: their names are those of the file. None keeps all.
-        floats: columns that become float32 while they are read, where they are numbers. One too
-            large for float32 becomes infinite.
-        flat: the file is in D4RL's layout: groups at the top are left alone.
+        mend: advice to the user about a damaged file.
+        only: the columns to keep; None keeps all. Others are read to check that they are intact,
+            and returned under their names without rows.
+        floats: columns that become float32 while they are read, if they are numbers. Numbers too
+            large for float32 become infinite.
+        flat: whether the file is in D4RL's layout, in which top-level groups are ignored.
 
     Returns:
         Arrays that share no memory with one another, in the file's order.
 
     Raises:
-        InputError: the file is missing, damaged, of another format or layout, too large, or holds
+        InputError: the file is missing, damaged, in another format or layout, too large, or holds
             anything but plain arrays.
     """
     if not is_there(path):
@@ -56,7 +56,7 @@ def read_columns(
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a file is of D4RL's layout, by the names of its columns; not if it has no names."""
+    """Whether a file has D4RL's layout, by the names of its columns; False if unreadable."""
     try:
         if not is_there(path):
             return False
@@ -65,5 +65,5 @@ def is_flat(path: Path) -> bool:
                 return any(f"{name}.npy" in archive.NameToInfo for name in FLAT_COLUMNS)
         with h5py.File(path, "r") as file:
             return any(name in file for name in FLAT_COLUMNS)
-    except Exception:  # whatever it is, reading names it
+    except Exception:  # any fault is reported on reading
         return False

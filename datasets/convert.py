@@ -1,6 +1,6 @@
-"""Convert data between OGBench's npz, HDF5 with the same columns, and Minari, without loss.
+"""Lossless conversion between OGBench's npz, HDF5 with the same columns, and Minari.
 
-Every column keeps its numbers, type and order, whatever it is called; the groups of D4RL's files
+Every column, under any name, keeps its numbers, type and order; the groups of D4RL's files
 (`infos`, `metadata`) are left out. A Minari dataset is a folder:
 
     TARGET/data/metadata.json       spaces; `tql_offline_columns`: names of the columns, in order
@@ -11,7 +11,7 @@ Every column keeps its numbers, type and order, whatever it is called; the group
         infos/<column>              every other column, T + 1 rows
     TARGET.json                     digests of the source, the target and each column
 
-A target is written aside, read again and compared with the source, and renamed into place.
+A target is written aside, read back, compared with the source and renamed into place.
 """
 
 import hashlib
@@ -50,22 +50,22 @@ def convert(
     packed: bool = False,
     infos: bool = True,
 ) -> dict[str, Any]:
-    """Write a dataset again in another format.
+    """Write a dataset in another format.
 
     Args:
-        source: `.npz`, HDF5, or a folder of Minari's.
-        target: what to write.
-        to: `npz`, `hdf5` or `minari`; empty goes by the target's suffix, a folder being Minari's.
-        force: replace a target that exists.
-        packed: npz and HDF5 by deflate: smaller, and slower to load.
-        infos: of a Minari dataset of others keep the infos as columns.
+        source: an `.npz` or HDF5 file, or a Minari folder.
+        target: the file or folder to write.
+        to: `npz`, `hdf5` or `minari`; empty goes by the target's suffix, none meaning Minari.
+        force: replace an existing target.
+        packed: deflate npz and HDF5, which makes them smaller and slower to load.
+        infos: keep the infos of a Minari dataset as columns.
 
     Returns:
         The manifest, which is also written beside the target.
 
     Raises:
-        InputError: the source cannot be read or not be kept in the target's format, or the target
-            exists or cannot be written. Nothing is changed then.
+        InputError: the source cannot be read or not be represented in the target's format, or the
+            target exists or cannot be written. Nothing is changed then.
     """
     to = _format(target, to)
     if source.resolve() == target.resolve():
@@ -135,8 +135,8 @@ def _format(target: Path, to: str) -> str:
 
 @contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A name beside the target, of the same suffix; what lies there is removed in the end."""
-    # Absolute, because Minari joins a path to the paths that it makes of it.
+    """A temporary name beside the target, with the same suffix, removed at the end."""
+    # Absolute, because Minari joins the path to paths that it derives from it.
     aside = target.absolute().with_name(f".{os.getpid()}.part.{target.name}")
     try:
         yield aside
@@ -145,14 +145,14 @@ def _aside(target: Path) -> Iterator[Path]:
 
 
 def _digest(column: Array) -> str:
-    """SHA-256 of type, shape and numbers."""
+    """SHA-256 of a column's type, shape and numbers."""
     digest = hashlib.sha256(f"{column.dtype.str} {column.shape} ".encode())
     digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:
-    """Of a file; of a Minari folder, of what `sha256sum` prints of its two files."""
+    """SHA-256 of a file or, for a Minari folder, of what `sha256sum` prints for its two files."""
     if path.is_file():
         return file_sha256(path)
     return slices_sha256(files_of(path))
@@ -160,7 +160,7 @@ def _sha256(path: Path) -> str:
 
 def _write_npz(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
     method = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    # Not by `np.savez`, to which a column could not be called `file`; same columns, same bytes.
+    # Not by `np.savez`, which takes no column named `file`; same columns give the same bytes.
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
             for name, column in columns.items():
@@ -246,7 +246,7 @@ def _space(column: Array) -> Any:
 
 
 def _episode(columns: Mapping[str, Array]) -> dict[str, Any]:
-    """What Minari stores of one episode."""
+    """The fields that Minari stores of one episode."""
     steps = len(columns["observations"]) - 1
     ended = "masks" in columns and not np.any(columns["masks"][steps - 1])
     last = np.zeros(steps, bool)

@@ -1,4 +1,4 @@
-"""D4RL's HDF5 layout, by h5py alone: one row per transition.
+"""D4RL's HDF5 layout, one row per transition, read with h5py alone.
 
     row               :   0    1    2  |   3    4  |
     observations      : [s0,  s1,  s2, |  s0,  s1, ]
@@ -7,15 +7,15 @@
     timeouts          : [ 0,   0,   0, |   0,   1, ]    cut off: mask 1, bootstraps
     next_observations : [s1,  s2,  s3, |  s1,  s2, ]    in some files
 
-An episode ends at either mark (both: the task ended), and at the file's last row. Where there are
-no `timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
+An episode ends at either mark (if both are set, the task ended), and at the file's last row.
+Without `timeouts`, it also ends at the environment's step limit, as in D4RL's `qlearning_dataset`.
 
-A file with `masks`, as OGBench's loader and code built on it give, says there where the task ended:
-0. Its `terminals` then only end episodes, which may go on after the task's end.
+In a file with `masks`, as made by OGBench's loader and code built on it, mask 0 says where the task
+ended. Its `terminals` then only end episodes, which may go on after the task's end.
 
-The observation after an episode's last row is that row's in `next_observations`. Without them it is
-lost, and as in `qlearning_dataset` a transition that needs it to bootstrap is left out; one that
-ended the task needs none and is kept, with its own observation in that place. Where
+The observation after an episode's last row is in that row of `next_observations`. Without these it
+is lost, and as in `qlearning_dataset` a transition that needs it to bootstrap is left out; one that
+ended the task does not, and is kept with its own observation in that place. Where
 `next_observations` and the next row's observation differ, an end is missing and the episode is cut.
 """
 
@@ -49,21 +49,21 @@ ENVIRONMENTS = {
     "hopper": "Hopper-v4",
     "walker2d": "Walker2d-v4",
 }
-"""Gymnasium's environments of D4RL's observations, actions and rewards, by family.
+"""Gymnasium's environments with D4RL's observations, actions and rewards, by family.
 
-Version 4 is D4RL's version 2 with MuJoCo's own bindings; version 5 has other rewards and frictions
-(Farama-Foundation/Gymnasium#526, #572).
+Version 4 is D4RL's version 2 with MuJoCo's own bindings; version 5 has different rewards and
+frictions (Farama-Foundation/Gymnasium#526, #572).
 """
 
 _SAME = 1e-4
-"""Relative difference up to which two observations are one, written in other precisions."""
+"""Relative difference up to which two observations count as the same, rounded differently."""
 
 
 def d4rl_file(entry: Entry) -> Path:
     """The file of one of D4RL's datasets.
 
     Raises:
-        InputError: it is not on this machine; the message names the command that brings it.
+        InputError: it is not on this machine; the message names the command that fetches it.
     """
     path = d4rl_folder() / entry.files[0].name
     if not path.is_file():
@@ -75,7 +75,7 @@ def d4rl_file(entry: Entry) -> Path:
 
 
 def environment_of(entry: Entry) -> tuple[str | None, str]:
-    """The environment that policies are scored in, or None; and a sentence on what differs."""
+    """The environment that policies are scored in, or None, and a sentence on what differs."""
     env_id = ENVIRONMENTS.get(entry.family)
     if env_id is None:
         return None, (
@@ -90,12 +90,12 @@ def environment_of(entry: Entry) -> tuple[str | None, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """Which rows become transitions.
+    """The rows that become transitions.
 
     Attributes:
-        ends: `(N,)` the last row of each episode.
-        kept: `(N,)` rows whose transition is kept: all but ends whose next observation is needed
-            and lost.
+        ends: `(N,)` whether a row is its episode's last.
+        kept: `(N,)` whether a row's transition is kept: all but ends whose next observation is
+            needed but lost.
     """
 
     ends: NDArray[np.bool_]
@@ -109,14 +109,14 @@ def episodes_of(
     max_episode_steps: int | None = None,
     clips: bool = False,
 ) -> tuple[Episodes, list[str]]:
-    """Episodes of columns in D4RL's layout.
+    """Make episodes from columns in D4RL's layout.
 
     Args:
-        columns: of the file.
+        columns: columns of the file.
         path: the file, for messages.
-        max_episode_steps: where episodes end if the file has no `timeouts`.
-        clips: bring actions beyond [-1, 1] to it, as D4RL's environments do, and say so; else they
-            are an error.
+        max_episode_steps: step at which episodes end if the file has no `timeouts`.
+        clips: clip actions to [-1, 1], as D4RL's environments do, and say so; otherwise actions
+            outside are an error.
 
     Returns:
         The episodes, and sentences on what was left out, cut or changed.
@@ -153,7 +153,7 @@ def episodes_of(
 
 
 def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
-    """Clip in place; refuse actions that are not meant to be in [-1, 1]."""
+    """Clip in place; unless `clips`, refuse actions outside [-1, 1]."""
 
     def is_outside(block: Array) -> NDArray[np.bool_]:
         return np.asarray(np.abs(block) > 1 + ACTION_TOLERANCE)
@@ -175,7 +175,7 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
 def _task_ends(
     columns: Mapping[str, Array], terminals: NDArray[np.bool_], path: Path
 ) -> NDArray[np.bool_]:
-    """Rows at which the task ended: by the masks, or where there are none by the terminals."""
+    """Rows at which the task ended: by the masks, or without masks by the terminals."""
     if "masks" not in columns:
         return terminals
     masks = require_vector(columns, "masks", len(terminals), path)
@@ -199,7 +199,7 @@ def _cuts(
     limit: int | None,
     path: Path,
 ) -> NDArray[np.bool_]:
-    """Rows at which episodes were cut off: by the file, or else by the step limit."""
+    """Rows at which episodes were cut off: by the file, or failing that by the step limit."""
     if "timeouts" in columns:
         return require_marks(columns, "timeouts", len(terminals), path)
     if limit is None:
@@ -214,7 +214,7 @@ def _cuts(
 def _mark_jumps(
     observations: Floats, after: Floats, ends: NDArray[np.bool_], path: Path
 ) -> list[str]:
-    """Mark ends that are missing: the next observation is not the next row's."""
+    """Mark missing ends, where the next observation is not the next row's."""
     found, first = 0, -1
     for rows in row_blocks(len(ends) - 1, observations[:1].nbytes):
         now, then = after[rows], observations[rows.start + 1 : rows.stop + 1]
@@ -258,7 +258,7 @@ def _episodes(
         raise InputError(
             f"{path} has no transition whose next observation is known; get the file again"
         )
-    # An episode of one row whose next observation is lost has no transition at all.
+    # A one-row episode whose next observation is lost has no transition at all.
     used = np.repeat(lengths > 0, spans)
     closing = ends[rows.kept[ends]]
     last = observations[closing] if after is None else after[closing]

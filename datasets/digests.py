@@ -1,4 +1,4 @@
-"""SHA-256 of files, computed beside other work."""
+"""SHA-256 of files, computed in parallel with other work."""
 
 import hashlib
 import threading
@@ -14,20 +14,20 @@ def file_sha256(path: Path) -> str:
 
 
 def sha256_in_background(path: Path) -> "Future[str]":
-    """`file_sha256` of a file, begun now: it takes longer than reading an unpacked file does."""
+    """Start `file_sha256` of a file, which takes longer than reading an unpacked file."""
     return in_background(lambda: file_sha256(path))
 
 
 def in_background(function: Callable[[], str]) -> "Future[str]":
-    """What a function gives, begun now."""
+    """Start a function in a thread, and return its result as a future."""
     digest: Future[str] = Future()
 
     def compute() -> None:
         try:
             digest.set_result(function())
-        except BaseException as error:  # whoever asks for the result gets it
+        except BaseException as error:  # raised to whoever asks for the result
             digest.set_exception(error)
 
-    # A daemon: a process that ends without asking does not wait for it.
+    # A daemon, so that a process that ends without the result does not wait for it.
     threading.Thread(target=compute, name="sha256", daemon=True).start()
     return digest

@@ -1,13 +1,13 @@
-"""Fetch published datasets from their mirrors, resumably, and never leave a bad file behind.
+"""Resumable download of published datasets from their mirrors, which never leaves a bad file.
 
     <folder>/cube-double-play-v0.npz             only ever a complete, verified file
     <folder>/cube-double-play-v0.npz.part        the bytes so far
     <folder>/cube-double-play-v0.npz.part.json   where they come from: url, validators, full length
     <folder>/cube-double-play-v0.npz.lock        held while a process downloads the file
 
-A mirror either can be tried again (`_Interrupted`: no connection, timeout, 5xx, short body) or has
-given its last word (`_Refused`: 403, 404, a web page, wrong bytes); the next mirror follows.
-Several files come at once; a file that no mirror gives does not keep the others from coming.
+A failed mirror either can be tried again (`_Interrupted`: no connection, timeout, 5xx, short body)
+or has failed for good (`_Refused`: 403, 404, a web page, wrong bytes), and the next one is tried.
+Several files can be fetched at once; one that no mirror provides does not stop the others.
 """
 
 import os
@@ -43,22 +43,22 @@ from tql_offline.errors import InputError
 from tql_offline.files import read_json, write_json
 
 Progress = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes that are there so far, and its full length in bytes; where
-several files come at once, from several threads.
+"""Called with a file's name, the bytes received so far and its full length in bytes; from several
+threads if several files are fetched at once.
 """
 
 _CHUNK_BYTES = 64 * 2**10
 _FAREWELL_SECONDS = 2.0
-"""How long Ctrl-C waits for the other files' threads to notice it."""
+"""How long Ctrl-C waits for the threads of the files to notice it."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 class _Refused(Exception):  # noqa: N818  (an answer, caught here, not an error for the caller)
-    """The mirror's last word on a file; the next mirror follows."""
+    """A mirror's final failure on a file; the next mirror is tried."""
 
 
 class _Interrupted(Exception):  # noqa: N818
-    """A failure that another try at the same mirror may mend."""
+    """A failure that another try at the same mirror may fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,10 @@ class Downloaded:
     """A verified file on disk.
 
     Attributes:
-        path: where it lies.
+        path: where it is.
         bytes: its length.
-        sha256: its digest, measured now.
-        url: where it came from, or None if it was already there.
+        sha256: its digest, computed now.
+        url: where it came from, or None if it already existed.
     """
 
     path: Path
@@ -79,12 +79,12 @@ class Downloaded:
 
 
 Arrived = Callable[[Downloaded], None]
-"""Called with each file as soon as it is there, from its own thread."""
+"""Called with each file as soon as it is complete, from the thread that fetched it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """What `.part.json` says of the bytes in `.part`."""
+    """The contents of `.part.json`: where the bytes in `.part` come from."""
 
     url: str
     length: int
@@ -93,7 +93,7 @@ class _Origin:
 
 
 class _Space:
-    """What the files that are coming will still take, so that they do not promise it twice."""
+    """Disk space set aside for the files being fetched, so that none is promised twice."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class _Space:
         """Set bytes aside for the rest of a file, whose start will free some.
 
         Raises:
-            InputError: the disk has not so many left beside what is set aside for others.
+            InputError: the disk has too little left besides what is set aside for others.
         """
         with self._lock:
             others = sum(
@@ -115,19 +115,19 @@ class _Space:
             self._coming[path] = needed
 
     def used(self, path: Path, written: int) -> None:
-        """So many bytes of them are written."""
+        """Reduce a file's claim by the bytes written."""
         with self._lock:
             self._coming[path] -= written
 
     def release(self, path: Path) -> None:
-        """The file has come, or will not."""
+        """Drop the claim of a file that has arrived or failed."""
         with self._lock:
             self._coming.pop(path, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shared:
-    """What all files of one call have in common."""
+    """The settings and state shared by all files of one call."""
 
     client: httpx.Client
     retries: int
@@ -138,7 +138,7 @@ class _Shared:
     space: _Space = field(default_factory=_Space)
     stop: threading.Event = field(default_factory=threading.Event)
     worked: set[str] = field(default_factory=set)
-    """Mirrors that have given a file: they go first for the next one."""
+    """Mirrors that have provided a file; they are tried first for the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class _Job:
         return self.path.with_name(f"{self.path.name}.lock")
 
     def received(self) -> int:
-        """Bytes in `.part`."""
+        """Number of bytes in `.part`."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def discard(self) -> None:
@@ -194,37 +194,37 @@ def download(
     workers: int = 1,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Downloaded]:
-    """Bring all files of some datasets to this machine.
+    """Download all files of some datasets.
 
-    Each file is checked by its published length and sha256 where these are known, else by the
-    length the mirror announces, the zip checksums and the columns. An unfinished `.part` is
-    continued. A file that is there and passes is kept as it is.
+    Each file is checked by its published length and sha256 if known, otherwise by the length the
+    mirror announces, the zip checksums and the columns. An unfinished `.part` is continued. An
+    existing file that passes is kept as it is.
 
     Args:
-        names: a dataset's name or several; a `singletask` one means the file that it relabels.
-        folder: where the files go; it is made if need be. None: where each suite's own package
+        names: one or more dataset names; a `singletask` one means the file that it relabels.
+        folder: where the files go, created if need be. None: where each suite's own package
             keeps them.
         mirrors: addresses, tried in order, with `{file}` where the file's name goes (without it,
             the name is appended); http, https, `file:///folder` or a folder's path. None: the
             catalogue's.
         progress: called after every piece received.
-        arrived: called with each file that is there: an error of another one loses none.
-        client: HTTP client whose timeouts and redirect bound apply; None: connect 10 s, read 30 s,
+        arrived: called with each file once it is complete, even if another one fails.
+        client: HTTP client whose timeouts and redirect limit apply; None: connect 10 s, read 30 s,
             5 redirects.
-        retries: further tries per mirror and file after a failure that may pass.
-        force: fetch again, and replace what is there once the new file is verified.
-        allow_broken: fetch datasets, too, that the catalogue knows to be wrong.
-        offline: ask no mirror but folders of this machine; so does `$TQL_OFFLINE_LOCAL_ONLY`.
-        workers: files that come at once.
+        retries: further tries per mirror and file after a failure that may be temporary.
+        force: fetch again, and replace existing files once the new ones are verified.
+        allow_broken: also fetch datasets that the catalogue knows to be wrong.
+        offline: use only mirrors that are local folders, as with `$TQL_OFFLINE_LOCAL_ONLY`.
+        workers: number of files fetched at once.
         sleep: waits the given seconds between tries: 1, 2, 4, ...
 
     Returns:
-        The files in the order of the names; in OGBench training file, validation file.
+        The files in the order of the names; for OGBench, training file then validation file.
 
     Raises:
         InputError: unknown name or mirror, a broken dataset, a bad file in the way, no space, no
             permission, another process at the same file, or every mirror failed (each is named
-            with its reason). All files that can be had are there when it is raised.
+            with its reason). By then every file that could be fetched has been.
     """
     names = [names] if isinstance(names, str) else names
     entries = list(dict.fromkeys(catalogue.find(name) for name in names))
@@ -269,7 +269,7 @@ def _path_in(folder: Path, file: str) -> Path:
 
 
 def _run(jobs: list[_Job], workers: int) -> list[Downloaded]:
-    # All are looked at first: a bad file in the way, or too small a disk, shows before anything is
+    # All are checked first: a bad file in the way, or too small a disk, is found before anything is
     # fetched.
     found = [_present(job) for job in jobs]
     missing = [job for job, there in zip(jobs, found, strict=True) if there is None]
@@ -308,10 +308,10 @@ def _require_free(folder: Path, needed: int, what: str) -> None:
 
 
 def _fetch_all(jobs: list[_Job], workers: int) -> list[Downloaded]:
-    """Fetch every file that can be had.
+    """Fetch every file that can be fetched.
 
     Raises:
-        InputError: those that cannot, each with its reasons.
+        InputError: some files cannot; each is named with its reasons.
     """
     alone = workers == 1 or len(jobs) < 2
     outcomes = [_outcome(job) for job in jobs] if alone else _at_once(jobs, workers)
@@ -344,10 +344,10 @@ def _outcome(job: _Job) -> Downloaded | InputError:
 
 
 def _at_once(jobs: list[_Job], workers: int) -> list[Downloaded | InputError]:
-    """Several files at a time.
+    """Fetch several files at a time.
 
-    The threads are daemons, and Ctrl-C waits for them a moment only: one may be listening to a
-    mirror that is silent. What a file has received stays in its part, however its thread ends.
+    The threads are daemons, and Ctrl-C waits for them only briefly: one may be waiting for a silent
+    mirror. What a file has received stays in its part, however its thread ends.
     """
     outcomes: dict[int, Downloaded | InputError] = {}
     faults: list[BaseException] = []
@@ -384,7 +384,7 @@ def _at_once(jobs: list[_Job], workers: int) -> list[Downloaded | InputError]:
 
 
 def _fetch_alone(job: _Job) -> Downloaded:
-    """Fetch one file while no other process does."""
+    """Fetch one file under a lock that keeps other processes out."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.lock, timeout=0):
@@ -392,7 +392,7 @@ def _fetch_alone(job: _Job) -> Downloaded:
                 # Another process may have finished it between the first look and the lock.
                 return _present(job) or _fetch(job)
             finally:
-                # Windows keeps a file that is open; the next download takes it over.
+                # Windows does not delete an open file; the next download takes it over.
                 with suppress(OSError):
                     job.lock.unlink()
     except Timeout as error:
@@ -426,7 +426,7 @@ def _fetch(job: _Job) -> Downloaded:
 
 
 def _rank(template: str, origin: _Origin | None, job: _Job) -> tuple[bool, bool]:
-    """What puts a mirror before another: it has begun this file, or has given one before."""
+    """Sort key of a mirror: first if it began this file, then if it has provided another."""
     began = origin is not None and address(template, job.file) == origin.url
     return not began, template not in job.shared.worked
 
@@ -461,7 +461,7 @@ def _settle(url: str, job: _Job, *, resumed: bool) -> Downloaded:
         digest = sound(job.part, job.file)
     except Unsound as reason:
         job.discard()
-        # The bytes from before the interruption may be at fault; a fresh copy deserves a try.
+        # The bytes from before the interruption may be at fault, so a fresh copy is tried.
         raise (_Interrupted if resumed else _Refused)(str(reason)) from reason
     job.part.replace(job.path)
     job.note.unlink(missing_ok=True)
@@ -469,7 +469,7 @@ def _settle(url: str, job: _Job, *, resumed: bool) -> Downloaded:
 
 
 def _copy(url: str, job: _Job) -> None:
-    """Copy from a mirror that is a folder of this machine."""
+    """Copy from a mirror that is a local folder."""
     source = local_path(url)
     pieces = _read(source)
     first = next(pieces, b"")
@@ -481,7 +481,7 @@ def _copy(url: str, job: _Job) -> None:
 
 
 def _read(source: Path) -> Iterator[bytes]:
-    """Read a mirror's file piece by piece; its faults are the mirror's, not the target folder's."""
+    """Read a mirror's file in pieces; errors are the mirror's, not the target folder's."""
     try:
         with source.open("rb") as file:
             yield from iter(lambda: file.read(_CHUNK_BYTES), b"")
@@ -508,8 +508,8 @@ def _receive(url: str, origin: _Origin | None, job: _Job) -> None:
 
 
 def _headers(origin: _Origin | None, received: int) -> dict[str, str]:
-    # Compressed on the way, neither lengths nor ranges would be those of the file. On a connection
-    # of its own, because what a host sends after its answer would be taken for the next one.
+    # With compression, neither lengths nor ranges would be the file's. Each request has its own
+    # connection, because stray bytes after an answer would be taken for the next one.
     headers = {"Accept-Encoding": "identity", "Connection": "close"}
     if origin is not None:
         headers["Range"] = f"bytes={received}-"
@@ -519,7 +519,7 @@ def _headers(origin: _Origin | None, received: int) -> dict[str, str]:
 
 
 def _guard(validator: str | None) -> str | None:
-    """The validator if If-Range may carry it; a weak ETag never matches (RFC 9110, 13.1.5)."""
+    """The validator if allowed in If-Range; a weak ETag never matches (RFC 9110, 13.1.5)."""
     if validator is None or validator.startswith("W/") or not validator.isascii():
         return None
     return validator if validator.isprintable() else None
@@ -552,7 +552,7 @@ def _write_body(url: str, response: httpx.Response, origin: _Origin | None, job:
         job.shared.space.claim(job.path, length - received)
     else:
         received, length = 0, _announced_length(response, job)
-        # Only a body that begins like the file may replace what an earlier try has brought.
+        # Only a body that begins like the file may replace the bytes of an earlier try.
         pieces = _checked_start(pieces, job.file)
         job.shared.space.claim(job.path, length, freed=job.received())
         _begin(url, length, response, job)
@@ -596,7 +596,7 @@ def _checked_start(pieces: Iterator[bytes], file: PublishedFile) -> Iterator[byt
 
 def _begin(url: str, length: int, response: httpx.Response, job: _Job) -> None:
     """Start an empty part and note where its bytes will come from."""
-    # In this order: killed in between, an empty part is taken for what it is.
+    # In this order: if killed in between, an empty part is recognised as such.
     job.part.write_bytes(b"")
     origin = _Origin(
         url=url,
@@ -608,7 +608,7 @@ def _begin(url: str, length: int, response: httpx.Response, job: _Job) -> None:
 
 
 def _write(pieces: Iterator[bytes], received: int, length: int, job: _Job) -> None:
-    """Append the pieces to the part; all that has come stays, however it ends."""
+    """Append the pieces to the part; what was received stays, however this ends."""
     with job.part.open("ab") as file:
         for piece in pieces:
             received += len(piece)
@@ -626,7 +626,7 @@ def _write(pieces: Iterator[bytes], received: int, length: int, job: _Job) -> No
 
 
 def _origin(job: _Job) -> _Origin | None:
-    """Where the part's bytes come from; None if there is nothing that can be continued."""
+    """Where the part's bytes come from; None if there is nothing to continue."""
     if not job.received() or not job.note.is_file():
         return None
     try:
@@ -640,7 +640,7 @@ def _parse_origin(document: dict[str, Any]) -> _Origin:
     """Read `.part.json`.
 
     Raises:
-        TypeError: it is not what `_begin` writes.
+        TypeError: the document is not what `_begin` writes.
     """
     origin = _Origin(**document)
     texts = [origin.etag, origin.last_modified]

@@ -1,4 +1,4 @@
-"""The embedded dataset: collected on the spot where it is missing, without a network."""
+"""The embedded dataset, collected locally if it is missing, without a network."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from tql_offline.datasets.names import collected_folder, downloaded_folder, pars
 from tql_offline.presets import DEFAULT_DATASET
 
 EPISODES = 100
-"""Episodes of 1,000 steps: collected in seconds, and enough to learn the task."""
+"""Number of episodes, of 1,000 steps each: collected in seconds, and enough to learn the task."""
 
 
 def is_installed(name: str) -> bool:
@@ -18,13 +18,13 @@ def is_installed(name: str) -> bool:
 
 
 def load_embedded(progress: Callable[[int], None] = lambda _: None) -> Dataset:
-    """Load the embedded dataset, collecting it first where it is missing.
+    """Load the embedded dataset, collecting it first if it is missing.
 
     Args:
         progress: called with the number of transitions collected since the last call.
 
     Raises:
-        InputError: it cannot be collected, or what lies in its place is damaged.
+        InputError: it cannot be collected, or the existing file is damaged.
     """
     if not is_installed(DEFAULT_DATASET):
         collect(DEFAULT_DATASET, out=collected_folder(), episodes=EPISODES, progress=progress)

@@ -29,10 +29,10 @@ from tql_offline.errors import InputError
 Array = NDArray[np.generic]
 
 ACTION_BOUND = 1 - 1e-5
-"""Data actions are clipped to ±(1 - 1e-5), as FQL's code does."""
+"""Actions in the data are clipped to ±(1 - 1e-5), as in FQL's code."""
 
 ACTION_TOLERANCE = 1e-3
-"""How far from [-1, 1] an action of a user's own file may lie and still be taken for rounding."""
+"""How far outside [-1, 1] an action in a user's own file may lie and still count as rounding."""
 
 Column = TypeVar("Column", bound=np.generic)
 
@@ -45,8 +45,8 @@ class Episodes:
         observations: `(N + E, n_s)` float32 (or uint8 images `(N + E, height, width, channels)`).
         actions: `(N, n_a)` float32, each in [-1, 1] for the environments of this package.
         rewards: `(N,)` float32.
-        masks: `(N,)` float32; 0 where the task ended at this transition, else 1.
-        lengths: `(E,)` int64, transitions of each episode, each at least 1.
+        masks: `(N,)` float32; 0 where the task ended at this transition, otherwise 1.
+        lengths: `(E,)` int64, number of transitions in each episode, at least 1.
     """
 
     observations: Array
@@ -82,21 +82,21 @@ class Episodes:
 
     @property
     def num_episodes(self) -> int:
-        """E."""
+        """E, the number of episodes."""
         return len(self.lengths)
 
     @property
     def row_dtype(self) -> np.dtype[Any]:
-        """What counts observation rows: int32, half as large, where it suffices, else int64."""
+        """Type of observation row numbers: int32 where it suffices, otherwise int64."""
         return np.dtype(np.int32 if len(self.observations) < 2**31 else np.int64)
 
     def start_rows(self) -> NDArray[np.integer[Any]]:
         """Observation row at which each transition starts, `(N,)`; it ends one row later.
 
-        Of type `row_dtype`.
+        The rows are of type `row_dtype`.
         """
         rows: NDArray[np.integer[Any]] = empty_vector(self.num_transitions, self.row_dtype)
-        # A row on from transition to transition, two where an episode's last row lies between.
+        # Each transition starts one row after the previous one, or two across an episode's end.
         rows[:] = 1
         rows[0] = 0
         rows[np.cumsum(self.lengths)[:-1]] = 2
@@ -142,8 +142,8 @@ def drop_last_rows(
 ) -> NDArray[Column]:
     """Keep the N transition rows of an `(N + E, ...)` column, dropping each episode's last row.
 
-    The rows are moved up within the column's own memory, so that no second column is held: `column`
-    must be writable and not be used again. Cost: a move an episode.
+    The rows are moved up within the column's own memory, so no second copy is held: `column` must
+    be writable and not be used again. Cost: one move per episode.
 
     Returns:
         `(N, ...)`, the head of `column`.
@@ -155,7 +155,7 @@ def drop_last_rows(
     ends = np.cumsum(lengths + 1) - 1
     block = max(BLOCK_BYTES // max(column[:1].nbytes, 1), 1)
     for by, (first, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist(), strict=True)):
-        # In blocks: NumPy makes a copy of what it moves onto itself.
+        # In blocks, because NumPy copies the source first when the two overlap.
         for start in range(first, end, block):
             stop = min(start + block, end)
             column[start - by : stop - by] = column[start:stop]

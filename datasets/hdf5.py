@@ -1,4 +1,4 @@
-"""Columns of HDF5 files, contiguous or in chunks, which are unpacked here and not by HDF5."""
+"""Columns of HDF5 files, contiguous or in chunks; these are unpacked here, not by HDF5."""
 
 import math
 import zlib
@@ -26,20 +26,20 @@ from tql_offline.datasets.reading import (
 from tql_offline.errors import InputError, shown
 
 _MAX_CHUNK_BYTES = 2**26
-"""Of one chunk of an HDF5 file, unless its whole column is larger."""
+"""Most bytes of one chunk of an HDF5 file, unless its whole column is larger."""
 _INDEX_BYTES = 16
-"""A chunk takes at least as much in the file: its place there and its length."""
+"""Least that a chunk takes in the file: its offset and its length."""
 _FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 _CHUNKS_PER_TASK = 32
 _SCATTER_BYTES = 2**17
-"""Of rows whose numbers come from several chunks: a part of what a core's own cache holds."""
+"""Block size for rows that span several chunks: a part of what a core's own cache holds."""
 
 
 def read_hdf5(path: Path, wanted: Wanted) -> Columns:
-    """The columns of a file, whose damage may raise anything; see `damage_named`.
+    """Read the columns of a file; a damaged one may raise any error, see `damage_named`.
 
     Raises:
-        InputError: it holds what is no plain column, or claims more than it can hold.
+        InputError: it holds something that is not a plain column, or claims more than it can hold.
     """
     with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
         names = _names(path, file, wanted.flat)
@@ -48,17 +48,17 @@ def read_hdf5(path: Path, wanted: Wanted) -> Columns:
         for name, item in items.items():
             check_layout(path, item, name)
         columns = Columns()
-        for name in names:  # a dataset that nobody has any more has no chunk cache
+        for name in names:  # popped, because a released dataset frees its chunk cache
             columns.add(name, *hdf5_column(items.pop(name), name, wanted))
         return columns
 
 
 def _names(path: Path, file: h5py.File, flat: bool) -> list[str]:
-    """Names of what lies at the top of a file itself, not behind a link."""
-    # One more than are taken: a file may name millions.
+    """Names of the top-level items in the file itself, not behind a link."""
+    # Only one more than allowed: a file may name millions.
     names = [str(name) for name in islice(file, MAX_COLUMNS + 1)]
     for name in names:
-        if "/" in name or not name.isprintable():  # would be taken for a way through other groups
+        if "/" in name or not name.isprintable():  # a slash would be read as a path through groups
             raise ValueError(f"{shown(name)} is no name of a column")
     links = (h5py.SoftLink, h5py.ExternalLink)
     names = [name for name in names if not isinstance(file.get(name, getlink=True), links)]
@@ -69,10 +69,10 @@ def _names(path: Path, file: h5py.File, flat: bool) -> list[str]:
 
 
 def hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset of numbers of the file's own.
+    """A dataset of numbers stored in the file itself.
 
     Raises:
-        InputError: it is a group, virtual, stored outside, or of anything but numbers.
+        InputError: it is a group, virtual, stored outside the file, or not of numbers.
     """
     item = file[name]
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
@@ -94,17 +94,17 @@ def claimed_bytes(item: h5py.Dataset) -> int:
 
 
 def check_layout(path: Path, item: h5py.Dataset, name: str) -> None:
-    """See that a dataset's chunks take no more memory or time than its rows are worth.
+    """Check that a dataset's chunks take no more memory or time than its rows justify.
 
     Raises:
-        InputError: its chunks are too large or too many, or packed by a filter that is not ours.
+        InputError: its chunks are too large or too many, or packed by an unsupported filter.
     """
     if not item.chunks:
         return
     foreign = [number for number, _ in _filters(item) if number not in _FILTERS]
     if foreign:
-        # HDF5 would look for it as a library to load; and of others than these it believes the
-        # lengths that the file gives.
+        # HDF5 would look for a library to load for it; and with filters other than these it trusts
+        # the lengths that the file gives.
         raise InputError(
             f"{path} holds {shown(name)} packed by filter {foreign[0]}; write it again with "
             "compression='gzip', or run `h5repack -f GZIP=4`"
@@ -123,17 +123,17 @@ def check_layout(path: Path, item: h5py.Dataset, name: str) -> None:
 
 
 def _filters(item: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
-    """Number and settings of each filter that packed a dataset's chunks, in that order."""
+    """Number and settings of each filter that packed a dataset's chunks, in order of use."""
     made = item.id.get_create_plist()
     found = (made.get_filter(index) for index in range(made.get_nfilters()))
     return [(number, settings) for number, _flags, settings, _name in found]
 
 
 def hdf5_column(item: h5py.Dataset, name: str, wanted: Wanted) -> tuple[Array, bool]:
-    """One array, and whether it was seen to be finite.
+    """Read one array, and tell whether it is known to be finite.
 
     Raises:
-        ValueError: it is packed, and of a type that NumPy's numbers are not.
+        ValueError: it is packed, and its type is not one of NumPy's.
     """
     as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
     if not wanted.keeps(name):
@@ -144,7 +144,7 @@ def hdf5_column(item: h5py.Dataset, name: str, wanted: Wanted) -> tuple[Array, b
                 item[rows]
         return np.empty(0, item.dtype), False
     dtype = wanted.dtype(name, item.dtype)
-    shape = item.shape + dtype.shape  # a number's own shape, where HDF5 holds arrays of arrays
+    shape = item.shape + dtype.shape  # an element has a shape if HDF5 holds arrays of arrays
     column = wanted.room(name, math.prod(shape), dtype.base).reshape(shape)
     if item.chunks and (as_stored or _filters(item)):
         if not as_stored:
@@ -161,17 +161,17 @@ def hdf5_column(item: h5py.Dataset, name: str, wanted: Wanted) -> tuple[Array, b
 
 
 def _plain_offset(item: h5py.Dataset) -> int | None:
-    """Where a dataset of numbers like NumPy's lies in the file one by one, if it does.
+    """Offset in the file of a dataset that is stored contiguously, or None if it is not.
 
-    HDF5's own reading holds a lock over all threads.
+    It can then be read directly, as HDF5's own reading holds a lock over all threads.
     """
     whole = item.id.get_storage_size() == claimed_bytes(item)
-    offset: int | None = item.id.get_offset()  # None of chunks and of rows never written
+    offset: int | None = item.id.get_offset()  # None for chunks and for rows never written
     return offset if HAS_PREADV and whole else None
 
 
 def _unpack(item: h5py.Dataset, column: Array) -> bool:
-    """Fill a column by HDF5's own reading; whether all of it is known to be finite."""
+    """Fill a column by HDF5's own reading, and tell whether all of it is known to be finite."""
     straight = column.dtype == item.dtype and column.ndim > 0
     all_finite = True
     for rows in _blocks(item):
@@ -185,7 +185,7 @@ def _unpack(item: h5py.Dataset, column: Array) -> bool:
 
 
 def _blocks(item: h5py.Dataset) -> Sequence[Any]:
-    """Selections that cover a dataset, none of which unpacks a chunk that another does."""
+    """Selections that cover a dataset, no two of which unpack the same chunk."""
     if not item.shape:
         return [()]
     per_row = math.prod(item.shape[1:]) * item.dtype.itemsize
@@ -194,16 +194,16 @@ def _blocks(item: h5py.Dataset) -> Sequence[Any]:
 
 
 def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
-    """Unpack a dataset's chunks, into a column if it is given.
+    """Unpack a dataset's chunks, into a column if one is given.
 
-    Not by HDF5's own reading: it makes room for whatever a chunk unpacks to, and of a chunk that
-    unpacks to too little it takes the memory behind it for numbers.
+    HDF5's own reading is not used: it allocates any size that a chunk unpacks to, and if a chunk
+    unpacks to too little, it takes the memory behind it for numbers.
 
     Returns:
         Whether all numbers are known to be finite.
 
     Raises:
-        ValueError: a chunk does not unpack to what a chunk is, or lies outside the dataset.
+        ValueError: a chunk does not unpack to a chunk's size, or lies outside the dataset.
     """
     chunks: list[Any] = []
     item.id.chunk_iter(chunks.append)
@@ -213,7 +213,7 @@ def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
         column[...] = item.fillvalue
         is_finite = known_finite(np.asarray(item.fillvalue, column.dtype))
     reader = _ChunkReader(item)
-    # What threads share is unpacking; copies alone would only wait for one another.
+    # Threads speed up unpacking; mere copies would only wait for one another.
     at_once = in_threads if reader.filters else map
     for part in at_once(lambda task: reader.read(task, column), _bands(chunks, reader.size)):
         is_finite &= part
@@ -221,7 +221,7 @@ def _read_chunks(item: h5py.Dataset, column: Array | None) -> bool:
 
 
 def _bands(chunks: list[Any], size: int) -> list[list[Any]]:
-    """Chunks by the rows they have, which HDF5 names one after another; few in each list."""
+    """Group adjacent chunks that cover the same rows, into lists of a few chunks each."""
     most = max(min(_CHUNKS_PER_TASK, TASK_BYTES // max(size, 1)), 1)
     tasks: list[list[Any]] = []
     for chunk in chunks:
@@ -233,7 +233,7 @@ def _bands(chunks: list[Any], size: int) -> list[list[Any]]:
 
 
 class _ChunkReader:
-    """Reads one dataset's chunks, each into its place."""
+    """Reader of one dataset's chunks, each into its place."""
 
     def __init__(self, item: h5py.Dataset) -> None:
         self.item, self.shape, self.chunk = item, item.shape, item.chunks
@@ -241,10 +241,10 @@ class _ChunkReader:
         self.size = math.prod(self.chunk) * self.dtype.itemsize
 
     def read(self, chunks: list[Any], column: Array | None) -> bool:
-        """Read chunks (`h5py.h5d.StoreInfo`); whether their numbers are known to be finite.
+        """Read chunks (`h5py.h5d.StoreInfo`), and tell whether they are known to be finite.
 
-        Where a row's numbers lie in several chunks they go to its place together, some rows at a
-        time: else each number of a chunk would take a line of the cache for itself.
+        If a row spans several chunks, these are copied together, some rows at a time: otherwise
+        each number of a chunk would take a cache line of its own.
         """
         parts = [self._part(chunk, column) for chunk in chunks]
         if column is None:
@@ -254,7 +254,7 @@ class _ChunkReader:
             for some in row_blocks(rows, column[:1].nbytes, block_bytes=_SCATTER_BYTES):
                 for part, numbers in parts:
                     part[some] = numbers[some]
-        # A chunk lies together, its part of the column perhaps not.
+        # A chunk is contiguous; its part of the column may not be.
         return all(known_finite(n if n.dtype == p.dtype else p) for p, n in parts)
 
     def _part(self, chunk: Any, column: Array | None) -> tuple[Array, Array]:
@@ -273,7 +273,7 @@ class _ChunkReader:
         return column[tuple(slice(b, b + c) for b, _, c in begins)], inside
 
     def unpacked(self, data: bytes, skipped: int) -> bytes:
-        """Undo the filters, last first, but for those that the chunk's mask says were skipped."""
+        """Undo the filters, last first, except those that the chunk's mask marks as skipped."""
         for index, (number, settings) in reversed(list(enumerate(self.filters))):
             if skipped >> index & 1:
                 continue
@@ -295,7 +295,7 @@ def _inflated(data: bytes, most: int) -> bytes:
 
 
 def _unshuffled(data: bytes, width: int) -> bytes:
-    """Bytes of numbers from all first bytes, all second bytes, ..."""
+    """Undo a shuffle: bytes of numbers from all first bytes, all second bytes, ..."""
     if not 1 < width <= len(data):
         return data
     whole = len(data) // width * width
@@ -304,9 +304,9 @@ def _unshuffled(data: bytes, width: int) -> bytes:
 
 
 def _checked(data: bytes) -> bytes:
-    """Bytes without the Fletcher-32 behind them, which is compared.
+    """Bytes without the Fletcher-32 checksum behind them, which is verified.
 
-    Of 16-bit words w_1 ... w_n: Σ w_i and Σ (n + 1 - i) w_i, both modulo 65535.
+    For 16-bit words w_1 ... w_n it is Σ w_i and Σ (n + 1 - i) w_i, both modulo 65535.
     """
     data, checksum = data[:-4], data[-4:]
     words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.int64)

@@ -1,4 +1,4 @@
-"""From a dataset's name or file to canonical episodes.
+"""Loading of a dataset, given by name or file, as canonical episodes.
 
 OGBench's file layout keeps every episode's last observation in a row of its own, whose action is
 unused (columns of two episodes of 3 and 2 transitions):
@@ -7,9 +7,9 @@ unused (columns of two episodes of 3 and 2 transitions):
     actions      : [a0, a1, a2,  -, | a0, a1,  -]
     terminals    : [ 0,  0,  0,  1, |  0,  0,  1]
 
-`terminals` marks the end of an episode's rows, not of its task: whether to bootstrap is the
-relabelled `masks`' matter. A user's own npz or HDF5 file has the same columns plus `rewards` and,
-where the task can end, `masks`. D4RL's layout is read by `d4rl`, Minari's folders by `minari`.
+`terminals` marks the end of an episode's rows, not of its task: the relabelled `masks` say whether
+to bootstrap. A user's own npz or HDF5 file has the same columns plus `rewards` and, where the task
+can end, `masks`. D4RL's layout is read by `d4rl`, Minari's folders by `minari`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,18 +80,19 @@ WITHOUT_MASKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Episodes with where they came from.
+    """Episodes and their origin.
 
     Attributes:
         episodes: the data.
         name: the dataset's name, or the file's stem for a user's own.
         path: the file.
-        digest: the SHA-256 of the file in hex, which may still be under way.
-        source: `collected`, `downloaded`, `given file` (taken for a name), `own file` or `arrays`.
-        env_id: the Gymnasium environment its policies are scored in, or None.
+        digest: the SHA-256 of the file in hex, which may still be being computed.
+        source: `collected`, `downloaded`, `given file` (for a named dataset), `own file` or
+            `arrays`.
+        env_id: the Gymnasium environment that policies are scored in, or None.
         notes: sentences on what reading left out or changed, and what is wrong with these data.
-        unscored: why there is no environment, where it is not that none was given.
-        action_bounds: least and greatest actions in the file, where they were scaled to [-1, 1].
+        unscored: why there is no environment, unless simply none was given.
+        action_bounds: lower and upper bounds of the file's actions, if scaled to [-1, 1].
     """
 
     episodes: Episodes
@@ -106,19 +107,19 @@ class Dataset:
 
     @property
     def is_own(self) -> bool:
-        """Whether they are a user's own file or arrays, and not a published dataset."""
+        """Whether the data are a user's own file or arrays, not a published dataset."""
         return self.source in ("own file", "arrays")
 
     @property
     def sha256(self) -> str:
-        """Of the file, in hex; waits until it is known."""
+        """SHA-256 of the file in hex; waits until it is known."""
         return self.digest.result()
 
     def describe(self) -> dict[str, Any]:
-        """What the provenance of a run says of its data."""
+        """Describe the data for the provenance of a run."""
         return {
             "name": self.name,
-            # Whole, since a run may be resumed from another folder than it was begun in.
+            # Absolute, since a run may be resumed from a different folder.
             "path": str(self.path.absolute() if self.path.exists() else self.path),
             "sha256": self.sha256,
             "source": self.source,
@@ -142,18 +143,18 @@ def load(
     """Load a dataset by name, or a user's own file or folder of slices.
 
     Args:
-        dataset: a name of OGBench's (`cube-double-play-singletask-task1-v0`), D4RL's
-            (`hopper-medium-v2`) or Minari's (`mujoco/hopper/medium-v0`, or any other with `minari:`
-            before it), or a path to a file, to a folder of npz slices or to a folder of Minari's.
-        path: the file or folder to take for that name instead of the downloaded or collected one.
-        env_id: the environment to score policies in, for data that do not name OGBench's.
-        slices: of a folder take the first so many; 0 takes all.
-        allow_broken: take a dataset that is known to be wrong, with a note that says how.
-        action_bounds: least and greatest action of a file of one's own, which become -1 and 1.
+        dataset: a dataset name from OGBench (`cube-double-play-singletask-task1-v0`), D4RL
+            (`hopper-medium-v2`) or Minari (`mujoco/hopper/medium-v0`, or any other prefixed with
+            `minari:`), or a path to a file, a folder of npz slices or a Minari folder.
+        path: the file or folder to read for that name instead of the downloaded or collected one.
+        env_id: the environment to score policies in, for data other than OGBench's.
+        slices: how many of a folder's slices to take, from the first on; 0 takes all.
+        allow_broken: accept a dataset that is known to be wrong, with a note that says how.
+        action_bounds: lower and upper bound of actions in a user's own file, mapped to -1 and 1.
 
     Raises:
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
-            an argument that has no meaning for this dataset.
+            an argument that does not apply to this dataset.
     """
     action_bounds = checked_bounds(action_bounds)
     kind = _kind(dataset, path, allow_broken)
@@ -178,7 +179,7 @@ def load(
 
 
 def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = False) -> Path:
-    """Where the data lie that `load` would read; reads none.
+    """Find the data that `load` would read, without reading them.
 
     Args:
         dataset: as for `load`.
@@ -186,8 +187,8 @@ def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = Fa
         allow_broken: as for `load`.
 
     Raises:
-        InputError: they are not there (the message names the command that brings them), or `load`
-            would refuse the arguments.
+        InputError: the data are missing (the message names the command that fetches them), or
+            `load` would refuse the arguments.
     """
     kind = _kind(dataset, path, allow_broken)
     if kind == "minari":
@@ -203,11 +204,11 @@ def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = Fa
 def _kind(
     dataset: str, path: Path | None, allow_broken: bool
 ) -> Literal["minari", "own", "d4rl", "ogbench"]:
-    """Whose data are meant.
+    """Tell which kind of data is meant.
 
     Raises:
-        InputError: it is no dataset's name, one without rewards or known to be wrong, or there are
-            two files.
+        InputError: the name is unknown, or of a dataset without rewards or known to be wrong; or
+            two files are given.
     """
     if dataset.startswith(MINARI_PREFIX) or is_minari(Path(dataset)):
         return "minari"
@@ -231,7 +232,7 @@ def _kind(
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a path is meant, and not a dataset's name; a file of another kind is named later."""
+    """Whether a path is meant, not a dataset's name; other kinds of file are reported later."""
     is_file = path.suffix in (".npz", *HDF5_SUFFIXES) or (bool(path.suffix) and is_there(path))
     return is_file or _is_folder(path)
 
@@ -246,7 +247,7 @@ def _is_folder(path: Path) -> bool:
 def _read(
     path: Path, slices: int, mend: str | None, only: Sequence[str], floats: Sequence[str]
 ) -> tuple[Mapping[str, Array], "Future[str]"]:
-    """The columns of a file or of a folder's slices, and the digest, which is under way."""
+    """The columns of a file or of a folder's slices, and the digest being computed."""
     mends = () if mend is None else (mend,)
     if _is_folder(path):
         paths = slice_paths(path, slices)
@@ -263,10 +264,10 @@ def _refuse_slices(path: Path, slices: int) -> None:
 
 
 def _first_task(name: DatasetName) -> str:
-    """The first task of a dataset that is published.
+    """The first task of a published dataset.
 
     Raises:
-        InputError: it is not; the message names the nearest ones.
+        InputError: the dataset is not a published one; the message names the nearest ones.
     """
     head, _, version = find(name.file).name.rpartition("-")
     return f"{head}-singletask-task1-{version}"
@@ -303,7 +304,7 @@ def _require_dims(entry: Entry, data: Dataset) -> None:
 
 
 def _read_flat(path: Path, slices: int) -> tuple[Mapping[str, Array], "Future[str]"]:
-    """The columns of a file in D4RL's layout, and the digest, which is under way."""
+    """The columns of a file in D4RL's layout, and the digest being computed."""
     _refuse_slices(path, slices)
     columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
     return columns, sha256_in_background(path)
@@ -313,10 +314,10 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
     if slices:
         raise InputError(f"{given or name} is not a folder of slices; leave --slices out")
     folder = _minari_folder(name, given)
-    if COLUMNS_KEY in metadata_of(folder):  # which `convert` wrote: they hold more than Minari's do
+    if COLUMNS_KEY in metadata_of(folder):  # written by `convert`: holds more than Minari's own
         digest = in_background(lambda: slices_sha256(files_of(folder)))
         return _of_own_columns(read_minari(folder), folder, digest, env_id)
-    from tql_offline.eval.recover import recoverable  # imports Gymnasium: only on use
+    from tql_offline.eval.recover import recoverable  # imports Gymnasium, so only when needed
 
     made = read_episodes(folder)
     own, notes = environment_id(str(given or name)), list(made.notes)
@@ -367,18 +368,18 @@ def own_dataset(
     *,
     flat: bool,
 ) -> Dataset:
-    """Data of a user's own columns, whose memory they take over.
+    """Make a `Dataset` from a user's own columns, whose memory it takes over.
 
     Args:
-        columns: in one of the layouts of docs/data.md.
-        path: of their file.
-        digest: of it.
+        columns: columns in one of the layouts of docs/data.md.
+        path: their file.
+        digest: the file's digest.
         env_id: the environment to score policies in.
-        bounds: least and greatest action, or none; see `checked_bounds`.
-        flat: the layout is D4RL's.
+        bounds: lower and upper bound of the actions, or empty; see `checked_bounds`.
+        flat: whether the layout is D4RL's.
 
     Raises:
-        InputError: training does not take such columns.
+        InputError: the columns cannot be used for training.
     """
     _scale_actions(columns, bounds)
     if flat:
@@ -390,10 +391,10 @@ def own_dataset(
 
 
 def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
-    """Bounds of actions as numbers.
+    """Action bounds as numbers.
 
     Raises:
-        InputError: they are not none, or two numbers in ascending order.
+        InputError: bounds are given that are not two numbers in ascending order.
     """
     numbers = tuple(map(float, bounds))
     if numbers and not are_bounds(numbers):
@@ -406,13 +407,13 @@ def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
 def bounds_by_dim(
     episodes: Episodes, bounds: Sequence[float]
 ) -> tuple[list[float], list[float]] | None:
-    """Bounds as a dataset has them; None where none are given."""
+    """Bounds repeated for each action dim, as a dataset stores them; None if none are given."""
     rows = [[float(bound)] * episodes.actions.shape[1] for bound in bounds]
     return (rows[0], rows[1]) if rows else None
 
 
 def _scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
-    """Bring actions from given bounds to [-1, 1], in place; what is no number is named later."""
+    """Scale actions from given bounds to [-1, 1] in place; non-floats are reported later."""
     actions = columns.get("actions")
     if bounds and actions is not None and actions.dtype.kind == "f":
         low, high = bounds
@@ -434,7 +435,7 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
         The episodes, and sentences on what they may lack.
 
     Raises:
-        InputError: training does not take such columns; the message names the one and the row.
+        InputError: the columns cannot be used for training; the message names column and row.
     """
     observations, actions, lengths = _core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
@@ -457,7 +458,7 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
 
 
 def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
-    """A sentence where every mask of 0 stands in an episode's last row, which is no transition."""
+    """A note if every mask of 0 is in an episode's last row, which is not a transition."""
     lost = int((masks[np.cumsum(lengths + 1) - 1] == 0).sum())
     if not lost or int((masks == 0).sum()) > lost:
         return []
@@ -476,7 +477,7 @@ def _own(
     env_id: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Data of a user's own."""
+    """A `Dataset` of a user's own data."""
     return Dataset(
         episodes=episodes,
         name=path.stem,
@@ -499,7 +500,7 @@ def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> N
 
 
 def _row(transition: int, lengths: NDArray[np.int64]) -> int:
-    """The file's row of a transition: each episode before has one row more."""
+    """The file's row of a transition: each earlier episode has one extra row."""
     return transition + int(np.searchsorted(np.cumsum(lengths), transition, side="right"))
 
 
@@ -533,14 +534,14 @@ def _load_ogbench(name: DatasetName, given: Path | None, slices: int) -> Dataset
 
 
 def _source(path: Path, sha256: str) -> str:
-    """Whether a file that was found by its name was collected or downloaded."""
+    """Tell whether a file that was found by its name was collected or downloaded."""
     if path.parent == collected_folder() or _is_collected(path, sha256):
         return "collected"
     return "downloaded"
 
 
 def _is_collected(path: Path, sha256: str) -> bool:
-    """Whether the manifest of a collection lies beside the file and names its bytes."""
+    """Whether a collection's manifest lies beside the file and has its digest."""
     try:
         recorded = read_json(path.with_suffix(".json")).get("sha256")
     except InputError:
@@ -549,7 +550,7 @@ def _is_collected(path: Path, sha256: str) -> bool:
 
 
 def _mend(name: DatasetName) -> str:
-    """What to do about a damaged file of a dataset."""
+    """How to replace a dataset's damaged file."""
     try:
         return f"delete it and run {commands_for(name.file)}"
     except InputError:
@@ -575,7 +576,7 @@ def _core_columns(
 
 
 def is_images(observations: Array) -> bool:
-    """Whether observations are images `(rows, height, width, channels)`, a byte a number."""
+    """Whether observations are uint8 images `(rows, height, width, channels)`."""
     is_bytes = observations.dtype == np.uint8 and observations.ndim == 4
     return is_bytes and 0 not in observations.shape
 
@@ -587,17 +588,17 @@ def relabel(
     states: dict[str, Array],
     path: Path,
 ) -> tuple[Floats, Floats]:
-    """Rewards and masks of a singletask dataset, by `ogbench.relabel_utils`.
+    """Rewards and masks of a singletask dataset, computed by `ogbench.relabel_utils`.
 
     Locomotion: reward = success - 1. Manipulation: (sub-goals met) - (sub-goals). The mask is 0
-    where the task is solved. Both come from the simulator's states, so that of a dataset of
-    images (`observation_dim` None) the environment without them gives the same.
+    where the task is solved. Both come from the simulator's states, so for a dataset of images
+    (`observation_dim` None) the environment without images gives the same.
 
     Raises:
-        InputError: the file's shapes are not the environment's, or its state columns are missing or
-            not the environment's.
+        InputError: the file's shapes do not match the environment's, or its state columns are
+            missing or do not match.
     """
-    from ogbench.relabel_utils import relabel_dataset  # imports MuJoCo: seconds, so only on use
+    from ogbench.relabel_utils import relabel_dataset  # imports MuJoCo, which takes seconds
 
     from tql_offline.eval.environments import make, quiet, vector_dim
 
@@ -639,7 +640,7 @@ def _check_states(
     path: Path,
 ) -> None:
     """Refuse states of another simulator: their columns would be read as other quantities."""
-    environment.reset()  # manipulation environments have no model before it
+    environment.reset()  # manipulation environments have no model until reset
     simulator: Any = environment.unwrapped
     widths = {"qpos": simulator.model.nq}
     if hasattr(simulator, "_num_buttons"):
@@ -659,6 +660,6 @@ def _check_states(
 
 
 def _clip(actions: Floats) -> Floats:
-    """Clip in place: no second column is held."""
+    """Clip in place, without a second copy of the column."""
     clipped: Floats = np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
     return clipped

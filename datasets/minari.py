@@ -1,12 +1,12 @@
-"""Minari's datasets, read without Minari: folders of its own layout, to canonical episodes.
+"""Minari's datasets, read without Minari from folders in its own layout as canonical episodes.
 
     FOLDER/data/metadata.json        spaces, storage, the environment's specification
     FOLDER/data/main_data.hdf5       storage `hdf5`: minari_hdf5.py
     FOLDER/data/<episode>/*.arrow    storage `arrow`: minari_arrow.py
 
 An episode of T steps has T + 1 observations, so its last transition is kept. `terminations` stop
-the bootstrap (mask 0); `truncations` do not. Observations of Dict and Tuple spaces are laid side by
-side as `gymnasium.spaces.flatten` does: a Dict's in the order of its sorted keys.
+the bootstrap (mask 0); `truncations` do not. Observations of Dict and Tuple spaces are concatenated
+as by `gymnasium.spaces.flatten`, a Dict's in the order of its sorted keys.
 """
 
 import math
@@ -29,23 +29,23 @@ from tql_offline.files import read_json
 STORAGES = ("hdf5", "arrow")
 MAX_LEAVES = 64
 MAX_WIDTH = 2**20
-"""Numbers of one observation."""
+"""Most numbers that one observation may have."""
 _METADATA = "metadata.json"
 _MAX_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A space without spaces in it.
+    """A space that contains no other spaces.
 
     Attributes:
-        keys: where it lies: keys of Dicts, and positions in Tuples.
+        keys: path to it: keys of Dicts and positions in Tuples.
         kind: `Box`, `Discrete` or `MultiBinary`.
-        shape: of what is stored of a step.
-        low: `shape`, of a Box.
-        high: `shape`, of a Box.
-        first: of Discrete, the smallest value.
-        count: of Discrete, how many values there are.
+        shape: shape of what is stored per step.
+        low: lower bounds of a Box, of shape `shape`.
+        high: upper bounds of a Box, of shape `shape`.
+        first: smallest value of a Discrete.
+        count: number of values of a Discrete.
         is_bytes: whether it is a Box of uint8.
     """
 
@@ -60,26 +60,26 @@ class Leaf:
 
     @property
     def width(self) -> int:
-        """Numbers of a step when it is flat; Discrete is one-hot."""
+        """How many numbers a flattened step has; a Discrete is one-hot."""
         return self.count if self.kind == "Discrete" else math.prod(self.shape)
 
     @property
     def name(self) -> str:
-        """For the reader."""
+        """Name to show to the user."""
         return ".".join(("observations", *map(str, self.keys)))
 
     @property
     def is_image(self) -> bool:
-        """Whether it holds images `(height, width, channels)`, a byte a number."""
+        """Whether it holds uint8 images `(height, width, channels)`."""
         return self.is_bytes and len(self.shape) == 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawEpisode:
-    """An episode as it is stored, of T steps.
+    """An episode of T steps as it is stored.
 
     Attributes:
-        observations: of each leaf of the observation space `(T + 1, *shape)`.
+        observations: one array `(T + 1, *shape)` per leaf of the observation space.
         actions: `(T, n_a)`.
         rewards: `(T,)`.
         terminations: `(T,)`.
@@ -93,14 +93,14 @@ class RawEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class MinariData:
-    """What was read of a dataset.
+    """The result of reading a dataset.
 
     Attributes:
-        name: its own, from the metadata.
+        name: the dataset's own name, from the metadata.
         episodes: the data.
-        files: those that were read.
+        files: the files that were read.
         notes: sentences on what was changed.
-        action_bounds: least and greatest actions as they are stored, where they were scaled.
+        action_bounds: lower and upper bounds of the stored actions, if they were scaled.
     """
 
     name: str
@@ -111,12 +111,12 @@ class MinariData:
 
 
 def data_folder(folder: Path) -> Path:
-    """The folder of a dataset's files: `data` in it, or itself."""
+    """The folder that holds a dataset's files: its `data` subfolder, or itself."""
     return folder / "data" if (folder / "data").is_dir() else folder
 
 
 def is_minari(folder: Path) -> bool:
-    """Whether a folder is a dataset of Minari's."""
+    """Whether a folder is a Minari dataset."""
     try:
         return (data_folder(folder) / _METADATA).is_file()
     except OSError:  # a name too long
@@ -130,7 +130,7 @@ def folder_of(name: str) -> Path:
         name: such as `mujoco/hopper/medium-v0`, with or without `minari:`, or a path to a folder.
 
     Raises:
-        InputError: the name leads out of Minari's folder.
+        InputError: the name would lead outside Minari's folder.
     """
     name = name.removeprefix(MINARI_PREFIX)
     if name and is_minari(Path(name)):
@@ -141,7 +141,7 @@ def folder_of(name: str) -> Path:
 
 
 def environment_id(name: str) -> str:
-    """The id by which `eval.environments.make` makes a dataset's own environment."""
+    """The id from which `eval.environments.make` makes a dataset's own environment."""
     folder = folder_of(name)
     inside = minari_folder()
     where = folder.relative_to(inside) if folder.is_relative_to(inside) else folder.resolve()
@@ -149,16 +149,16 @@ def environment_id(name: str) -> str:
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
-    """What the metadata in a folder say.
+    """Read the metadata in a folder.
 
     Raises:
-        InputError: they are missing or damaged.
+        InputError: the metadata are missing or damaged.
     """
     return read_json(data_folder(folder) / _METADATA)
 
 
 def spaces_of(metadata: Mapping[str, Any], folder: Path) -> tuple[list[Leaf], Leaf]:
-    """The leaves of the observation space, in the order in which they are flattened; the actions'.
+    """The observation space's leaves in the order they are flattened, and the action space's leaf.
 
     Raises:
         InputError: a space has a type that training does not support.
@@ -189,7 +189,7 @@ def read_space(text: Any, what: str, folder: Path) -> list[Leaf]:
     """The leaves of a space as Minari writes it, those of a Dict in the order of its sorted keys.
 
     Raises:
-        InputError: it is damaged, or has a space that cannot be flattened.
+        InputError: the text is damaged, or has a space that cannot be flattened.
     """
     try:
         document = parse_json(text.encode())
@@ -201,7 +201,7 @@ def read_space(text: Any, what: str, folder: Path) -> list[Leaf]:
             f"{folder} has {what} with a space of type {error}, which cannot be laid in a row of "
             "numbers; choose another dataset"
         ) from error
-    # Whatever a foreign document lacks.
+    # Anything may be missing from a foreign document.
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"the metadata of {folder} do not describe the space of its {what}; get the dataset "
@@ -211,7 +211,7 @@ def read_space(text: Any, what: str, folder: Path) -> list[Leaf]:
 
 
 class _UnflattenableError(Exception):
-    """A type of space that is not supported."""
+    """The type of a space is not supported."""
 
 
 def _leaves(space: Any, keys: tuple[str | int, ...]) -> Iterable[Leaf]:
@@ -257,14 +257,14 @@ def _box(space: Mapping[str, Any], keys: tuple[str | int, ...]) -> Leaf:
 
 
 def read_episodes(folder: Path) -> MinariData:
-    """Read a dataset of Minari's from its folder.
+    """Read a Minari dataset from its folder.
 
     Raises:
-        InputError: it is damaged, stored in another way, or of spaces that cannot be learnt from.
+        InputError: the dataset is damaged, stored in an unsupported way, or of unsupported spaces.
     """
     data, metadata = data_folder(folder), metadata_of(folder)
     observations, actions = spaces_of(metadata, folder)
-    storage = metadata.get("data_format", "hdf5")  # older ones do not say it
+    storage = metadata.get("data_format", "hdf5")  # not stated in older datasets
     if storage == "hdf5":
         from tql_offline.datasets import minari_hdf5
 
@@ -306,7 +306,7 @@ def read_episodes(folder: Path) -> MinariData:
 def _joined(
     raw: Iterable[RawEpisode], leaves: Sequence[Leaf], actions: Leaf, folder: Path
 ) -> Episodes:
-    """One episode after another, each made float32 before the next is read."""
+    """Join the episodes, converting each to float32 before the next is read."""
     parts: dict[str, list[Any]] = {
         "observations": [],
         "actions": [],
@@ -316,12 +316,12 @@ def _joined(
     for number, one in enumerate(raw):
         _check_steps(one, number, actions.shape[0], folder)
         parts["observations"].append(_flat(one.observations, leaves, number, folder))
-        with np.errstate(over="ignore"):  # becomes infinite, which is named
+        with np.errstate(over="ignore"):  # becomes infinite, which is reported later
             parts["actions"].append(one.actions.astype(np.float32))
             parts["rewards"].append(one.rewards.astype(np.float32))
         parts["masks"].append((one.terminations == 0).astype(np.float32))
     lengths = np.array([len(part) for part in parts["actions"]], np.int64)
-    # A column's parts are let go of before the next column is joined.
+    # Each column's parts are freed before the next column is joined.
     columns = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
     for name, counts in (("observations", lengths + 1), ("actions", lengths), ("rewards", lengths)):
         _check_finite(columns[name], name, counts, folder)
@@ -346,7 +346,7 @@ def _check_steps(one: RawEpisode, number: int, action_dim: int, folder: Path) ->
 def _flat(
     stored: Sequence[Array], leaves: Sequence[Leaf], number: int, folder: Path
 ) -> NDArray[Any]:
-    """An episode's observations side by side, `(T + 1, n_s)`; images as they are."""
+    """An episode's observations concatenated, `(T + 1, n_s)`; images as they are."""
     parts = []
     for column, leaf in zip(stored, leaves, strict=True):
         if column.shape[1:] != leaf.shape or column.dtype.kind not in "biuf":
@@ -362,7 +362,7 @@ def _flat(
 
 
 def _numbers(column: Array, leaf: Leaf, number: int, folder: Path) -> Floats:
-    with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, which is named
+    with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, reported later
         if leaf.kind != "Discrete":
             return column.reshape(len(column), -1).astype(np.float32)
         places = column.astype(np.int64) - leaf.first
@@ -391,10 +391,10 @@ def _check_finite(column: Array, name: str, counts: NDArray[np.int64], folder: P
 def _scale(
     actions: Floats, space: Leaf, folder: Path
 ) -> tuple[list[str], tuple[list[float], list[float]] | None]:
-    """Bring actions from the bounds of their space to ±(1 - 1e-5), in place.
+    """Scale actions from the bounds of their space to [-1, 1] and clip to ±(1 - 1e-5), in place.
 
     Returns:
-        What was done, and the bounds, if they are not -1 and 1.
+        Sentences on what was done, and the bounds unless they are -1 and 1 or infinite.
     """
     low, high = cast(NDArray[np.float64], space.low), cast(NDArray[np.float64], space.high)
     bounded = bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())

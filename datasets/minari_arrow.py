@@ -1,7 +1,7 @@
 """Minari's Arrow storage: a folder per episode, with one or more `.arrow` files.
 
-A row is a step, and one more holds the last observation: its action and reward are padding. Files
-are read whole and their buffers are checked against their lengths before anything is taken of them.
+Each row is a step, and one more row holds the last observation: its action and reward are padding.
+Files are read whole, and the sizes their buffers claim are checked before anything is unpacked.
 """
 
 import math
@@ -24,7 +24,7 @@ _MAX_EPISODES = 1_000_000
 _MAX_PARTS = 1000
 _MAGIC = b"ARROW1\0\0"
 _OLDEST = 15
-"""Before it Arrow could unpickle what a file says."""
+"""Oldest PyArrow version allowed; earlier ones could unpickle content of a file."""
 
 
 def raw_episodes(data: Path, leaves: Sequence[Leaf], action_dim: int) -> Iterator[RawEpisode]:
@@ -32,7 +32,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf], action_dim: int) -> Iterato
 
     Args:
         data: the dataset's `data` folder.
-        leaves: of the observation space.
+        leaves: leaves of the observation space.
         action_dim: n_a.
 
     Raises:
@@ -52,7 +52,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf], action_dim: int) -> Iterato
 
 
 def files_of(data: Path) -> list[Path]:
-    """The files that a dataset in this storage is in."""
+    """The files of a dataset in this storage."""
     files = [file for folder in _folders(data) for file in _parts(folder)]
     return [*files, data / "metadata.json"]
 
@@ -72,7 +72,7 @@ def _arrow() -> Any:
 
 
 def _folders(data: Path) -> list[Path]:
-    """The episodes' folders, which are called 0, 1, ..."""
+    """The episodes' folders, named 0, 1, ..."""
     names = set()
     for entry in data.iterdir():
         if entry.name.isascii() and entry.name.isdecimal() and entry.is_dir():
@@ -125,7 +125,7 @@ def _batches(arrow: Any, file: Path) -> list[Any]:
     data = read_bounded(file, max(file.stat().st_size, 1))
     if not data.startswith(_MAGIC) or not data.endswith(_MAGIC.rstrip(b"\0")):
         raise ValueError("it is cut off, or no Arrow file")
-    # The stream that every Arrow file holds: what is counted here is what is read after.
+    # The stream that every Arrow file holds: what is counted here is what is read below.
     stream = arrow.py_buffer(data)[len(_MAGIC) :]
     claimed = sum(_claimed(message) for message in arrow.ipc.MessageReader.open_stream(stream))
     check_size(file, claimed)
@@ -136,7 +136,7 @@ def _batches(arrow: Any, file: Path) -> list[Any]:
 
 
 def _claimed(message: Any) -> int:
-    """Bytes that a message's buffers unpack to: packed ones begin with that number."""
+    """Bytes that a message's buffers unpack to: packed buffers begin with that number."""
     if message.type == "schema":
         return 0
     if message.type != "record batch":
@@ -156,10 +156,10 @@ def _claimed(message: Any) -> int:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of a FlatBuffers document, of which Arrow's messages are some.
+    """A table of a FlatBuffers document, such as one of Arrow's messages.
 
     Message: header is field 2. RecordBatch: buffers are field 2, compression is field 3
-    (format/Message.fbs of Arrow). Every number is read within the document or not at all.
+    (format/Message.fbs of Arrow). No number is read from outside the document.
     """
 
     data: bytes
@@ -170,7 +170,7 @@ class _Table:
         return cls(data, struct.unpack_from("<I", data, 0)[0])
 
     def place(self, field: int) -> int | None:
-        """Where a field lies, if it is there."""
+        """Position of a field, or None if it is absent."""
         fields = self.start - self._number("<i", self.start)
         if fields < 0 or 4 + 2 * field >= self._number("<H", fields):
             return None
@@ -182,7 +182,7 @@ class _Table:
         return _Table(self.data, self._pointed(field))
 
     def pairs(self, field: int) -> Iterator[tuple[int, int]]:
-        """The structures of two 64-bit numbers that a field points at."""
+        """Yield the pairs of 64-bit numbers that a field points at."""
         start = self._pointed(field)
         for index in range(self._number("<I", start)):
             place = start + 4 + 16 * index
@@ -199,7 +199,7 @@ class _Table:
 
 
 def _field(batch: Any, keys: tuple[str | int, ...]) -> Any:
-    """A column, or what lies in a column of structures."""
+    """A column, or a field within a column of structures."""
     name, *inner = map(str, keys)
     if batch.schema.names.count(name) != 1:
         raise ValueError(f"it has not one column {shown(name)}")

@@ -24,7 +24,7 @@ from tql_offline.errors import InputError, shown
 
 MAIN = "main_data.hdf5"
 COLUMNS_KEY = "tql_offline_columns"
-"""In the metadata of a folder that `convert` wrote: its columns, in order."""
+"""Metadata key, in a folder that `convert` wrote, of its columns in order."""
 OWN_ROWS = ("actions", "rewards")
 """Columns of an episode that have no row for the last observation."""
 
@@ -32,17 +32,17 @@ OWN_ROWS = ("actions", "rewards")
 def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
     """The columns of a Minari dataset in HDF5 storage, in OGBench's layout.
 
-    Of one that `convert` wrote they are the source's. Of others: observations, actions, rewards,
-    `masks` 0 at terminations, `terminals`, and each info as a column of its name (`a.b` of nested
-    ones). What stands in an episode's last row for action and reward is 0, for the mask 1.
+    If `convert` wrote it, they are the source's. Otherwise they are observations, actions, rewards,
+    `masks` 0 at terminations, `terminals`, and each info as a column of its name (`a.b` if nested).
+    In an episode's last row, action and reward are then 0 and the mask is 1.
 
     Args:
-        folder: the dataset's, or its `data` folder.
+        folder: the dataset's folder, or its `data` folder.
         infos: whether infos are kept.
 
     Raises:
-        InputError: the folder is none of Minari's, of Arrow storage, of spaces that are no Box, or
-            damaged; or an info is no number per row.
+        InputError: the folder is not one of Minari's, is in Arrow storage, has a space that is not
+            a Box, or is damaged; or an info is not an array with the right number of rows.
     """
     data, metadata = data_folder(folder), metadata_of(folder)
     if metadata.get("data_format") != "hdf5":
@@ -68,14 +68,14 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a dataset in this storage is in."""
+    """The files of a dataset in this storage."""
     data = data_folder(folder)
     return [data / MAIN, data / "metadata.json"]
 
 
 @contextmanager
 def _opened(data: Path) -> Iterator[tuple[Path, h5py.File]]:
-    """The file in a dataset's `data` folder; whatever is wrong with it becomes one sentence."""
+    """Open the file in a dataset's `data` folder; any fault in it becomes one sentence."""
     path = data / MAIN
     if not is_there(path):
         raise InputError(f"{path} does not exist; check the path")
@@ -96,7 +96,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
 
     Args:
         data: the dataset's `data` folder.
-        leaves: of the observation space.
+        leaves: leaves of the observation space.
 
     Raises:
         InputError: the file is missing or damaged, or an episode lacks its last observation.
@@ -106,7 +106,7 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
             raise InputError(f"{path} holds no episode; get the dataset again")
         claimed = 0
         for number in range(len(file)):
-            # An open dataset takes far more memory than its rows may: no more than an episode's.
+            # An open dataset may take far more memory than its rows, so only one episode's are.
             items = _raw_items(path, _plain_group(path, file, f"episode_{number}"), leaves)
             claimed += sum(map(claimed_bytes, items))
             check_size(path, claimed)
@@ -120,7 +120,7 @@ _STEPS = ("actions", "rewards", "terminations")
 
 
 def _raw_items(path: Path, group: h5py.Group, leaves: Sequence[Leaf]) -> list[h5py.Dataset]:
-    """An episode's datasets: one of each leaf, then those of `_STEPS`."""
+    """An episode's datasets: one for each leaf, then those of `_STEPS`."""
     found = []
     for leaf in leaves:
         inner, name = group, "observations"
@@ -168,7 +168,7 @@ def _episode_groups(path: Path, file: h5py.File) -> list[h5py.Group]:
 
 
 def _items(path: Path, group: h5py.Group, infos: bool) -> dict[str, h5py.Dataset]:
-    """An episode's datasets; those of infos are called `infos/...`."""
+    """An episode's datasets; those of infos are named `infos/...`."""
     found: dict[str, h5py.Dataset] = {}
     for name in ("observations", "actions", "rewards", "terminations", "truncations"):
         found[name] = _item(path, group, name)

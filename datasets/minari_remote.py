@@ -1,4 +1,4 @@
-"""Fetching of Minari's datasets, which is Minari's own business: its remote, its folder."""
+"""Download of Minari's datasets, done by Minari itself from its remote to its folder."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,19 +11,19 @@ from tql_offline.errors import InputError
 
 
 def download_minari(entry: Entry, *, force: bool = False, offline: bool = False) -> Path:
-    """Have Minari bring one of its datasets.
+    """Have Minari download one of its datasets.
 
     Args:
         entry: a dataset of the suite `minari`.
-        force: fetch it again if it is there.
-        offline: fetch nothing; so does `$TQL_OFFLINE_LOCAL_ONLY`.
+        force: fetch it again if it exists.
+        offline: fetch nothing, as with `$TQL_OFFLINE_LOCAL_ONLY`.
 
     Returns:
         The dataset's folder.
 
     Raises:
         InputError: Minari is not installed, the dataset is not here and nothing may be fetched, or
-            Minari cannot fetch it, with its reason.
+            Minari cannot fetch it; the message gives its reason.
     """
     folder = minari_folder() / entry.name
     if (folder / "data" / "metadata.json").is_file() and not force:
@@ -37,7 +37,7 @@ def download_minari(entry: Entry, *, force: bool = False, offline: bool = False)
         _minari().download_dataset(entry.name, force_download=force)
     except InputError:
         raise
-    # Whatever Minari, its remotes and their clients raise: there is no common error.
+    # Minari, its remotes and their clients have no common error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

@@ -14,7 +14,7 @@ from tql_offline.datasets.catalogue import PublishedFile
 from tql_offline.errors import InputError
 
 OFFLINE_VARIABLE = "TQL_OFFLINE_LOCAL_ONLY"
-"""Set to anything but 0 in the environment, no mirror but a folder of this machine is asked."""
+"""If set to anything but 0 in the environment, only mirrors that are local folders are used."""
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5
@@ -26,15 +26,15 @@ def local_only() -> bool:
 
 
 def templates(suite: str, mirrors: Sequence[str] | None, *, offline: bool) -> list[str]:
-    """Addresses with `{file}` in them, in the order in which they are to be asked.
+    """Mirror addresses with `{file}` in them, in the order in which to try them.
 
     Args:
-        suite: whose mirrors are meant where none are given.
-        mirrors: addresses or folders given instead.
-        offline: leave out every mirror that is not a folder of this machine.
+        suite: the suite whose mirrors are used if none are given.
+        mirrors: addresses or folders to use instead.
+        offline: leave out every mirror that is not a local folder.
 
     Raises:
-        InputError: a given mirror is no address.
+        InputError: a given mirror is not an address.
     """
     urls = mirrors or [mirror.url for mirror in catalogue.mirrors(suite)]
     found = [_template(url) for url in urls]
@@ -63,13 +63,13 @@ def _is_address(mirror: str) -> bool:
 
 
 def address(template: str, file: PublishedFile) -> str:
-    """Where a mirror keeps a file."""
+    """The address at which a mirror keeps a file."""
     # Not str.format: a mirror's address may hold other braces.
     return template.replace("{file}", file.name).replace("{folder}", file.folder)
 
 
 def is_local(url: str) -> bool:
-    """Whether a mirror is a folder of this machine."""
+    """Whether a mirror is a local folder."""
     return urlsplit(url).scheme == "file"
 
 
@@ -79,7 +79,7 @@ def local_path(url: str) -> Path:
 
 
 def session(client: httpx.Client | None) -> AbstractContextManager[httpx.Client]:
-    """The given client, left open, or one of our own: connect 10 s, read 30 s, 5 redirects.
+    """The given client, left open, or a new one: connect 10 s, read 30 s, 5 redirects.
 
     Raises:
         InputError: the proxy named in the environment cannot be used.

@@ -19,12 +19,12 @@ _DEFAULT_TASKS = {
     **dict.fromkeys(("cube", "scene", "puzzle-4x5", "puzzle-4x6"), 2),
     **dict.fromkeys(("antsoccer", "puzzle-3x3", "puzzle-4x4"), 4),
 }
-"""The task of a name that tells none, by how the name begins, as OGBench's environments set it."""
+"""The task of a name without one, by how the name begins, as in OGBench's environments."""
 
 
 @dataclass(frozen=True)
 class DatasetName:
-    """An OGBench dataset name taken apart.
+    """The parts of an OGBench dataset name.
 
     `cube-double-play-singletask-task2-v0` is file `cube-double-play-v0` relabelled with the rewards
     of environment `cube-double-singletask-task2-v0`; a name without `singletask` has no rewards.
@@ -37,10 +37,10 @@ class DatasetName:
 
 
 def parse_name(name: str) -> DatasetName:
-    """Take an OGBench dataset name apart.
+    """Parse an OGBench dataset name.
 
     Raises:
-        InputError: it is not of the form `family-kind[-singletask[-taskN]]-vN`, N from 1 to 5.
+        InputError: it is not of the form `family-kind[-singletask[-taskN]]-vM`, N from 1 to 5.
 
     >>> parse_name("cube-double-play-singletask-task2-v0").env_id
     'cube-double-singletask-task2-v0'
@@ -86,7 +86,7 @@ def with_task(name: str) -> str:
 def collected_folder() -> Path:
     """Where `collect` writes: `$TQL_OFFLINE_DATA`, by default `~/.tql-offline/data`.
 
-    Apart from OGBench's folder, so that OGBench never takes a small collected file for the official
+    It is not OGBench's folder, so that OGBench never takes a small collected file for the official
     one of the same name.
     """
     return Path(os.environ.get("TQL_OFFLINE_DATA", "~/.tql-offline/data")).expanduser()
@@ -108,16 +108,16 @@ def minari_folder() -> Path:
 
 
 def suite_folder(suite: str) -> Path:
-    """Where a suite's own package keeps its files, and `download` writes them."""
+    """Where a suite's own package keeps its files, and where `download` writes them."""
     return {"d4rl": d4rl_folder, "minari": minari_folder}.get(suite, downloaded_folder)()
 
 
 def find_file(name: DatasetName) -> Path:
-    """The file that holds a dataset: the downloaded one if there is one, else the collected one.
+    """The file that holds a dataset: the downloaded one if there is one, or the collected one.
 
     Raises:
-        InputError: neither is there; the message names both places and the commands that bring the
-            file, or the nearest published names if there is none of this name.
+        InputError: neither exists; the message names both places and the commands that get the
+            file, or the nearest published names if none has this name.
     """
     places = [downloaded_folder(), collected_folder()]
     for folder in places:
@@ -131,12 +131,12 @@ def find_file(name: DatasetName) -> Path:
 
 
 def commands_for(file: str) -> str:
-    """The commands that bring a dataset's file.
+    """The commands that get a dataset's file.
 
     Raises:
         InputError: no such dataset is published; the message names the nearest ones.
     """
-    # Imported here: both modules take names apart with this one.
+    # Imported here, because both modules import this one.
     from tql_offline.datasets.catalogue import find
     from tql_offline.datasets.collect import collectable
 

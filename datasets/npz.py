@@ -1,4 +1,4 @@
-"""Columns of `.npz` files, read where they lie or unpacked a block at a time."""
+"""Columns of `.npz` files, read directly from the file or unpacked a block at a time."""
 
 import math
 import struct
@@ -26,14 +26,14 @@ from tql_offline.errors import InputError, shown
 _PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MAX_DIMS = 32
 _MAX_HEADER = 10_000
-"""Bytes of an npy header, as NumPy has it."""
+"""Most bytes of an npy header, as in NumPy."""
 
 
 def read_npz(path: Path, wanted: Wanted) -> Columns:
-    """The columns of a file, whose damage may raise anything; see `damage_named`.
+    """Read the columns of a file; a damaged one may raise any error, see `damage_named`.
 
     Raises:
-        InputError: it holds what is no plain column, or claims more than it can hold.
+        InputError: it has too many columns, unusable names, or claims more than it can hold.
     """
     with zipfile.ZipFile(path) as archive:
         members = npz_members(path, archive.infolist(), wanted.flat)
@@ -50,14 +50,14 @@ def npz_members(
     """Members by the names of their columns.
 
     Raises:
-        InputError: there are too many, or two of one name.
-        ValueError: one is packed or named as NumPy does not.
+        InputError: there are too many, names of another layout, or two with the same name.
+        ValueError: one is packed or named in a way that NumPy never uses.
     """
     names = [member.filename.removesuffix(".npy") for member in members]
     check_names(path, names, flat)
     for name, member in zip(names, members, strict=True):
         if names.count(name) > 1:
-            # Whichever is read, another program reads the other.
+            # Another program may read the other one.
             raise InputError(f"{path} holds {shown(name)} twice; write it again with one of each")
         if member.compress_type not in _PLAIN_METHODS:
             raise ValueError(f"{shown(name)} is packed by a method that npz files do not use")
@@ -70,7 +70,7 @@ def npz_members(
 def _column(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, wanted: Wanted
 ) -> tuple[Array, bool]:
-    """One array, and whether it was seen to be finite.
+    """Read one array, and tell whether it is known to be finite.
 
     Raises:
         ValueError: its header does not describe the bytes that follow.
@@ -79,14 +79,14 @@ def _column(
         shape, fortran_order, stored = npy_header(file)
         if stored.hasobject or stored.subdtype:
             raise ValueError(f"{member.filename!r} holds objects or arrays of arrays")
-        # NumPy makes room for what the header claims before any of it is read.
+        # NumPy would allocate what the header claims before any of it is read.
         if file.tell() + math.prod(shape) * stored.itemsize != member.file_size:
             raise ValueError(f"{member.filename!r} claims shape {shape} of {stored}, but is not it")
         if not wanted.keeps(name):
             _read_through(file)
             return np.empty(0, stored), False
         dtype = wanted.dtype(name, stored)
-        flat = wanted.room(name, math.prod(shape), dtype)  # one number after another as in the file
+        flat = wanted.room(name, math.prod(shape), dtype)  # numbers in the file's order
         column = flat.reshape(shape, order="F" if fortran_order else "C")
         if dtype == stored and _is_plain(member):
             return column, _fill_stored(archive, member, file.tell(), flat)
@@ -94,19 +94,19 @@ def _column(
 
 
 def _is_plain(member: zipfile.ZipInfo) -> bool:
-    """Whether an array's bytes lie in the file as they are."""
+    """Whether an array's bytes are stored unpacked and can be read directly."""
     unpacked = member.compress_type == zipfile.ZIP_STORED
     return HAS_PREADV and unpacked and member.compress_size == member.file_size
 
 
 def _read_through(file: IO[bytes]) -> None:
-    """Read to the end, where zipfile compares the checksum."""
+    """Read to the end, where zipfile verifies the checksum."""
     while file.read(TASK_BYTES):
         pass
 
 
 def _fill(file: IO[bytes], stored: np.dtype[Any], flat: Array) -> bool:
-    """Read as many numbers as a vector has, from where a file stands to its end.
+    """Fill a vector with numbers from a file's current position.
 
     Returns:
         Whether all are known to be finite.
@@ -132,13 +132,13 @@ def _read_exactly(file: IO[bytes], count: int) -> bytes:
 def _fill_stored(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: int, flat: Array
 ) -> bool:
-    """Read an unpacked member's numbers where they lie, without a copy between.
+    """Read an unpacked member's numbers directly, without an intermediate copy.
 
     Args:
         archive: the open file.
-        member: its directory entry, of a member that `archive.open` took.
-        header: bytes before the numbers.
-        flat: where they go.
+        member: directory entry of a member that `archive.open` accepted.
+        header: number of bytes before the numbers.
+        flat: vector to fill.
 
     Returns:
         Whether all are known to be finite.
@@ -157,7 +157,7 @@ def _fill_stored(
 
 
 def _data_offset(file: int, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after its local header, a name and extra fields."""
+    """Offset of a member's bytes: after its local header, a name and extra fields."""
     local = _bytes_at(file, member.header_offset, 30)
     name, extra = struct.unpack("<HH", local[26:30])
     return member.header_offset + len(local) + int(name) + int(extra)
@@ -170,10 +170,10 @@ def _bytes_at(file: int, offset: int, count: int) -> bytes:
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns come first, and type of an array, from where a file stands.
+    """Shape, Fortran order and type of an array, read from a file's current position.
 
     Raises:
-        ValueError: it is no header, of another version, or of a shape that no array has.
+        ValueError: there is no header, or one of unknown version or with an impossible shape.
     """
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -184,7 +184,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(f"npy format version {version} is unknown")
     try:
         shape, fortran_order, dtype = read[version](file, max_header_size=_MAX_HEADER)
-    except (MemoryError, RecursionError) as error:  # of the parser: it is nested too deep
+    except (MemoryError, RecursionError) as error:  # from the parser: nested too deep
         raise ValueError("its header cannot be parsed") from error
     if len(shape) > _MAX_DIMS or any(isinstance(n, bool) or n < 0 for n in shape):
         raise ValueError("its header claims a shape that no array has")

@@ -1,4 +1,4 @@
-"""What reading npz and HDF5 columns has in common: bounds, names, and numbers read in threads."""
+"""Common parts of reading npz and HDF5 columns: bounds, names, and numbers read in threads."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -20,12 +20,12 @@ NUMBER_KINDS = "biuf"
 
 MAX_COLUMNS = 64
 MAX_BYTES = 256 * 2**30
-"""More than the columns of any file may unpack to."""
+"""Most bytes that a file's columns may unpack to."""
 FREE_BYTES = 2**28
 _PACKING = 1100
-"""Deflate, the packing of npz and HDF5, makes nothing more than 1032 times smaller."""
+"""Largest packing ratio allowed; deflate, as in npz and HDF5, reaches no more than 1032."""
 _MAX_REASON = 200
-"""Characters quoted of a library's error, which may repeat a foreign name at length."""
+"""Most characters quoted of a library's error, which may repeat a foreign name at length."""
 FLAT_COLUMNS = ("timeouts", "next_observations")
 STEP_MARKS = (
     "truncations",
@@ -36,30 +36,30 @@ STEP_MARKS = (
     "dones",
     "done",
 )
-"""Marks of each step, as Gymnasium gives them, that no layout of ours has."""
+"""Marks of each step, as in Gymnasium, that none of our layouts has."""
 HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
 
 def is_there(path: Path) -> bool:
-    """Whether a plain file is at a path.
+    """Whether a path is that of a plain file.
 
     Raises:
-        InputError: a folder, a pipe or a device is.
+        InputError: it is that of a folder, a pipe or a device.
     """
     try:
         require_plain(path)
         return path.is_file()
-    except OSError:  # a name too long, a folder that may not be entered
+    except OSError:  # a name too long, or a folder without permission
         return False
 
 
 class Columns(dict[str, Array]):
-    """What a file holds, by name.
+    """A file's columns by name.
 
     Attributes:
-        finite: names of the columns that were seen to be finite while they were read, when every
-            block of them was in the cache anyway; of others it is not known. Whoever changes a
-            column takes its name out.
+        finite: names of the columns found to be finite while they were read, when every block of
+            them was in the cache anyway; other columns may be either. Code that changes a column
+            must remove its name.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Columns(dict[str, Array]):
         self.finite: set[str] = set()
 
     def add(self, name: str, column: Array, is_finite: bool) -> None:
-        """Put a column in."""
+        """Add a column."""
         self[name] = column
         if is_finite:
             self.finite.add(name)
@@ -75,7 +75,7 @@ class Columns(dict[str, Array]):
 
 @dataclass
 class Wanted:
-    """What is to become of a file's columns: the arguments of `read_columns`."""
+    """What to do with a file's columns: the arguments of `read_columns`."""
 
     only: Collection[str] | None
     floats: Collection[str]
@@ -83,11 +83,11 @@ class Wanted:
     held: int = 0
 
     def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG002
-        """Memory for so many numbers of a column that is kept; `name` is for what overrides it.
+        """Allocate memory for `count` numbers of a kept column; `name` is for overriding methods.
 
         Raises:
-            MemoryError: with the columns before it, it is more than the machine has. To try would
-                not fail: the system ends the process once the memory is filled.
+            MemoryError: together with earlier columns it exceeds the machine's memory. Allocating
+                would not fail; the system would kill the process once the memory is filled.
         """
         self.held += count * dtype.itemsize
         if self.held > machine_bytes():
@@ -99,13 +99,13 @@ class Wanted:
         return self.only is None or name in self.only
 
     def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """What a column of a stored type is kept as; bytes, which may be images, stay bytes."""
+        """The type in which to keep a column; bytes, which may be images, stay bytes."""
         convert = name in self.floats and stored.kind in NUMBER_KINDS and stored != np.uint8
         return np.dtype(np.float32) if convert else stored
 
 
 def machine_bytes() -> int:
-    """The machine's memory, where the system says."""
+    """The machine's memory, or `MAX_BYTES` if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -114,7 +114,7 @@ def machine_bytes() -> int:
 
 @contextmanager
 def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into one sentence."""
+    """Turn any error while a file is read into one sentence."""
     try:
         yield
     except InputError:
@@ -124,7 +124,7 @@ def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
             f"the columns of {path} do not fit into memory; split the file, or use a machine with "
             "more memory"
         ) from error
-    # What zipfile, its packers, NumPy and HDF5 raise on hostile bytes is in no document.
+    # It is undocumented what zipfile, its decompressors, NumPy and HDF5 raise on hostile bytes.
     except Exception as error:
         raise InputError(
             f"{path} is not a whole {kind} of plain arrays ({_first_line(error)}); {mend}"
@@ -132,10 +132,10 @@ def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
 
 
 def check_names(path: Path, names: list[str], flat: bool) -> None:
-    """Refuse too many columns, and where not `flat` those of D4RL's layout and Gymnasium's marks.
+    """Refuse too many columns and, unless `flat`, those of D4RL's layout and Gymnasium's marks.
 
     Raises:
-        InputError: names the file and what to do.
+        InputError: such columns exist; the message names the file and what to do.
     """
     if len(names) > MAX_COLUMNS:
         raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
@@ -158,10 +158,10 @@ def check_names(path: Path, names: list[str], flat: bool) -> None:
 
 
 def check_size(path: Path, claimed: int) -> None:
-    """Refuse what a file of its size cannot hold, packed as it may be.
+    """Refuse a claim of more bytes than a file of its size can hold, even packed.
 
     Raises:
-        InputError: names the file and what it claims.
+        InputError: the claim is too large; the message names the file and the claim.
     """
     size = path.stat().st_size
     if claimed > MAX_BYTES:
@@ -176,11 +176,11 @@ def check_size(path: Path, claimed: int) -> None:
 
 
 def known_finite(block: Array) -> bool:
-    """Whether some numbers are known to be finite, found without room for a boolean of each."""
+    """Whether all numbers are known to be finite, found without a boolean for each."""
     if block.dtype.kind != "f" or not block.size:
         return False
     numbers = cast(Floats, block)
-    return bool(np.isfinite(numbers.min()) and np.isfinite(numbers.max()))  # of NaN both are NaN
+    return bool(np.isfinite(numbers.min()) and np.isfinite(numbers.max()))  # NaN makes both NaN
 
 
 def read_in_threads(
@@ -189,7 +189,7 @@ def read_in_threads(
     """Fill a vector from one place in a file.
 
     Returns:
-        Of each block, in order: its bytes, and whether its numbers are known to be finite.
+        For each block, in order: its bytes, and whether its numbers are known to be finite.
     """
     size = flat.itemsize
 
@@ -207,14 +207,14 @@ def read_in_threads(
 
 
 def read_at(file: int, offset: int, data: NDArray[np.uint8]) -> None:
-    """Fill bytes from a place in a file, whichever thread asks.
+    """Fill bytes from a place in a file; safe to call from any thread.
 
     Raises:
-        EOFError: the file ends before.
+        EOFError: the file ends too soon.
     """
     done = 0
     while done < len(data):
-        # Unlike seek and read it may be called by several threads.
+        # Unlike seek and read, it may be called by several threads at once.
         count = os.preadv(file, [data[done:].data], offset + done)
         if not count:
             raise EOFError("an array ends too soon")

@@ -1,4 +1,4 @@
-"""Columns as they are needed: of a type, a shape and a length, and finite."""
+"""Columns of a required type, shape and length, checked to be finite."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,17 +19,17 @@ def require_matrix(columns: Mapping[str, Array], name: str, rows: int | None, pa
     """A column as float32 `(rows, width)`.
 
     Raises:
-        InputError: it is missing, not numeric, not finite, not two-dimensional, or of other length.
+        InputError: it is missing, not numeric, not finite, not 2-D, or of the wrong length.
     """
     column = _matrix(columns, name, rows, path)
     return _finite(_as_float32(column), name, columns, path)
 
 
 def require_states(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
-    """A column `(rows, width)` in the type it was stored in, which its meaning depends on.
+    """A column `(rows, width)` in its stored type, on which its meaning depends.
 
     Raises:
-        InputError: as `require_matrix`.
+        InputError: as for `require_matrix`.
     """
     return _finite(_matrix(columns, name, rows, path), name, columns, path)
 
@@ -49,7 +49,8 @@ def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Pat
     """A column as float32 `(rows,)`.
 
     Raises:
-        InputError: it is missing, not numeric, not one number a row, or of other length.
+        InputError: it is missing, not numeric, not finite, not one number per row, or of the wrong
+            length.
     """
     column = _vector(columns, name, rows, path)
     return _finite(_as_float32(column), name, columns, path)
@@ -72,7 +73,7 @@ def require_marks(
     """Where a column, as float32, is not 0, `(rows,)`.
 
     Raises:
-        InputError: as `require_vector`.
+        InputError: as for `require_vector`.
     """
     column = _vector(columns, name, rows, path)
     if column.dtype.kind == "f":
@@ -81,15 +82,15 @@ def require_marks(
 
 
 def require_masks(masks: Floats, path: Path, row: Callable[[int], int] = int) -> None:
-    """See that masks are 0 or 1.
+    """Check that masks are 0 or 1.
 
     Args:
         masks: `(N,)`.
-        path: of their file, for the message.
-        row: the file's row of a mask, where it is not its place.
+        path: their file, for the message.
+        row: maps the index of a mask to its row in the file, if they differ.
 
     Raises:
-        InputError: one is neither.
+        InputError: a mask is neither.
     """
     bad = first_bad(masks, lambda block: (block != 0) & (block != 1))
     if bad is not None:
@@ -123,7 +124,7 @@ def _check_rows(column: Array, name: str, rows: int | None, path: Path) -> None:
 
 
 def _as_float32(column: Array) -> Floats:
-    # A number that float32 cannot hold becomes infinite, which `_finite` names.
+    # A number that float32 cannot hold becomes infinite, which `_finite` reports.
     with np.errstate(over="ignore"):
         return column.astype(np.float32, copy=False)
 

@@ -1,4 +1,4 @@
-"""What returns need of a whole dataset, computed once in NumPy: n-step targets, returns-to-go."""
+"""n-step targets and returns-to-go of a whole dataset, computed once in NumPy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector, row_blocks
 from tql_offline.datasets.episodes import Episodes
 
 _WORK_BYTES = 16
-"""What a transition's numbers take while its targets are computed: float64 and int64."""
+"""Memory per transition while its targets are computed: a float64 and an int64."""
 
 
 @dataclass(frozen=True)
 class NStepTable:
-    """What an n-step target needs of each of the N transitions, computed once.
+    """The parts of the n-step target of each of the N transitions, computed once.
 
     Attributes:
         returns: `(N,)` float32, `Σ_{k<m} γ^k r_{i+k}`.
         discounts: `(N,)` float32, `γ^m·mask` with the mask of the m-th step.
-        steps: `(N,)` m ≤ n, of the type that counts rows: fewer where the episode or the task
+        steps: `(N,)` m ≤ n, of `Episodes.row_dtype`; less than n where the episode or the task
             ended sooner.
     """
 
@@ -35,7 +35,7 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
 
     A window stops at the episode's last transition (and bootstraps from the observation after it)
     and at a step whose mask is 0 (and does not bootstrap). Cost: at most n passes over N numbers, a
-    block at a time, and the windows that stop once more.
+    block at a time, and a second pass over the windows that stop early.
     """
     count = episodes.num_transitions
     goes_on = episodes.masks > 0
@@ -56,10 +56,10 @@ def n_step_table(episodes: Episodes, n: int, discount: float) -> NStepTable:
 def _fill_whole(
     table: NStepTable, episodes: Episodes, rows: slice, n: int, discount: float
 ) -> None:
-    """Fill in consecutive transitions as if all windows had n steps."""
+    """Fill in consecutive transitions as if every window had n steps."""
     returns = 0.0 + episodes.rewards[rows].astype(np.float64)  # -0.0 becomes 0.0, as in a sum
     for k in range(1, n):
-        # The windows' k-th steps lie side by side, too.
+        # The windows' k-th steps are contiguous, too.
         ahead = episodes.rewards[rows.start + k : rows.stop + k]
         returns[: len(ahead)] += discount**k * ahead
     masks = episodes.masks[rows.start + n - 1 : rows.stop + n - 1]
@@ -69,7 +69,7 @@ def _fill_whole(
 
 
 def _stopped(goes_on: NDArray[np.bool_], rows: slice, n: int) -> Iterator[NDArray[np.int64]]:
-    """Of consecutive transitions those whose windows of n steps stop before, a block at a time."""
+    """Yield, in blocks, the transitions of `rows` whose windows stop before n steps."""
     whole = np.ones(rows.stop - rows.start, dtype=np.bool_)
     for k in range(n - 1):
         ahead = goes_on[rows.start + k : rows.stop + k]
@@ -87,12 +87,12 @@ def _fill_stopped(
     n: int,
     discount: float,
 ) -> None:
-    """Fill in given transitions, each window up to the step where it stops."""
+    """Fill in the transitions `at`, each window up to the step where it stops."""
     returns = 0.0 + episodes.rewards[at].astype(np.float64)
     steps = np.ones(len(at), dtype=np.int64)
     running = np.flatnonzero(goes_on[at])
     for k in range(1, n):
-        ahead = at[running] + k  # none that is open reaches beyond the data
+        ahead = at[running] + k  # no running window reaches beyond the data
         returns[running] += discount**k * episodes.rewards[ahead]
         steps[running] += 1
         running = running[goes_on[ahead]]
@@ -104,15 +104,15 @@ def _fill_stopped(
 def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
     """A lower bound on the behaviour's discounted return from each transition on, `(N,)`.
 
-    Backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`. What follows the
-    cut of an episode is not known; it counts as the worst reward of the data forever (or as 0,
-    which an end would give, if that is worse): with -1 a step a task that was never done is worth
-    -1/(1-γ), as in Cal-QL's code, and not the few steps that were left before the cut.
+    Computed backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`. The
+    rewards after a cut are unknown; they count as the worst reward of the data forever (or as 0,
+    the value of an end, if that is worse). With a reward of -1 per step, a task that was never
+    solved is thus worth -1/(1-γ), as in Cal-QL's code, not the few steps left before the cut.
     """
     worst = min(float(episodes.rewards.min()), 0.0)
     forever = 1 / (1 - discount) if discount < 1 else np.inf
     after_cut = worst * forever if worst else 0.0
-    # Longest first, so that the episodes that have a step t are the first few.
+    # Longest first, so that the episodes that have a step t come first.
     order = np.argsort(-episodes.lengths, kind="stable")
     lengths = episodes.lengths[order]
     starts = (np.cumsum(episodes.lengths) - episodes.lengths)[order]
@@ -133,29 +133,29 @@ def _fill_backwards(
     stop: int,
     discount: float,
 ) -> int:
-    """Fill in the returns of some steps before `stop`, of about a block's numbers in all.
+    """Fill in the returns of some steps before `stop`, about a block of numbers in all.
 
     Args:
         returns: `(N,)`, filled in.
         episodes: the dataset.
         starts: `(E,)` first transition of each episode, the longest episode first.
-        lengths: `(E,)` of these episodes.
-        beyond: `(E,)` what follows `stop`; afterwards what follows the step returned.
-        stop: the first step that is filled in already.
+        lengths: `(E,)` lengths in the same order.
+        beyond: `(E,)` returns from `stop` on; updated to those from the returned step on.
+        stop: the first step that is already filled in.
         discount: γ.
 
     Returns:
-        The first step that is filled in now.
+        The first step that is now filled in.
     """
     room = BLOCK_BYTES // _WORK_BYTES
-    num_active = int(np.searchsorted(-lengths, -(stop - 1)))  # of the last step: at least so many
+    num_active = int(np.searchsorted(-lengths, -(stop - 1)))  # a lower bound for the last step
     steps = np.arange(max(stop - max(room // max(num_active, 1), 1), 0), stop)
-    active = np.searchsorted(-lengths, -steps)  # episodes that have each step: more before
+    active = np.searchsorted(-lengths, -steps)  # episodes that have each step: more at earlier ones
     too_many = int(np.count_nonzero(active * (stop - steps) > room))
     steps = steps[min(too_many, len(steps) - 1) :]
     counts = active[-len(steps) :].tolist()
     first = int(steps[0])
-    if lengths[0] == lengths[-1]:  # a rectangle, of which part is a view
+    if lengths[0] == lengths[-1]:  # a rectangle, so a slice of it is a view
         rewards, masks, there = (
             column.reshape(len(lengths), -1)[:, first:stop]
             for column in (episodes.rewards, episodes.masks, returns)
@@ -164,7 +164,7 @@ def _fill_backwards(
         return first
     here = starts[: counts[0], None] + steps
     inside = steps < lengths[: counts[0], None]
-    # Clipped, what lies beyond the data is some number that no episode has a step for.
+    # Indices beyond the data are clipped; the numbers read there belong to no episode's step.
     rewards, masks = (c.take(here, mode="clip") for c in (episodes.rewards, episodes.masks))
     returns[here[inside]] = _backwards(rewards, masks, counts, beyond, discount)[inside]
     return first
@@ -177,13 +177,13 @@ def _backwards(
     beyond: NDArray[np.float64],
     discount: float,
 ) -> NDArray[np.float64]:
-    """Returns from `(episodes, steps)` rewards, whose t-th step `counts[t]` episodes have."""
+    """Returns from `(episodes, steps)` rewards; `counts[t]` episodes have a t-th step."""
     total = rewards.T.astype(np.float64, order="C")  # a row per step
     ongoing = np.ascontiguousarray(masks.T > 0)
     goes_on = np.all(ongoing, axis=1)
     for row, count in reversed(list(enumerate(counts))):
         now, after = total[row, :count], beyond[:count]
-        if goes_on[row]:  # the same, much faster
+        if goes_on[row]:  # same result, much faster
             now += discount * after
         else:
             np.add(now, discount * after, out=now, where=ongoing[row, :count])

@@ -1,7 +1,7 @@
-"""A dataset that comes as a folder of npz slices, such as OGBench's of 100M transitions.
+"""Datasets that come as a folder of npz slices, such as OGBench's of 100M transitions.
 
-The slices are the folder's `*.npz` in the order of their names, without `*-val.npz`: OGBench's
-validation data. Each is a whole file of its own, so that an episode never goes on in the next one.
+The slices are the folder's `*.npz` in the order of their names, without `*-val.npz`, OGBench's
+validation data. Each is a complete file, so that no episode continues in the next one.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from tql_offline.errors import InputError, shown
 
 MAX_SLICES = 10_000
 _BESIDE = 29
-"""Bytes a row that the buffer takes beside the columns: 12 of targets, 8 of rows, 9 of marks."""
+"""Bytes per row that the buffer takes besides the columns: 12 targets, 8 rows, 9 marks."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a slice says of one column."""
+    """What a slice's header says about one column."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -46,11 +46,11 @@ def slice_paths(folder: Path, count: int = 0) -> list[Path]:
     """The files of a folder of slices, in order.
 
     Args:
-        folder: where they lie.
-        count: take the first so many; 0 takes all.
+        folder: the folder.
+        count: how many to take, from the first on; 0 takes all.
 
     Raises:
-        InputError: there are none, or not so many.
+        InputError: there are none, too many, or fewer than `count`.
     """
     try:
         found = sorted(path for path in folder.iterdir() if path.suffix == ".npz")
@@ -80,21 +80,21 @@ def read_slices(
 ) -> Columns:
     """Read slices one after the other, each straight into its place in the whole columns.
 
-    What all of them take is known from their headers and compared with the free memory first.
-    Beside the columns no more is held than some blocks of rows.
+    Their total size is known from their headers and compared with the free memory first. Besides
+    the columns, no more than a few blocks of rows are held in memory.
 
     Args:
-        paths: of the slices.
-        mend: what the user is told to do about a damaged one.
+        paths: the slices' files.
+        mend: advice to the user about a damaged slice.
         only: the columns to keep, of those that the files have.
         floats: columns that become float32.
 
     Returns:
-        What `read_columns` would give of one file of all their rows.
+        The columns that `read_columns` would return for one file with all their rows.
 
     Raises:
-        InputError: a slice is damaged, has other columns, widths or types than the first, or ends
-            inside an episode; or there is not enough memory.
+        InputError: a slice is damaged, differs from the first in its columns, widths or types, or
+            ends inside an episode; or there is not enough memory.
     """
     wanted = _Place(only, floats)
     headers = []
@@ -119,7 +119,7 @@ def read_slices(
 def _read_into(
     whole: Columns, wanted: "_Place", path: Path, header: dict[str, _Header], done: int, mend: str
 ) -> int:
-    """Read a slice to row `done` of the whole columns; returns how many rows it has."""
+    """Read a slice into the whole columns from row `done` on, and return its number of rows."""
     wanted.begin(done, header)
     with _named(path, mend):
         part = read_npz(path, wanted)
@@ -127,7 +127,7 @@ def _read_into(
     for name, read in header.items():
         if part[name].shape != read.shape or part[name].dtype != whole[name].dtype:
             raise InputError(f"{path} was changed while it was read; try again")
-        if not part[name].flags.c_contiguous:  # columns first in the file, and so in its place
+        if not part[name].flags.c_contiguous:  # in Fortran order in the file, and so in its place
             whole[name][done : done + count] = part[name].copy()
     whole.finite &= part.finite
     if "terminals" in whole and not np.all(whole["terminals"][done + count - 1] != 0):
@@ -138,7 +138,7 @@ def _read_into(
 
 
 class _Place(Wanted):
-    """Columns whose memory is a part of that of the whole."""
+    """Columns whose memory is part of the whole columns' memory."""
 
     def __init__(self, only: Collection[str], floats: Collection[str]) -> None:
         super().__init__(only, floats)
@@ -146,11 +146,11 @@ class _Place(Wanted):
         self.starts: dict[str, int] = {}
 
     def begin(self, row: int, header: dict[str, _Header]) -> None:
-        """The next slice goes to this row."""
+        """Set the row at which the next slice goes."""
         self.starts = {name: row * math.prod(h.shape[1:]) for name, h in header.items()}
 
     def room(self, name: str, count: int, dtype: np.dtype[Any]) -> Array:
-        """The column's own part."""
+        """The column's part of the whole column."""
         start = self.starts[name]
         part = self.whole[name][start : start + count]
         if len(part) != count or part.dtype != dtype:
@@ -159,7 +159,7 @@ class _Place(Wanted):
 
 
 def _headers(path: Path, wanted: _Place) -> dict[str, _Header]:
-    """Shapes and types of the columns that are kept.
+    """Shapes and types of the kept columns.
 
     Raises:
         ValueError: a header does not describe the bytes that follow.
@@ -213,7 +213,7 @@ def _check_alike(paths: Sequence[Path], headers: Sequence[dict[str, _Header]]) -
 def _check_memory(
     paths: Sequence[Path], headers: Sequence[dict[str, _Header]], wanted: _Place
 ) -> None:
-    """Compare what slices will take with what is free, before any of it is taken."""
+    """Compare the memory that slices will take with what is free, before any is taken."""
     needed = sum(_planned_bytes(header, wanted) for header in headers)
     free = available_bytes()
     if needed > free:
@@ -234,7 +234,7 @@ def _planned_bytes(header: dict[str, _Header], wanted: _Place) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without swapping, where the system says; else all there is."""
+    """Memory available without swapping, if the system says, otherwise all memory."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -244,6 +244,6 @@ def available_bytes() -> int:
 
 
 def slices_sha256(paths: Sequence[Path]) -> str:
-    """SHA-256, in hex, of what `sha256sum` prints of the slices in their folder."""
+    """SHA-256, in hex, of what `sha256sum` prints for the slices in their folder."""
     lines = (f"{file_sha256(path)}  {path.name}\n" for path in paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a dataset holds, in a few numbers: sizes, returns, rewards, ends of the task."""
+"""Summary of a dataset in a few numbers: sizes, returns, rewards, ends of the task."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from tql_offline.datasets.episodes import Episodes
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Numbers by which data that are wrong, or merely hard, show themselves.
+    """Numbers that reveal data that are wrong, or merely hard.
 
     Attributes:
-        returns: `(E,)` undiscounted, one an episode.
-        lengths: `(E,)` transitions of each episode.
+        returns: `(E,)` undiscounted return of each episode.
+        lengths: `(E,)` number of transitions in each episode.
         reward_range: smallest, mean and largest reward.
-        reward_values: how many different rewards there are.
+        reward_values: number of different rewards.
         zero_rewards: share of transitions whose reward is 0.
-        ending_transitions: how many have mask 0: the task itself ends there.
-        ending_episodes: how many episodes hold such a transition.
+        ending_transitions: number of transitions with mask 0, where the task itself ends.
+        ending_episodes: number of episodes with such a transition.
     """
 
     returns: NDArray[np.float64]
@@ -32,7 +32,7 @@ class Summary:
 
 
 def summarise(episodes: Episodes) -> Summary:
-    """Sum a dataset up.
+    """Summarise a dataset.
 
     >>> ones = np.ones(5, dtype=np.float32)
     >>> masks = np.array([1, 1, 0, 1, 1], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Is a file on disk the published one? By its length and digest, or by what is in it."""
+"""Checks that a file on disk is the published one, by its length and digest or its contents."""
 
 import hashlib
 import zipfile
@@ -9,19 +9,19 @@ from tql_offline.datasets.catalogue import PublishedFile
 from tql_offline.errors import InputError
 
 COLUMNS = ("observations", "actions", "terminals")
-"""What every OGBench file holds, whatever else is in it."""
+"""Columns that every OGBench file has, among others."""
 
 HDF5_COLUMNS = (*COLUMNS, "rewards")
-"""What every D4RL file holds, whatever else is in it."""
+"""Columns that every D4RL file has, among others."""
 
 MAX_FILE_BYTES = 64 * 2**30
-"""No published file comes near: a mirror announcing more, or a zip unpacking to more, lies."""
+"""No published file comes near: a mirror that announces more, or a zip that claims more, lies."""
 
 _NPZ_START, _HDF5_START = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
 class Unsound(Exception):  # noqa: N818  (an answer, caught by its callers, not an error of theirs)
-    """A file that is not the published one, with the reason."""
+    """A file is not the published one; the message gives the reason."""
 
 
 def verify(path: Path, file: PublishedFile) -> str:
@@ -29,13 +29,13 @@ def verify(path: Path, file: PublishedFile) -> str:
 
     Args:
         path: the file on disk.
-        file: what the catalogue says of it.
+        file: the catalogue's record of it.
 
     Returns:
         Its sha256.
 
     Raises:
-        InputError: it is not, with the reason.
+        InputError: it is not; the message gives the reason.
     """
     try:
         return sound(path, file)
@@ -47,15 +47,15 @@ def verify(path: Path, file: PublishedFile) -> str:
 
 
 def starts_like(file: PublishedFile, start: bytes) -> bool:
-    """Whether the first bytes are those of a file of its format."""
+    """Whether the first bytes are those of the file's format."""
     return start.startswith(_HDF5_START if file.name.endswith(".hdf5") else _NPZ_START)
 
 
 def sound(path: Path, file: PublishedFile) -> str:
-    """The sha256 of a file that is the published one.
+    """Check that a file is the published one, and return its sha256.
 
     Raises:
-        Unsound: it is not, with the reason.
+        Unsound: it is not; the message gives the reason.
     """
     length = path.stat().st_size
     if file.bytes is not None and length != file.bytes:
@@ -77,7 +77,7 @@ def _check_zip(path: Path) -> None:
             damaged = archive.testzip()
     except Unsound:
         raise
-    # What zipfile and its packers raise on hostile bytes is in no document.
+    # It is undocumented what zipfile and its decompressors raise on hostile bytes.
     except Exception as error:
         raise Unsound(f"not a sound npz file: {error}") from error
     if damaged is not None:
@@ -96,8 +96,8 @@ def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def _check_hdf5(path: Path) -> None:
-    """Check that an HDF5 file is as long as it says and holds the columns; no array is read."""
-    import h5py  # takes a moment to import: only where a file's digest is not known
+    """Check that an HDF5 file is as long as it says and has the columns, reading no array."""
+    import h5py  # slow to import, so only if a file's digest is not known
 
     try:
         with h5py.File(path, "r") as file:
@@ -108,7 +108,7 @@ def _check_hdf5(path: Path) -> None:
                 for name, link in links.items()
                 if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset)
             ]
-    # What h5py raises on hostile bytes.
+    # The errors that h5py raises on hostile bytes.
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise Unsound(f"not a sound HDF5 file: {error}") from error
     if missing:

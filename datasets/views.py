@@ -1,4 +1,4 @@
-"""Data as the checks see them, of whatever layout and however wrong."""
+"""Data as the checks see them, in any layout and with any fault."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from tql_offline.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Data as the checks see them: E episodes with N transitions, whatever layout they came in.
+    """Data as the checks see them: E episodes with N transitions, from any layout.
 
     Attributes:
         observations: `(R, ...)` numbers, episode after episode, R the sum of `observation_counts`.
         actions: `(N, n_a)` numbers.
-        lengths: `(E,)` transitions of each episode.
-        observation_counts: `(E,)`: one more than `lengths` where no last observation is lost.
-        rewards: `(N,)`, or None where the data have none.
-        masks: `(N,)` 0 where the task ended, or None where the data do not say.
-        terminals: `(N,)` nonzero where `terminals` marks a row, in a layout of a row a step.
-        timeouts: `(N,)` nonzero where an episode was cut off, where the layout says it apart.
-        last_rewards: `(E,)` what stands for a reward in each episode's last row, which is not used.
-        last_masks: `(E,)` likewise.
-        sampled: `(N',)` the transitions that `actions` are of, where they are not of all.
-        row_a_step: whether the file has a row for each transition and no more, so that rows of
-            `observations`, where last ones were put in, are not the file's.
+        lengths: `(E,)` number of transitions in each episode.
+        observation_counts: `(E,)`, one more than `lengths` unless the last observation is lost.
+        rewards: `(N,)`, or None if the data have none.
+        masks: `(N,)` 0 where the task ended, or None if the data do not say.
+        terminals: `(N,)` nonzero where `terminals` marks a row, in a layout of one row per step.
+        timeouts: `(N,)` nonzero where an episode was cut off, if the layout marks it separately.
+        last_rewards: `(E,)` the unused reward in each episode's last row.
+        last_masks: `(E,)` the unused mask in each episode's last row.
+        sampled: `(N',)` the transitions of `actions`, if these are a sample.
+        row_a_step: whether the file has one row per transition. Rows of `observations`, where last
+            observations were inserted, are then not the file's.
     """
 
     observations: Array
@@ -54,7 +54,7 @@ class View:
         return np.cumsum(self.observation_counts) - self.observation_counts
 
     def place(self, transition: int) -> str:
-        """`episode 3, row 17`: where a transition lies, or one of `actions`, in the file."""
+        """Place in the file of a transition, or of a row of `actions`: `episode 3, row 17`."""
         if self.sampled is not None:
             transition = int(self.sampled[transition])
         episode = int(np.searchsorted(np.cumsum(self.lengths), transition, side="right"))
@@ -62,7 +62,7 @@ class View:
         return f"episode {episode}, row {transition if self.row_a_step else row}"
 
     def place_of_row(self, row: int) -> str:
-        """`episode 3, row 17` of an observation row; one that was put in is its step's."""
+        """Place of an observation row, `episode 3, row 17`; an inserted one has its step's."""
         episode = int(np.searchsorted(np.cumsum(self.observation_counts), row, side="right"))
         if self.row_a_step:
             step = min(row - self.observation_starts[episode], self.lengths[episode] - 1)
@@ -71,7 +71,7 @@ class View:
 
 
 def view_of(episodes: Episodes) -> View:
-    """The view of data that were loaded."""
+    """The view of loaded data."""
     return View(
         observations=episodes.observations,
         actions=episodes.actions,
@@ -83,21 +83,21 @@ def view_of(episodes: Episodes) -> View:
 
 
 def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
-    """The view of a file's columns in OGBench's layout, whatever numbers they hold.
+    """The view of a file's columns in OGBench's layout, with any numbers in them.
 
     Args:
-        columns: by name.
-        name: of the file, for errors.
+        columns: columns by name.
+        name: the file's name, for errors.
 
     Raises:
-        InputError: a column that is needed is missing, holds no numbers, or has other rows than
-            the observations; or no row ends an episode.
+        InputError: a required column is missing, is not of numbers, or differs from the
+            observations in its number of rows; or an episode has no transition.
     """
     rows = len(_numbers(columns, "observations", None, name))
     terminals = _numbers(columns, "terminals", rows, name).reshape(rows, -1)[:, 0]
     is_last = np.asarray(terminals != 0)
     if rows:
-        is_last[-1] = True  # what comes after the last mark is an episode, too
+        is_last[-1] = True  # the rows after the last mark are an episode, too
     counts = np.diff(np.flatnonzero(is_last), prepend=-1)
     if rows == 0 or counts.min() < 2:
         row = int(np.cumsum(counts)[counts.argmin()] - 1) if rows else 0
@@ -138,11 +138,11 @@ def _numbers(columns: Mapping[str, Array], column: str, rows: int | None, name: 
 def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     """The view of columns in D4RL's layout: one row per transition, `terminals` and `timeouts`.
 
-    Each row's next observation is the next row's observation; the last one of an episode is in
+    Each row's next observation is the next row's observation; an episode's last one is in
     `next_observations` or lost.
 
     Raises:
-        InputError: as `view_of_columns`.
+        InputError: a column is missing, is not of numbers, or has a wrong number of rows.
     """
     observations = _numbers(columns, "observations", None, name)
     rows = len(observations)
@@ -151,7 +151,7 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
         for column in ("terminals", "timeouts", "rewards", "masks")
         if column in columns
     }
-    if "terminals" in marks:  # which are the task's ends where no masks say so
+    if "terminals" in marks:  # without masks, these are the task's ends
         marks.setdefault("masks", 1 - (marks["terminals"] != 0).astype(np.float32))
     ends = np.zeros(rows, bool)
     for column in ("terminals", "timeouts"):

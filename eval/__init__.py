@@ -1,19 +1,19 @@
 """The standard evaluator: rollouts, protocols, scores, statistics and reports.
 
 Playing episodes
-    protocol     what makes two scores comparable; the place to begin reading
-    environments made and seeded → recover (of Minari's datasets)
+    protocol     what makes two scores comparable; the place to start reading
+    environments made and seeded → recover (for Minari's datasets)
     rollout      episodes of a policy, and the record of an evaluation
     workers      environments in processes → stepping, worker_start
     noise        an episode's noise for its policy
     scores       from episodes to a score → references
 
 Comparing runs
-    run_records  what a run folder says, read tolerantly
-    leaderboard  who scores what on which task → variants, published
+    run_records  tolerant reading of run folders
+    leaderboard  scores of methods by task → variants, published
     statistics   intervals, spreads and tests
-    scaling      does a bigger critic help?
-    claim        the measured change with size beside the printed one
+    scaling      whether a bigger critic helps
+    claim        the measured change with size compared with the printed one
     selection    choosing among policies by online episodes
 
 Reports
@@ -24,7 +24,7 @@ Reports
 
 Looking into runs
     inspections  what `inspect` wrote → inspect_plots, attention_health
-    video        episodes played again → drawing, encoders
+    video        replayed episodes → drawing, encoders
 """
 
 if __name__ == "eval":

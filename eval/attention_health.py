@@ -1,4 +1,4 @@
-"""When a critic's attention counts as collapsed."""
+"""Criterion by which a critic's attention counts as collapsed."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 COLLAPSED = 0.5
-"""Nats of a layer's mean entropy over all its queries below which it counts as collapsed: the paper
-sees its uncontrolled 26M critic fall below it (arXiv 2602.01439). It is even attention over 1.6
-tokens."""
+"""A layer counts as collapsed if its mean entropy over all its queries is below this, in nats: the
+paper sees its uncontrolled 26M critic fall below it (arXiv 2602.01439). It corresponds to even
+attention over 1.6 tokens."""
 
 
 def layer_means(entropy: ArrayLike, tokens: int) -> NDArray[np.float64]:
@@ -36,12 +36,12 @@ def collapsed_layers(entropy: ArrayLike, tokens: int) -> tuple[int, ...]:
 
 
 def alarm_sentence(entropy: Sequence[Sequence[float]], tokens: int, where: str) -> str:
-    """What to say of the layers that have collapsed, empty if none has.
+    """A sentence on the layers that have collapsed, empty if none has.
 
     Args:
         entropy: `(N, 2)` nats.
         tokens: L.
-        where: at which update.
+        where: text that says at which update.
     """
     layers = collapsed_layers(entropy, tokens)
     if not layers:

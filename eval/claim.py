@@ -1,4 +1,4 @@
-"""A measured change with size beside the one that a paper prints for the same method and tasks."""
+"""Comparison of a measured change with size and the one a paper prints for the same tasks."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,22 +20,22 @@ _MADE_BY: dict[str, dict[str, Any]] = {
     "FQL": {"preset": "fql"},
     "floq": {"preset": "floq"},
 }
-"""Method → what makes it, over the preset of a task's family."""
+"""Method → its settings on top of the preset of a task's family."""
 _SAME_SIZE = 0.1
-"""Parameters that differ by less are one size: those of the first layer depend on the task."""
+"""Relative difference of parameters within one size: the first layer depends on the task."""
 SEEDS = 8
-"""Of a printed mean: OGBench's protocol; the paper's own number is not known here."""
+"""Seeds of a printed mean, by OGBench's protocol; the paper's own number is not known here."""
 _ROUNDING = 1 / 6
-"""Variance of a difference of two means that are printed as whole percents."""
+"""Variance, due to rounding, of a difference of two means printed as whole percents."""
 _OURS = ("execution.precision",)
-"""Settings that say nothing of the paper's."""
+"""Settings of ours that have no counterpart in the paper."""
 _MAX_NAMED = 3
 
 
 def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[str]:
-    """What the runs of a board say of the changes that a paper prints, a sentence or two a method.
+    """Yield what a board's runs say about the changes that a paper prints, one text per method.
 
-    Only of a method that was trained at the paper's smallest and at its largest size.
+    Only methods that were trained at both the paper's smallest and its largest size have one.
     """
     for method in _MADE_BY:
         sizes = sorted((p for p in printed if p.called_here == method), key=lambda p: p.parameters)
@@ -67,7 +67,7 @@ def _verdict(
     printed_small: PublishedSize,
     printed_large: PublishedSize,
 ) -> str:
-    """What was measured against what is printed, or why that is not to be compared."""
+    """The measured change against the printed one, or why they cannot be compared."""
     tasks = published_tasks(printed_small.source)
     if why := _unlike(board, small, large, tasks):
         return f"No verdict: {why}."
@@ -78,7 +78,7 @@ def _verdict(
         return "No verdict: one run of a task has no interval."
     gap = measured.value - (printed_large.mean - printed_small.mean)
     variances = map(_printed_variance, (printed_small, printed_large))
-    # Both are twice a standard error, more or less.
+    # Both are about twice a standard error.
     reach = math.hypot(measured.high - measured.low, 4 * math.sqrt(sum(variances) + _ROUNDING)) / 2
     explained = "no more than" if abs(gap) <= reach else "more than"
     return (
@@ -91,7 +91,7 @@ def _verdict(
 
 
 def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: set[str]) -> str:
-    """Why runs do not repeat what was printed; empty if they do."""
+    """Why runs do not reproduce the printed experiment; empty if they do."""
     have = {run.task for run in small} & {run.task for run in large}
     if missing := len(tasks - have):
         return f"{missing} of its {len(tasks)} tasks are not among the runs of both sizes"
@@ -113,12 +113,12 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
 
 
 def _is_of_other_data(run: Measured) -> bool:
-    published = find(run.task).files[0].sha256  # not known of every file
+    published = find(run.task).files[0].sha256  # not known for every file
     return published is not None and run.dataset_sha256 != published
 
 
 def _settings(run: Measured) -> Settings:
-    """The paper's for a run's method, task and size, by the presets; none of a size of its own."""
+    """The paper's settings for a run's method, task and size, by the presets; or none."""
     chosen = {"dataset": {"name": run.task}, "critic": {"size": run.size}}
     try:
         config = resolve({**_MADE_BY[run.method], **chosen})
@@ -132,7 +132,7 @@ def _scores(runs: list[Measured], tasks: set[str]) -> list[list[float]]:
 
 
 def _printed_variance(point: PublishedSize) -> float:
-    """Of a printed mean over tasks, whose runs are taken for independent."""
+    """Variance of a printed mean over tasks, assuming independent runs."""
     deviations = task_deviations(point).values()
     return math.fsum(d**2 for d in deviations) / len(deviations) ** 2 / (SEEDS - 1)
 

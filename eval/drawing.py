@@ -1,8 +1,8 @@
-"""An environment that is drawn, in a process of its own.
+"""Drawing of an environment in a process of its own.
 
-Whether a machine can draw without a display is found out by drawing: libraries that are missing, or
-there without a device, fail in the import, in the first frame, or by ending their process. So the
-process is started on one renderer after the other, and the first that gives a frame stays.
+Whether a machine can draw without a display shows only when it draws: libraries that are missing,
+or present without a device, fail at import, at the first frame, or by ending their process. So the
+process is started with one renderer after another, and the first to produce a frame is kept.
 """
 
 import multiprocessing
@@ -26,21 +26,21 @@ from tql_offline.eval.stepping import Failure
 Frame = NDArray[np.uint8]
 
 DEFAULT_FPS = 30.0
-"""Frames per second where an environment says nothing of its own pace."""
+"""Frames per second if an environment does not state its own pace."""
 
 _Context = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """What a reset or a step came to.
+    """The result of a reset or a step.
 
     Attributes:
-        frame: `(height, width, 3)` uint8, of the state after it.
+        frame: `(height, width, 3)` uint8 image of the state after it.
         observation: `(n_s,)` float32.
-        reward: 0 for a reset.
-        ended: whether the episode has.
-        success: 1, 0, or NaN where the environment reports none.
+        reward: reward of the step, 0 for a reset.
+        ended: whether the episode has ended.
+        success: 1, 0, or NaN if the environment reports none.
     """
 
     frame: Frame
@@ -57,11 +57,11 @@ class Drawing:
         env_id: as for `environments.make`.
         success_timing: as for `environments.make`.
         step_timeout: seconds that a reset or a step and its frame may take.
-        start_timeout: seconds that the process may take to its first frame.
+        start_timeout: seconds that the process may take until its first frame.
 
     Attributes:
         env_id: as given.
-        renderer: the value of MUJOCO_GL that draws; empty for the simulator's own choice.
+        renderer: the value of MUJOCO_GL that works; empty for the simulator's own choice.
         fps: the environment's frames per second.
 
     Raises:
@@ -88,7 +88,7 @@ class Drawing:
         self.close()
 
     def reset(self, seed: int) -> Shot:
-        """Begin the episode of a seed.
+        """Begin the episode with a given seed.
 
         Raises:
             InputError: the environment failed, or its process died or hung.
@@ -154,7 +154,7 @@ class Drawing:
         return shot
 
     def _answer(self, timeout: float) -> Any:
-        """What the process sends, or a `Failure` if it sends nothing."""
+        """The process's answer, or a `Failure` if it sends nothing."""
         try:
             if self._connection.poll(timeout):
                 return self._connection.recv()
@@ -168,7 +168,7 @@ class Drawing:
 def renderers() -> tuple[str, ...]:
     """Values of MUJOCO_GL to try, in this order; empty leaves it to the user or the simulator.
 
-    EGL draws on a GPU without a display, OSMesa on the CPU; both are Linux's.
+    EGL draws on a GPU without a display, OSMesa on the CPU; both are for Linux.
     """
     if os.environ.get("MUJOCO_GL") or platform.system() != "Linux":
         return ("",)
@@ -176,7 +176,7 @@ def renderers() -> tuple[str, ...]:
 
 
 def serve(connection: "Connection[Any, Any]", env_id: str, success_timing: str | None) -> None:
-    """The process's life: draw one frame and send the frames per second, then play as told."""
+    """Main loop of the process: draw one frame, send the frames per second, then follow orders."""
     try:
         with warnings.catch_warnings():
             # OGBench's manipulation environments draw, but list no render modes.
@@ -188,11 +188,11 @@ def serve(connection: "Connection[Any, Any]", env_id: str, success_timing: str |
             name, argument = connection.recv()
             connection.send(getattr(stage, name)(argument))
     except gymnasium.error.DependencyNotInstalled as error:
-        # It says itself what to install, and no other renderer makes up for it.
+        # The error says what to install, and no other renderer would help.
         mend = "install what is missing, or leave --video out"
         why = f"environment {env_id!r} cannot be drawn here ({one_line(error)}); {mend}"
         _send(connection, InputError(why))
-    except NotImplementedError:  # by Gymnasium's base class: there is no `render`
+    except NotImplementedError:  # from Gymnasium's base class: there is no `render`
         _send(connection, no_frames(env_id))
     except Exception as error:
         _send(connection, error)
@@ -204,11 +204,11 @@ def _send(connection: "Connection[Any, Any]", error: Exception) -> None:
     try:
         connection.send(Failure(message=text, is_input_error=is_input_error))
     except OSError:
-        return  # the other end is gone: there is no one to tell
+        return  # the other end is gone
 
 
 class _Stage:
-    """The environment, each of whose states is drawn."""
+    """The environment, drawn at each of its states."""
 
     def __init__(self, env_id: str, success_timing: str | None) -> None:
         self._env_id = env_id
@@ -221,7 +221,7 @@ class _Stage:
         if own is None and hasattr(self._env.unwrapped, "control_timestep"):
             own = (
                 1 / self._env.unwrapped.control_timestep()
-            )  # of OGBench's manipulation, in seconds
+            )  # in OGBench's manipulation environments, in seconds
         return float(own or DEFAULT_FPS)
 
     def reset(self, seed: int) -> Shot:

@@ -1,6 +1,6 @@
-"""Video files, written frame by frame: of a long episode no more than a frame is held.
+"""Video files, written frame by frame, so that only one frame is held in memory.
 
-MP4 (H.264) by imageio-ffmpeg where it is installed, else GIF by Pillow.
+They are MP4 (H.264) by imageio-ffmpeg if it is installed, otherwise GIF by Pillow.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ class Writer(Protocol):
     """An open video file."""
 
     def add(self, frame: Frame) -> None:
-        """Append a frame, `(height, width, 3)` uint8, of the same size as those before.
+        """Append a frame, `(height, width, 3)` uint8, of the same size as earlier ones.
 
         Raises:
             OSError: it cannot be written.
@@ -31,24 +31,24 @@ class Writer(Protocol):
         """Finish the file.
 
         Raises:
-            OSError: it cannot be written, or does not hold the frames it was given.
+            OSError: it cannot be written, or does not contain all the frames it was given.
         """
 
 
 def suffix() -> str:
-    """`.mp4`, or `.gif` where there is no ffmpeg."""
+    """The suffix of videos: `.mp4`, or `.gif` without ffmpeg."""
     return ".mp4" if _has_ffmpeg() else ".gif"
 
 
 def encoder_version(suffix: str) -> str:
-    """Which package writes files of a suffix: `imageio-ffmpeg 0.6.0`."""
+    """The package that writes files with a suffix, such as `imageio-ffmpeg 0.6.0`."""
     package = {".mp4": "imageio-ffmpeg", ".gif": "pillow"}[suffix]
     return f"{package} {importlib.metadata.version(package)}"
 
 
 @contextmanager
 def writing_video(path: Path, fps: float) -> Iterator[Writer]:
-    """A video file for the length of a block, finished at its end.
+    """Open a video file for a `with` block, at whose end it is finished.
 
     Args:
         path: ends in `.mp4` or `.gif`.
@@ -66,7 +66,7 @@ def writing_video(path: Path, fps: float) -> Iterator[Writer]:
             raise
         writer.close()
     except OSError as error:
-        # ffmpeg's own words have several lines, and come with its whole command.
+        # ffmpeg's own message has several lines and contains its whole command.
         why = error.strerror or str(error).partition("\n")[0] or "the encoder failed"
         raise InputError(
             f"{path.name} cannot be written ({why}); make room on its disk, or leave --video out"
@@ -84,7 +84,7 @@ def _has_ffmpeg() -> bool:
 
 
 class Mp4:
-    """H.264 by ffmpeg, in a process that takes the frames by a pipe."""
+    """H.264 by ffmpeg, in a process that receives the frames through a pipe."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path, self._fps = path, fps
@@ -103,7 +103,7 @@ class Mp4:
         self._frames += 1
 
     def close(self) -> None:
-        """Finish the file, and count its frames: ffmpeg does not say whether it could write all."""
+        """Finish the file, and count its frames: ffmpeg does not say whether it wrote them all."""
         import imageio_ffmpeg
 
         self.abandon()
@@ -126,7 +126,7 @@ class Mp4:
             str(self._path),
             (frame.shape[1], frame.shape[0]),
             fps=self._fps,
-            # Players want even sizes: an odd one is padded rather than scaled.
+            # Players need even sizes: an odd one is padded rather than scaled.
             macro_block_size=1,
             output_params=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"],
             ffmpeg_log_level="quiet",
@@ -136,11 +136,11 @@ class Mp4:
 
 
 class Gif:
-    """Frames with a palette each, one after the other."""
+    """GIF frames, one after the other, each with its own palette."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path = path
-        # Players take hundredths of a second, and fewer than 2 for a mistake.
+        # GIF counts hundredths of a second, and players take fewer than 2 for a mistake.
         self._duration = 10 * max(2, round(100 / fps))
         self._file: BinaryIO | None = None
 

@@ -3,8 +3,8 @@
 OGBench's authors call its environments non-deterministic, for two reasons: they draw from NumPy's
 global generator (initial positions and teleports of mazes), and their manipulation resets take
 random actions from an action space that is rebuilt, unseeded, at each access. `SeededEnvironment`
-gives each environment both sources for itself, so that an episode depends on nothing but the
-environment, its seed and the actions.
+gives each environment both sources of its own, so that an episode depends only on the environment,
+its seed and the actions.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
 PROBE_STEPS = 2000
 GOALS_PREFIX = "goals:"
-"""Before the id of a goal-conditioned environment, to have each of its goals in turn."""
+"""Prefix of a goal-conditioned environment's id, to play each of its goals in turn."""
 
 
 def make(
@@ -39,15 +39,15 @@ def make(
     """Make an environment.
 
     Args:
-        env_id: an OGBench id, another id registered with Gymnasium, or `module:id`; with `goals:`
-            before it, of an environment of OGBench's whose goals are to be reached in turn; with
-            `minari:` before it, a Minari dataset, or its folder, whose environment is recovered.
+        env_id: an OGBench id, another id registered with Gymnasium, or `module:id`; prefixed with
+            `goals:`, an OGBench environment whose goals are to be reached in turn; prefixed with
+            `minari:`, a Minari dataset or its folder, whose environment is recovered.
         success_timing: whether OGBench judges success, reward and end on the state before ("pre")
-            or after ("post") the action; None leaves the environment's own. Since ogbench 1.2.0
+            or after ("post") the action; None keeps the environment's default. Since ogbench 1.2.0
             that is "pre" for singletask environments; FQL's published numbers are from ogbench
             1.1.0, which judged "post".
-        draws: whether its `render` is to give frames.
-        unit_actions: whether it takes actions in [-1, 1] where its own bounds are others.
+        draws: whether `render` should return frames.
+        unit_actions: whether to rescale actions from [-1, 1] to the environment's own bounds.
 
     Raises:
         InputError: the id is unknown, or the environment has no such success timing or frames.
@@ -83,16 +83,16 @@ def make(
         raise InputError(
             f"environment {env_id!r} has no success timing; leave the setting out"
         ) from error
-    except Exception as error:  # whatever the environment's own code raises
+    except Exception as error:  # any error from the environment's own code
         raise _unmakeable(env_id, error) from error
 
 
 def _unmakeable(env_id: str, error: Exception) -> InputError:
     said = one_line(error) or type(error).__name__
     module = env_id.partition(":")[0]
-    lacking = getattr(error.__cause__ or error, "name", None)  # Gymnasium raises it anew
+    lacking = getattr(error.__cause__ or error, "name", None)  # Gymnasium re-raises it
     if isinstance(error, ModuleNotFoundError) and module != env_id and lacking == module:
-        # Not looked for by itself: a stranger's run names what to import.
+        # The working directory is not searched by default: a foreign run names what to import.
         return InputError(
             f"environment {env_id!r} cannot be made (no module {module!r}); install it, or, where "
             "it lies in the working directory, set PYTHONPATH=. before the command"
@@ -104,7 +104,7 @@ def _unmakeable(env_id: str, error: Exception) -> InputError:
 
 
 def no_frames(env_id: str) -> InputError:
-    """The error that an environment cannot be filmed, whatever draws."""
+    """Make the error for an environment that cannot draw frames."""
     return InputError(
         f"environment {env_id!r} draws no frames (render_mode='rgb_array'), so there can be no "
         "video of it; leave --video out"
@@ -112,16 +112,16 @@ def no_frames(env_id: str) -> InputError:
 
 
 def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Observations that are a Dict or a Tuple are laid in a row, as those of a Minari dataset."""
+    """Flatten observations that are a Dict or a Tuple, as for a Minari dataset."""
     if not isinstance(env.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return env
-    from tql_offline.eval.recover import flat_observations  # which imports the readers
+    from tql_offline.eval.recover import flat_observations  # imports the readers
 
     return flat_observations(env)
 
 
 def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Actions in [-1, 1], which policies give, for an environment whose bounds are others."""
+    """Let an environment with other bounds take actions in [-1, 1], as policies give them."""
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         return env
@@ -131,9 +131,9 @@ def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """OGBench's environment with several goals: the seed of an episode says which it has.
+    """An OGBench environment with several goals, chosen by an episode's seed.
 
-    Observations are the environment's and the goal's, side by side: `(2·n_s,)`.
+    Observations are the environment's and the goal's, concatenated: `(2·n_s,)`.
 
     Attributes:
         goals: number of goals.
@@ -156,7 +156,7 @@ class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; its goal is `goal_of_seed`, and without a seed the first."""
+        """Begin an episode; its goal is `goal_of_seed`, or without a seed the first."""
         goal = {"task_id": goal_of_seed(seed or 0, self.goals)}
         observation, info = self.env.reset(seed=seed, options=(options or {}) | goal)
         self._goal = np.asarray(info["goal"])
@@ -172,7 +172,7 @@ class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
-    """What a record must say about an environment for its scores to be comparable.
+    """Describe an environment as a record must, for its scores to be comparable.
 
     Args:
         env_id: as for `make`.
@@ -180,12 +180,12 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
 
     Returns:
         `env_id`, `max_episode_steps` (None if unlimited), `success_timing` (the one in force, None
-        if the environment knows none), `goals` (0 unless they are reached in turn),
+        if the environment has none), `goals` (0 unless they are reached in turn),
         `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco,
-        gymnasium and the package that the environment is in.
+        gymnasium and the environment's own package.
 
     Raises:
-        InputError: it cannot be made, or its observations or actions are no vectors.
+        InputError: it cannot be made, or its observations or actions are not vectors.
     """
     env = make(env_id, success_timing=success_timing)
     try:
@@ -207,7 +207,7 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
 
 
 def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
-    """The version of the package that an environment is in, where it is a package."""
+    """The version of the package that an environment comes from, if it is installed as one."""
     package = type(env.unwrapped).__module__.partition(".")[0]
     try:
         return {package: importlib.metadata.version(package)}
@@ -216,7 +216,7 @@ def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
 
 
 def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
-    """Least and greatest actions that an environment itself takes, by dim."""
+    """Lower and upper bounds of an environment's own action space, by dim."""
     env = make(env_id, unit_actions=False)
     try:
         with quiet():
@@ -229,18 +229,18 @@ def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
 
 
 def reports_success(env_id: str) -> bool:
-    """Whether an environment's `info` has a success at the end of an episode.
+    """Whether an environment's `info` reports success during an episode.
 
     Plays one episode of zero actions, at most `PROBE_STEPS` long; an environment that has not ended
     by then is given the benefit of the doubt.
 
     Raises:
-        InputError: it cannot be made, or fails.
+        InputError: the environment cannot be made, or fails.
     """
     env = SeededEnvironment(make(env_id))
     try:
         return _probed(env)
-    except Exception as error:  # whatever the environment's own code raises
+    except Exception as error:  # any error from the environment's own code
         raise InputError(
             f"environment {env_id!r} fails in an episode of zero actions ({one_line(error)}); "
             "mend it"
@@ -273,7 +273,7 @@ class SeededEnvironment:
         self._unseeded = np.random.default_rng()
 
     def reset(self, seed: int) -> NDArray[np.float32]:
-        """Begin the episode of a seed.
+        """Begin the episode with a given seed.
 
         Args:
             seed: a non-negative integer.
@@ -281,7 +281,7 @@ class SeededEnvironment:
         Returns:
             `(n_s,)` the first observation.
         """
-        # Streams of their own: seeding all with one number would correlate them.
+        # Separate streams: seeding all with one number would correlate them.
         shared, unseeded, space = np.random.SeedSequence(seed).spawn(3)
         self._global_stream = np.random.MT19937(shared)
         self._unseeded = np.random.default_rng(unseeded)
@@ -300,7 +300,7 @@ class SeededEnvironment:
 
         Returns:
             The next observation `(n_s,)`, the reward, whether the task ended (terminated), whether
-            the episode was cut off (truncated), and success: 1, 0, or NaN where the environment
+            the episode was cut off (truncated), and success: 1, 0, or NaN if the environment
             reports none.
         """
         with _own_randomness(self._global_stream, self._unseeded):
@@ -331,10 +331,10 @@ def kept_global_state() -> Iterator[None]:
 
 @contextmanager
 def kept_normal_cache() -> Iterator[None]:
-    """Leave the normal that NumPy's global generator has cached, if it has one.
+    """Leave the normal that NumPy's global generator has cached, if any, as it was found.
 
-    The cheaper half of `kept_global_state`, enough around resets and steps: they draw from streams
-    of their own, and exchanging these drops the cached normal but changes nothing else.
+    This is the cheaper half of `kept_global_state` and enough around resets and steps: they draw
+    from their own streams, and swapping these in only drops the cached normal.
     """
     state = np.random.get_state(legacy=False)  # noqa: NPY002
     try:
@@ -350,10 +350,11 @@ def _own_randomness(
 ) -> Iterator[None]:
     """Give an environment its own global NumPy generator and its own seeds for unseeded spaces.
 
-    Exchanging the bit generator is far cheaper than exchanging its state. It drops the cached
-    second normal of `np.random.randn`, at every step alike; `kept_normal_cache` keeps the caller's.
+    Swapping the bit generator is far cheaper than swapping its state. It drops the cached second
+    normal of `np.random.randn`, in the same way at every step; `kept_normal_cache` keeps the
+    caller's.
     """
-    # NumPy documents both functions but its stubs leave them out.
+    # NumPy documents both functions, but its stubs leave them out.
     outer = np.random.get_bit_generator()  # type: ignore[attr-defined]
     np_random = seeding.np_random
 
@@ -375,7 +376,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
         warnings.filterwarnings("ignore", module="glfw")
-        # D4RL's environments are old ones, and chosen for it.
+        # D4RL's environments are old ones, deliberately.
         warnings.filterwarnings("ignore", message=".*is out of date")
         yield
 
@@ -395,5 +396,5 @@ def vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks and closing stop, to stand inside a sentence."""
+    """An error's text without line breaks and final full stop, for use inside a sentence."""
     return " ".join(str(error).split()).rstrip(".")

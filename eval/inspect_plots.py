@@ -26,19 +26,19 @@ MAX_SHOWN_LAYERS = 8
 SQUARE = (5.0, 4.4)
 LEVELS = 8
 NAMED_TOKENS = 12
-"""Up to so many tokens each has its name at the axes; of more the groups have theirs."""
+"""Up to this many tokens are named at the axes one by one; beyond it, only their groups are."""
 
 WEIGHT = (0x33, 0x8F, 0xCF)
-"""Colour of attention, of more or less opacity: it shows on white and on dark."""
+"""Colour of attention, drawn with varying opacity: it shows on light and dark pages."""
 
 
 def attention_svg(weights: Floats, observation_dim: int, title: str, key: str) -> str:
-    """One map: queries down, keys across; the strongest colour is the largest weight.
+    """Draw one map: queries down, keys across; the strongest colour is the largest weight.
 
     Args:
         weights: `(L, L)`, rows sum to 1.
-        observation_dim: S, where the actions' tokens begin.
-        title: in words, for those who do not see it.
+        observation_dim: S; the actions' tokens begin after the S observation tokens.
+        title: description in words, for those who cannot see the map.
         key: prefix of the ids inside.
     """
 
@@ -54,7 +54,7 @@ def attention_svg(weights: Floats, observation_dim: int, title: str, key: str) -
 
 
 def _image(weights: Floats) -> NDArray[np.uint8]:
-    """RGBA, opacity in proportion to the weight."""
+    """RGBA image with opacity in proportion to the weight."""
     most = float(weights.max()) or 1.0
     image = np.empty((*weights.shape, 4), dtype=np.uint8)
     image[..., :3] = WEIGHT
@@ -63,7 +63,7 @@ def _image(weights: Floats) -> NDArray[np.uint8]:
 
 
 def _token_axes(axes: Axes, tokens: int, observation_dim: int) -> None:
-    """Names of tokens, or of their groups, and lines between the groups."""
+    """Draw the names of tokens, or of their groups, and lines between the groups."""
     first_action = 1 + observation_dim
     if tokens <= NAMED_TOKENS:
         places: list[float] = [float(i) for i in range(tokens)]
@@ -83,7 +83,7 @@ def _token_axes(axes: Axes, tokens: int, observation_dim: int) -> None:
 
 
 def heads_svg(heads: Floats, title: str, key: str) -> str:
-    """The maps of one layer's heads, `(H, L, L)`, side by side, each on a scale of its own."""
+    """Draw the maps of one layer's heads, `(H, L, L)`, side by side, each on its own scale."""
     across = min(len(heads), 8)
     down = math.ceil(len(heads) / across)
     tokens, gap = heads.shape[-1], max(1, heads.shape[-1] // 10)
@@ -139,7 +139,7 @@ def _contours(landscape: Landscape, values: Floats, title: str, key: str, colour
         axes, scale = figure.add_axes(_MAIN), figure.add_axes(_SCALE)
         grid = landscape.grid
         levels = MaxNLocator(LEVELS).tick_values(values.min(), values.max())
-        # Fills are the more opaque the higher, so that they show on any page.
+        # Higher fills are more opaque, so that they show on any page.
         for index, level in enumerate(levels[:-1]):
             look: dict[str, Any] = {"alpha": 0.75 * (index + 1) / (len(levels) - 1)}
             band = [level, levels[index + 1]]
@@ -182,7 +182,7 @@ def _landscape_axes(axes: Axes, landscape: Landscape) -> None:
 
 
 def _scale_axis(scale: Axes, levels: Sequence[float]) -> None:
-    """What the fills mean, beside them."""
+    """Draw the scale of the fills, beside them."""
     scale.set_ylim(levels[0], levels[-1])
     scale.set_xticks([])
     scale.grid(visible=False)
@@ -211,10 +211,10 @@ def state_drawings(state: InspectedState, found: Inspection, key: str) -> list[t
 
 
 def figures(found: Inspection, heads: NDArray[np.float32] | None) -> dict[str, str]:
-    """Every figure of an inspection as a file of its own, by name.
+    """Every figure of an inspection as a separate file, by name.
 
     Args:
-        found: as its inspect.json holds it.
+        found: the inspection, as read from its inspect.json.
         heads: `(states, N, H, L, L)` weights of every head; None for a critic without attention.
     """
     files = {}
@@ -243,11 +243,11 @@ _PAPER_COLOURS = {
     "--c1": "#0072b2", "--c2": "#d55e00", "--c3": "#009e73", "--c4": "#cc79a7",
     "--c5": "#e69f00", "--c6": "#56b4e9",
 }  # fmt: skip
-"""Of the page on paper; a file of its own has no page to take them from."""
+"""Colours of the page in print; a separate file has no page to take them from."""
 
 
 def sheet(heading: str, cells: Iterable[tuple[str, str]]) -> str:
-    """Drawings side by side under a heading, as a file that any viewer shows."""
+    """Lay drawings out side by side under a heading, as a file for any viewer."""
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "font-family": "sans-serif"})
     left, height = _MARGIN, 0.0
     for title, svg in cells:

@@ -1,6 +1,6 @@
-"""What `inspect` found in a run, as its inspect.json holds it (docs/inspect.md).
+"""Findings of `inspect` on a run, as read from its inspect.json (docs/inspect.md).
 
-A report reads the numbers and draws them anew: no image of a foreign folder gets into the page.
+A report reads the numbers and draws them anew: no image from a foreign folder gets into the page.
 """
 
 import math
@@ -19,10 +19,10 @@ SCHEMA = "tql-offline/inspect/1"
 DOCUMENT = "inspect.json"
 
 MAX_DOCUMENT_BYTES = 32 * 2**20
-"""`inspect` writes no larger document, and none is read."""
+"""Largest document that `inspect` writes and that is read."""
 
 MAX_STATES, MAX_LAYERS, MAX_TOKENS, MAX_GRID = 64, 32, 1024, 101
-"""Beyond these a document is not ours; drawing it could exhaust memory."""
+"""Most that a document of ours has of each; drawing a larger one could exhaust memory."""
 
 Floats = NDArray[np.float64]
 
@@ -32,12 +32,12 @@ class Landscape:
     """Q over one or two action dims, the others held.
 
     Attributes:
-        dims: of the action, one or two.
-        grid: `(G,)` values of each of them.
+        dims: one or two action dims.
+        grid: `(G,)` values of each of these dims.
         mean: `(G,)` or `(G, G)` mean over the ensemble; the first axis is the first dim's.
-        spread: of the same shape, the standard deviation over the ensemble.
-        data_action: `(A,)` the data's.
-        policy_action: `(A,)` the learned policy's.
+        spread: standard deviation over the ensemble, of the same shape.
+        data_action: `(A,)` action in the data.
+        policy_action: `(A,)` action of the learned policy.
         held: whose action the other dims are held at, `data` or `policy`.
     """
 
@@ -56,8 +56,8 @@ class InspectedState:
 
     Attributes:
         transition: its index.
-        episode: which it is of.
-        episode_step: its place there.
+        episode: the episode it belongs to.
+        episode_step: its step in the episode.
         attention: `(N, L, L)` weights, means over heads; N = 0 for a critic without attention.
         entropy: `(N, 2)` nats, means over heads.
     """
@@ -71,24 +71,24 @@ class InspectedState:
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """Name of the state in headings."""
         return f"transition {self.transition:,} (episode {self.episode}, step {self.episode_step})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """One checkpoint's critic, looked at.
+    """An inspection of one checkpoint's critic.
 
     Attributes:
-        step: of the checkpoint.
+        step: step of the checkpoint.
         observation_dim: S.
         action_dim: A.
         tokens: L; 0 for a critic without attention.
-        sampled: transitions over which `entropy` is a mean.
+        sampled: number of transitions over which `entropy` is a mean.
         entropy: `(N, 2)` nats, over the sampled transitions and all heads.
         target: `(N, 2)` nats.
         temperature: `(N, 2)`.
-        states: in the order asked for.
+        states: the inspected states, in the order asked for.
     """
 
     step: int
@@ -124,10 +124,10 @@ def read_inspection(folder: Path) -> Inspection:
 
 
 def parse_inspection(document: Mapping[str, Any]) -> Inspection:
-    """Check a document and make arrays of its lists.
+    """Check a document and convert its lists to arrays.
 
     Raises:
-        ValueError: or another error of conversion: it is not one of ours.
+        ValueError: (or another conversion error) the document is not one of ours.
     """
     observation_dim = _count(document["observation_dim"], MAX_TOKENS)
     action_dim = _count(document["action_dim"], MAX_TOKENS)
@@ -188,7 +188,7 @@ def _count(value: Any, most: int) -> int:
 
 
 def _array(value: Any, shape: tuple[int, ...]) -> Floats:
-    """Numbers of a shape, each of a size that can be drawn."""
+    """Check that numbers have a shape and are small enough to draw, and return their array."""
     array = np.asarray(value, dtype=np.float64)
     if math.prod(shape) == 0 and array.size == 0:
         return np.zeros(shape)

@@ -1,11 +1,11 @@
-"""Who scores what on which task, from finished runs and from papers.
+"""Leaderboards of methods by task, from finished runs and from papers.
 
 A board holds runs that may be compared: one protocol, one suite of datasets, one moment of judging
 success, one version of each simulator. Other runs are on boards of their own. A task whose dataset
 has two contents, or whose policies were played in two environments, has two rows; a method that was
 trained with two settings on one task has two columns (variants.py). The run (seed) is the unit: a
-score is the mean over runs, its spread theirs. What a paper prints stands beside as reported; it
-has no runs, so it enters no interval and no test.
+score is the mean over runs, its spread theirs. A paper's printed scores are shown alongside as
+reported; they have no runs, so they enter no interval and no test.
 """
 
 import math
@@ -45,11 +45,11 @@ from tql_offline.eval.variants import Settings, differing, settings_of, variant_
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
-"""Of protocols that this version does not know."""
+"""Bold fraction under protocols that this version does not know."""
 
 
 class Setting(NamedTuple):
-    """What must be equal for two runs' scores to be compared."""
+    """The facts that must be equal for two runs' scores to be compared."""
 
     protocol: str
     suite: str = ""
@@ -75,26 +75,26 @@ class Measured:
     """A finished run's scores.
 
     Attributes:
-        name: what warnings call the run.
-        task: name of the dataset, which papers name a task by; of others the environment.
-        method: with its size, one column of a board.
-        size: empty where there is no critic.
-        parameters: of the critic.
-        dataset_sha256: of the data trained on.
-        env_id: of the environment played in, as the run names it.
-        tql_offline: version that the run was made with; empty where it is not known.
-        score: mean of the counted evaluations.
-        last: of the last evaluation.
-        last_three: mean of the last three; NaN where there are fewer.
-        best: of the best evaluation, which nobody can choose without playing: an oracle.
-        updates: done.
-        seconds: spent in updates; NaN where the run did not record it.
-        flops: operations of matrix products in all updates; NaN where they were not counted.
-        settings: that the run was trained with; see `variants`.
-        counted: evaluations that the score is the mean of.
-        reference: what the score was normalised by, in words; empty where it was not.
-        conditions: what runs of one row have in common, as far as it is known: data, environment,
-            step limit, reference.
+        name: the run's name in warnings.
+        task: name of the dataset, by which papers name a task; without one, the environment.
+        method: name of the method; with its size, one column of a board.
+        size: the critic's size; empty if there is no critic.
+        parameters: number of the critic's parameters.
+        dataset_sha256: digest of the data trained on.
+        env_id: the environment played in, as the run names it.
+        tql_offline: version that the run was made with; empty if unknown.
+        score: mean score of the counted evaluations.
+        last: score of the last evaluation.
+        last_three: mean score of the last three; NaN if there are fewer.
+        best: score of the best evaluation, an oracle: it cannot be chosen without playing.
+        updates: number of updates done.
+        seconds: time spent in updates; NaN if the run did not record it.
+        flops: operations of matrix products in all updates; NaN if they were not counted.
+        settings: the settings that the run was trained with; see `variants`.
+        counted: number of evaluations that the score is the mean of.
+        reference: what the score was normalised by, in words; empty if it was not.
+        conditions: what runs of one row have in common, as far as known: data, environment, step
+            limit, reference.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """Name of its column."""
+        """Name of the run's column."""
         return f"{self.method} {self.size}".strip()
 
 
@@ -130,9 +130,9 @@ class TaskScore:
     """One cell: a method's score on a task.
 
     Attributes:
-        runs: one score per seed, ascending by seed; empty where it is reported.
-        mean: over runs, or as reported.
-        sd: standard deviation over runs, NaN of one, or as reported.
+        runs: one score per seed, ascending by seed; empty if the score is reported.
+        mean: mean over runs, or as reported.
+        sd: standard deviation over runs, NaN for a single run, or as reported.
     """
 
     runs: tuple[float, ...]
@@ -145,14 +145,14 @@ class Board:
     """Comparable scores.
 
     Attributes:
-        setting: of its measured runs; of a paper's table, what is known of it.
-        tasks: its rows, in order.
+        setting: setting of the measured runs; for a paper's table, what is known of it.
+        tasks: the rows, in order.
         measured: labels of the columns of runs.
         reported: labels of the columns of papers.
-        scores: by task and label.
+        scores: cells by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
-        runs: what `measured` was made of; the task of each is its row.
-        notes: what a reader must know of the reported columns.
+        runs: the runs in the `measured` columns; the task of each is its row.
+        notes: what a reader must know about the reported columns.
     """
 
     setting: Setting
@@ -176,22 +176,22 @@ class Board:
         return known is not None and known.score == "success"
 
     def row(self, task: str) -> list[float]:
-        """Means of a task in the order of `labels`; NaN where there is none."""
+        """Means of a task in the order of `labels`; NaN if there is none."""
         cells = [self.scores.get((task, label)) for label in self.labels]
         return [math.nan if cell is None else cell.mean for cell in cells]
 
     def bold(self, task: str) -> list[bool]:
-        """Which of a row's scores are near its best."""
+        """Whether each of a row's scores is near its best."""
         return bold(self.row(task), self.fraction)
 
     def interval(self, score: TaskScore) -> Estimate:
-        """Student's t interval of a cell's mean; none for one run and for what is reported."""
+        """Student's t interval of a cell's mean; none for a single run or a reported score."""
         if not score.runs:
             return Estimate(value=score.mean)
         return estimate_mean([score.runs], is_rate=self.is_rate)
 
     def averages(self, tasks: Sequence[str]) -> bool:
-        """Whether a mean over rows means something: plain returns have a scale of each task's."""
+        """Whether a mean over rows is meaningful: plain returns have a different scale per task."""
         known = known_protocol(self.setting.protocol)
         return len(tasks) < 2 or known is None or known.score != "return"
 
@@ -204,10 +204,10 @@ class Board:
         )
 
     def core(self) -> Self:
-        """The tasks and columns to compare over all of: each of these columns has each task.
+        """The tasks and columns to compare as a whole: each of these columns has each task.
 
-        All tasks, where two columns of runs have them, or else the block of most cells of runs: a
-        run of one method more or on one task more ends no comparison of the others.
+        All tasks are kept if two columns of runs have them all; otherwise the block with the most
+        cells of runs, so that one more method or task ends no other comparison.
         """
         kept = self.tasks
         if len(set(self.complete()) & set(self.measured)) < 2:
@@ -226,17 +226,17 @@ class Board:
 
 
 _MOST_SETS = 64
-"""Different sets of columns that are looked at; foreign results may have any number."""
+"""Most sets of columns that are considered; foreign results may have any number."""
 
 Block = tuple[tuple[str, ...], frozenset[str]]
-"""Rows and columns of a table with holes, between which no cell is missing."""
+"""Rows and columns of a table with holes that together have no hole."""
 
 
 def blocks(have: Mapping[str, frozenset[str]]) -> list[Block]:
-    """Blocks of two or more columns that have no row more.
+    """Blocks of two or more columns, each with every row that has cells in all of them.
 
     Args:
-        have: the columns of which a row has cells.
+        have: for each row, the columns in which it has cells.
 
     >>> found = blocks({"1": frozenset("ab"), "2": frozenset("abc"), "3": frozenset("c")})
     >>> [(rows, sorted(columns)) for rows, columns in found]
@@ -256,10 +256,10 @@ class Summary:
     """A method over all tasks of a board.
 
     Attributes:
-        mean: over tasks; its `sd` is the mean of the tasks' standard deviations, as papers print
-            it. NaN where a mean over tasks means nothing.
-        estimates: of that mean and others, with intervals over runs.
-        rank: mean over tasks of the rank among all complete columns, 1 the best.
+        mean: mean over tasks; NaN if a mean over tasks is meaningless.
+        sd: mean of the tasks' standard deviations, as papers print it.
+        estimates: that mean and other statistics, with intervals over runs.
+        rank: mean over tasks of the rank among all complete columns, 1 being the best.
     """
 
     label: str
@@ -273,7 +273,7 @@ class Summary:
 
 
 def measured(run: Run) -> Measured | str:
-    """A run's scores, or why it has no place on a board, as the end of a sentence."""
+    """A run's scores, or the reason it is not on a board, as the end of a sentence."""
     result = run.result
     if not result:
         return "is unfinished"
@@ -324,16 +324,16 @@ def measured(run: Run) -> Measured | str:
 
 
 def _task(run: Run) -> str:
-    """Name of a run's dataset, its task told; of no dataset the environment's."""
+    """Name of a run's dataset with its task, or of the environment if there is no dataset."""
     name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
     if name.startswith(MINARI_PREFIX) or env_id.startswith(MINARI_PREFIX):
-        # The name may be a folder, which is another one on another machine.
+        # The name may be a folder, which differs between machines.
         return _string(run.provenance.get("dataset.name")) or name
     return with_task(name or env_id)
 
 
 def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
-    """What an evaluation was played with; where that was not recorded, what the run began with."""
+    """The setting an evaluation was played with; if not recorded, what the run began with."""
     facts, played = run.provenance, dict(evaluation.versions)
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
@@ -341,21 +341,21 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
 
 
 def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
-    """What tells a row of a task from another, without what was not recorded."""
+    """The conditions that distinguish a task's rows, without those that were not recorded."""
     began = run.provenance
     limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
     found = {
         "data": _string(run.result.get("dataset_sha256"))[:8],
         "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
         "step limit": str(limit or ""),
-        # Without its source, which may name a folder of one machine.
+        # Without its source, which may name a folder on one machine.
         "reference": evaluation.reference.partition(", from ")[0],
     }
     return {key: value for key, value in found.items() if value}
 
 
 def _environment(env_id: str) -> str:
-    """An environment's id without what differs between machines that have the same one."""
+    """An environment's id without what differs between machines that have the same environment."""
     # A Minari dataset names its environment, and may be named by the folder it lies in.
     return "of the dataset" if env_id.startswith(MINARI_PREFIX) else with_task(env_id)
 
@@ -371,14 +371,14 @@ def _mean(values: Sequence[float]) -> float:
 def make_boards(
     runs: Iterable[Measured], published: Sequence[Published] = ()
 ) -> tuple[list[Board], list[str]]:
-    """Sort runs into boards, with what papers print of their tasks beside.
+    """Sort runs into boards, alongside the scores that papers print for their tasks.
 
     Args:
-        runs: of any settings.
+        runs: runs of any settings.
         published: printed scores; shown on boards of the protocol that they followed.
 
     Returns:
-        The boards, those of more runs first, and a sentence for every run that was left out.
+        The boards, those with more runs first, and a sentence for every run that was left out.
     """
     by_setting: dict[Setting, list[Measured]] = {}
     for run in runs:
@@ -429,7 +429,7 @@ def published_board(published: Sequence[Published], fraction: float = BOLD) -> B
 
 
 def reported_label(row: Published) -> str:
-    """The column of a printed score."""
+    """Label of the column of a printed score."""
     return f"{row.method} (reported)"
 
 
@@ -443,7 +443,7 @@ def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
 
 
 def score_of(runs: Sequence[Measured]) -> TaskScore:
-    """The cell of some runs of one method on one task."""
+    """The cell made from runs of one method on one task."""
     scores = tuple(run.score for run in sorted(runs, key=lambda run: run.seed))
     mean, sd = mean_std(scores)
     sd = sd if len(scores) > 1 else math.nan
@@ -451,7 +451,7 @@ def score_of(runs: Sequence[Measured]) -> TaskScore:
 
 
 def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
-    """Runs in the order of their seeds; of two of one seed the first by name."""
+    """Runs in the order of their seeds; of two with one seed, only the first by name."""
     kept: dict[tuple[str, ...], Measured] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.name)):
         key = (run.task, run.label, run.dataset_sha256, str(run.seed))
@@ -481,8 +481,8 @@ def _column_order(run: Measured) -> tuple[Any, ...]:
 
 
 def natural(name: str) -> tuple[Any, ...]:
-    """Sorts `task10` behind `task9`."""
-    # Compared by length first, digits need not become numbers, which have no end in foreign names.
+    """Sort key that puts `task10` after `task9`."""
+    # Digits are compared by length first, not as numbers, which foreign names may make huge.
     parts = re.split(r"([0-9]+)", name)
     words, digits = parts[::2], [part.lstrip("0") for part in parts[1::2]]
     numbers = [(len(part), part) for part in digits]
@@ -510,13 +510,13 @@ def domains(board: Board) -> dict[str, tuple[str, ...]]:
 
 
 def domain_title(name: str, rows: Sequence[str]) -> str:
-    """A domain's name; of OGBench's five tasks also how many there are, where they are fewer."""
+    """A domain's name, with the number of tasks if they are fewer than OGBench's five."""
     tasks = len(tasks_of(rows))
     return f"{name} ({tasks} of 5 tasks)" if "-singletask" in rows[0] and tasks < 5 else name
 
 
 def tasks_of(rows: Iterable[str]) -> set[str]:
-    """Tasks, of which one may have several rows."""
+    """The tasks of rows; one task may have several."""
     return {row.partition(", ")[0] for row in rows}
 
 
@@ -524,7 +524,7 @@ def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, floa
     """Mean over tasks of a method's means and of its standard deviations, as papers print averages.
 
     Returns:
-        None where it lacks a task, or where their mean means nothing.
+        The two means; None if the method lacks a task or a mean over them is meaningless.
     """
     if not board.averages(tasks):
         return None
@@ -536,21 +536,21 @@ def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, floa
 
 
 def mean_ranks(board: Board) -> dict[str, float]:
-    """Mean over tasks of each complete column's rank, 1 the best; equal scores share theirs."""
+    """Mean over tasks of each complete column's rank, 1 being the best; ties share theirs."""
     labels = board.complete()
     means = np.array([[board.scores[t, name].mean for name in labels] for t in board.tasks])
     return dict(zip(labels, ranks(means).mean(axis=0).tolist(), strict=True))
 
 
 def ranks(means: Scores) -> Scores:
-    """Ranks in the last axis, 1 for the highest; ties get the mean of theirs."""
+    """Ranks along the last axis, 1 for the highest; ties get their mean rank."""
     return np.asarray(stats.rankdata(-means, axis=-1, method="average"))
 
 
 def summaries(
     board: Board, generator: np.random.Generator, resamples: int = RESAMPLES
 ) -> list[Summary]:
-    """Every complete column over all tasks, best mean first; without means, best rank first."""
+    """Summarise every complete column over all tasks, best mean first; without means, best rank."""
     rank = _rank_estimates(board, generator, resamples)
     found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
     return sorted(found, key=lambda s: s.rank.value if math.isnan(s.mean) else -s.mean)
@@ -581,9 +581,9 @@ def _summary(
 def _rank_estimates(
     board: Board, generator: np.random.Generator, resamples: int
 ) -> dict[str, Estimate]:
-    """Mean ranks with intervals over the runs of all columns; what is reported is held fixed.
+    """Mean ranks with intervals over the runs of all columns; reported scores are held fixed.
 
-    Bounds lie as far out as those of the column that has the fewest runs ask for.
+    All bounds use the outermost quantile that any column's number of runs requires.
     """
     labels = board.complete()
     if not labels:

@@ -24,7 +24,7 @@ from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
 RECORDED = ("dataset_sha256", "env_id", "updates", "tql_offline")
-"""What is told of the runs of a score: every value that they have."""
+"""Facts about the runs of a score that are listed, with every value they take."""
 COLUMNS = (
     *(*Setting._fields, "task", "method", "origin"),
     *("runs", "score_unit", "mean", "sd", "low", "high", "bold"),
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 def as_csv(sections: Sequence[BoardSection]) -> str:
-    """One line per task and method, over all boards."""
+    """A CSV file with one line per task and method, over all boards."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -44,7 +44,7 @@ def as_csv(sections: Sequence[BoardSection]) -> str:
 
 
 def _csv_text(value: Any) -> Any:
-    """Several values joined; a foreign text that a spreadsheet takes for a formula as a text."""
+    """Join several values, and quote foreign text that a spreadsheet would take for a formula."""
     if isinstance(value, list):
         value = ";".join(map(str, value))
     if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value):
@@ -107,7 +107,7 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
 
 
 def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
-    """Distinct values of the runs of a cell, without what was not recorded."""
+    """Distinct values of the runs of a cell, without those that were not recorded."""
     return {
         name: [value for value in dict.fromkeys(getattr(run, name) for run in runs) if value]
         for name in RECORDED
@@ -137,7 +137,7 @@ def _finite(value: Any) -> Any:
 
 
 def as_latex(sections: Sequence[BoardSection]) -> str:
-    """A `tabular` per board, to be taken in by LaTeX's `input`; it needs the package booktabs."""
+    """A `tabular` per board, for LaTeX's `input`; it needs the package booktabs."""
     return "\n".join(_tabular(section.board) for section in sections)
 
 
@@ -191,7 +191,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    r"""Foreign text as LaTeX prints it, on one line.
+    r"""Escape foreign text so that LaTeX prints it literally, on one line.
 
     >>> print(escape_latex("a_b \\input{x}\n%"))
     a\_b \textbackslash{}input\{x\} \%

@@ -1,4 +1,4 @@
-"""Boards as tables, sentences and plots of the report's page."""
+"""Boards as tables, sentences and plots on the report's page."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -42,9 +42,9 @@ from tql_offline.eval.statistics import (
 )
 
 MAX_NAMED = 6
-"""Settings that a sentence names."""
+"""Most settings that a sentence names."""
 MAX_COMPARED = 8
-"""Columns of runs of which every pair is compared."""
+"""Most columns of runs for which every pair is compared."""
 
 _FORMULAS = {
     "success": "success = info['success'] at the last step; score = 100 × success rate",
@@ -57,17 +57,17 @@ _TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post
 
 @dataclass(frozen=True, kw_only=True)
 class BoardSection:
-    """What the page says of one board.
+    """The page's section on one board.
 
     Attributes:
-        title: its setting.
-        tables: sortable ones, in order.
-        answers: whether a bigger critic helped, a sentence per method and claim.
+        title: the board's setting.
+        tables: sortable tables, in order.
+        answers: whether a bigger critic helped, one sentence per method and claim.
         sentences: notes.
-        plots: scores by size, where a method has two, and performance profiles.
-        board: what all of it was made of.
-        summaries: of its complete columns.
-        scalings: of its methods at several sizes.
+        plots: scores by size, if a method has two sizes, and performance profiles.
+        board: the board that the section was made from.
+        summaries: summaries of its complete columns.
+        scalings: scalings of its methods with several sizes.
     """
 
     title: str
@@ -85,8 +85,8 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
 
     Args:
         board: comparable scores.
-        anchor: prefix of the ids in its plot.
-        printed: a paper's scores by size, shown beside a board of all its tasks.
+        anchor: prefix of the ids in its plots.
+        printed: a paper's scores by size, shown alongside.
     """
     generator = np.random.default_rng(0)
     core = board.core()
@@ -121,7 +121,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
 
 
 def left_out(board: Board, core: Board) -> Iterator[str]:
-    """Which tasks and columns of runs are not in what is said over several tasks."""
+    """Yield which tasks and columns of runs are left out of comparisons over several tasks."""
     tasks = [task for task in board.tasks if task not in core.tasks]
     labels = [label for label in board.measured if label not in core.measured]
     if not core.measured or not (tasks or labels):
@@ -136,7 +136,7 @@ def left_out(board: Board, core: Board) -> Iterator[str]:
 
 
 def shortfall(board: Board) -> Iterator[str]:
-    """How many cells are less than a full result of the protocol, where some are."""
+    """Yield how many cells fall short of a full result under the protocol, if some do."""
     known = known_protocol(board.setting.protocol)
     if known is None:
         return
@@ -155,7 +155,7 @@ def shortfall(board: Board) -> Iterator[str]:
 
 
 def formulas(board: Board) -> Iterator[str]:
-    """How a board's scores came about; of each row also the references, where it has some."""
+    """Yield how a board's scores are defined, and the references of each row that has some."""
     timing = board.setting.success_timing
     for counted in sorted({run.counted for run in board.runs}):
         yield formula(board.setting.protocol, counted, timing)
@@ -165,12 +165,12 @@ def formulas(board: Board) -> Iterator[str]:
 
 
 def formula(protocol: str, counted: int, success_timing: str) -> str:
-    """What a score means under a protocol.
+    """The meaning of a score under a protocol.
 
     Args:
         protocol: name and version.
         counted: how many of the last evaluations count.
-        success_timing: the moment of judging success; empty where it is not known.
+        success_timing: the moment of judging success; empty if unknown.
     """
     known = known_protocol(protocol)
     meaning = _FORMULAS[known.score] if known else "its score is shown as it was recorded"
@@ -188,7 +188,7 @@ def is_success(board: Board) -> bool:
 
 
 def score_unit(board: Board) -> str:
-    """What a board's scores are."""
+    """The unit of a board's scores, in words."""
     known = known_protocol(board.setting.protocol)
     if known is not None and known.score == "return":
         return "return (not normalised)"
@@ -198,7 +198,7 @@ def score_unit(board: Board) -> str:
 
 
 def is_percent(board: Board) -> bool:
-    """Whether scores are of the order of 100: success rates, or normalised as D4RL's are."""
+    """Whether scores are of the order of 100: success rates, or normalised like D4RL's."""
     known = known_protocol(board.setting.protocol)
     return is_success(board) or (known is not None and SCALES.get(known.references) == 100)
 
@@ -207,7 +207,7 @@ def is_percent(board: Board) -> bool:
 
 
 def plain(value: float, percent: bool) -> str:
-    """A score as papers print it: whole percents, anything else in four figures.
+    """A score as papers print it: whole percents, anything else to four figures.
 
     >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
     ('40', '0.5876', '—')
@@ -216,7 +216,7 @@ def plain(value: float, percent: bool) -> str:
 
 
 def spread(mean: float, sd: float, percent: bool) -> str:
-    """Mean and standard deviation, the latter in two figures beside a mean of four.
+    """Mean and standard deviation; outside percents, to four and two figures.
 
     >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
     ('40 ± 7', '0.5876 ± 0.012')
@@ -229,7 +229,7 @@ def spread(mean: float, sd: float, percent: bool) -> str:
 
 
 def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
-    """A value and its interval, where there is one."""
+    """A cell with a value and its interval, if there is one."""
     if math.isnan(estimate.value):
         return Cell(text=NONE)
     value, low, high = (
@@ -241,7 +241,7 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
 
 
 def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
-    """Mean ± standard deviation over runs and how many runs there are, if they are known."""
+    """A cell with mean ± standard deviation over runs and, if known, the number of runs."""
     if score is None:
         return Cell(text=NONE)
     text = spread(score.mean, score.sd, percent)
@@ -254,7 +254,7 @@ def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
 
 
 def score_table(board: Board) -> Table:
-    """Tasks by methods."""
+    """Table of scores, tasks by methods."""
     rows, percent = [], is_percent(board)
     for task in board.tasks:
         marks = zip(board.labels, board.bold(task), strict=True)
@@ -269,7 +269,7 @@ def score_table(board: Board) -> Table:
 
 
 def average_table(board: Board) -> Table:
-    """Means over the tasks of each domain, and over all, where these mean something."""
+    """Table of means over the tasks of each domain and over all, if these are meaningful."""
     found_in = domains(board) if board.averages(board.tasks) else {}
     groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
@@ -292,7 +292,7 @@ AGGREGATES = ("mean", "IQM", "median", "optimality gap")
 
 
 def summary_table(board: Board, overall: Sequence[Summary], over: str) -> Table:
-    """Columns with a score on every task: ranks and, where they mean something, aggregates."""
+    """Table of the columns with a score on every task: ranks and, if meaningful, aggregates."""
     percent, averages = is_percent(board), board.averages(board.tasks)
     rows = (
         (
@@ -320,7 +320,7 @@ def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
 
 
 def improvement_table(board: Board, over: str) -> Table | None:
-    """For every pair of columns of runs, the chance that a run of the row's beats the column's."""
+    """Table of the chance that a run of the row's method beats one of the column's."""
     labels = [label for label in board.complete() if label in board.measured]
     if not 2 <= len(labels) <= MAX_COMPARED:
         return None
@@ -342,12 +342,12 @@ def improvement_table(board: Board, over: str) -> Table | None:
 
 
 def digits_of(percent: bool) -> int:
-    """Decimals of an interval of scores."""
+    """Number of decimals in an interval of scores."""
     return 1 if percent else 3
 
 
 def scaling_table(scaling: Scaling, percent: bool) -> Table:
-    """One method by size."""
+    """Table of one method by size."""
     return make_table(
         f"{scaling.method} by size, over {_tasks(scaling)}: counted score, and beside it the last "
         "evaluation, the mean of the last three, and the best one, an oracle chosen by playing",
@@ -382,12 +382,12 @@ def _size_row(point: SizePoint, digits: int) -> tuple[Cell, ...]:
 
 
 def flops_cell(flops: float) -> Cell:
-    """Operations, `1.2P` for 1.2e15; a dash where they were not counted."""
+    """A cell of operations, `1.2P` for 1.2e15; a dash if they were not counted."""
     return cell("") if math.isnan(flops) else Cell(text=short_count(flops), sort=flops)
 
 
 def printed_table(printed: Sequence[PublishedSize]) -> Table:
-    """A paper's scores by size."""
+    """Table of a paper's scores by size."""
     rows = (
         (
             cell(point.method),
@@ -404,7 +404,7 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
 
 
 def trend_sentences(scalings: Sequence[Scaling], digits: int = 1) -> Iterator[str]:
-    """Whether a bigger critic helped each method of a board, as far as the runs can tell.
+    """Yield whether a bigger critic helped each method of a board, as far as the runs can tell.
 
     Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
     """
@@ -416,9 +416,9 @@ def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
     """The answer for one method.
 
     Args:
-        scaling: of the method.
-        p: two-sided, corrected for `tests` methods.
-        tests: methods that were asked for.
+        scaling: the method's scaling.
+        p: two-sided p-value, corrected for `tests` methods.
+        tests: number of methods tested.
         digits: decimals of a difference of scores.
     """
     trend, first, last = scaling.trend, scaling.points[0], scaling.points[-1]
@@ -434,7 +434,7 @@ def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
 
 
 def _confounded(scaling: Scaling) -> str:
-    """What else differs between the sizes, said before any answer."""
+    """What else differs between the sizes, stated before any answer."""
     if not scaling.differing:
         return ""
     names = ", ".join(scaling.differing[:MAX_NAMED])
@@ -454,7 +454,7 @@ def _answer(scaling: Scaling, p: float, tests: int) -> str:
 
 
 def _within(scaling: Scaling, digits: int) -> str:
-    """What one trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
+    """What a trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
     said = ""
     if scaling.risen and scaling.fallen:
         said = f" It scores more on {scaling.risen} of these tasks and less on {scaling.fallen}."
@@ -477,7 +477,7 @@ def _tasks(scaling: Scaling) -> str:
 
 
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
-    """Scores by size and by cost, and performance profiles, where there is something to draw."""
+    """Plots of scores by size and cost, and performance profiles, if there is anything to draw."""
     groups = (
         scaling_plots(scalings, anchor, board),
         *([profile_plots(board, anchor)] if board.averages(board.tasks) else []),
@@ -486,7 +486,7 @@ def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple
 
 
 def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> PlotGroup:
-    """Score against parameters and against operations, a line per method."""
+    """Plots of score against parameters and against operations, a line per method."""
     shown = scalings[:MAX_COLOUR]
     unit = score_unit(board).capitalize()
     panels = [(f"{unit}, by parameters", _scaling_panel(shown, board, "parameters"))]
@@ -537,10 +537,10 @@ def _scaling_line(scaling: Scaling, colour: int, cost: str) -> Line:
 
 
 def profile_plots(board: Board, anchor: str) -> PlotGroup:
-    """Fraction of runs above each score, of the best columns with runs on every task."""
+    """Plot the fraction of runs above each score, for the best columns with runs on every task."""
     labels = [label for label in board.complete() if label in board.measured]
     found = {label: [board.scores[task, label].runs for task in board.tasks] for label in labels}
-    # One run a column shows a step or two, which the table of scores says better.
+    # One run per column gives only a step or two, which the table of scores shows better.
     several = [label for label in labels if sum(map(len, found[label])) > 1]
     best = sorted(several, key=lambda label: -mean_of_tasks(checked_table(found[label])))
     shown = best[:MAX_COLOUR]
@@ -566,7 +566,7 @@ PROFILE_POINTS = 101
 
 
 def thresholds_of(board: Board, labels: Sequence[str]) -> list[float]:
-    """Scores at which profiles are drawn: 0 to 100 of success, else over all runs' range."""
+    """Scores at which profiles are drawn: 0 to 100 for success, otherwise over the runs' range."""
     runs = [score for t in board.tasks for n in labels for score in board.scores[t, n].runs]
     low, high = (0.0, 100.0) if is_success(board) else (min(runs), max(runs))
     return [float(value) for value in np.linspace(low, high, PROFILE_POINTS)]

@@ -1,7 +1,7 @@
-"""Plots as inline SVG that follows the page: its colours, its font, its light or dark.
+"""Plots as inline SVG that follows the page: its colours, its font, its light or dark mode.
 
 Every plot is one small panel, so that a page can lay panels out for its width and their text stays
-readable. Legends and titles belong to the page; a panel holds numbers only, no text from a run.
+readable. Legends and titles belong to the page; a panel holds only numbers, no text from a run.
 """
 
 import io
@@ -18,19 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 MAX_POINTS = 400
-"""Points drawn per line; of a longer curve, evenly spaced ones."""
+"""Most points drawn per line; a longer curve is thinned to evenly spaced ones."""
 
 DENSE = 40
-"""Of a line of more points some are marked, each colour's at other places."""
+"""On a line of more points only some are marked, at different places for each colour."""
 
 MAX_COLOUR = 6
-"""Line colours 1..6 of the page's palette (`--c1` ...), told apart by marker too."""
+"""Line colours 1..6 of the page's palette (`--c1` ...), which also differ in marker."""
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _PNG = "data:image/png;base64,"
 
-# Drawn in these colours, which no other mark has, and then replaced by the page's own.
+# Drawn in these colours, which nothing else uses, and then replaced by the page's own.
 INK, _FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = tuple(f"#0a0c{i:02x}" for i in range(1, MAX_COLOUR + 1))
 _PAGE_COLOURS = {
@@ -69,13 +69,13 @@ class Line:
     """One line, or one set of points, of a panel.
 
     Attributes:
-        label: for the page's legend and the text description.
+        label: name in the page's legend and the text description.
         x: updates, or parameters.
         y: values; NaN leaves a gap.
         interval: lower and upper ends of an interval around each value.
-        colour: 1..6, of the page's palette; 0 is the axes' grey.
-        style: of the line; `none` draws points only.
-        points: mark each value.
+        colour: 1..6 in the page's palette; 0 is the axes' grey.
+        style: style of the line; `none` draws only points.
+        points: whether to mark each value.
     """
 
     label: str
@@ -98,11 +98,11 @@ class Panel:
 
     Attributes:
         title: what the vertical axis shows, with its unit.
-        y_limits: None fits the values.
-        y_log: draw powers of ten.
+        y_limits: limits of the vertical axis; None fits the values.
+        y_log: whether the vertical axis is logarithmic.
         x_label: what the horizontal axis shows.
-        x_ticks: makes the horizontal axis logarithmic, with labels at these values where they have
-            room; empty for a linear axis that holds 0.
+        x_ticks: values to label on a logarithmic horizontal axis, where there is room; empty for a
+            linear axis that includes 0.
     """
 
     title: str
@@ -114,13 +114,13 @@ class Panel:
 
 
 def spans_decades(values: Iterable[float]) -> bool:
-    """Whether positive values differ so much that only a logarithmic axis shows them all."""
+    """Whether values are positive and differ so much that only a logarithmic axis shows them."""
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
 
 
 def describe(panel: Panel) -> str:
-    """The plot in words, for those who do not see it."""
+    """Describe the plot in words, for those who cannot see it."""
     return f"{panel.title} against {panel.x_label}. " + " ".join(
         _describe_line(line) for line in panel.lines if not line.is_empty
     )
@@ -138,12 +138,12 @@ def panel_svg(panel: Panel, key: str) -> str:
     """Draw a panel; see `figure_svg`.
 
     Args:
-        panel: at least one line of it is not empty.
+        panel: the panel, with at least one line that is not empty.
         key: prefix of the ids inside, different for every panel of a page.
 
     Returns:
         An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
-        characters for the same panel, whatever matplotlib's settings, date or machine.
+        characters for the same panel, independent of matplotlib's settings, date and machine.
     """
 
     def draw(figure: Figure) -> None:
@@ -161,14 +161,14 @@ def figure_svg(
     """Draw what `draw` puts into a figure, in the page's style.
 
     Args:
-        draw: uses `INK`, `PAPER` and `SERIES` as colours.
+        draw: draws into the figure, with `INK`, `PAPER` and `SERIES` as colours.
         key: prefix of the ids inside, different for every figure of a page.
-        description: in words, for those who do not see it.
-        size: in inches.
+        description: description in words, for those who cannot see it.
+        size: width and height in inches.
 
     Returns:
         An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
-        characters for the same drawing, whatever matplotlib's settings, date or machine.
+        characters for the same drawing, independent of matplotlib's settings, date and machine.
     """
     drawn = io.StringIO()
     with mpl.rc_context():
@@ -182,7 +182,7 @@ def figure_svg(
 
 def _draw(axes: Axes, panel: Panel) -> None:
     shown = [line for line in panel.lines if not line.is_empty]
-    # Many bands over each other would hide the lines.
+    # Many overlapping bands would hide the lines.
     band = 0.16 if sum(line.interval is not None for line in shown) <= 2 else 0.07
     for line in shown:
         _draw_line(axes, line, band)
@@ -217,7 +217,7 @@ def _set_x_axis(axes: Axes, panel: Panel) -> None:
 
 
 def short_count(value: float) -> str:
-    """A count in three significant figures.
+    """A count to three significant figures.
 
     >>> short_count(406_530), short_count(26_300_000), short_count(1.2e15)
     ('407k', '26.3M', '1.2P')
@@ -229,7 +229,7 @@ def short_count(value: float) -> str:
 
 
 def _apart(values: Iterable[float]) -> list[float]:
-    """The distinct values of a logarithmic axis that leave room for each other's labels."""
+    """The distinct values on a logarithmic axis that leave room for each other's labels."""
     kept: list[float] = []
     for value in sorted(set(values)):
         if not kept or value > 1.5 * kept[-1]:
@@ -239,7 +239,7 @@ def _apart(values: Iterable[float]) -> list[float]:
 
 def _draw_line(axes: Axes, line: Line, band: float) -> None:
     colour = SERIES[line.colour - 1] if line.colour else INK
-    # A line needs two points; a single one shows by its marker only.
+    # A line needs two points; a single one shows only by its marker.
     marked = line.points or line.style == "none" or len(line.x) == 1
     marker = _MARKERS[(line.colour or 1) - 1] if marked else None
     kept = _thinned(len(line.x))
@@ -267,7 +267,7 @@ def _draw_line(axes: Axes, line: Line, band: float) -> None:
 
 
 def _thinned(length: int) -> list[int]:
-    """Indices of at most `MAX_POINTS` evenly spaced points, the first and the last among them."""
+    """Indices of at most `MAX_POINTS` evenly spaced points, first and last included."""
     if length <= MAX_POINTS:
         return list(range(length))
     return [round(i * (length - 1) / (MAX_POINTS - 1)) for i in range(MAX_POINTS)]
@@ -278,7 +278,7 @@ def _inline(document: str, key: str, description: str) -> str:
     root = ET.fromstring(document)
     for parent in list(root.iter()):
         for child in list(parent):
-            # The metadata name other sites, and the style sheet would apply to the whole page.
+            # The metadata refer to other sites; the style sheet would apply to the whole page.
             if child.tag.endswith("}metadata") or child.find(f"{{{_SVG}}}style") is not None:
                 parent.remove(child)
     used = _referenced_ids(root)
@@ -318,7 +318,7 @@ def _page_attributes(element: ET.Element, key: str, used: set[str]) -> Iterable[
         elif name == _XLINK and value.startswith(_PNG):
             yield "href", value
         elif name == "transform" and element.tag == "image":
-            yield name, value  # its scale wants every digit
+            yield name, value  # its scale needs every digit
         elif name == _XLINK:
             yield "href", f"#{key}-{value.removeprefix('#')}"
         else:

@@ -1,7 +1,8 @@
 """Evaluation protocols: what makes two scores comparable, as versioned data (`protocols.toml`).
 
-One with other numbers than its entry has is another protocol: `quick:5` plays 5 episodes, and
-`quick@2000` evaluates every 2,000 updates. Its name says so, hence its scores pool with no others.
+A variant with numbers other than its entry's is a protocol of its own: `quick:5` plays 5 episodes,
+and `quick@2000` evaluates every 2,000 updates. Its name differs, so its scores are pooled with no
+others.
 """
 
 import functools
@@ -18,7 +19,7 @@ from tql_offline.errors import InputError
 _SCORES = ("success", "return", "normalised")
 _NAME = re.compile(r"(?P<name>[^:@]*)(?::(?P<episodes>\d{1,9}))?(?:@(?P<every>\d{1,9}))?", re.ASCII)
 MAX_EPISODES = 10_000
-"""Of a name's number: a score of a million episodes is a slip, which would take days."""
+"""Most episodes that a name may ask for: a million would be a slip, and would take days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,12 @@ class Protocol:
         training_steps: updates of a full run under this protocol.
         seeds: runs per task that a full result needs.
         bold: tables print scores of at least this fraction of the row's best in bold.
-        score: success rate in percent, mean undiscounted return, or that return on the scale of
+        score: success rate in percent, mean undiscounted return, or that return normalised by
             reference scores.
         slots: environments stepped together, the policy's batch; part of the protocol because a
             policy's arithmetic may change in its last bits with the size of its batch.
-        goals: of a goal-conditioned environment, `episodes` each; 0 for an environment of one task.
-        references: table of `references.toml` whose scores a normalised score lies between.
+        goals: goals of a goal-conditioned environment, `episodes` each; 0 for a single task.
+        references: table of `references.toml` by whose scores a return is normalised.
     """
 
     name: str
@@ -89,15 +90,16 @@ def protocols() -> tuple[Protocol, ...]:
 
 
 def get(name: str, version: int | None = None) -> Protocol:
-    """The protocol of a name, in its newest version or the one asked for.
+    """Look a protocol up by name, in its newest version or the one asked for.
 
     Args:
-        name: of an entry, or of one with other numbers: `NAME:EPISODES@UPDATES`, either or both.
-        version: of the entry.
+        name: an entry's name, or a variant with other numbers: `NAME:EPISODES@UPDATES`, either or
+            both.
+        version: the entry's version; None takes the newest.
 
     Raises:
-        InputError: no such protocol or version, or numbers out of range; the message lists the
-            protocols there are.
+        InputError: no such protocol or version, or numbers out of range; the message for the
+            former lists the known protocols.
 
     >>> get("ogbench-singletask").episodes
     50
@@ -117,13 +119,13 @@ def get(name: str, version: int | None = None) -> Protocol:
     protocol = max(matches, key=lambda p: p.version)
     episodes, every = (int(n) if n else None for n in parts.group("episodes", "every"))
     changed = _with_numbers(protocol, episodes, every)
-    if changed.name != name:  # one name alone, by which scores are found again
+    if changed.name != name:  # each protocol has only one name, by which scores are found again
         raise InputError(f"protocol {name!r} is {changed.name!r}; name it so")
     return changed
 
 
 def _with_numbers(protocol: Protocol, episodes: int | None, every: int | None) -> Protocol:
-    """With so many episodes, evaluated every so many updates; its own name if neither is other."""
+    """Change episodes and updates between evaluations; the name changes only if they do."""
     name = protocol.name
     if 0 in (episodes, every) or (episodes or 1) > MAX_EPISODES:
         raise InputError(
@@ -141,7 +143,7 @@ def _with_numbers(protocol: Protocol, episodes: int | None, every: int | None) -
 
 
 def protocol_label(protocol: Any) -> str:
-    """Name and version of a protocol, `quick v1`; a bare name is taken as it is."""
+    """Name and version of a protocol, `quick v1`; a bare name is used as it is."""
     if not isinstance(protocol, dict):
         return str(protocol or "")
     version = protocol.get("version")
@@ -150,7 +152,7 @@ def protocol_label(protocol: Any) -> str:
 
 
 def known_protocol(label: str) -> Protocol | None:
-    """The protocol of a label such as `quick v1`; None if this version does not know it."""
+    """The protocol of a label such as `quick v1`; None if this package does not know it."""
     name, _, version = label.rpartition(" v")
     if not re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII):
         return None
@@ -161,13 +163,13 @@ def known_protocol(label: str) -> Protocol | None:
 
 
 def scores_success(protocol: Any) -> bool:
-    """Whether success means something under a protocol: an unknown one is taken at its word."""
+    """Whether a protocol scores success; an unknown one is assumed to."""
     known = known_protocol(protocol_label(protocol))
     return known is None or known.score == "success"
 
 
 def evaluations_counted(counted: Any) -> int:
-    """How many of the last evaluations count: `last` is 1, `last-3` is 3, of anything else 1."""
+    """How many of the last evaluations count: `last` is 1, `last-3` is 3, anything else is 1."""
     match = re.fullmatch(r"last-(\d{1,3})", counted) if isinstance(counted, str) else None
     return max(1, int(match[1])) if match else 1
 
@@ -199,7 +201,7 @@ def evaluation_steps(protocol: Protocol, steps: int) -> list[int]:
 
 
 def counted_steps(protocol: Protocol, steps: int) -> list[int]:
-    """The updates whose evaluations make a run's score, ascending; `steps` may be a stranger's.
+    """The updates whose evaluations make a run's score, ascending; cheap for any `steps`.
 
     >>> counted_steps(get("ogbench-singletask"), 1_000_000)
     [800000, 900000, 1000000]
@@ -214,7 +216,7 @@ def counted_steps(protocol: Protocol, steps: int) -> list[int]:
 
 
 def is_planned(protocol: Protocol, steps: int, step: int) -> bool:
-    """Whether `step` is one of `evaluation_steps`, of which a stranger's run may have any number.
+    """Whether `step` is one of `evaluation_steps`; cheap even if a foreign run has very many.
 
     >>> [is_planned(get("ogbench-singletask"), 250_000, k) for k in (150_000, 200_000, 250_000)]
     [False, True, True]
@@ -227,13 +229,13 @@ def is_planned(protocol: Protocol, steps: int, step: int) -> bool:
 def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     """Distinct seeds of an evaluation's episodes.
 
-    They don't depend on the run: under one base seed every policy of a task starts from the same
-    initial states and is given the same noise, so that policies are compared pairwise. Of a
+    They don't depend on the run: under one base seed every policy on a task starts from the same
+    initial states and is given the same noise, so that policies are compared pairwise. Under a
     protocol with goals, the goals come in turn: an episode's goal is `goal_of_seed`.
 
     Args:
         protocol: the protocol; only its numbers of episodes and goals matter.
-        base_seed: draws another set of episodes.
+        base_seed: seed that selects the set of episodes.
 
     Returns:
         `episodes · max(goals, 1)` integers in [0, 2^32).
@@ -246,7 +248,7 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     sequence = np.random.SeedSequence(base_seed)
     goals = max(protocol.goals, 1)
     # More than needed: among 32-bit numbers an equal pair is rare but not impossible, and so is a
-    # remainder that comes half as often as the others.
+    # remainder that occurs only half as often as the others.
     drawn = dict.fromkeys(sequence.generate_state(2 * protocol.episodes * goals).tolist())
     by_goal = [[seed for seed in drawn if seed % goals == goal] for goal in range(goals)]
     if min(map(len, by_goal)) < protocol.episodes:
@@ -255,5 +257,5 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
 
 
 def goal_of_seed(seed: int, goals: int) -> int:
-    """The goal of the episode of a seed, counted from 1 as OGBench's `task_id`."""
+    """The goal of the episode with a seed, counted from 1 like OGBench's `task_id`."""
     return seed % goals + 1

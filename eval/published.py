@@ -17,11 +17,11 @@ class Published:
     Attributes:
         task: name of the dataset, task included.
         method: the paper's name of it.
-        mean: in percent.
+        mean: mean success rate, in percent.
         sd: standard deviation over seeds, in percent.
         source: the paper.
         protocol: name of the protocol that it followed.
-        note: what a reader must know to compare.
+        note: what a reader must know to compare it.
     """
 
     task: str
@@ -38,9 +38,9 @@ class PublishedSize:
     """One printed point of score against size: mean over tasks, in percent.
 
     Attributes:
-        called_here: what a run of the method is called here (`Config.method`).
-        spread_like: the method whose deviations by task are taken in proportion for this one's,
-            which are not printed by size.
+        called_here: name of the method in this package (`Config.method`).
+        spread_like: the method whose deviations by task are scaled to stand in for this one's, as
+            those are not printed by size.
     """
 
     method: str
@@ -92,9 +92,9 @@ def published_tasks(source: str) -> set[str]:
 
 
 def task_deviations(point: PublishedSize) -> dict[str, float]:
-    """Each task's standard deviation at a size, if the printed one is the mean of them.
+    """Each task's standard deviation at a size, if the printed one is their mean.
 
-    They are printed for one size alone, and are taken in proportion at the others.
+    They are printed for only one size, and scaled in proportion at the others.
     """
     printed = {
         score.task: score.sd

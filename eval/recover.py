@@ -1,10 +1,10 @@
 """The environment that a Minari dataset names for evaluation, recovered without trusting its file.
 
-A specification of Gymnasium names the function that makes the environment, and wrappers, as paths
-to import: from a stranger's file that is a program of the stranger's choice. So only an environment
-that is registered here is made, by what is registered; the specification gives its id, its step
-limit and plain settings. Where it agrees with the registration, Minari's own
-`recover_environment(eval_env=True)` makes it, and else Gymnasium.
+A Gymnasium specification names the function that makes the environment, and wrappers, as import
+paths: an untrusted file could run any program that way. So only an environment that is registered
+here is made, from its registration; the specification gives its id, its step limit and plain
+settings. If it agrees with the registration, Minari's own `recover_environment(eval_env=True)`
+makes it, otherwise Gymnasium does.
 """
 
 import importlib.metadata
@@ -32,7 +32,7 @@ _WRAPPERS = (
     "RescaleObservation",
     "TimeAwareObservation",
 )
-"""Gymnasium's wrappers that do nothing outside of the environment."""
+"""Gymnasium's wrappers that have no effect outside the environment."""
 _PACKAGES = ("gymnasium_robotics", "minigrid")
 """Packages of Minari's own datasets that register their environments when they are imported."""
 _MAX_NAME = 100
@@ -41,13 +41,13 @@ _MAX_REQUIREMENTS = 20
 
 
 def recoverable(name: str) -> tuple[str, list[str]]:
-    """Whether the environment of a dataset can be made here.
+    """Tell whether the environment of a dataset can be made here.
 
     Args:
-        name: of a dataset, or its folder.
+        name: name of a dataset, or its folder.
 
     Returns:
-        Why not, a sentence, or ""; and sentences on what is not as the dataset says.
+        A sentence on why not, or ""; and sentences on what differs from what the dataset says.
     """
     try:
         metadata = metadata_of(folder_of(name))
@@ -62,15 +62,15 @@ def recoverable(name: str) -> tuple[str, list[str]]:
 def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
     """Make the environment that a dataset's policies are scored in.
 
-    Its observations are laid in a row and its actions scaled to [-1, 1], as the dataset's are.
+    Its observations are flattened and its actions scaled to [-1, 1], as the dataset's are.
 
     Args:
-        name: of a dataset, or its folder.
+        name: name of a dataset, or its folder.
         draws: as for `environments.make`.
 
     Raises:
-        InputError: there is none, it is not registered, or it cannot be made; or its actions have
-            other bounds than the dataset's.
+        InputError: none is named, it is not registered, or it cannot be made; or the bounds of its
+            actions differ from the dataset's.
     """
     folder = folder_of(name)
     metadata = metadata_of(folder)
@@ -88,7 +88,7 @@ def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
                 **_settings(spec, name),
                 **({"render_mode": render_mode} if draws else {}),
             )
-        # Its constructor is given a stranger's settings.
+        # Its constructor is given untrusted settings.
         except Exception as error:
             raise InputError(
                 f"environment {registered.id} of Minari dataset {shown(name)} cannot be made "
@@ -137,7 +137,7 @@ def _spec(text: Any, name: str) -> dict[str, Any]:
 
 
 def _registered(spec: Mapping[str, Any], name: str) -> Any:
-    """What is registered under the id of a specification."""
+    """The registration under the id of a specification."""
     with quiet():
         import ogbench  # noqa: F401  (registers its environments)
     package = _package(spec)
@@ -164,7 +164,7 @@ def _package(spec: Mapping[str, Any]) -> str:
 
 
 def _settings(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings of a specification, which name no files; how to draw is none of them."""
+    """The settings of a specification without the render mode; they may name no files."""
     given = {
         key: value for key, value in (spec.get("kwargs") or {}).items() if key != "render_mode"
     }
@@ -192,7 +192,7 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
-    """What of a specification is not taken: its own function, and wrappers."""
+    """Sentences on the parts of a specification that are not used: its function and wrappers."""
     said = []
     if spec.get("entry_point") != registered.entry_point:
         said.append(
@@ -213,7 +213,7 @@ def _left_out(spec: Mapping[str, Any], registered: Any) -> list[str]:
 def _unwrapped(
     name: str, metadata: Mapping[str, Any], spec: Mapping[str, Any], registered: Any
 ) -> list[str]:
-    """Gymnasium's own wrappers, which are lost where Minari does not make the environment."""
+    """A sentence on Gymnasium's own wrappers, lost if Minari does not make the environment."""
     wrappers = spec.get("additional_wrappers") or []
     if not wrappers or not _are_known(wrappers):
         return []
@@ -243,7 +243,7 @@ def _is_known(wrapper: Any) -> bool:
 
 
 def _unmet(metadata: Mapping[str, Any]) -> list[str]:
-    """Packages that a dataset asks for in other versions than are installed."""
+    """Sentences on packages that a dataset requires in versions other than those installed."""
     asked = metadata.get("requirements")
     said = []
     for text in asked[:_MAX_REQUIREMENTS] if isinstance(asked, list) else ():
@@ -263,9 +263,9 @@ def _unmet(metadata: Mapping[str, Any]) -> list[str]:
 def _by_minari(
     name: str, metadata: Mapping[str, Any], render_mode: str | None
 ) -> gymnasium.Env[Any, Any] | None:
-    """By Minari's own hand; None where it is not installed or cannot."""
+    """Have Minari make the environment; None if it is not installed or cannot."""
     try:
-        # It reads every specification, so that each must be sound.
+        # Minari reads every specification, so each must be sound.
         for key in ("env_spec", "eval_env_spec"):
             if metadata.get(key) is not None:
                 spec = _spec(metadata[key], name)
@@ -273,7 +273,7 @@ def _by_minari(
                     return None
         minari = import_module("minari")  # an extra, and slow to import
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of requirements, which are said once at loading
+            warnings.simplefilter("ignore")  # about requirements, which are reported on loading
             dataset = minari.MinariDataset(data_folder(folder_of(name)))
             made = dataset.recover_environment(
                 eval_env=True, disable_env_checker=True, render_mode=render_mode
@@ -284,7 +284,7 @@ def _by_minari(
 
 
 def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """An environment whose observations are laid in a row, as a Minari dataset's are."""
+    """Flatten an environment's observations, as a Minari dataset's are."""
     space = _sorted(env.observation_space)
     if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_image(space)):
         return env
@@ -296,12 +296,12 @@ def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def _in_rows(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """An environment of rows of numbers: observations laid flat, actions in [-1, 1]."""
+    """Flatten an environment's observations, and scale its actions to [-1, 1]."""
     return in_unit_actions(flat_observations(env))
 
 
 def _sorted(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """A space whose Dicts have their keys in order."""
+    """A space with the keys of its Dicts sorted."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: _sorted(space[key]) for key in sorted(space.spaces)})
     if isinstance(space, spaces.Tuple):

@@ -1,4 +1,4 @@
-"""Reference scores: between what a normalised return of 0 and of 1 lies."""
+"""Reference scores: the returns that a normalised score maps to 0 and to its scale."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.protocol import Protocol
 
 SCALES = {"d4rl": 100.0, "minari": 1.0}
-"""What each benchmark multiplies its normalised scores by."""
+"""Factor by which each benchmark multiplies its normalised scores."""
 
 _CAVEATS = {
     "D4RL/pen": ", measured with 100 steps where the environment now allows 200 (Minari issue 303)"
@@ -27,10 +27,10 @@ class Reference:
     """Undiscounted returns that a score is normalised by.
 
     Attributes:
-        min: of a random policy: score 0.
-        max: of an expert: score `scale`.
+        min: return of a random policy, which scores 0.
+        max: return of an expert, which scores `scale`.
         scale: 100 or 1, as the benchmark prints its scores.
-        source: where the two are from.
+        source: where the two returns are from.
     """
 
     min: float
@@ -39,7 +39,7 @@ class Reference:
     source: str
 
     def __post_init__(self) -> None:
-        """Check that the two are apart."""
+        """Check that the two returns are finite and in order."""
         if not self.min < self.max < float("inf") or self.min == float("-inf"):
             raise InputError(
                 f"the reference scores of {self.source} are {self.min} and {self.max}, between "
@@ -51,7 +51,7 @@ class Reference:
         return self.scale * (return_ - self.min) / (self.max - self.min)
 
     def describe(self) -> dict[str, Any]:
-        """What an evaluation records."""
+        """The fields as an evaluation records them."""
         return asdict(self)
 
 
@@ -61,13 +61,13 @@ def reference_for(protocol: Protocol, dataset: str, path: str = "") -> Reference
     Args:
         protocol: the protocol.
         dataset: name of the dataset.
-        path: the file or folder that is taken for that name; empty: the installed one.
+        path: the file or folder given for that name; empty for the installed one.
 
     Returns:
-        None where the protocol does not normalise.
+        The reference scores; None if the protocol does not normalise.
 
     Raises:
-        InputError: it does, and no reference scores of this dataset are known.
+        InputError: it does, but no reference scores of this dataset are known.
     """
     if not protocol.references:
         return None
@@ -84,12 +84,12 @@ def reference_for(protocol: Protocol, dataset: str, path: str = "") -> Reference
 def other_limit(
     protocol: Protocol, dataset: str, environment: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    """Why a score by D4RL's references is none of D4RL's: episodes of another length.
+    """Yield why a score by D4RL's references is not comparable: episodes of another length.
 
     Args:
-        protocol: that runs are scored by.
-        dataset: name of the dataset, of which the protocol has references.
-        environment: as `environments.describe` has it, or None without one.
+        protocol: the protocol that runs are scored by.
+        dataset: name of the dataset, for which the protocol has references.
+        environment: description by `environments.describe`, or None if there is no environment.
     """
     if protocol.references != "d4rl" or environment is None:
         return
@@ -105,7 +105,7 @@ def other_limit(
 
 def _listed(protocol: Protocol, dataset: str) -> Reference | None:
     if all(entry.name != dataset for entry in entries("d4rl")):
-        return None  # a file, or another suite's, whose name begins like one of D4RL's
+        return None  # a file, or a dataset of another suite, whose name begins like one of D4RL's
     fits = [entry for entry in _tables()[protocol.references] if _is_of(dataset, entry)]
     if not fits:
         return None
@@ -119,19 +119,19 @@ def _listed(protocol: Protocol, dataset: str) -> Reference | None:
 
 
 def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
-    """Whether a name is of a family; dense rewards have references of their own."""
+    """Whether a dataset belongs to a family; dense rewards have references of their own."""
     ends = dataset.endswith(f"-{entry.get('version', '')}") or "version" not in entry
     return dataset.startswith(f"{entry['name']}-") and ends and "-dense-" not in dataset
 
 
 def _minari(dataset: str, path: str) -> Reference | None:
-    """From the metadata of a dataset that is on this machine."""
+    """The reference scores in the metadata of a dataset that is on this machine."""
     metadata = metadata_of(Path(path) if path else folder_of(dataset))
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
     name = dataset.removeprefix(MINARI_PREFIX)
-    # By the name that the data have, as they may be given by a folder.
+    # By the name in the metadata, as the data may be given by a folder.
     caveat = _CAVEATS.get(str(metadata.get("dataset_id", name)).rpartition("/")[0], "")
     source = f"metadata of Minari dataset {name}{caveat}"
     return Reference(min=float(low), max=float(high), scale=SCALES["minari"], source=source)

@@ -1,8 +1,8 @@
-"""A report of runs: one HTML file that needs nothing else, one Markdown file, and the leaderboard.
+"""A report of runs: a self-contained HTML file, a Markdown file, and the leaderboard's files.
 
-The same run folders give the same bytes: no clock, no host, no random ids. Every text of a run is
-foreign: HTML is escaped by the template engine, Markdown by `escape_markdown`, and the page's
-content security policy runs no script but its own.
+The same run folders give the same bytes: no clock, no host, no random ids. All text from a run is
+untrusted: HTML is escaped by the template engine, Markdown by `escape_markdown`, and the page's
+content security policy allows no script but its own.
 """
 
 import base64
@@ -70,13 +70,14 @@ from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20
 MAX_LISTED_RUNS = 12
-"""Whose answers stand at the top of a page; of more the overview has them."""
+"""With more runs, their answers are in the overview instead of at the top of the page."""
 MAX_DETAILED_RUNS = 50
-"""That have a section each; of more the page would be megabytes that nobody reads."""
+"""With more runs, the page has no section per run: it would be megabytes that nobody reads."""
 MAX_NAMED_RUNS = 5
 _NO_FACTS = make_table("", (), ())
 _BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 """Warnings listed per run; the rest are counted."""
+_BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class ReportFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """Everything the report says of one run; without an anchor, which has no details, the head."""
+    """Everything the report says about one run; without an anchor, only its head."""
 
     anchor: str
     name: str
@@ -123,14 +124,14 @@ def write_report(
     """Write `report.html`, `report.md` and, where scores can be compared, `leaderboard.*`.
 
     Args:
-        runs: in the order to show them; unfinished and damaged ones are shown as such.
-        out: folder, made where it is missing.
+        runs: run folders in the order to show them; unfinished and damaged ones are shown as such.
+        out: output folder, created if missing.
         progress: called with the number of runs done.
-        merged: others' `result.json` files; they are on the leaderboard only.
-        published: whether printed scores of the same tasks and protocol stand beside.
+        merged: others' `result.json` files; they appear on the leaderboard only.
+        published: whether to show printed scores of the same tasks and protocol alongside.
 
     Returns:
-        The files' places.
+        Where the files are.
 
     Raises:
         InputError: there is neither a run nor a usable result, or `out` cannot be written to.
@@ -165,7 +166,7 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
     try:
         for name, text in texts.items():
             write_atomic(out / name, text.encode("utf-8", "replace").decode("utf-8"))
-        for name in set(_BOARD_FILES) - set(texts):  # of a report that was here before
+        for name in set(_BOARD_FILES) - set(texts):  # from an earlier report
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
@@ -176,7 +177,7 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
 def _boards(
     named: list[tuple[str, Run]], merged: Sequence[Path], published: bool
 ) -> tuple[list[BoardSection], list[str]]:
-    """The leaderboard's sections, and what was left out of it."""
+    """The leaderboard's sections, and sentences on what was left out."""
     own = [measured(replace(run, name=name)) for name, run in named]
     others, warnings = _read_merged(merged)
     if len(named) + len(merged) > 1:
@@ -219,7 +220,7 @@ def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> It
 
 
 def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], list[str]]:
-    """The results that can be used, and a sentence for every other."""
+    """The usable results, and a sentence for each of the others."""
     usable, warnings = [], []
     for path in paths:
         run = read_result(path)
@@ -233,9 +234,9 @@ def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], li
 
 
 def _with_paths(results: list[tuple[Path, Measured]], taken: set[str]) -> Iterator[Measured]:
-    """Merged results; those of a name that another has, too, are told by their files.
+    """Merged results; those that share a name have their file added to it.
 
-    The path stands behind the name, so that a run of one's own still comes first.
+    The path follows the name, so that a run of one's own still comes first.
     """
     times = Counter(scores.name for _, scores in results) + Counter(taken)
     for path, scores in results:
@@ -251,7 +252,7 @@ def render(template: str, page: dict[str, Any]) -> str:
         page: the template's variables.
 
     Returns:
-        Text that UTF-8 can hold (a lone surrogate of a run's text becomes `?`).
+        Text that UTF-8 can encode (a lone surrogate in a run's text becomes `?`).
     """
     markdown = template.endswith(".md.jinja")
     environment = jinja2.Environment(
@@ -273,7 +274,7 @@ def _template_source(name: str) -> str:
 
 
 def escape_markdown(value: Any) -> Any:
-    r"""Text that Markdown shows as it is, on one line, also inside a table cell.
+    r"""Escape text so that Markdown shows it literally, on one line, even inside a table cell.
 
     >>> print(escape_markdown("a|b <i> tql_tiny"))
     a\|b \<i\> tql_tiny
@@ -281,7 +282,7 @@ def escape_markdown(value: Any) -> Any:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     line = re.sub(r"[\s\x00-\x1f\x7f\x85\u2028\u2029]+", " ", value)
-    # An underscore inside a word is plain text, and names are full of them.
+    # An underscore inside a word is plain text, and names have many.
     return re.sub(r"[\\`*\[\]<>|&~$#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 
 
@@ -293,7 +294,7 @@ def code_block(text: str) -> Markup:
 
 
 def csp_hash(script: str) -> str:
-    """The source that lets a content security policy run exactly this inline script."""
+    """The source expression that lets a content security policy run only this inline script."""
     digest = hashlib.sha256(str(script).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
@@ -320,7 +321,7 @@ def _score_success_cell(score: CountedScore | None) -> Cell:
 
 
 def _steps_cell(score: CountedScore) -> Cell:
-    """The steps counted, and how many there should have been where some are missing."""
+    """The steps counted, and how many there should have been if some are missing."""
     last = score.last.step
     if score.counted == 1:
         return number_cell(last)
@@ -355,7 +356,7 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
 
 
 def _outcome_cell(score: CountedScore | None) -> Cell:
-    """Successes, or where the protocol counts none the score."""
+    """Successes, or the score if the protocol counts none."""
     if score is not None and score.successes is None:
         return number_cell(score.mean(lambda e: e.score))
     return _score_success_cell(score)
@@ -486,7 +487,7 @@ def _seed_lists(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _seed_list(evaluation: Evaluation) -> str:
-    """All seeds, and the outcome: the fewer of those that failed and those that succeeded."""
+    """All seeds, then those that failed or those that succeeded, whichever are fewer."""
     seeds = " ".join(as_text(e.seed) for e in evaluation.details)
     if evaluation.successes is None:
         return seeds
@@ -530,7 +531,7 @@ def _page(
 
 
 def _formulas(runs: list[Run]) -> list[str]:
-    """What a score means under each protocol that was used."""
+    """The meaning of a score under each protocol that was used."""
     used = {(e.protocol, e.counted, e.success_timing) for run in runs for e in run.evaluations}
     references = {
         f"{dataset_of(run)}: of the mean return, {e.reference}."
@@ -542,14 +543,14 @@ def _formulas(runs: list[Run]) -> list[str]:
 
 
 def _differences(runs: list[Run]) -> list[str]:
-    """What keeps the runs' scores from being compared as they stand."""
+    """Sentences on what keeps the runs' scores from being compared as they stand."""
     facts: dict[str, set[str]] = {
         name: {as_text(v) for run in runs if (v := lookup(run.provenance, name)) is not None}
         for name in ("ogbench", "gymnasium", "mujoco", "minari")
     }
     facts["protocol"] = {setting[0] for run in runs if (setting := main_setting(run))}
     timings = {setting[2] for run in runs if (setting := main_setting(run))}
-    facts["success timing"] = timings - {""}  # of an environment that has none
+    facts["success timing"] = timings - {""}  # "" for an environment without one
     for dataset in {dataset_of(run) for run in runs}:
         hashes = {_dataset_hash(run) for run in runs if dataset_of(run) == dataset}
         facts[f"content of dataset {dataset}"] = {h[:12] for h in hashes if h}

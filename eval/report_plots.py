@@ -1,4 +1,4 @@
-"""What a report draws of runs: learning curves, attention, losses, scores by size."""
+"""Plots in a report of runs: learning curves, attention, losses, scores by size."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from tql_offline.eval.statistics import t_interval, wilson_interval
 MAX_METRIC_PANELS = 12
 
 MAX_INSPECTED = 3
-"""States of an inspection that the page shows; the rest stay in the run's folder."""
+"""Number of an inspection's states that the page shows; the rest stay in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class PlotGroup:
 
 
 def run_plots(run: Run, anchor: str) -> tuple[PlotGroup, ...]:
-    """Everything drawn of one run; `anchor` is the prefix of the ids inside."""
+    """All plots of one run; `anchor` is the prefix of the ids inside."""
     drawn = (
         _learning_plots(run, f"{anchor}-learning"),
         _entropy_plots(run, f"{anchor}-entropy"),
@@ -233,7 +233,7 @@ def _loss_plots(run: Run, key: str) -> PlotGroup:
 
 
 def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
-    """What `inspect` found at its first states."""
+    """Plots of what `inspect` found at its first states."""
     found = run.inspection
     if found is None:
         return ()
@@ -266,24 +266,24 @@ def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
 
 
 def _metric_title(name: str) -> str:
-    """`critic_loss` as `critic loss`, `q_mean` as `Q mean`."""
+    """Title of a metric: `critic loss` for `critic_loss`, `Q mean` for `q_mean`."""
     words = name.replace("_", " ")
     return f"Q {words[2:]}" if words.startswith("q ") else words
 
 
 def overall_plots(named: list[tuple[str, Run]], *, by_size: bool) -> tuple[PlotGroup, ...]:
-    """What is drawn of all runs together.
+    """Plots of all runs together.
 
     Args:
         named: the runs.
-        by_size: whether to draw success by size, run by run; a board draws it by method.
+        by_size: whether to draw success by size for single runs; a board draws it by method.
     """
     groups = (_all_curves(named), _size_plots([run for _, run in named]) if by_size else None)
     return tuple(group for group in groups if group is not None and group.plots)
 
 
 def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
-    """The learned policies' curves in one panel, where they are few enough to be told apart."""
+    """The learned policies' curves in one panel, if they are few enough to tell apart."""
     found = [(name, _by_policy(run).get("learned", [])) for name, run in named]
     found = [(name, evaluations) for name, evaluations in found if evaluations]
     if not 2 <= len(found) <= MAX_COLOUR:
@@ -340,7 +340,7 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
 def _size_line(
     found: list[tuple[int, CountedScore]], places: list[float], label: str, colour: int
 ) -> Line:
-    """Points of one series, at these places."""
+    """Points of one series, at the given places."""
     counts = [(score.successes or 0, score.episodes) for _, score in found]
     ends = [success_interval(s.successes or 0, s.episodes, s.starts) for _, s in found]
     return Line(
@@ -358,9 +358,9 @@ _ALIKE = 1.1
 
 
 def _side_by_side(values: list[int]) -> list[float]:
-    """Values of about one size set apart around it, for a logarithmic axis.
+    """Spread values of about the same size around it, for a logarithmic axis.
 
-    However many there are, they keep within a quarter of the value to either side.
+    However many there are, they stay within a quarter of the value.
     """
     order = sorted(range(len(values)), key=lambda i: (values[i], i))
     places = [0.0] * len(values)

@@ -1,4 +1,4 @@
-"""What a report says of one run: its name, its counted scores, its answer in one sentence."""
+"""Facts a report gives about one run: its name, counted scores and answer in one sentence."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ class CountedScore:
     """The counted evaluations of one policy of one run under one protocol, taken together.
 
     Attributes:
-        evaluations: the last that were planned, at most `counted` of them, ascending in step; the
-            last of all where none was.
-        counted: how many the protocol counts.
-        every: all that may count.
-        lacking: updates whose evaluations count and are not there: those before stand for them.
+        evaluations: the last planned evaluations, at most `counted` of them, ascending in step; if
+            none was planned, the last of all.
+        counted: how many evaluations the protocol counts.
+        every: all evaluations that may count.
+        lacking: updates whose evaluations count but are missing; earlier ones stand in for them.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -38,7 +38,7 @@ class CountedScore:
 
     @classmethod
     def of(cls, every: Sequence[Evaluation], lacking: tuple[int, ...] = ()) -> Self:
-        """The score of at least one evaluation, ascending in step."""
+        """Make a score from one or more evaluations, ascending in step."""
         counted = every[-1].counted
         return cls(
             evaluations=tuple(every[-counted:]),
@@ -54,31 +54,31 @@ class CountedScore:
 
     @property
     def episodes(self) -> int:
-        """Episodes of all counted evaluations."""
+        """Number of episodes in all counted evaluations."""
         return sum(e.episodes for e in self.evaluations)
 
     @property
     def starts(self) -> int:
-        """Different episodes among them: evaluations of one run begin from the same states."""
+        """Number of different episodes: a run's evaluations begin from the same states."""
         seeds = {episode.seed for e in self.evaluations for episode in e.details}
         most = max(e.episodes for e in self.evaluations)
         return most if None in seeds else max(len(seeds), most)
 
     @property
     def successes(self) -> int | None:
-        """Successes among them; None where success is not defined."""
+        """Number of successful episodes; None if success is not defined."""
         known = [e.successes for e in self.evaluations if e.successes is not None]
         return sum(known) if len(known) == len(self.evaluations) else None
 
     @property
     def last_three(self) -> float:
-        """Mean score of the last three; NaN where there are fewer."""
+        """Mean score of the last three evaluations; NaN if there are fewer."""
         scores = [e.score for e in self.every[-3:]]
         return math.fsum(scores) / 3 if len(scores) == 3 else math.nan
 
     @property
     def best(self) -> float:
-        """The best score of all. An oracle: nobody knows it without playing."""
+        """The best score of all, an oracle: it cannot be known without playing."""
         return max((e.score for e in self.every if not math.isnan(e.score)), default=math.nan)
 
     def mean(self, of: Callable[[Evaluation], float]) -> float:
@@ -87,7 +87,7 @@ class CountedScore:
 
 
 def percent(rate: float, episodes: int) -> str:
-    """A rate in percent; a decimal only where there are episodes enough to mean it.
+    """A rate in percent, with a decimal only if there are enough episodes to justify it.
 
     >>> percent(49 / 50, 50), percent(0.98765, 1000)
     ('98', '98.8')
@@ -101,11 +101,11 @@ def rate_text(
     """A success rate with its 95% Wilson interval.
 
     Args:
-        successes: of the episodes.
-        episodes: how many were played.
-        interval_name: what stands before the interval.
-        starts: of how many different initial states, which the interval counts: an episode that
-            begins as another one did tells little more. None: all are different.
+        successes: number of successful episodes.
+        episodes: number of episodes played.
+        interval_name: text before the interval.
+        starts: number of different initial states, which the interval counts instead of episodes: a
+            second episode from one state adds little. None: all are different.
 
     >>> rate_text(49, 50).replace(chr(160), " ")
     '98 %, 90–100 %'
@@ -121,13 +121,13 @@ def rate_text(
 def success_interval(
     successes: int, episodes: int, starts: int | None = None
 ) -> tuple[float, float]:
-    """95 % Wilson interval of a success rate over so many different initial states."""
+    """95 % Wilson interval of a success rate over `starts` different initial states."""
     different = starts or episodes
     return wilson_interval(successes * different / episodes, different)
 
 
 def scores_of(run: Run) -> tuple[CountedScore, ...]:
-    """The counted evaluations of each policy under each protocol, in the order they came."""
+    """The counted evaluations of each policy under each protocol, in order of appearance."""
     groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
     for evaluation in run.evaluations:
         policies = groups.setdefault(setting_of(evaluation), {})
@@ -141,12 +141,12 @@ def scores_of(run: Run) -> tuple[CountedScore, ...]:
 
 def _score(run: Run, policy: str, evaluations: Sequence[Evaluation]) -> CountedScore:
     planned = [e for e in evaluations if run.plans(e)] or evaluations
-    # Other policies are scored at the end alone.
+    # Other policies are scored only at the end.
     return CountedScore.of(planned, run.lacking(planned) if policy == "learned" else ())
 
 
 def lack_of(run: Run, score: CountedScore) -> str:
-    """That other evaluations count than those that are there; empty where all are."""
+    """A sentence on counted evaluations that are missing; empty if none is."""
     if not score.lacking:
         return ""
     return (
@@ -157,34 +157,34 @@ def lack_of(run: Run, score: CountedScore) -> str:
 
 
 def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:
-    """What an evaluation was played under: protocol, environment, moment of judging success."""
+    """The setting of an evaluation: protocol, environment, moment of judging success."""
     return evaluation.protocol, evaluation.env_id, evaluation.success_timing
 
 
 def policy_order(policy: str) -> tuple[int, str]:
-    """Sorts the learned policy first, the behaviour second."""
+    """Sort key that puts the learned policy first and the behaviour second."""
     known = ("learned", "behaviour")
     return (known.index(policy) if policy in known else len(known), policy)
 
 
 def main_setting(run: Run) -> tuple[str, str, str] | None:
-    """The protocol and task a run is judged by: its result's, else the first it was played on."""
+    """The setting a run is judged by: its result's protocol, or failing that the first played."""
     named = protocol_label(run.result.get("protocol"))
     settings = [setting_of(e) for e in run.evaluations]
     return next((s for s in settings if named and s[0] == named), settings[0] if settings else None)
 
 
 def main_scores(run: Run) -> dict[str, CountedScore]:
-    """By policy, the scores of the protocol and task that a run is judged by."""
+    """Scores by policy, in the setting that a run is judged by."""
     setting = main_setting(run)
     return {s.last.policy: s for s in scores_of(run) if setting_of(s.last) == setting}
 
 
-# What a run is called, and what became of it
+# A run's names and outcome
 
 
 def with_distinct_names(runs: list[Run]) -> list[tuple[str, Run]]:
-    """Pair runs with their names; those that share one are called by their paths."""
+    """Pair runs with their names; those that share a name are named by their paths."""
     names = [run.name for run in runs]
     return [
         (run.name if names.count(run.name) == 1 else run.folder.path.as_posix(), run)
@@ -193,7 +193,7 @@ def with_distinct_names(runs: list[Run]) -> list[tuple[str, Run]]:
 
 
 def fact(run: Run, *names: str) -> Any:
-    """A fact of a run: from its result, else its config, else its provenance."""
+    """A fact about a run, from its result, its config or its provenance, in this order."""
     for table in (run.result, run.config, run.provenance):
         value = lookup(table, *names)
         if value is not None and not isinstance(value, dict | list):
@@ -202,7 +202,7 @@ def fact(run: Run, *names: str) -> Any:
 
 
 def method_of(run: Run) -> str:
-    """What the literature calls it; of a run with an unusable config objective and critic."""
+    """The method's name in the literature; with an unusable config, its objective and critic."""
     method = run.result.get("method") or run.method
     if isinstance(method, str) and method:
         return method
@@ -211,7 +211,7 @@ def method_of(run: Run) -> str:
 
 
 def size_of(run: Run) -> str:
-    """The critic's size, a dash where there is none."""
+    """The critic's size, or a dash if there is none."""
     return as_text(fact(run, "size"))
 
 
@@ -228,12 +228,12 @@ def dataset_of(run: Run) -> str:
 
 
 def parameters_of(run: Run) -> int | None:
-    """Of the critic."""
+    """Number of the critic's parameters."""
     return count(fact(run, "parameters", "critic_parameters"))
 
 
 def state_of(run: Run) -> str:
-    """How far it came."""
+    """Whether the run is finished, and how many updates it has done."""
     done = f"{grouped(run.steps_done)} updates"
     if run.finished:
         return f"finished, {done}"
@@ -244,7 +244,7 @@ def state_of(run: Run) -> str:
 
 
 def answer_of(run: Run) -> str:
-    """The run in one sentence: what it learned, beside the behaviour of its data."""
+    """The run in one sentence: the learned policy compared with the behaviour of its data."""
     label = label_of(run) if run.finished else f"{label_of(run)} ({state_of(run)})"
     scores = main_scores(run)
     if not scores:
@@ -281,39 +281,39 @@ def _outcome(score: CountedScore, first: bool) -> str:
 
 
 def _when(score: CountedScore) -> str:
-    """At which update, where it is not the one that counts."""
+    """At which update, if counted evaluations are missing."""
     return f" at update {grouped(score.last.step)}" if score.lacking else ""
 
 
-# What it logged
+# A run's logged curves
 
 
 def last_value(curve: Curve | None) -> float:
-    """A curve's last value; NaN where there is no curve."""
+    """A curve's last value; NaN if there is no curve."""
     return math.nan if curve is None else curve.values[-1]
 
 
 def layers_of(run: Run, of: str = "") -> list[int]:
-    """Layers whose entropy was logged, of the critic or with `of="value_"` of V."""
+    """Layers whose entropy was logged, of the critic or, with `of="value_"`, of V."""
     return [n for n in range(MAX_LAYERS) if f"{of}entropy/{n}/0" in run.curves]
 
 
 def tokens_of(run: Run, of: str = "") -> int | None:
-    """L of the critic, or with `of="value_"` of V, where it is known."""
+    """Number of tokens L of the critic or, with `of="value_"`, of V; None if unknown."""
     recorded = count(fact(run, f"{of}tokens"))
     last = last_value(run.curves.get(f"{of}tokens"))
     return recorded or (None if math.isnan(last) or last < 1 else round(last))
 
 
 def collapse_of(run: Run, of: str = "") -> tuple[tuple[int, ...], int]:
-    """Layers, from 1, whose attention has collapsed, and since which logged update one has.
+    """Layers, from 1, whose attention has collapsed, and the logged update since which one has.
 
     Args:
-        run: any.
+        run: any run.
         of: `""` for the critic, `"value_"` for V.
 
     Returns:
-        No layers where none has, or where entropies or tokens were not logged.
+        No layers if none has collapsed, or if entropies or tokens were not logged.
     """
     tokens, layers = tokens_of(run, of), layers_of(run, of)
     if tokens is None or not layers:
@@ -333,7 +333,7 @@ def collapse_of(run: Run, of: str = "") -> tuple[tuple[int, ...], int]:
 
 
 def alarm_of(run: Run) -> str:
-    """The alarm, a sentence each of the critic and of V, empty where there is none."""
+    """The alarm: a sentence each for the critic and V, empty if neither has collapsed."""
     return " ".join(filter(None, [_alarm(run, "", ""), _alarm(run, "value_", "in V ")]))
 
 

@@ -1,4 +1,4 @@
-"""Tables as both of a report's files show them, and how their numbers are written."""
+"""Tables as both of a report's files show them, and the format of their numbers."""
 
 import json
 import math
@@ -11,7 +11,7 @@ NONE = "—"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One table cell; `sort` orders its column where the text would not, `href` links it."""
+    """One table cell; `sort` orders its column if the text would not, `href` links it."""
 
     text: str
     sort: float | str | None = None
@@ -21,7 +21,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table both files show; columns named in `numeric` are set flush right."""
+    """A table that both files show; columns named in `numeric` are right-aligned."""
 
     caption: str
     columns: tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
 
 
 def make_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
-    """A table whose columns are numeric where a cell holds a number."""
+    """Make a table; a column is numeric if any of its cells holds a number."""
     held = tuple(tuple(row) for row in rows)
     numeric = {
         name
@@ -41,12 +41,12 @@ def make_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cel
 
 
 def cell(value: Any, href: str | None = None) -> Cell:
-    """A text, or a dash where there is none."""
+    """A cell with a text, or a dash if there is none."""
     return Cell(text=as_text(value), href=href)
 
 
 def number_cell(value: float | int | None) -> Cell:
-    """A number, or a dash for None and NaN."""
+    """A cell with a number, or a dash for None and NaN."""
     if value is None or math.isnan(value):
         return Cell(text=NONE)
     return Cell(text=grouped(value) if isinstance(value, int) else figure(value), sort=float(value))
@@ -65,7 +65,7 @@ def as_text(value: Any) -> str:
 
 
 def grouped(value: int) -> str:
-    """A count with its thousands apart.
+    """A count with its thousands separated.
 
     >>> grouped(1050345).replace(chr(160), "_")
     '1_050_345'
@@ -74,7 +74,7 @@ def grouped(value: int) -> str:
 
 
 def figure(value: float) -> str:
-    """A measured number in four significant figures, a dash for NaN.
+    """A measured number to four significant figures, or a dash for NaN.
 
     >>> figure(-123.456), figure(float("nan"))
     ('-123.5', '—')

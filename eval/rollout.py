@@ -1,15 +1,15 @@
 """Playing episodes with a policy, and the record of an evaluation.
 
 The policy is called once per tick for all slots, always with the full batch. Slot k plays episodes
-k, k + slots, k + 2 slots, ... in this order, whatever the others do:
+k, k + slots, k + 2 slots, ... in this order, independently of the others:
 
     tick     :   0    1    2    3    4    5    6            slots = 2, episodes of 2, 4 and 1 steps
     slot 0   : [ r0   s0   s0   r2   s2   .    . ]          r: reset to an episode's first state
     slot 1   : [ r1   s1   s1   s1   s1   .    . ]          s: one step
 
-Rows of slots that take no step keep their last values and their actions are not used. The batch has
-one shape throughout and each row is a function of its episode's seed, so results don't depend on
-the number of processes, and a lost process's episodes can be played again to the same bits.
+Rows of slots that take no step keep their last values, and their actions are not used. The batch
+has one shape throughout and each row is a function of its episode's seed, so results don't depend
+on the number of processes, and a lost process's episodes can be replayed bit for bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,13 +31,13 @@ from tql_offline.eval.workers import EnvironmentPool, Outcome
 Array = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Policy = Callable[[Array, Array], Array]
-"""From observations `(slots, n_s)` and standard normal noise `(slots, noise_dim)` to actions
+"""Maps observations `(slots, n_s)` and standard normal noise `(slots, noise_dim)` to actions
 `(slots, n_a)`. Row i of the actions may depend only on row i of the arguments.
 """
 
 POLICIES = ("learned", "behaviour")
 _NOISE_STEPS = 64
-"""Steps of an episode whose noise is drawn at once."""
+"""Number of steps whose noise is drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class Episode:
     """One finished episode.
 
     Attributes:
-        seed: of the initial state, the environment's draws and the policy's noise.
+        seed: seed of the initial state, the environment's draws and the policy's noise.
         return_: undiscounted sum of rewards.
-        length: steps.
+        length: number of steps.
         success: `info["success"]` of the last step (the rule of FQL's and OGBench's evaluators);
-            None where the environment reports none.
+            None if the environment reports none.
         terminated: whether the task itself ended.
         truncated: whether the episode was cut off.
     """
@@ -63,16 +63,16 @@ class Episode:
 
 
 class RolloutCancelledError(RuntimeError):
-    """The caller of a rollout no longer wants its episodes."""
+    """The caller of a rollout cancelled it."""
 
 
 class _Slots:
-    """Where the slots are in their episodes, one row per slot.
+    """Progress of the slots through their episodes, one row per slot.
 
     Args:
-        seeds: of all episodes; slot k plays those at k, k + slots, k + 2 slots, ...
+        seeds: seeds of all episodes; slot k plays those at k, k + slots, k + 2 slots, ...
         slots: number of slots.
-        noise_dim: numbers of noise per step.
+        noise_dim: dimension of the noise per step.
     """
 
     def __init__(self, seeds: Sequence[int], slots: int, noise_dim: int) -> None:
@@ -85,11 +85,11 @@ class _Slots:
         self._noise = np.zeros((slots, _NOISE_STEPS, noise_dim), dtype=np.float32)
 
     def playing(self, slots: Indices) -> Indices:
-        """Those of the slots that are within an episode."""
+        """The slots that are in the middle of an episode."""
         return slots[self._playing[slots]]
 
     def resets(self, slots: Indices) -> dict[int, int]:
-        """Seeds of the episodes that these slots begin next; perhaps again, if they were lost."""
+        """Seeds of the episodes that these slots begin next, lost ones included."""
         waiting = slots[~self._playing[slots] & (self._episode[slots] < len(self._seeds))]
         return {k: self._seeds[self._episode[k]] for k in waiting.tolist()}
 
@@ -106,7 +106,7 @@ class _Slots:
     def draw(self, slots: Indices) -> Array:
         """The noise of these slots' next steps, `(len(slots), noise_dim)`.
 
-        A generator gives a block of steps the same numbers as each step by itself.
+        A generator draws the same numbers for a block of steps as step by step.
         """
         step = self._lengths[slots] % _NOISE_STEPS
         for k in slots[step == 0]:
@@ -114,7 +114,7 @@ class _Slots:
         return self._noise[slots, step]
 
     def record(self, slots: Indices, arrays: SlotArrays) -> Iterator[tuple[int, Episode]]:
-        """Book a step of each of these slots, and give the episodes that it finished."""
+        """Record a step of each of these slots, and yield the episodes that it finished."""
         self._returns[slots] += arrays.rewards[slots]
         self._lengths[slots] += 1
         for k in slots[arrays.ended(slots)].tolist():
@@ -152,17 +152,17 @@ def rollout(
     Args:
         policy: see `Policy`.
         env_id: as for `environments.make`.
-        seeds: of the episodes.
-        noise_dim: numbers of noise the policy takes per step, 0 for none.
+        seeds: the episodes' seeds.
+        noise_dim: dimension of the noise the policy takes per step, 0 for none.
         slots: environments stepped together, the policy's batch.
         processes: worker processes; 1 keeps the environments in this process.
         success_timing: as for `environments.make`.
         progress: called with the number of finished episodes.
-        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
-            a `threading.Event`.
+        cancelled: polled at least every 0.1 s, True to give up; to cancel from another thread, let
+            it read a `threading.Event`.
 
     Raises:
-        InputError: the environment cannot be made, or the policy's actions are not usable.
+        InputError: the environment cannot be made, or the policy's actions are unusable.
     """
     with EnvironmentPool(
         env_id, slots=slots, processes=processes, success_timing=success_timing
@@ -186,11 +186,11 @@ def run_episodes(
     Args:
         policy: see `Policy`.
         pool: the environments.
-        seeds: of the episodes, non-negative.
-        noise_dim: numbers of noise the policy takes per step, 0 for none.
+        seeds: the episodes' seeds, non-negative.
+        noise_dim: dimension of the noise the policy takes per step, 0 for none.
         progress: called with the number of finished episodes.
-        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
-            a `threading.Event`.
+        cancelled: polled at least every 0.1 s, True to give up; to cancel from another thread, let
+            it read a `threading.Event`.
 
     Returns:
         The episodes in the order of their seeds.
@@ -201,10 +201,10 @@ def run_episodes(
     if min(seeds, default=0) < 0:
         raise InputError(f"episode seed {min(seeds)} is negative; use seeds of at least 0")
     try:
-        # Gymnasium takes no NumPy integers.
+        # Gymnasium does not accept NumPy integers.
         return _play(policy, pool, [int(seed) for seed in seeds], noise_dim, progress, cancelled)
     except BaseException:
-        # Groups may owe an answer; new processes cannot mistake it for the next one.
+        # Groups may still owe an answer; new processes cannot take it for a later one.
         pool.close()
         raise
 
@@ -242,7 +242,7 @@ def _play(
 
 
 def _check(cancelled: Callable[[], bool] | None) -> Callable[[], None]:
-    """A function that raises once the rollout is cancelled."""
+    """Make a function that raises once the rollout is cancelled."""
 
     def check() -> None:
         if cancelled is not None and cancelled():
@@ -254,7 +254,7 @@ def _check(cancelled: Callable[[], bool] | None) -> Callable[[], None]:
 def _book(
     outcome: Outcome, slots: _Slots, observations: Array, arrays: SlotArrays
 ) -> list[tuple[int, Episode]]:
-    """Take over what came of an order, and return the episodes that it finished."""
+    """Take over the outcome of an order, and return the episodes that it finished."""
     order = outcome.order
     if outcome.lost:
         slots.abandon(order.slots)
@@ -278,28 +278,28 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a policy by a protocol.
+    """Evaluate a policy under a protocol.
 
     Args:
         policy: see `Policy`.
-        pool: with the protocol's number of slots.
-        protocol: says how many episodes, and what the score is.
+        pool: the environments, with the protocol's number of slots.
+        protocol: says how many episodes to play and what the score is.
         step: updates the policy was trained for.
         policy_name: "learned" or "behaviour".
-        noise_dim: numbers of noise the policy takes per step, 0 for none.
-        base_seed: draws another set of episodes; see `protocol.episode_seeds`.
-        reference: scores of the dataset that a normalised score lies between.
+        noise_dim: dimension of the noise the policy takes per step, 0 for none.
+        base_seed: selects the set of episodes; see `protocol.episode_seeds`.
+        reference: the dataset's reference scores, for a normalised score.
         progress: called with the number of finished episodes.
-        cancelled: asked at least every 0.1 s whether to give up; from another thread, let it read
-            a `threading.Event`.
+        cancelled: polled at least every 0.1 s, True to give up; to cancel from another thread, let
+            it read a `threading.Event`.
 
     Returns:
         One line of `evaluations.jsonl`.
 
     Raises:
-        InputError: the pool has another number of slots or goals than the protocol, the policy's
-            name is unknown, its actions are not usable, or the environment reports no success, or
-            the dataset has no reference, where the score needs it.
+        InputError: the pool's number of slots or goals is not the protocol's, the policy's name is
+            unknown, its actions or a return are unusable, or the score needs a success that the
+            environment does not report or a reference that the dataset does not have.
     """
     if pool.description["goals"] != protocol.goals:
         raise InputError(
@@ -354,7 +354,7 @@ def evaluate(
 def _summary(
     protocol: Protocol, episodes: Sequence[Episode], reference: Reference | None
 ) -> dict[str, Any]:
-    """Success rate, mean return and score of an evaluation, and what they are made with."""
+    """Success rate, mean return and score of an evaluation, with success by goal and reference."""
     reported = [e.success for e in episodes if e.success is not None]
     success_rate = float(np.mean(reported)) if len(reported) == len(episodes) else None
     return_mean = float(np.mean([e.return_ for e in episodes]))
@@ -376,7 +376,7 @@ def _by_goal(episodes: Sequence[Episode], goals: int) -> list[float]:
 
 
 def _as_document(episode: Episode) -> dict[str, Any]:
-    """An episode as it stands in `evaluations.jsonl`."""
+    """An episode as written to `evaluations.jsonl`."""
     return {
         "seed": episode.seed,
         "return": episode.return_,
@@ -397,7 +397,7 @@ def act(
     Actions are clipped to [-1, 1] as in FQL's evaluator.
 
     Raises:
-        InputError: they have a wrong shape or are not finite.
+        InputError: the actions have the wrong shape or are not finite.
     """
     env_id, action_dim = description["env_id"], description["action_dim"]
     if not len(steps):

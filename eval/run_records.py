@@ -1,7 +1,7 @@
-"""What a report shows of one run folder, read tolerantly.
+"""Tolerant reading of what a report shows about one run folder.
 
-A run may be unfinished, still running, or damaged. Whatever cannot be read is left out and named in
-`Run.warnings`; nothing here raises for the contents of a run folder.
+A run may be unfinished, still running, or damaged. Anything unreadable is left out and named in
+`Run.warnings`; no function here that reads a folder raises because of its contents.
 """
 
 import math
@@ -34,28 +34,28 @@ from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 MAX_DEPTH = 16
-"""Tables nested deeper are cut off."""
+"""Nesting depth beyond which tables are cut off."""
 
 MAX_KEYS, MAX_KEY = 2000, 200
-"""Keys of a flattened table, and characters of one: joined, short ones become long ones."""
+"""Most keys of a flattened table, and characters of a key: joined, short keys become long ones."""
 
 MAX_NUMBERS = 5 * 10**6
-"""Numbers kept of a run's curves, and entries of its evaluations' episodes."""
+"""Most numbers kept of a run's curves, and of its evaluations' episodes."""
 
 MAX_CURVES = 500
 MAX_WARNINGS = 1000
 MAX_VERSIONS = 20
-"""Packages of an evaluation."""
+"""Most package versions kept of an evaluation."""
 _LEAST_RANGE = 1e-6
-"""Of reference scores: below it a normalised score is no number to draw."""
+"""Least range of reference scores; below it a normalised score cannot be drawn sensibly."""
 MAX_SENTENCE = 500
-"""Characters of what a run was warned of."""
+"""Most characters kept of a warning from training."""
 
 LAYERED = tuple(
     of + name for of in ("", "value_") for name in ("entropy", "entropy_target", "temperature")
 )
-"""Metrics that are one pair per layer: the [VALUE] query's number and the other queries'; of the
-critic, and of V where it is a transformer."""
+"""Metrics with one pair per layer, the [VALUE] query's number and the other queries'; of the
+critic, and of V if it is a transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,10 @@ class Episode:
     """One evaluation episode.
 
     Attributes:
-        seed: of the environment's reset.
+        seed: seed of the environment's reset.
         total: undiscounted return.
-        length: in environment steps.
-        success: None where the task has no notion of success.
+        length: number of environment steps.
+        success: None if the task has no notion of success.
     """
 
     seed: int | None
@@ -80,18 +80,18 @@ class Evaluation:
     """One policy evaluated once, at one step of training.
 
     Attributes:
-        step: updates done.
+        step: number of updates done.
         policy: `learned` or `behaviour`.
         protocol: name and version.
-        counted: how many of the last evaluations a score is made of.
-        episodes: how many were played.
-        successes: how many of them succeeded; None where success is not defined.
-        score: in the protocol's unit; NaN where none was given.
-        details: every episode, where they were recorded.
-        versions: of the simulators it was played with, where they were recorded.
-        reference: the scores that it was normalised by, in words; empty where it was not.
-        normalised_by: returns that score 0 and `scale`, and that scale, where they are numbers.
-        max_episode_steps: the environment's limit; None where it has none or it was not recorded.
+        counted: how many of the last evaluations make a score.
+        episodes: number of episodes played.
+        successes: how many of them succeeded; None if success is not defined.
+        score: score in the protocol's unit; NaN if none was given.
+        details: every episode, if they were recorded.
+        versions: versions of the simulators, if they were recorded.
+        reference: the scores that it was normalised by, in words; empty if it was not.
+        normalised_by: returns that score 0 and `scale`, and that scale, if they are usable.
+        max_episode_steps: the environment's limit; None if it has none or it was not recorded.
     """
 
     step: int
@@ -128,13 +128,14 @@ class Run:
         name: the folder's name.
         config: `config.toml`, flattened: `critic.size`.
         provenance: `provenance.json`, flattened.
-        result: `result.json`; empty where the run is unfinished.
-        evaluations: ascending in step.
-        curves: by metric; layered metrics are `entropy/<layer>/<group>`, group 0 the [VALUE] query.
-        warnings: one sentence for everything that was left out or does not fit together.
-        seconds: spent in updates (`timing.jsonl`); NaN where it is not recorded.
-        inspection: what `inspect` found, where it was run.
-        method: by its config; empty where that is not one.
+        result: `result.json`; empty if the run is unfinished.
+        evaluations: evaluations, ascending in step.
+        curves: curves by metric; layered ones are `entropy/<layer>/<group>`, group 0 the [VALUE]
+            query.
+        warnings: one sentence for everything that was left out or is inconsistent.
+        seconds: time spent in updates (`timing.jsonl`); NaN if it is not recorded.
+        inspection: what `inspect` found, if it was run.
+        method: name of the method by its config; empty if that is unusable.
         saved: step of its last checkpoint, 0 before the first.
     """
 
@@ -157,19 +158,19 @@ class Run:
         return bool(self.result)
 
     def plans(self, evaluation: Evaluation) -> bool:
-        """Whether training played it, and not somebody who asked for one more checkpoint.
+        """Whether an evaluation was planned by training, not asked for on another checkpoint.
 
-        Of a protocol that is not known, and of a run of unknown length, every evaluation counts.
+        Under an unknown protocol, or in a run of unknown length, every evaluation counts.
         """
         protocol = known_protocol(evaluation.protocol)
         steps = self.steps_planned
         return protocol is None or not steps or is_planned(protocol, steps, evaluation.step)
 
     def lacking(self, evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
-        """The updates that make a finished run's score and have no evaluation among these.
+        """The updates that count for a finished run's score but have no evaluation among these.
 
         Args:
-            evaluations: one or more of one policy under one protocol.
+            evaluations: one or more evaluations of one policy under one protocol.
         """
         protocol, steps = known_protocol(evaluations[0].protocol), self.steps_planned
         if protocol is None or not steps or not self.finished:
@@ -179,7 +180,7 @@ class Run:
 
     @property
     def steps_planned(self) -> int | None:
-        """Updates of the whole run, where it says so."""
+        """Number of updates of the whole run; None if unknown."""
         return count(self.config.get("steps")) or count(self.result.get("updates"))
 
     @property
@@ -204,7 +205,7 @@ def read_run(folder: RunFolder) -> Run:
     """Read a run folder.
 
     Args:
-        folder: finished, unfinished or damaged.
+        folder: a run folder, finished, unfinished or damaged.
 
     Returns:
         What could be read; the rest is named in its `warnings`.
@@ -234,7 +235,7 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def read_result(path: Path) -> Run:
-    """Read a `result.json` that lies by itself, whatever its name.
+    """Read a `result.json` outside a run folder, under any name.
 
     Returns:
         A run without curves; what could not be read is named in its `warnings`.
@@ -257,7 +258,7 @@ def read_result(path: Path) -> Run:
 
 
 def flatten(table: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots; cut off below `MAX_DEPTH` and after `MAX_KEYS`.
+    """Flatten nested tables, keys joined by dots; cut off below `MAX_DEPTH` and after `MAX_KEYS`.
 
     >>> flatten({"critic": {"kind": "transformer", "size": "xl"}, "seed": 0})
     {'critic.kind': 'transformer', 'critic.size': 'xl', 'seed': 0}
@@ -306,7 +307,7 @@ def _read_config(path: Path, reading: _Reading) -> dict[str, Any]:
 
 def _method(config: dict[str, Any]) -> str:
     if not {"objective", "critic", "entropy"} <= config.keys():
-        return ""  # defaults would make another's of it
+        return ""  # defaults would make it a different method
     try:
         return validate(config, source="config.toml").method
     except InputError:
@@ -321,10 +322,10 @@ def _last_checkpoint(folder: RunFolder) -> int:
 
 
 def _refuse_link(path: Path) -> None:
-    """Refuse a link: in a run of someone else's it may show any file of the reader's.
+    """Refuse a link: in someone else's run it could expose any of the reader's files.
 
     Raises:
-        InputError: it is one.
+        InputError: the path is a link.
     """
     if path.is_symlink():
         raise InputError(f"{path} is a link; put the file itself there")
@@ -340,7 +341,7 @@ def _read_document(path: Path, reading: _Reading) -> dict[str, Any] | None:
 
 
 def _state(path: Path) -> str:
-    """Why a document could not be read, as the middle of a sentence."""
+    """The reason a document could not be read, as the middle of a sentence."""
     if path.is_symlink():
         return "is a link"
     if not path.exists():
@@ -412,15 +413,15 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float:
-    """A JSON value as a float; NaN where it is no number or too large to draw."""
+    """A JSON value as a float; NaN if it is not a number or too large to draw."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    # Beyond 1e30 an axis has no use left, and matplotlib overflows; an int may exceed any float.
+    # Beyond 1e30 an axis is useless and matplotlib overflows; an int may exceed any float.
     return float(value) if abs(value) < 1e30 else math.nan
 
 
 def count(value: Any) -> int | None:
-    """A JSON value as a count, None where it is none (2**53 is where floats stop being exact)."""
+    """A JSON value as a count; None if it is not one (floats stop being exact at 2**53)."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < 2**53 else None
@@ -434,7 +435,7 @@ def _need_count(line: dict[str, Any], key: str) -> int:
 
 
 def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
-    """Evaluations in order of step; of two with one key, the later line holds."""
+    """Evaluations in order of step; of two with the same key, the later line wins."""
     found: dict[tuple[int, str, str, str, str], Evaluation] = {}
     left = MAX_NUMBERS
     for line_number, line in _read_lines(path, reading):
@@ -463,7 +464,7 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
 
 
 def evaluation_key(evaluation: Evaluation) -> tuple[int, str, str, str, str]:
-    """What makes two evaluations of one run the same one."""
+    """The key by which two evaluations of one run are the same."""
     return (
         evaluation.step,
         evaluation.policy,
@@ -529,7 +530,7 @@ def _normalised_by(line: dict[str, Any]) -> tuple[float, float, float] | None:
 
 
 def _scale(reference: dict[str, Any]) -> tuple[float, float, float]:
-    """Returns that score 0 and the scale, and the scale; NaN where they are no numbers."""
+    """The returns that score 0 and the scale, and the scale; NaN if they are not numbers."""
     return (
         number(reference.get("min")),
         number(reference.get("max")),
@@ -578,7 +579,7 @@ def _rate_agrees(evaluation: Evaluation, recorded: Any) -> bool:
 
 
 def _evaluations_of_result(result: dict[str, Any], reading: _Reading) -> tuple[Evaluation, ...]:
-    """Evaluations as `result.json` sums them up, for a run whose episodes are gone."""
+    """Evaluations as summarised in `result.json`, for a run whose episodes are gone."""
     rows = result.get("evaluations")
     found = []
     for index, row in enumerate(rows if isinstance(rows, list) else []):
@@ -621,7 +622,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
 def _compare_with_result(
     evaluations: tuple[Evaluation, ...], result: dict[str, Any], reading: _Reading
 ) -> None:
-    """Warn where `result.json` claims another success rate than the episodes show."""
+    """Warn if `result.json` claims a success rate other than the episodes show."""
     played: dict[tuple[int, str], list[Evaluation]] = {}
     for evaluation in evaluations:
         played.setdefault((evaluation.step, evaluation.policy), []).append(evaluation)
@@ -639,7 +640,7 @@ def _compare_with_result(
 
 
 def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
-    """Every logged number by name; a resumed run's repeated step holds its later line."""
+    """Every logged number by name; of a step that a resumed run repeats, the later line wins."""
     points: dict[str, dict[int, float]] = {}
     left = MAX_NUMBERS
     for line_number, line in _read_lines(path, reading):
@@ -658,9 +659,9 @@ def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
 
 
 def _read_seconds(path: Path, reading: _Reading) -> float:
-    """Seconds in updates; of a step that was repeated after a stop, the later line.
+    """Seconds spent in updates; of a step that a resumed run repeats, the later line wins.
 
-    What was done between a line and a stop was not timed: it counts as fast as the rest.
+    Updates between a line and a stop were not timed: they are counted at the rate of the rest.
     """
     spent: dict[int, tuple[float, float]] = {}
     for _, line in _read_lines(path, reading):

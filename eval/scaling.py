@@ -1,4 +1,4 @@
-"""Does a bigger critic help? Scores against parameters, with the doubt that the runs leave."""
+"""Scores against critic parameters: whether a bigger critic helps, and how uncertain that is."""
 
 import math
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ class SizePoint:
 
     Attributes:
         score: mean over tasks of the counted evaluations.
-        difference: of `score` from the smallest size's, in its unit.
-        relative: `difference` as a fraction of the smallest size's score; NaN where that is not
+        difference: difference of `score` from the smallest size's, in the score's unit.
+        relative: `difference` as a fraction of the smallest size's score; NaN if that is not
             above 0.
         last: mean over tasks and runs of the last evaluation.
-        last_three: of the mean of the last three.
-        best: of each run's best evaluation. An oracle: it was chosen by playing.
-        updates_per_second: mean over runs that recorded it.
-        hours: of updates per run, the same.
+        last_three: the same of the mean of the last three.
+        best: the same of each run's best evaluation, an oracle: it was chosen by playing.
+        updates_per_second: mean over the runs that recorded it.
+        hours: time spent in updates per run, averaged likewise.
         flops: operations of matrix products in all updates of a run: mean over runs that counted
-            them, NaN where none did.
+            them, NaN if none did.
     """
 
     size: str
@@ -62,7 +62,7 @@ class Scaling:
         risen: tasks on which the largest size scores more than the smallest.
         fallen: tasks on which it scores less.
         alike: whether all runs of each task have the same score.
-        left_out: sizes that lack these tasks.
+        left_out: sizes not compared, since they lack these tasks.
         differing: settings other than the size that differ between runs of one task.
     """
 
@@ -78,14 +78,14 @@ class Scaling:
 
     @property
     def best(self) -> SizePoint:
-        """The size that scored most."""
+        """The size with the highest score."""
         return max(self.points, key=lambda point: point.score.value)
 
 
 def scaling_of(
     board: Board, generator: np.random.Generator, permutations: int = RESAMPLES
 ) -> list[Scaling]:
-    """Every method of a board that has a task at two sizes."""
+    """Scaling of every method of a board that has a task at two sizes."""
     methods: dict[str, list[Measured]] = {}
     for run in board.runs:
         if run.parameters:
@@ -98,7 +98,7 @@ def scaling_of(
 
 
 Tables = dict[str, dict[str, list[Measured]]]
-"""Size → task → runs, sizes ascending in parameters, tasks those that every size has."""
+"""Size → task → runs; sizes ascend in parameters, and every size has the same tasks."""
 
 
 def _scaling(
@@ -141,10 +141,10 @@ def _scaling(
 
 
 def tables_by_size(runs: Sequence[Measured]) -> Tables:
-    """A method's runs by size and task, of sizes and tasks that have each other.
+    """A method's runs by size and task, restricted to sizes that share all the tasks kept.
 
-    The most sizes that share at least half of the tasks that any two do: a size that was begun on
-    one task does not end the comparison of the others.
+    Kept are the most sizes that share at least half as many tasks as any two sizes do, so that a
+    size that was only begun on one task does not end the comparison of the others.
     """
     sizes: Tables = {}
     for run in sorted(runs, key=lambda run: (run.parameters or 0, run.size, run.task, run.seed)):
@@ -160,7 +160,7 @@ def tables_by_size(runs: Sequence[Measured]) -> Tables:
 
 
 def _most_sizes(found: Sequence[Block]) -> Block:
-    """No task and no size where no two sizes share a task."""
+    """The block with the most sizes; an empty one if no two sizes share a task."""
     most = max((len(tasks) for tasks, _ in found), default=0)
     enough = [block for block in found if 2 * len(block[0]) >= most]
     return max(enough, key=lambda block: (len(block[1]), len(block[0])), default=((), frozenset()))

@@ -1,4 +1,4 @@
-"""From episodes to an evaluation's score, and which scores of a table are near its best."""
+"""Score of an evaluation from its episodes, and the scores of a table that are near its best."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,14 @@ def evaluation_score(
     """The score of one evaluation: success in percent, the mean return, or that return normalised.
 
     Args:
-        protocol: says which.
-        success_rate: fraction of successful episodes in [0, 1]; of a protocol with goals, the mean
-            over goals, which have equally many episodes. None where the environment reports none.
+        protocol: says which of these the score is.
+        success_rate: fraction of successful episodes in [0, 1]; under a protocol with goals, the
+            mean over goals, which have equally many episodes. None if success is not reported.
         return_mean: mean undiscounted return of the episodes.
-        reference: of the dataset, where the score is normalised.
+        reference: the dataset's reference scores, if the score is normalised.
 
     Raises:
-        InputError: the score is normalised and there is no reference, or of a success that is not
+        InputError: the score is normalised and there is no reference, or it is success and none is
             reported.
     """
     if protocol.score == "success":
@@ -43,13 +43,13 @@ def evaluation_score(
 
 
 def bold(scores: Sequence[float], fraction: float) -> list[bool]:
-    """Which scores of a table's row are printed bold: those near the best.
+    """Whether each score of a table's row is printed bold: those near the best are.
 
     Near means at least `best - (1 - fraction) |best|`. That is `fraction * best` for a positive
     best, and for a negative one it still includes the best itself; a row of zeros is all bold.
 
     Args:
-        scores: one row, higher is better; NaN where there is none.
+        scores: one row, higher is better; NaN for a missing score.
         fraction: the protocol's `bold`.
 
     >>> bold([100.0, 95.0, 94.0], 0.95)
@@ -58,5 +58,5 @@ def bold(scores: Sequence[float], fraction: float) -> list[bool]:
     known = [score for score in scores if not np.isnan(score)]
     best = max(known, default=float("nan"))
     threshold = best - (1 - fraction) * abs(best)
-    # 0.95 is no binary fraction: without a tolerance 95 of 100 could fall below.
+    # 0.95 is not a binary fraction: without a tolerance, 95 of 100 could fall below.
     return [bool(score >= threshold - 1e-9 * abs(best)) for score in scores]

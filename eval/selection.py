@@ -1,14 +1,15 @@
-"""What choosing among a method's policies by online episodes gives, against what it costs.
+"""The gain from choosing among a method's policies by online episodes, against its cost.
 
 Offline methods have settings that somebody chooses, and the usual choice, by the scores that are
-then printed, has played hundreds of episodes for free. Here the choice is played out, by
-unifloral's protocol (Jackson et al., "A Clean Slate for Offline Reinforcement Learning", 2025):
-some policies of the pool, trained with whatever settings and seeds, are the arms of a bandit, an
-episode is a pull, and after each pull the true mean of the arm that looks best is the score.
+then printed, plays hundreds of episodes for free. Here the choice is played out, by unifloral's
+protocol (Jackson et al., "A Clean Slate for Offline Reinforcement Learning", 2025): some policies
+of the pool, trained with any settings and seeds, are the arms of a bandit, an episode is a pull,
+and after each pull the score is the true mean of the arm that looks best.
 
-One thing is done otherwise. A true mean is known by no more episodes than were played, and by those
-that chose it the mean of what was chosen is too good. So one half of each run's episodes chooses
-and the other half values, both ways. With the paper's 1,000 episodes it matters little.
+One thing differs. The true mean can only be estimated from the episodes that were played, and an
+estimate from the episodes that also made the choice is too high. So one half of each run's episodes
+chooses and the other half evaluates, and vice versa. With the paper's 1,000 episodes it matters
+little.
 """
 
 import math
@@ -24,25 +25,25 @@ from tql_offline.eval.run_records import Episode, Run
 from tql_offline.eval.statistics import Scores, student_t
 
 ARMS, PULLS = 8, 200
-"""Of the paper: policies that a choice is among, episodes that it may take."""
+"""The paper's numbers of policies to choose among and of episodes that a choice may take."""
 REPEATS = 5000
-"""Choices that are averaged; the paper's 500 leave a noise of their own in the interval."""
+"""Number of choices that are averaged; the paper's 500 would add noise to the interval."""
 SUCCESS = "success %"
 EXPLORATION = 2.0
-"""α of UCB1, whose rewards are in [0, 1]."""
+"""α of UCB1, for rewards in [0, 1]."""
 FEWEST_EPISODES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The runs of one method at one size on one task, with whatever settings and seeds.
+    """The runs of one method at one size on one task, with any settings and seeds.
 
     Attributes:
-        task: with the conditions that tell it from another pool's.
-        setting: what the scores were played by.
-        unit: of the scores: `success %`, `normalised score` or `return`.
-        episodes: of each run `(episodes,)` scores of single episodes of its last policy.
-        bounds: what the bandit takes for 0 and 1.
+        task: the task, with the conditions that distinguish it from other pools'.
+        setting: the setting under which the scores were played.
+        unit: unit of the scores: `success %`, `normalised score` or `return`.
+        episodes: for each run, `(episodes,)` scores of single episodes of its last policy.
+        bounds: scores that are the bandit's rewards 0 and 1.
     """
 
     task: str
@@ -60,11 +61,11 @@ class Curve:
     """The expected score of the chosen policy after each pull, `(pulls,)`.
 
     Attributes:
-        mean: over choices.
-        low: of the 95 % interval over runs; NaN of fewer than two runs an arm.
-        high: likewise.
-        blind: of a policy taken at random, which takes no pull.
-        by_all: of the arm that is best by every episode there is to choose by.
+        mean: mean over choices.
+        low: lower end of the 95 % interval over runs; NaN for fewer than two runs per arm.
+        high: upper end, likewise.
+        blind: expected score of a policy chosen at random, without a pull.
+        by_all: expected score of the arm that is best by all episodes available for choosing.
     """
 
     mean: Scores
@@ -85,11 +86,12 @@ def selection_curve(
     """Play a bandit over the policies of a pool again and again.
 
     Args:
-        pool: of two or more runs.
+        pool: a pool of two or more runs.
         generator: the only source of randomness.
-        arms: policies drawn for each choice, without repetition; all where the pool has fewer.
-        pulls: episodes that a choice takes.
-        repeats: choices that the mean is over.
+        arms: number of policies drawn for each choice, without repetition; all if the pool has
+            fewer.
+        pulls: number of episodes that a choice takes.
+        repeats: number of choices that the mean is over.
     """
     halves = [_half(pool, 0), _half(pool, 1)]
     arms, runs = min(arms, len(pool.runs)), len(pool.runs)
@@ -97,7 +99,7 @@ def selection_curve(
     values = _valued(halves, [_chosen(half, picks, pulls, generator) for half in halves])
     by_all = [picks[np.arange(repeats), half.means[picks].argmax(axis=1)] for half in halves]
     mean = values.mean(axis=0)
-    # Of fewer runs, whose choices are nearly all among the same, it covers too little: docs/log.md.
+    # With fewer runs, nearly all choices are among the same and it covers too little: docs/log.md.
     margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
     ends = (0.0, 100.0) if pool.unit == SUCCESS else (-math.inf, math.inf)
     return Curve(
@@ -110,13 +112,13 @@ def selection_curve(
 
 
 def _margin(picks: NDArray[np.int64], values: Scores, runs: int) -> Scores:
-    """Half of the 95 % interval over runs, `(pulls,)`: Student's t by a jackknife.
+    """Half-width of the 95 % interval over runs, `(pulls,)`: Student's t by a jackknife.
 
-    The mean over choices is a U-statistic of the runs: without a run it is the mean of the choices
-    that did not have it.
+    The mean over choices is a U-statistic of the runs: without a run, it is the mean of the choices
+    that do not include it.
     """
     is_without = np.array([(picks != run).all(axis=1) for run in range(runs)])
-    # A run that every choice happened to have, as few may, leaves none: 0 / 0.
+    # If every choice includes a run, as few choices may, none is left without it: 0 / 0.
     with np.errstate(invalid="ignore"):
         without = is_without @ values / is_without.sum(axis=1, keepdims=True)
     variance = (runs - 1) * without.var(axis=0)
@@ -125,14 +127,14 @@ def _margin(picks: NDArray[np.int64], values: Scores, runs: int) -> Scores:
 
 
 def _draw(pools: NDArray[np.int64], arms: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Some of each row's entries in random order, none twice; `(rows, arms)`."""
+    """Draw from each row's entries in random order, without replacement; `(rows, arms)`."""
     order: NDArray[np.int64] = np.argsort(generator.random(pools.shape), axis=1)[:, :arms]
     return np.take_along_axis(pools, order, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Half:
-    """Half of each run's episodes: `rewards` of the bandit, padded, and `means` of the scores."""
+    """Half of each run's episodes: the bandit's `rewards`, padded, and `means` of the scores."""
 
     rewards: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -153,7 +155,7 @@ def _half(pool: Pool, parity: int) -> _Half:
 
 
 def _valued(halves: Sequence[_Half], chosen: Sequence[NDArray[np.int64]]) -> Scores:
-    """Mean scores of runs that each half chose, by the episodes of the other."""
+    """Mean scores of the runs that each half chose, by the episodes of the other half."""
     scores: Scores = (halves[1].means[chosen[0]] + halves[0].means[chosen[1]]) / 2
     return scores
 
@@ -161,10 +163,10 @@ def _valued(halves: Sequence[_Half], chosen: Sequence[NDArray[np.int64]]) -> Sco
 def _chosen(
     half: _Half, picks: NDArray[np.int64], pulls: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """UCB1: the run that looks best after each pull; `(choices, pulls)`.
+    """The run that looks best after each pull of UCB1; `(choices, pulls)`.
 
-    Each arm is pulled once, then always that of the largest mean + sqrt(α ln t / n), n its pulls
-    and t all. What looks best is the largest mean alone.
+    Each arm is pulled once, then always the one with the largest mean + sqrt(α ln t / n), where n
+    are its pulls and t all pulls. The arm that looks best is the one with the largest mean.
     """
     rows = np.arange(len(picks))
     totals, counts = np.zeros(picks.shape), np.zeros(picks.shape)
@@ -184,7 +186,7 @@ def _chosen(
 
 
 def ucb(totals: Scores, counts: Scores, pulls: int) -> Scores:
-    """Upper confidence bounds of arms that were each pulled at least once."""
+    """Upper confidence bounds of arms that have each been pulled at least once."""
     bounds: Scores = totals / counts + np.sqrt(EXPLORATION * math.log(pulls) / counts)
     return bounds
 
@@ -235,7 +237,7 @@ def _column_order(run: Measured) -> tuple[str, str, int]:
 
 
 def _is_copy(first: Measured, second: Measured) -> bool:
-    """Whether two runs are one: a copy's episodes would count as a policy of its own."""
+    """Whether two runs are the same one: a copy's episodes would count as another policy."""
     alike = (first.seed, first.settings, first.updates) == (
         second.seed,
         second.settings,
@@ -245,7 +247,7 @@ def _is_copy(first: Measured, second: Measured) -> bool:
 
 
 def _played(run: Run) -> _Played | str:
-    """What a pool takes of a run, or why it takes none."""
+    """The parts of a run that a pool uses, or the reason it cannot use the run."""
     scored = measured(run)
     if isinstance(scored, str):
         return scored
@@ -292,7 +294,7 @@ def _scores(runs: Sequence[_Played]) -> tuple[list[Scores], str, tuple[float, fl
 
 
 def shown_pulls(pulls: int) -> Iterator[int]:
-    """After how many pulls a table shows the score: 1, 2, 4, ... and the last.
+    """Numbers of pulls after which a table shows the score: 1, 2, 4, ... and the last.
 
     >>> list(shown_pulls(20))
     [1, 2, 4, 8, 16, 20]

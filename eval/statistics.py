@@ -1,13 +1,14 @@
 """Intervals, spreads and tests of scores. Randomness comes from one explicit generator.
 
 The run (seed) is the replication unit, tasks are strata: a `Table` is one vector of runs' scores
-per task. Means, their differences and ratios have Student's t intervals, with room for another kind
-of run where all agree. What has no such formula is bootstrapped. A percentile bootstrap of 8 runs
-covers 90 % where it says 95 %: it knows neither that a resample's variance is (n - 1)/n of the
-sample's nor that the variance itself is uncertain. Its bounds are therefore read at the quantiles
-that make a mean's interval as wide as Student's t (Hesterberg, 2015, "What teachers should know
-about the bootstrap", section 5.2), and there are none where so few runs have no such quantile.
-tests/test_statistics.py simulates the coverage of all; docs/leaderboard.md says where they fail.
+per task. Means, their differences and ratios have Student's t intervals, widened where all runs
+agree, since unseen runs may not. Statistics without such a formula are bootstrapped. A percentile
+bootstrap of 8 runs covers 90 % at a nominal 95 %: it ignores that a resample's variance is
+(n - 1)/n of the sample's and that the variance itself is uncertain. Its bounds are therefore taken
+at the quantiles that make a mean's interval as wide as Student's t (Hesterberg, 2015, "What
+teachers should know about the bootstrap", section 5.2); with too few runs for such a quantile,
+there are no bounds. tests/test_statistics.py simulates the coverage of every interval;
+docs/leaderboard.md says where they fail.
 """
 
 import math
@@ -25,18 +26,18 @@ Scores = NDArray[np.float64]
 Table = Sequence[ArrayLike]
 """One vector of scores per task, each of one or more runs."""
 Statistic = Callable[[Sequence[Scores]], Any]
-"""From one `(..., runs)` array per task to `(...)`."""
+"""Maps one `(..., runs)` array per task to `(...)`."""
 
 RESAMPLES = 10_000
 _LEAST_TAIL = 5e-4
-"""Further out a bootstrap of few runs has only its outermost resamples: 5 of `RESAMPLES`."""
+"""Least tail of a bootstrap quantile: only 5 of `RESAMPLES` lie further out."""
 _BLOCK_CELLS = 2**22
-"""Resampled scores held at once."""
+"""Most resampled scores held in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic and its interval; bounds are NaN where the runs are too few for one."""
+    """A statistic and its interval; bounds are NaN if there are too few runs for one."""
 
     value: float
     low: float = math.nan
@@ -50,8 +51,8 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
     (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n) (Wilson, 1927, "Probable inference").
 
     Args:
-        successes: number of successful episodes; a rate of repeated episodes may be a fraction.
-        n: number of episodes; may be what a weighted sum of them is worth.
+        successes: number of successful episodes; may be fractional, as for repeated episodes.
+        n: number of episodes; may be the effective number of a weighted sum.
         confidence: coverage in (0, 1).
 
     Returns:
@@ -72,7 +73,7 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
     centre = p + z**2 / (2 * n)
     half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = (bound / (1 + z**2 / n) for bound in (centre - half_width, centre + half_width))
-    # At the ends the exact bounds are 0 and 1; rounding would miss them by an ulp.
+    # At the ends the exact bounds are 0 and 1, which rounding would miss by an ulp.
     return (low if successes > 0 else 0.0), (high if successes < n else 1.0)
 
 
@@ -132,20 +133,20 @@ def median_of_tasks(tasks: Sequence[Scores]) -> Any:
 def interquartile_mean(tasks: Sequence[Scores]) -> Any:
     """Mean of the middle half of all runs of all tasks (Agarwal et al., 2021, section 4.3).
 
-    Tasks weigh alike: where one has fewer runs, each of them counts for more. A run that a quarter
-    ends within counts in part, where rliable, SciPy's `trim_mean`, cuts off whole runs alone.
+    Tasks have equal weight: if one has fewer runs, each of them counts for more. A run on the edge
+    of a quarter counts in part, whereas rliable (SciPy's `trim_mean`) cuts off only whole runs.
     """
     scores = np.concatenate(tasks, axis=-1)
     counts = [task.shape[-1] for task in tasks]
     shares = np.repeat([1 / count / len(tasks) for count in counts], counts)
-    if len(set(counts)) == 1:  # whose order does not matter: half the time
+    if len(set(counts)) == 1:  # equal weights need no order, which halves the time
         return (np.sort(scores, axis=-1) * _middle_half(shares)).sum(axis=-1)
     order = np.argsort(scores, axis=-1)
     return (np.take_along_axis(scores, order, axis=-1) * _middle_half(shares[order])).sum(axis=-1)
 
 
 def _middle_half(shares: Scores) -> Scores:
-    """Weights of ascending scores of given shares in the mean of the middle half."""
+    """Weights in the mean of the middle half, of ascending scores with given shares."""
     upto = np.cumsum(shares, axis=-1)
     inside = np.minimum(upto, 0.75) - np.maximum(upto - shares, 0.25)
     weights: Scores = 2 * np.clip(inside, 0.0, None)
@@ -155,7 +156,7 @@ def _middle_half(shares: Scores) -> Scores:
 def performance_profile(tasks: Sequence[Scores], thresholds: Sequence[float]) -> Any:
     """Fraction of runs that score above each threshold (Agarwal et al., 2021, section 4.2).
 
-    The mean over tasks of each task's fraction.
+    This is the mean over tasks of each task's fraction.
 
     Returns:
         `(..., thresholds)`.
@@ -170,7 +171,7 @@ def performance_profile(tasks: Sequence[Scores], thresholds: Sequence[float]) ->
 def improvement_probability(first: Sequence[Scores], second: Sequence[Scores]) -> Any:
     """Chance that a run of `first` beats one of `second` on a task; ties count half.
 
-    Mean over tasks of Mann and Whitney's U / (n m) (Agarwal et al., 2021, section 4.3).
+    This is the mean over tasks of Mann and Whitney's U / (n m) (Agarwal et al., 2021, section 4.3).
     """
     wins = [
         np.sign(a[..., :, None] - b[..., None, :]).mean(axis=(-2, -1))
@@ -186,14 +187,14 @@ def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.
     """`mean_of_tasks` with Student's t interval.
 
     The degrees of freedom are those of the sum of the tasks' variances (Satterthwaite, 1946, "An
-    approximate distribution"); of one task it is the plain t interval.
+    approximate distribution"); for one task it is the plain t interval.
 
-    Runs that all agree, at 100 % say, have no spread from which to tell what other runs would do.
-    Of success rates their interval holds every mean that they do not contradict: a share
-    s = 1 - (α/2)^(1/n) of runs may be of another kind, failures say, and n of n draws still show
-    none (Hanley and Lippman-Hand, 1983, "If nothing goes wrong, is everything all right?"). What
-    that takes from the mean or adds to it is joined to the other tasks' part by root of squares
-    (Zou and Donner, 2008, "Construction of confidence limits about effect measures").
+    Runs that all agree, say at 100 %, have no spread that tells how other runs would do. For
+    success rates, their interval holds every mean that they do not contradict: a share
+    s = 1 - (α/2)^(1/n) of runs may be of another kind, say failures, and n draws may still show
+    none (Hanley and Lippman-Hand, 1983, "If nothing goes wrong, is everything all right?"). How
+    far that may move the mean is combined with the other tasks' part by the root of the sum of
+    squares (Zou and Donner, 2008, "Construction of confidence limits about effect measures").
 
     Args:
         table: one vector of runs' scores per task.
@@ -201,7 +202,7 @@ def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.
         confidence: coverage in (0, 1).
 
     Raises:
-        InputError: there is no task, one without a run, or a score that is not finite.
+        InputError: there is no task, a task has no run, or a score is not finite.
     """
     mean = _Mean.of(table, is_rate, confidence)
     spread = mean.spread(confidence)
@@ -231,8 +232,8 @@ def estimate_gain(
 ) -> Estimate:
     """Relative change of `mean_of_tasks`, `first / second - 1`, by Fieller's theorem.
 
-    With means a, b of variances u, v the bounds are where (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
-    "Some problems in interval estimation"). There are none if b may be 0, and no value if b ≤ 0.
+    With means a, b of variances u, v the bounds solve (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
+    "Some problems in interval estimation"). There are no bounds if b may be 0, no value if b ≤ 0.
     """
     one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
     a, b = one.value, other.value
@@ -258,14 +259,14 @@ def _fieller(a: float, b: float, u: float, v: float, sign: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Mean:
-    """A mean over tasks.
+    """A mean over tasks and its uncertainty.
 
     Attributes:
-        value: of it.
-        variance: of its error; NaN where a task has one run.
+        value: the mean.
+        variance: variance of its error; NaN if a task has only one run.
         doubt: Σ of the tasks' squared parts of `variance`, each over its degrees of freedom.
-        fall: square of how far it may lie below, by the tasks whose runs agree.
-        rise: of how far above.
+        fall: square of how far the true mean may lie below, due to the tasks whose runs agree.
+        rise: square of how far it may lie above.
     """
 
     value: float
@@ -276,7 +277,7 @@ class _Mean:
 
     @classmethod
     def of(cls, table: Table, is_rate: bool, confidence: float) -> Self:
-        """Of runs' scores."""
+        """Compute the mean of a table of runs' scores."""
         tasks = checked_table(table)
         counts = np.array([len(task) for task in tasks])
         parts = np.full(len(tasks), math.nan)
@@ -293,7 +294,7 @@ class _Mean:
         )
 
     def times(self, factor: float) -> "_Mean":
-        """The mean of scores that are so many times as large."""
+        """The mean of the scores times a factor."""
         return _Mean(
             value=factor * self.value,
             variance=factor**2 * self.variance,
@@ -305,7 +306,7 @@ class _Mean:
     def quantile(self, confidence: float, other: "_Mean | None" = None) -> float:
         """Student's t of the error of this mean, or of its difference from another.
 
-        NaN if there is none; 0 where all runs of each task agree and that is allowed for.
+        NaN if there is none; 0 if all runs of each task agree and `fall` and `rise` allow for it.
         """
         variance, doubt, agree = self.variance, self.doubt, self.fall + self.rise
         if other is not None:
@@ -316,24 +317,24 @@ class _Mean:
         return 0.0 if agree and variance == 0 else math.nan
 
     def spread(self, confidence: float, other: "_Mean | None" = None) -> float:
-        """Square of the half-width by runs that differ; NaN where there is no such quantile."""
+        """Square of the half-width due to runs that differ; NaN if there is no such quantile."""
         variance = self.variance + (other.variance if other else 0.0)
         return self.quantile(confidence, other) ** 2 * variance
 
 
 def _agree(task: Scores) -> bool:
-    """Whether several runs all have one score."""
+    """Whether there are several runs and all have the same score."""
     return len(task) > 1 and bool((task == task[0]).all())
 
 
 def _other_share(runs: int, confidence: float) -> float:
-    """The share of runs of another kind of which as many draws may show none."""
+    """The largest share of runs of another kind that `runs` draws may all miss."""
     return float(1 - ((1 - _checked(confidence)) / 2) ** (1 / runs))
 
 
 def student_t(freedom: float, confidence: float) -> float:
-    """Two-sided quantile."""
-    from scipy import special  # takes half a second, which every command would pay: on use
+    """Two-sided quantile of Student's t distribution."""
+    from scipy import special  # takes half a second, so only when needed
 
     return float(special.stdtrit(freedom, (1 + _checked(confidence)) / 2))
 
@@ -353,21 +354,21 @@ def estimate(
     """A statistic of a table with its stratified bootstrap interval.
 
     Runs are drawn with replacement within each task; bounds are quantiles of the statistic,
-    widened for few runs (see this module's docstring). There are none where a task has one run,
-    which would count as known exactly, where all runs of each task agree, and where there are so
-    few runs that the quantiles would lie beyond any resample: 4 of a single task.
+    widened for few runs (see this module's docstring). There are no bounds if a task has one run,
+    which would count as known exactly, if all runs of each task agree, or if there are so few runs
+    that the quantiles would lie beyond any resample: 4 of a single task.
 
     Args:
         statistic: such as `interquartile_mean`.
         table: one vector of runs' scores per task.
         generator: the only source of randomness.
-        resamples: draws.
+        resamples: number of resamples.
         confidence: coverage in (0, 1).
-        of_one_task: whether the statistic may hang on a single task's runs, as a median of tasks
-            does: it is then widened for the fewest that a task has.
+        of_one_task: whether the statistic may depend on a single task's runs, as a median of tasks
+            does; the interval is then widened for the fewest runs that a task has.
 
     Raises:
-        InputError: there is no task, one without a run, or a score that is not finite.
+        InputError: there is no task, a task has no run, or a score is not finite.
     """
     tasks = checked_table(table)
     value = float(statistic(tasks))
@@ -386,8 +387,8 @@ def estimate_profile(
 ) -> tuple[Scores, Scores, Scores]:
     """`performance_profile` with a pointwise Wilson interval of each fraction.
 
-    Of n runs as would have the mean's variance, if all tasks had one fraction: T² / Σ 1/nᵢ. Where
-    tasks have fractions of their own, as they do, it covers more than it says.
+    Its n is the number of runs that would have the mean's variance if all T tasks had the same
+    fraction: T² / Σ 1/nᵢ. Tasks' fractions differ, so it covers more than its nominal confidence.
 
     Returns:
         The profile and the band's lower and upper ends, `(thresholds,)` each.
@@ -403,11 +404,11 @@ def estimate_profile(
 def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.95) -> Estimate:
     """`improvement_probability` with a score interval; both tables have the same tasks.
 
-    Bounds are where |θ - estimate| = z √V(θ), with the variance V of Mann and Whitney's statistic
-    as a function of θ itself (Newcombe, 2006, "Confidence intervals for an effect size measure
-    based on the Mann-Whitney statistic", method 5): certainty is no bound of few runs.
+    Bounds solve |θ - estimate| = z √V(θ), with the variance V of Mann and Whitney's statistic as a
+    function of θ itself (Newcombe, 2006, "Confidence intervals for an effect size measure based on
+    the Mann-Whitney statistic", method 5), so that few runs do not appear to give certainty.
     """
-    from scipy import optimize  # on use, as `student_t`
+    from scipy import optimize  # only when needed, as in `student_t`
 
     tables = checked_table(first), checked_table(second)
     value = float(improvement_probability(*tables))
@@ -417,14 +418,14 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
     def beyond(theta: float) -> float:
         return abs(theta - value) - z * math.sqrt(_improvement_variance(theta, sizes))
 
-    near = 1e-9  # at 0 and 1 themselves V is 0
+    near = 1e-9  # V is 0 at exactly 0 and 1
     low = optimize.brentq(beyond, 0.0, value - near) if value > 0 else 0.0
     high = optimize.brentq(beyond, value + near, 1.0) if value < 1 else 1.0
     return Estimate(value=value, low=float(low), high=float(high))
 
 
 def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> float:
-    """Of the mean over tasks of m and n runs each, if θ is the probability in all of them."""
+    """Variance of the mean over tasks of m and n runs each, if θ is the probability in all."""
     odds = (1 - theta) / (2 - theta) + theta / (1 + theta)
     parts = [(1 + ((m + n) / 2 - 1) * odds) / (m * n) for m, n in sizes]
     return theta * (1 - theta) * sum(parts) / len(sizes) ** 2
@@ -433,8 +434,8 @@ def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> flo
 def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
     """The quantile at which a bootstrap of the tasks' mean is as wide as Student's t.
 
-    Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN where there
-    is no such t, or no resample so far out.
+    It is Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN if
+    there is no such t, or if the quantile is further out than `_LEAST_TAIL`.
     """
     mean = _Mean.of(tasks, False, confidence)
     if not mean.variance > 0:
@@ -451,7 +452,7 @@ def _tail_of_one(runs: int, confidence: float) -> float:
 
 
 def _tail(deviations: float) -> float:
-    """Of the normal distribution beyond so many standard deviations; NaN if too few resamples."""
+    """Normal tail beyond a number of standard deviations; NaN below `_LEAST_TAIL`."""
     tail = NormalDist().cdf(-deviations)
     return tail if tail >= _LEAST_TAIL else math.nan
 
@@ -477,11 +478,11 @@ class Trend:
     """Whether scores rise with size.
 
     Attributes:
-        concordance: Kendall's pairs in [-1, 1]: of all pairs of runs of one task that differ in
-            size, the share in which the larger scored more, less the share in which it scored less.
+        concordance: in [-1, 1], as Kendall's: among pairs of runs of one task that differ in size,
+            the share in which the larger scored more, minus the share in which it scored less.
         p_rise: chance of at least this concordance if size did not matter.
-        p_fall: the same of at most this concordance.
-        least_p: `p` of these scores in perfect order. Few runs have no order that is unlikely.
+        p_fall: chance of at most this concordance if size did not matter.
+        least_p: `p` if these scores were in perfect order; with few runs, no order is unlikely.
     """
 
     concordance: float
@@ -491,7 +492,7 @@ class Trend:
 
     @property
     def p(self) -> float:
-        """Of a trend in either direction: two-sided."""
+        """Two-sided p-value, of a trend in either direction."""
         return min(1.0, 2 * min(self.p_rise, self.p_fall))
 
 
@@ -504,15 +505,15 @@ def size_trend(
 ) -> Trend:
     """Jonckheere and Terpstra's test for ordered alternatives, stratified by task, by permutation.
 
-    Within each task the runs' scores are dealt anew among the sizes (Jonckheere, 1954): what it
-    tests is that a run's score is drawn alike at every size, so unequal spreads count against it
-    too. The p-values count the observed order itself, so they are never 0.
+    Within each task the runs' scores are permuted among the sizes (Jonckheere, 1954). The null
+    hypothesis is that scores have the same distribution at every size, so unequal spreads count
+    against it too. The p-values count the observed order itself, so they are never 0.
 
     Args:
         sizes: per task, the parameters of each run.
         table: per task, the score of each run.
-        generator: deals the scores.
-        permutations: number of deals.
+        generator: permutes the scores.
+        permutations: number of permutations.
 
     Raises:
         InputError: sizes and scores do not fit, or no task has two sizes.
@@ -539,14 +540,14 @@ def size_trend(
 
 
 def _share(deals: NDArray[np.bool_]) -> float:
-    """Of deals and the observed order, the part that is as far out."""
+    """The share of permutations, with the observed order counted in, that are as far out."""
     return float((1 + deals.sum()) / (1 + len(deals)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several tests, so that the chance of any false claim stays that of one.
+    """P-values of several tests, adjusted so that they bound the chance of any false claim.
 
-    Holm (1979, "A simple sequentially rejective multiple test procedure").
+    The method is Holm's (1979, "A simple sequentially rejective multiple test procedure").
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -559,7 +560,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _size_signs(sizes: ArrayLike, task: Scores) -> NDArray[np.float64]:
-    """`(runs, runs)` above the diagonal: 1 where the second run's critic is larger, -1 smaller."""
+    """`(runs, runs)`, above the diagonal 1 if the second run's critic is larger, -1 if smaller."""
     parameters = np.asarray(sizes, dtype=np.float64)
     if parameters.shape != task.shape:
         raise InputError(f"{parameters.shape} sizes for {task.shape} scores; give each run one")
@@ -567,7 +568,7 @@ def _size_signs(sizes: ArrayLike, task: Scores) -> NDArray[np.float64]:
 
 
 def _concordance(signs: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pairs in the order of their sizes less pairs against it, of `(deals, runs)` scores."""
+    """Number of concordant minus discordant pairs, for `(permutations, runs)` scores."""
     total = np.zeros(len(scores))
     for first, second in zip(*np.nonzero(signs), strict=True):
         total += signs[first, second] * np.sign(scores[:, second] - scores[:, first])
@@ -578,7 +579,7 @@ def checked_table(table: Table) -> list[NDArray[np.float64]]:
     """A table's tasks as float64 vectors.
 
     Raises:
-        InputError: there is no task, one without a run, or a score that is not finite.
+        InputError: there is no task, a task has no run, or a score is not finite.
     """
     if len(table) == 0:
         raise InputError("a table of scores has no task; name runs that have a score")
@@ -586,14 +587,14 @@ def checked_table(table: Table) -> list[NDArray[np.float64]]:
 
 
 def _checked(confidence: float) -> float:
-    """The confidence, if it is one."""
+    """Check that a confidence lies in (0, 1), and return it."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence {confidence} does not lie between 0 and 1; set 0.95, say")
     return confidence
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
-    """The scores as a float64 vector, if they are one."""
+    """Check that scores are a vector of finite numbers, and return them as float64."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or len(scores) == 0 or not np.isfinite(scores).all():
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a group of environments does with its orders, in a worker process or in the caller's.
+"""Execution of orders by a group of environments, in a worker process or in the caller's.
 
 Numbers go through arrays with one row per slot, which a pool and its workers share. An order says
 only which slots begin an episode and which take a step, and the answer only that it is done:
@@ -29,17 +29,17 @@ from tql_offline.eval.environments import (
 
 
 class EnvironmentFailedError(RuntimeError):
-    """An environment raised an error, or its process died again and again; the message has both."""
+    """An environment raised an error, or its process died repeatedly; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What it takes to make a group's environments and to lay out their rows.
+    """The settings needed to make a group's environments and to lay out their rows.
 
     Attributes:
         env_id: as for `environments.make`.
         success_timing: as for `environments.make`.
-        slots: of the whole pool.
+        slots: number of slots of the whole pool.
         observation_dim: n_s.
         action_dim: n_a.
     """
@@ -65,13 +65,13 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class SlotArrays:
-    """What pool and environments tell each other, one row per slot.
+    """The arrays that pool and environments exchange, one row per slot.
 
     Attributes:
         observations: `(slots, n_s)`.
         actions: `(slots, n_a)`.
         rewards: `(slots,)`, 0 for a reset.
-        success: `(slots,)` 1, 0, or NaN where the environment reports none.
+        success: `(slots,)` 1, 0, or NaN if the environment reports none.
         terminated: `(slots,)` whether the task ended.
         truncated: `(slots,)` whether the episode was cut off.
     """
@@ -91,17 +91,17 @@ class SlotArrays:
         return cls(**{name: rows[name] for name in row.names or ()})
 
     def ended(self, slots: Any) -> NDArray[np.bool_]:
-        """Which of these slots ended their episode, for whatever reason."""
+        """Whether each of these slots ended its episode, for any reason."""
         ended: NDArray[np.bool_] = self.terminated[slots] | self.truncated[slots]
         return ended
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one group does in one tick; the actions of `steps` are in the arrays.
+    """The work of one group in one tick; the actions of `steps` are in the arrays.
 
     Attributes:
-        resets: seed of the episode that each of these slots begins.
+        resets: slot → seed of the episode that it begins.
         steps: slots that take a step.
     """
 
@@ -114,7 +114,7 @@ class Order:
         return [*self.resets, *self.steps]
 
     def split(self) -> "Iterator[Order]":
-        """Orders of one slot each that come to the same."""
+        """Equivalent orders of one slot each."""
         yield from (Order(resets={slot: seed}) for slot, seed in self.resets.items())
         yield from (Order(steps=[slot]) for slot in self.steps)
 
@@ -132,7 +132,7 @@ class Failure:
 
 
 def failure(env_id: str, error: Exception) -> Failure:
-    """An error of an environment, ready to be sent."""
+    """Make a `Failure` from an environment's error, ready to be sent."""
     if isinstance(error, InputError):
         return Failure(message=str(error), is_input_error=True)
     trace = "".join(traceback.format_exception(error))
@@ -151,7 +151,7 @@ class Environments:
         """Begin the order's episodes, take its steps, and write the slots' rows.
 
         Returns:
-            The seconds it took, or what an environment raised.
+            The seconds it took, or the error that an environment raised.
         """
         started = time.perf_counter()
         try:
@@ -165,7 +165,7 @@ class Environments:
             observation = self._environment(slot).reset(seed)
             self._write(slot, observation, 0.0, False, False, float("nan"))
         for slot in order.steps:
-            # A copy: the environment may keep it, and the row is written again.
+            # A copy: the environment may keep it, and the row will be overwritten.
             action = self._arrays.actions[slot].copy()
             self._write(slot, *self._of_slot[slot].step(action))
 
@@ -200,7 +200,7 @@ class Environments:
 
 
 def serve(connection: "Connection[Any, Any]", memory: Any, settings: dict[str, Any]) -> None:
-    """A worker's life: answer orders until the other end of the pipe is closed.
+    """Main loop of a worker: answer orders until the other end of the pipe is closed.
 
     An order is a pair of `resets` and `steps`; the answer is the seconds it took, or a `Failure`.
     """
@@ -208,7 +208,7 @@ def serve(connection: "Connection[Any, Any]", memory: Any, settings: dict[str, A
     environments = Environments(known, SlotArrays.over(memory, known))
     try:
         while True:
-            # A bare pair: an object's class would be looked up at every tick.
+            # A plain pair: the class of an object would be looked up at every tick.
             resets, steps = connection.recv()
             connection.send(environments.carry_out(Order(resets, steps)))
     except (EOFError, OSError):

@@ -1,7 +1,7 @@
-"""Runs of one method that were trained with different settings are columns of their own.
+"""Separate columns for runs of one method that were trained with different settings.
 
-Only runs of one task, size and data are compared: a column may well have a setting per task. What
-cannot change a policy is no setting here.
+Only runs of one task, size and data are compared: a column may well have one setting per task.
+Options that cannot change a policy do not count as settings here.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from tql_offline.eval.leaderboard import Measured
 
 Settings = Mapping[str, str]
-"""Flattened: `flow.alpha` to `300.0`; empty where it is not known."""
+"""Flattened settings, such as `flow.alpha` → `300.0`; empty if unknown."""
 
-# Settings, and tables of them, by how their names begin.
+# Settings, and tables of them, by the prefixes of their names.
 _ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
-"""Told by the method, the size and the seed."""
+"""Settings that the method, the size and the seed already express."""
 _WITHOUT_EFFECT = (
     *("dataset.", "execution.", "watch.", "evaluation."),
     *("device", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
@@ -31,21 +31,21 @@ _KEPT = (
     "execution.precision",
 )
 _OBJECTIVES = ("implicit", "conservative", "rebrac", "floq", "cloning")
-"""Tables of one objective each; `flow.hidden` and `flow.flow_steps` are of every policy."""
+"""Tables of one objective each; `flow.hidden` and `flow.flow_steps` apply to every policy."""
 _SHOWN = 4
-"""Settings that a name tells."""
+"""Most settings that a name shows."""
 _WIDTH = 40
 
 
 def settings_of(run: Run) -> dict[str, str]:
-    """What a run was trained with that may change its policy."""
+    """The settings a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
     flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
     return effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
 
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
-    """Of flattened settings those that may change the policy of an objective."""
+    """The flattened settings that may change the policy of an objective."""
     idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *_idle(objective, flat))
     return {
         key: as_text(value)[:_WIDTH]
@@ -55,7 +55,7 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
 
 
 def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
-    """Settings that this objective and critic have no use for."""
+    """Prefixes of settings that this objective and critic do not use."""
     tables = [f"{table}." for table in _OBJECTIVES if table != objective]
     if objective not in FLOW_POLICIES:
         tables.append("flow.alpha")
@@ -67,7 +67,7 @@ def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
 
 
 def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
-    """Keys whose values differ where they are known; an older version may not have them all."""
+    """Keys whose known values differ; a run of an older version may lack some keys."""
     values: dict[str, set[str]] = {}
     for table in settings:
         for key, value in table.items():
@@ -76,7 +76,7 @@ def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
 
 
 def variant_names(runs: Sequence["Measured"]) -> list[str]:
-    """Each run's method; with the settings that tell it from the others where some differ."""
+    """Each run's method, with the settings that distinguish it from others if some differ."""
     cells: dict[tuple[str, ...], list[Measured]] = {}
     for run in runs:
         cells.setdefault((run.method, run.task, run.size, run.dataset_sha256), []).append(run)
@@ -98,6 +98,6 @@ def _name(run: "Measured", keys: tuple[str, ...]) -> str:
 
 
 def _variant(run: "Measured", keys: tuple[str, ...]) -> str:
-    """A short name of all the values."""
+    """A short hash of all the values."""
     values = "\n".join(run.settings.get(key, "") for key in keys)
     return hashlib.sha256(values.encode("utf-8", "replace")).hexdigest()[:6]

@@ -1,8 +1,8 @@
 """Videos of an evaluation's best, median and worst episode.
 
-The episodes are not those that were scored, in which nothing is drawn, but the same ones played
-again: the same seed, the same noise, and the policy called with the same row of the same batch. One
-that does not come to the same return, length and success is not kept.
+The scored episodes themselves are not drawn, so they are replayed: the same seed, the same noise,
+and the policy called with the same row of a batch of the same size. A replay that does not have the
+same return, length and success is not kept.
 """
 
 import math
@@ -31,9 +31,9 @@ _SUFFIXES = (".mp4", ".gif")
 def chosen(episodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Index of the best, the median and the worst episode.
 
-    Episodes are ordered by return, those of equal return by success. The median of an even number
-    is the lower of the middle two. Of episodes equal in both the one of the lowest seed is taken,
-    so that one episode may have several roles.
+    Episodes are ordered by return, those with equal returns by success. The median of an even
+    number is the lower of the middle two. Of episodes equal in both, the one with the lowest seed
+    is chosen, so one episode may have several roles.
 
     Args:
         episodes: `return`, `success` and `seed` of each, at least one.
@@ -55,14 +55,14 @@ def chosen(episodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Player:
-    """Plays episodes of an evaluation again, before an environment that is drawn.
+    """Player that repeats episodes of an evaluation in an environment that is drawn.
 
     Attributes:
         policy: see `rollout.Policy`.
         drawing: the environment.
-        description: of the environment, see `environments.describe`.
-        slots: of the evaluation, the policy's batch.
-        noise_dim: numbers of noise the policy takes per step.
+        description: description of the environment, see `environments.describe`.
+        slots: number of slots in the evaluation, the policy's batch.
+        noise_dim: dimension of the noise the policy takes per step.
     """
 
     policy: Policy
@@ -72,7 +72,7 @@ class Player:
     noise_dim: int
 
     def shots(self, seed: int, index: int) -> Iterator[Shot]:
-        """The episode of a seed, which was the evaluation's at an index: first state to last."""
+        """Play the episode with a seed, the evaluation's at `index`, from first state to last."""
         row = index % self.slots
         observations = np.zeros((self.slots, self.description["observation_dim"]), np.float32)
         noise = np.zeros((self.slots, self.noise_dim), dtype=np.float32)
@@ -96,19 +96,19 @@ def film(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Play an evaluation's best, median and worst episode again and write videos of them.
+    """Replay an evaluation's best, median and worst episode, and write videos of them.
 
     Files are `<step>-<policy>-<role>.mp4` (`.gif` without ffmpeg), and `<step>-<policy>.json` says
-    what they show; earlier ones of these names are replaced. They appear all at once, or none does.
+    what they show; earlier files of these names are replaced, once all new ones are complete.
 
     Args:
-        player: with the evaluation's policy and environment.
-        line: of evaluations.jsonl.
-        folder: where they go, made if it is missing.
-        progress: called with the number of steps played.
+        player: the player, with the evaluation's policy and environment.
+        line: the evaluation's line of evaluations.jsonl.
+        folder: output folder, created if missing.
+        progress: called with the number of frames drawn.
 
     Returns:
-        A clause on each episode that came out differently, of which there is no video.
+        A clause on each episode that came out differently and so has no video.
 
     Raises:
         InputError: the environment failed, or a file cannot be written.
@@ -131,7 +131,7 @@ def film(
 
 
 def videos_of(line: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The videos there are of an evaluation's step and policy."""
+    """The existing videos of an evaluation's step and policy."""
     names = [f"{line['step']}-{line['policy']}-{role}{end}" for role in ROLES for end in _SUFFIXES]
     return [folder / name for name in names if (folder / name).is_file()]
 
@@ -139,7 +139,7 @@ def videos_of(line: Mapping[str, Any], folder: Path) -> list[Path]:
 def _record(
     player: Player, scored: Mapping[str, Any], index: int, path: Path, count: Callable[[], None]
 ) -> dict[str, Any]:
-    """Play an episode again into a file, at most a step longer than it was."""
+    """Replay an episode into a file, for at most one step more than it had."""
     return_, length, success = 0.0, -1, float("nan")
     with writing_video(path, player.drawing.fps) as video:
         for shot in player.shots(scored["seed"], index):
@@ -177,7 +177,7 @@ def _difference(scored: Mapping[str, Any], repeated: Mapping[str, Any]) -> str:
 def _document(
     player: Player, line: Mapping[str, Any], kept: Mapping[str, int], stem: str, ending: str
 ) -> dict[str, Any]:
-    """What stands beside the videos."""
+    """The JSON document that describes the videos."""
     shared = ("step", "policy", "protocol", "env_id", "success_timing")
     return {
         "schema": VIDEOS_SCHEMA,
@@ -195,11 +195,11 @@ def _document(
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """A folder within a folder that is gone afterwards; so is the outer one if it is empty."""
+    """A temporary folder within a folder; both are removed afterwards, the outer one if empty."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # Its name is not to be guessed: a link that lay there would be written through.
+            # Its name must not be guessable: a link placed there would be written through.
             with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as aside:
                 yield Path(aside)
         finally:
@@ -208,9 +208,9 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(aside: Path, folder: Path, stem: str, document: dict[str, Any]) -> None:
-    """Replace the earlier videos of a step and policy, and last the document on them."""
+    """Replace the earlier videos of a step and policy, and finally the document on them."""
     described = folder / f"{stem}.json"
-    # A stop in between leaves videos without a document, never a document on other videos.
+    # An interruption leaves videos without a document, never a document on other videos.
     described.unlink(missing_ok=True)
     new = {video["file"] for video in document["videos"].values()}
     for name in (f"{stem}-{role}{ending}" for role in ROLES for ending in _SUFFIXES):

@@ -1,7 +1,7 @@
-"""The first code of a worker process, before NumPy is there.
+"""The first code of a worker process, run before NumPy is imported.
 
-It is a file of its own with nothing imported, because what it sets must be set before the libraries
-that read it are loaded, and in the worker alone: the calling process has threads that read its
+It is a separate file that imports no library, because what it sets must be set before the libraries
+that read it are loaded, and only in the worker: the calling process has threads that may read its
 environment variables meanwhile.
 """
 
@@ -20,11 +20,11 @@ def run(connection: "Connection[Any, Any]", task: str, *arguments: Any) -> None:
 
 
 def draw(connection: "Connection[Any, Any]", renderer: str, *arguments: Any) -> None:
-    """Serve frames drawn by a renderer, a value of MUJOCO_GL; empty leaves that as it is."""
+    """Serve frames drawn by a renderer, a value of MUJOCO_GL; empty leaves it unchanged."""
     _settle()
     if renderer:
         os.environ["MUJOCO_GL"] = renderer
-    # A library that cannot draw here says so at length, also when it is unloaded.
+    # A library that cannot draw here reports it at length, even when it is unloaded.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     from tql_offline.eval import drawing
 
@@ -32,7 +32,7 @@ def draw(connection: "Connection[Any, Any]", renderer: str, *arguments: Any) -> 
 
 
 def _settle() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One thread each: there are as many workers as cores that they may use.
+    # One thread each: there are as many workers as usable cores.
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -2,19 +2,19 @@
 
 A pool has a fixed number of slots, split into contiguous groups, two to each worker process. A
 group gets one order at a time, to begin episodes in some of its slots and to take a step in others.
-While the caller is at the answer of one, the worker is at the order of the other:
+While the caller handles one group's answer, the worker carries out the other's order:
 
     caller    policy->A  policy->B     .     policy->A    .    policy->B    ...
     worker          [ steps A's slots ][ steps B's slots ][ steps A's slots ][ steps B's ...
 
 A worker process that dies or hangs is replaced, and its slots are reported as lost: since an
 episode is a function of its seed and the policy, the caller begins those episodes again and nothing
-is dropped. An error that an environment raises is not repeated but raised in the caller.
+is dropped. An error that an environment raises is not retried but raised in the caller.
 
-A pool may be used from any thread, by one at a time. An environment that steps exchanges what all
+A pool may be used from any thread, by one at a time. A step of an environment swaps state that all
 threads of its process share (NumPy's global generator, Gymnasium's seeding, warning filters), so
 environments live in the calling process only if that is wanted (one process) and its main thread
-calls; any other thread gets a worker process, and its callers see nothing of the environments.
+calls; any other thread gets a worker process, so that its process is not affected.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ from tql_offline.eval.stepping import (
 __all__ = ["MAX_LOSSES", "EnvironmentFailedError", "EnvironmentPool", "Outcome"]
 
 MAX_LOSSES = 3
-"""Slots whose process is lost this often without a finished episode will not finish one."""
+"""Losses of a process in a row, without a finished episode, after which its slots are given up."""
 
 GROUPS_PER_WORKER = 2
-"""One is stepped while the caller is at the other's actions."""
+"""Two, so that one is stepped while the caller computes the other's actions."""
 
 _CHECK_SECONDS = 0.1
-"""Longest time between two looks at whether the caller still wants the answer."""
+"""Longest time between two checks of whether the caller still wants the answer."""
 
 _Context = multiprocessing.get_context("spawn")
 # Not fork: a forked child would share CUDA, thread pools and random state with its parent.
@@ -62,12 +62,12 @@ _Context = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a group's order; the numbers are in the pool's arrays.
+    """The outcome of a group's order; the numbers are in the pool's arrays.
 
     Attributes:
         order: the order.
-        seconds: that it took, None if the group was lost (its process died or hung) and has to
-            begin its episodes again.
+        seconds: seconds that it took; None if the group was lost (its process died or hung) and
+            has to begin its episodes again.
     """
 
     order: Order
@@ -75,7 +75,7 @@ class Outcome:
 
     @property
     def lost(self) -> bool:
-        """Whether the order came to nothing."""
+        """Whether the group was lost before the order was done."""
         return self.seconds is None
 
 
@@ -88,13 +88,13 @@ class _Timeouts:
 
 
 class _Group(Protocol):
-    """Some of a pool's slots, wherever their environments live."""
+    """Some of a pool's slots, with environments in this or another process."""
 
     def send(self, order: Order) -> None:
         """Hand over one tick's order."""
 
     def receive(self, check: Callable[[], None]) -> Outcome:
-        """What came of the order.
+        """Wait for the outcome of the order.
 
         Raises:
             EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
@@ -105,13 +105,13 @@ class _Group(Protocol):
 
 
 class _Pace:
-    """How many groups the caller should have answers of before it calls the policy again.
+    """Estimate of how many groups should have answered before the policy is called again.
 
-    A policy call takes P seconds, whether one group waits for it or all G, and a group's step E. If
-    each group gets calls of its own, a tick takes G P, but no less than P + E, the time from one
-    order to the next, nor than a worker's time for all of its groups. So there is time for
-    max(P + E, groups of a worker · E) / P calls in a tick; more would keep groups waiting longer
-    than sharing them does. Both times are means that forget.
+    A policy call takes P seconds, for one group or all G, and a group's step takes E. If each group
+    gets its own calls, a tick takes G P, but no less than P + E, the time from one order to the
+    next, nor less than a worker's time for all its groups. So there is time for
+    max(P + E, groups of a worker · E) / P calls in a tick; with more, groups would wait longer than
+    if they shared calls. Both times are exponential moving averages.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Pace:
         self._since: float | None = None
 
     def handed_out(self, outcomes: Sequence[Outcome]) -> None:
-        """The caller has outcomes to work on."""
+        """Note that the caller has outcomes to work on."""
         self._since = perf_counter()
         for outcome in outcomes:
             # Resets are far slower than steps, and rare.
@@ -127,12 +127,12 @@ class _Pace:
                 self._step += 0.1 * (outcome.seconds - self._step)
 
     def handed_in(self) -> None:
-        """The caller has sent new orders."""
+        """Note that the caller has sent new orders."""
         if self._since is not None:
             self._policy += 0.1 * (perf_counter() - self._since - self._policy)
 
     def quorum(self, groups: int) -> int:
-        """Answers to wait for where this number of groups is at work."""
+        """Number of answers to wait for when this number of groups is working."""
         tick = max(self._policy + self._step, GROUPS_PER_WORKER * self._step)
         calls = int(tick / self._policy) if self._policy else groups
         return ceil(groups / max(1, min(groups, calls)))
@@ -142,7 +142,7 @@ class EnvironmentPool:
     """Slots that hold one environment each, kept alive across evaluations.
 
     Environments are made when a slot first begins an episode. Use it as a context manager: leaving
-    it, also by an exception or Ctrl-C, ends its processes.
+    it, even by an exception or Ctrl-C, ends its processes.
 
     Args:
         env_id: as for `environments.make`.
@@ -157,7 +157,7 @@ class EnvironmentPool:
     Attributes:
         slots: number of slots.
         description: see `environments.describe`.
-        arrays: of all slots; a group's rows are its own from `send` until `receive` gives it back.
+        arrays: arrays of all slots; a group owns its rows from `send` until `receive` returns it.
 
     Raises:
         InputError: the environment cannot be made or has no vector observations and actions, or a
@@ -189,7 +189,7 @@ class EnvironmentPool:
             observation_dim=self.description["observation_dim"],
             action_dim=self.description["action_dim"],
         )
-        # An unlinked file: no name to clean up, whichever process dies first.
+        # An unlinked file: there is no name to clean up, no matter which process dies first.
         self._memory = _Context.RawArray("B", slots * self._settings.row().itemsize)
         self.arrays = SlotArrays.over(self._memory, self._settings)
         self._processes = min(processes, slots)
@@ -206,10 +206,10 @@ class EnvironmentPool:
     def send(
         self, resets: Mapping[int, int], steps: Sequence[int], actions: NDArray[np.float32]
     ) -> None:
-        """Have slots advance by one tick, in groups that have no order now.
+        """Advance slots by one tick, in groups that currently have no order.
 
         Args:
-            resets: seed of the episode that each of these slots begins.
+            resets: slot → seed of the episode that it begins.
             steps: slots that take a step.
             actions: `(len(steps), n_a)` float32, their actions.
         """
@@ -228,7 +228,7 @@ class EnvironmentPool:
             check: called at least every 0.1 s, to raise if the answer is no longer wanted.
 
         Returns:
-            Their outcomes; these groups have no order now.
+            Their outcomes; these groups no longer have an order.
 
         Raises:
             EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
@@ -250,7 +250,7 @@ class EnvironmentPool:
             group.stop()
 
     def _make_groups(self) -> None:
-        """Have groups that suit the calling thread; it changes between rollouts if at all."""
+        """Make groups that suit the calling thread, which changes only between rollouts."""
         apart = self._processes > 1 or not _in_main_thread()
         if not self._groups or isinstance(self._groups[0], _ProcessGroup) != apart:
             self.close()
@@ -277,7 +277,7 @@ class EnvironmentPool:
         return orders
 
     def _group_of(self, slot: int) -> int:
-        """Groups are contiguous and of nearly equal size."""
+        """The group of a slot; groups are contiguous and nearly equal in size."""
         return slot * len(self._groups) // self.slots
 
 
@@ -293,7 +293,7 @@ class _LocalGroup:
         self._order = order
 
     def receive(self, check: Callable[[], None]) -> Outcome:
-        """Carry the order out, slot by slot so that it can be given up in between."""
+        """Carry out the order slot by slot, so that it can be abandoned in between."""
         with kept_normal_cache():
             seconds = [self._carry_out(part, check) for part in self._order.split()]
         return Outcome(order=self._order, seconds=sum(seconds))
@@ -313,8 +313,8 @@ class _Worker:
 
     Attributes:
         queue: groups whose orders have no answer yet, in the order of their answers.
-        life: number of the process; the environments of an earlier one are gone.
-        losses: processes lost since an episode was last finished.
+        life: number of the current process; the environments of earlier ones are gone.
+        losses: number of processes lost since an episode was last finished.
     """
 
     def __init__(self, settings: Settings, memory: Any) -> None:
@@ -331,7 +331,7 @@ class _Worker:
         return self._connection
 
     def send(self, group: "_ProcessGroup", order: Order) -> None:
-        """Queue a group's order, for a process that is started if there is none."""
+        """Queue a group's order, starting the process if there is none."""
         if self._connection is None:
             task = (self._memory, dataclasses.asdict(self.settings))
             self._process, self._connection = _start_worker("serve", *task)
@@ -339,14 +339,14 @@ class _Worker:
         try:
             self._connection.send((order.resets, order.steps))
         except OSError:
-            # The process is dead; `answer` finds that too, and is the one place that replaces it.
+            # The process is dead; `answer` notices that too, and only there is it replaced.
             return
 
     def answer(self, *, surely: bool) -> Any:
-        """The answer to the first group of the queue, or None if the process has none to give.
+        """The answer to the first group of the queue, or None if there is none.
 
         Args:
-            surely: there is one, or the pipe has ended, so that there is no need to look.
+            surely: whether there is one, or the pipe has ended, so that polling is unnecessary.
         """
         try:
             return self.connection.recv() if surely or self.connection.poll() else None
@@ -367,7 +367,7 @@ class _Worker:
             process.close()
 
     def end(self) -> str:
-        """Stop a process that died or hangs, and say which."""
+        """Stop a process that died or hangs, and return a text that says which."""
         assert self._process is not None
         # A pipe ends a moment before its process does.
         self._process.join(0.2)
@@ -392,7 +392,7 @@ class _ProcessGroup:
 
     @property
     def is_stranded(self) -> bool:
-        """Whether the process that had the order, or the episodes it goes on with, is gone."""
+        """Whether the process that had the order, or the episodes it continues, is gone."""
         return self._life != self.worker.life
 
     @property
@@ -411,16 +411,16 @@ class _ProcessGroup:
             self.begin_waiting()
 
     def begin_waiting(self) -> None:
-        """The worker is at the order from now on."""
+        """Set the deadline: the worker begins the order now."""
         timeout = self._timeouts.start if self._order.resets else self._timeouts.step
         self._deadline = monotonic() + timeout
 
     def receive(self, _check: Callable[[], None]) -> Outcome:
-        """Take the answer that has come, or end a dead or hanging worker."""
+        """Take the answer that has arrived, or end a dead or hanging worker."""
         if self.is_stranded:
             self._life = self.worker.life  # its next order begins the episodes again
             return Outcome(order=self._order, seconds=None)
-        # `_answered` gives a group that is not late only if its pipe can be read.
+        # `_answered` returns a group that is not late only if its pipe can be read.
         answer = self.worker.answer(surely=not self.late)
         if answer is None:
             self._count_loss()
@@ -441,7 +441,7 @@ class _ProcessGroup:
         """End the lost worker.
 
         Raises:
-            EnvironmentFailedError: it is the last of `MAX_LOSSES` in a row.
+            EnvironmentFailedError: this is the last of `MAX_LOSSES` losses in a row.
         """
         worker = self.worker
         how = worker.end()
@@ -457,7 +457,7 @@ class _ProcessGroup:
 
 
 def _answered(groups: Sequence[_Group]) -> list[_Group]:
-    """Groups that have an answer or are too late for one, waiting a moment for the first."""
+    """Groups that have an answer or have timed out, after waiting briefly for the first."""
     apart = [group for group in groups if isinstance(group, _ProcessGroup)]
     stranded = [group for group in apart if group.is_stranded]
     if stranded or not apart:
@@ -468,10 +468,10 @@ def _answered(groups: Sequence[_Group]) -> list[_Group]:
 
 
 def _readable(pipes: Sequence["Connection[Any, Any]"], seconds: float) -> Container[object]:
-    """Those of the pipes that can be read, as `multiprocessing.connection.wait` gives them."""
+    """The pipes that can be read, as from `multiprocessing.connection.wait`."""
     if not hasattr(select, "poll"):
         return wait(pipes, timeout=seconds)
-    # `wait` does the same in four times the time, which counts in every tick.
+    # `wait` does the same but takes four times as long, which matters at every tick.
     poller = select.poll()
     pipe_of = {pipe.fileno(): pipe for pipe in pipes}
     for number in pipe_of:
@@ -524,11 +524,11 @@ def _start_worker(task: str, *arguments: Any) -> tuple[BaseProcess, "Connection[
 
 
 def _unwrap(answer: Any) -> Any:
-    """An answer that is no failure.
+    """An answer that is not a failure.
 
     Raises:
-        InputError: what the worker raised.
-        EnvironmentFailedError: with the text of any other error that the worker raised.
+        InputError: the worker raised one.
+        EnvironmentFailedError: the worker raised any other error, whose text it has.
     """
     if isinstance(answer, Failure):
         raise answer.error()
