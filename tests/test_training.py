@@ -150,6 +150,18 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
     assert "another task; leave --env out" in output.err
 
 
+def test_seeds_end_in_their_mean(own, tmp_path, capsys):
+    settings = ["critic.size=tiny", "flow.hidden=[8]", "steps=2", "batch_size=4"]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    maze = ["--env", "rollout_environments:ShortMaze-v0", "--protocol", "quick-return:1@2"]
+    place = ["--dataset", str(own), "--runs", str(tmp_path), "--name", "r"]
+    code, output = command(["train", *place, *flags, *maze, "--seeds", "0-1"], capsys)
+    assert code == 0, output.err
+    assert "over 2 seeds, learned policy at the last update: -30 ± 0 score" in " ".join(
+        output.out.split()
+    )
+
+
 def test_a_run_that_nothing_scores_keeps_what_scores_are_made_of(own, tmp_path, capsys):
     protocol = {"protocol": "quick-return:2@10"}
     folder = train_own(own, tmp_path, keep_checkpoints=1, evaluation=protocol)
