@@ -62,8 +62,8 @@ class BoardSection:
     Attributes:
         title: the board's setting.
         tables: sortable tables, in order.
-        answers: whether a bigger critic helped, one sentence per method and claim.
-        sentences: notes.
+        answers: whether a bigger critic helped, one short sentence per method.
+        sentences: the same with its evidence, and notes.
         plots: scores by size, if a method has two sizes, and performance profiles.
         board: the board that the section was made from.
         summaries: summaries of its complete columns.
@@ -103,11 +103,10 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        answers=(
+        answers=tuple(trend_sentences(scalings, digits_of(percent), brief=True)),
+        sentences=(
             *trend_sentences(scalings, digits_of(percent)),
             *claim_sentences(board, printed),
-        ),
-        sentences=(
             *left_out(board, core),
             *shortfall(board),
             *formulas(board),
@@ -403,16 +402,20 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
 # Scaling in a sentence and a figure.
 
 
-def trend_sentences(scalings: Sequence[Scaling], digits: int = 1) -> Iterator[str]:
+def trend_sentences(
+    scalings: Sequence[Scaling], digits: int = 1, *, brief: bool = False
+) -> Iterator[str]:
     """Yield whether a bigger critic helped each method of a board, as far as the runs can tell.
 
     Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
     """
     for scaling, p in zip(scalings, holm([s.trend.p for s in scalings]), strict=True):
-        yield trend_sentence(scaling, p, len(scalings), digits)
+        yield trend_sentence(scaling, p, len(scalings), digits, brief=brief)
 
 
-def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
+def trend_sentence(
+    scaling: Scaling, p: float, tests: int, digits: int, *, brief: bool = False
+) -> str:
     """The answer for one method.
 
     Args:
@@ -420,16 +423,24 @@ def trend_sentence(scaling: Scaling, p: float, tests: int, digits: int) -> str:
         p: two-sided p-value, corrected for `tests` methods.
         tests: number of methods tested.
         digits: decimals of a difference of scores.
+        brief: whether to leave out the evidence and the tasks that disagree.
     """
-    trend, first, last = scaling.trend, scaling.points[0], scaling.points[-1]
+    first, last = scaling.points[0], scaling.points[-1]
+    difference = between(last.difference, digits, "+").text
+    evidence = "" if brief else f" ({_evidence(scaling, p, tests)})"
+    return (
+        f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
+        f"{_confounded(scaling)}{_answer(scaling, p, tests)}{evidence}; {last.size} against "
+        f"{first.size}: {difference}.{'' if brief else _within(scaling, digits)}"
+    )
+
+
+def _evidence(scaling: Scaling, p: float, tests: int) -> str:
     chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""
     return (
-        f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
-        f"{_confounded(scaling)}{_answer(scaling, p, tests)} (Jonckheere and Terpstra's test by "
-        f"permutation within tasks: concordance {trend.concordance:+.2f}, two-sided {chance}"
-        f"{corrected}); {last.size} against {first.size}: "
-        f"{between(last.difference, digits, '+').text}.{_within(scaling, digits)}"
+        "Jonckheere and Terpstra's test by permutation within tasks: concordance "
+        f"{scaling.trend.concordance:+.2f}, two-sided {chance}{corrected}"
     )
 
 

@@ -145,7 +145,7 @@ def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
     )
     assert "no more than seeds and rounding explain" in sentence
     assert sentence.endswith("over 8 seeds).")
-    assert sentence in board_section(board_of(tmp_path), "b", published_sizes()).answers
+    assert sentence in board_section(board_of(tmp_path), "b", published_sizes()).sentences
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,8 @@ def test_the_answers_of_boards_come_first(tmp_path):
     html, markdown = written(runs, tmp_path / "out")
     for page in (html, markdown):
         assert page.index("TQL, tiny to small, over ") < page.index("tiny0")
+        assert page.count("TQL, tiny to small, over ") == 2
+        assert page.count("Jonckheere") == 1, "where the board is"
     assert "Score by size" in html
     assert html.count("<figcaption>Success rate, %</figcaption>") <= 1 + len(runs)
 
