@@ -113,7 +113,7 @@ def check_spaces(view: View, env_id: str) -> list[Finding]:
         Finding(
             "warning",
             "spaces",
-            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on where "
+            f"the data have {'x'.join(map(str, have))} {what} dims from episode 0, row 0 on, but "
             f"{env_id} has {want}; name the environment the data came from",
         )
         for what, have, want in (
@@ -147,7 +147,7 @@ def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Findin
     for number, finding in enumerate(found):
         if number == SHOWN:
             more = count - SHOWN
-            yield Finding(finding.level, finding.kind, f"{what} of {more:,} more, not listed here")
+            yield Finding(finding.level, finding.kind, f"{more:,} more {what}, not listed here")
             return
         yield finding
 
@@ -165,8 +165,8 @@ def _lost_observations(view: View) -> Iterator[Finding]:
             "note",
             "last-row",
             f"{lost.sum():,} of {len(lost):,} episodes (first {int(lost.argmax())}) are cut off "
-            "and have no observation after their last action, so that training leaves these "
-            "transitions out, as D4RL's qlearning_dataset does; write 'next_observations' to keep "
+            "and have no observation after their last action, so training drops these "
+            "transitions, as D4RL's qlearning_dataset does; write 'next_observations' to keep "
             "them",
         )
 
@@ -182,7 +182,7 @@ def _last_rows(view: View) -> Iterator[Finding]:
                 "last-row",
                 f"episode {episode} has mask 0 in its last row, "
                 f"{view.observation_starts[episode] + view.lengths[episode]}, and 1 before it, but "
-                "the last row holds the last observation only, so the task's end is lost; give "
+                "the last row holds only the last observation, so the task's end is lost; give "
                 "every episode a last row of its own",
             )
             for episode in bad
@@ -190,7 +190,7 @@ def _last_rows(view: View) -> Iterator[Finding]:
         # The masks in OGBench's own last rows are meaningless; they matter only if every end of the
         # task lies there.
         if len(bad) and bool((view.masks != 0).all()):
-            yield from _limited(found, len(bad), "the same is true")
+            yield from _limited(found, len(bad), "such episodes")
     if view.last_rewards is not None and view.rewards is not None:
         alone = (
             view.rewards.min() == view.rewards.max()
@@ -201,7 +201,7 @@ def _last_rows(view: View) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "last-row",
-                f"every reward other than {float(view.rewards[0]):g} stands in an episode's last "
+                f"every reward other than {float(view.rewards[0]):g} is in an episode's last "
                 f"row (first in episode {episode}), which is not used; give every episode a last "
                 "row of its own for the observation after the last action",
             )
@@ -253,7 +253,7 @@ def _bad_numbers(view: View) -> Iterator[Finding]:
             )
             for row in bad[first].tolist()
         )
-        yield from _limited(found, len(episodes), f"the same is true of {name!r}")
+        yield from _limited(found, len(episodes), f"episodes where {name!r} is not finite")
 
 
 def _rows_where(column: Array, is_bad: Callable[[Array], NDArray[np.bool_]]) -> NDArray[np.int64]:
@@ -287,7 +287,7 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
             "warning",
             "masks",
             f"{100 * ended.mean():.3g} % of all transitions have mask 0 (first "
-            f"{view.place(int(np.argmax(ended)))}), so that almost nothing bootstraps; write "
+            f"{view.place(int(np.argmax(ended)))}), so almost nothing bootstraps; write "
             "0 only where the task itself ended",
         )
         return
@@ -299,9 +299,9 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
         yield Finding(
             "note",
             "masks",
-            f"{episodes} episodes go on after the task ended (first "
+            f"{episodes} episodes continue after the task ended (first "
             f"{view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless that is "
-            "meant, end an episode where its task ends",
+            "intended, end each episode where its task ends",
         )
     if view.timeouts is not None:
         yield from _timeouts(view)
@@ -324,15 +324,15 @@ def _timeouts(view: View) -> Iterator[Finding]:
         yield Finding(
             "note",
             "timeouts",
-            f"{len(both)} transitions are both a terminal and a timeout (first "
-            f"{view.place(int(both[0]))}); they are taken for terminals",
+            f"{len(both)} transitions are both terminal and timeout (first "
+            f"{view.place(int(both[0]))}); they are treated as terminals",
         )
     if not ended.any() and not np.any(view.timeouts):
         yield Finding(
             "warning",
             "timeouts",
-            f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (episode 0 is "
-            "all of them); mark the episodes' ends",
+            f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (all in "
+            "episode 0); mark the ends of episodes",
         )
 
 
@@ -362,12 +362,12 @@ def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
             "warning",
             "jump",
             f"{view.place_of_row(row)}: dim {dim} of the next observation is {ratio:.0f} usual "
-            "steps away, so the end of an episode is missing there, or its rows are out of order; "
+            "steps away, so the end of an episode is missing there or rows are out of order; "
             "mark the end",
         )
         for row, dim, ratio in bad
     )
-    yield from _limited(found, len(bad), "such a jump is also in the rows")
+    yield from _limited(found, len(bad), "such jumps")
 
 
 def _steps(rows: Array, dims: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -409,14 +409,15 @@ def _rewards(view: View) -> Iterator[Finding]:
             "warning",
             "rewards",
             f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is 0, "
-            "so there is nothing to learn; look whether the rows that are rewarded were lost",
+            "so there is nothing to learn; check whether the rewarded rows were lost",
         )
     else:
         yield Finding(
             "note",
             "rewards",
             f"the reward of all {len(view.rewards):,} transitions from episode 0, row 0 on is "
-            f"{float(low):g}: if a solved task is rewarded otherwise, behaviour never solved it",
+            f"{float(low):g}: if solving the task is rewarded differently, behaviour never solved "
+            "it",
         )
 
 
@@ -431,8 +432,8 @@ def _choices(view: View) -> Iterator[Finding]:
             "warning",
             "actions",
             f"every action from episode 0, row 0 on is a whole number ({whole.min():g} to "
-            f"{whole.max():g}); policies here are of continuous actions, so leave the data out if "
-            "these are choices among discrete ones",
+            f"{whole.max():g}); policies here need continuous actions, so do not use these data if "
+            "the actions are discrete choices",
         )
 
 
@@ -451,14 +452,14 @@ def _actions(view: View) -> Iterator[Finding]:
                 "warning",
                 "actions",
                 f"dim {dim} of the actions is {actions[worst, dim]:g} in {view.place(worst)}, "
-                "outside [-1, 1]; scale the actions into it",
+                "outside [-1, 1]; scale the actions to it",
             )
         elif low[dim] == high[dim]:
             yield Finding(
                 "note",
                 "actions",
                 f"dim {dim} of the actions is {low[dim]:g} in every transition from episode 0, row "
-                "0 on; leave it out if the environment lets you",
+                "0 on; drop it if the environment lets you",
             )
         elif at_bound[dim] > _SATURATED:
             first = int(np.argmax(np.abs(actions[:, dim]) >= _BOUND))
@@ -466,14 +467,14 @@ def _actions(view: View) -> Iterator[Finding]:
                 "note",
                 "actions",
                 f"dim {dim} of the actions is at its bound in {100 * at_bound[dim]:.3g} % of the "
-                f"transitions (first {view.place(first)}); look whether they were clipped",
+                f"transitions (first {view.place(first)}); check whether they were clipped",
             )
     if low.min() >= 0 and high.max() <= 1 and (low < high).all() and len(actions) > 100:
         yield Finding(
             "note",
             "actions",
-            "no action from episode 0, row 0 on is below 0 in any dim; scale them into [-1, 1] if "
-            "they were given in [0, 1]",
+            "no action from episode 0, row 0 on is below 0 in any dim; scale them to [-1, 1] if "
+            "they are in [0, 1]",
         )
 
 
@@ -500,7 +501,7 @@ def _duplicates(view: View, *, whole_episodes: bool = True) -> Iterator[Finding]
         )
         for episode, earlier in bad
     )
-    yield from _limited(found, len(bad), "the same is true")
+    yield from _limited(found, len(bad), "such episodes")
 
 
 def _repeats(view: View) -> Iterator[Finding]:
@@ -527,5 +528,5 @@ def _repeats(view: View) -> Iterator[Finding]:
             "note",
             "repeat",
             f"{count:,} transitions repeat the observation and action of the one before (first "
-            f"{view.place(first)}); look whether rows were written twice",
+            f"{view.place(first)}); check whether rows were written twice",
         )

@@ -75,7 +75,7 @@ def _verdict(
         _scores(large, tasks), _scores(small, tasks), is_rate=board.is_rate
     )
     if math.isnan(measured.low):
-        return "No verdict: one run of a task has no interval."
+        return "No verdict: a task with a single run gives no interval."
     gap = measured.value - (printed_large.mean - printed_small.mean)
     variances = map(_printed_variance, (printed_small, printed_large))
     # Both are about twice a standard error.
@@ -83,9 +83,9 @@ def _verdict(
     explained = "no more than" if abs(gap) <= reach else "more than"
     return (
         f"Measured over the same tasks: {measured.value:+.1f} "
-        f"[{measured.low:+.1f}, {measured.high:+.1f}] points, {_direction(measured)}; from the "
-        f"printed change it differs by {gap:+.1f} ± {reach:.1f}, {explained} seeds and rounding "
-        f"explain (its ± taken for the mean of the tasks' deviations over {SEEDS} seeds)."
+        f"[{measured.low:+.1f}, {measured.high:+.1f}] points, {_direction(measured)}; this differs "
+        f"from the printed change by {gap:+.1f} ± {reach:.1f}, {explained} seeds and rounding "
+        f"explain (taking the printed ± as the mean of the tasks' deviations over {SEEDS} seeds)."
         f"{_timing(board)}"
     )
 
@@ -94,21 +94,21 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
     """Why runs do not reproduce the printed experiment; empty if they do."""
     have = {run.task for run in small} & {run.task for run in large}
     if missing := len(tasks - have):
-        return f"{missing} of its {len(tasks)} tasks are not among the runs of both sizes"
+        return f"{missing} of its {len(tasks)} tasks are not covered by runs of both sizes"
     protocol = known_protocol(board.setting.protocol)
     wanted = protocol.training_steps if protocol else 0
     runs = [run for run in (*small, *large) if run.task in tasks]
     if any(run.updates != wanted for run in runs):
-        return f"it is of {wanted:,} updates, which some of these runs are not"
+        return f"it is for {wanted:,} updates, unlike some of these runs"
     if any(_is_of_other_data(run) for run in runs):
-        return "some of these runs were trained on other data than the published"
+        return "some of these runs were trained on data other than the published"
     pairs = [(run.settings, _settings(run)) for run in runs]
     if not all(have and paper for have, paper in pairs):
         return "the settings of some of these runs are not known"
     keys = dict.fromkeys(key for pair in pairs for key in differing(pair) if key not in _OURS)
     if keys:
         named = ", ".join(list(keys)[:_MAX_NAMED]) + (", …" if len(keys) > _MAX_NAMED else "")
-        return f"some of these runs have other settings than the paper's ({named})"
+        return f"some of these runs differ from the paper's settings ({named})"
     return ""
 
 

@@ -49,8 +49,8 @@ MAX_COMPARED = 8
 _FORMULAS = {
     "success": "success = info['success'] at the last step; score = 100 × success rate",
     "return": "score = mean undiscounted return",
-    "normalised": "score = scale × (mean return - min) / (max - min), by the references that "
-    "every evaluation records",
+    "normalised": "score = scale × (mean return - min) / (max - min), with the references that "
+    "each evaluation records",
 }
 _TIMINGS = {"pre": "before the action ('pre')", "post": "after the action ('post')"}
 
@@ -128,9 +128,9 @@ def left_out(board: Board, core: Board) -> Iterator[str]:
     named = ", ".join([*tasks, *labels][:MAX_NAMED])
     more = ", …" if len(tasks) + len(labels) > MAX_NAMED else ""
     yield (
-        f"Comparisons over several tasks are of the {len(core.tasks)} of {len(board.tasks)} tasks "
-        f"and {len(core.measured)} of {len(board.measured)} methods of which each method has each "
-        f"task; left out: {named}{more}."
+        f"Comparisons over several tasks cover the {len(core.tasks)} of {len(board.tasks)} tasks "
+        f"and {len(core.measured)} of {len(board.measured)} methods for which every method has "
+        f"every task; left out: {named}{more}."
     )
 
 
@@ -148,8 +148,8 @@ def shortfall(board: Board) -> Iterator[str]:
         full = "1 seed" if known.seeds == 1 else f"{known.seeds} seeds"
         yield (
             f"A full result of {board.setting.protocol} is {full} of "
-            f"{grouped(known.training_steps)} updates: of {len(updates)} cells {seeds} have fewer "
-            f"seeds and {short} shorter runs."
+            f"{grouped(known.training_steps)} updates: of {len(updates)} cells, {seeds} have fewer "
+            f"seeds and {short} have shorter runs."
         )
 
 
@@ -172,7 +172,7 @@ def formula(protocol: str, counted: int, success_timing: str) -> str:
         success_timing: the moment of judging success; empty if unknown.
     """
     known = known_protocol(protocol)
-    meaning = _FORMULAS[known.score] if known else "its score is shown as it was recorded"
+    meaning = _FORMULAS[known.score] if known else "its score is shown as recorded"
     counts = "the last evaluation" if counted == 1 else f"the last {counted} evaluations"
     timing = f"; success judged on the state {_TIMINGS.get(success_timing, success_timing)}"
     return (
@@ -281,9 +281,7 @@ def average_table(board: Board) -> Table:
             for pair in found
         )
         rows.append((cell(name), *cells))
-    caption = (
-        "Averages over tasks: of the means, ± of the standard deviations, as papers print them"
-    )
+    caption = "Averages over tasks, of means and of standard deviations (±), as papers print them"
     return make_table(caption, ("domain", *board.labels), rows)
 
 
@@ -303,8 +301,8 @@ def summary_table(board: Board, overall: Sequence[Summary], over: str) -> Table:
     )
     return make_table(
         f"Over {over}, 95 % intervals over training runs, all played from the protocol's own "
-        "initial states: the mean's is Student's t, the others' a stratified bootstrap; none where "
-        "runs are too few",
+        "initial states: Student's t for the mean, a stratified bootstrap for the others; none "
+        "where runs are too few",
         ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
     )
@@ -334,7 +332,7 @@ def improvement_table(board: Board, over: str) -> Table | None:
         )
         rows.append((cell(label), *others))
     caption = (
-        f"Probability that a run of the row scores more than one of the column, mean over {over}, "
+        f"Probability that a run of the row outscores one of the column, averaged over {over}, "
         "with its 95 % score interval"
     )
     return make_table(caption, ("method", *labels), rows)
@@ -348,8 +346,8 @@ def digits_of(percent: bool) -> int:
 def scaling_table(scaling: Scaling, percent: bool) -> Table:
     """Table of one method by size."""
     return make_table(
-        f"{scaling.method} by size, over {_tasks(scaling)}: counted score, and beside it the last "
-        "evaluation, the mean of the last three, and the best one, an oracle chosen by playing",
+        f"{scaling.method} by size, over {_tasks(scaling)}: counted score, then the last "
+        "evaluation, the mean of the last three, and the best, an oracle chosen by playing",
         (
             *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
             *(
@@ -437,9 +435,9 @@ def trend_sentence(
 
 def _evidence(scaling: Scaling, p: float, tests: int) -> str:
     chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-    corrected = f", Holm's correction for {tests} methods" if tests > 1 else ""
+    corrected = f", Holm-corrected for {tests} methods" if tests > 1 else ""
     return (
-        "Jonckheere and Terpstra's test by permutation within tasks: concordance "
+        "Jonckheere-Terpstra test by permutation within tasks: concordance "
         f"{scaling.trend.concordance:+.2f}, two-sided {chance}{corrected}"
     )
 
@@ -450,13 +448,13 @@ def _confounded(scaling: Scaling) -> str:
         return ""
     names = ", ".join(scaling.differing[:MAX_NAMED])
     more = ", …" if len(scaling.differing) > MAX_NAMED else ""
-    return f"these runs differ in {names}{more} too, so this is not of size alone: "
+    return f"these runs also differ in {names}{more}, so size is not the only difference: "
 
 
 def _answer(scaling: Scaling, p: float, tests: int) -> str:
     trend = scaling.trend
     if scaling.alike:
-        return "all runs of a task score the same, so that size cannot show"
+        return "all runs of a task score the same, so no effect of size can show"
     if tests * trend.least_p >= 0.05:
         return "too few runs to show a trend with size, whatever their order"
     if p < 0.05:
@@ -468,11 +466,11 @@ def _within(scaling: Scaling, digits: int) -> str:
     """What a trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
     said = ""
     if scaling.risen and scaling.fallen:
-        said = f" It scores more on {scaling.risen} of these tasks and less on {scaling.fallen}."
+        said = f" Scores rise on {scaling.risen} of these tasks and fall on {scaling.fallen}."
     best, first, last = scaling.best, scaling.points[0], scaling.points[-1]
     if best.size not in (first.size, last.size):
         said += (
-            f" The best size is {best.size}, chosen by these scores: "
+            f" The best size by these scores is {best.size}: "
             f"{between(best.difference, digits, '+').text} against {first.size}."
         )
     return said
@@ -480,7 +478,7 @@ def _within(scaling: Scaling, digits: int) -> str:
 
 def _tasks(scaling: Scaling) -> str:
     count = len(scaling.tasks)
-    tasks = scaling.tasks[0] if count == 1 else f"the {count} tasks that these sizes have"
+    tasks = scaling.tasks[0] if count == 1 else f"the {count} tasks that these sizes share"
     if not scaling.left_out:
         return tasks
     sizes = f"{', '.join(scaling.left_out)} {'lack' if len(scaling.left_out) > 1 else 'lacks'} "
@@ -505,8 +503,8 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> Plo
     if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
         panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, board, "flops")))
         note += (
-            " FLOPs: operations of the matrix products of all updates of a run, counted once "
-            "(a multiply-add is two); evaluations not included."
+            " FLOPs: matrix-product operations in all of a run's updates, counted once "
+            "(a multiply-add is two); evaluations are not included."
         )
     return PlotGroup(
         title="Score by size",
@@ -562,11 +560,11 @@ def profile_plots(board: Board, anchor: str) -> PlotGroup:
     unit = f"{score_unit(board)}, τ"
     panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=unit)
     left_out = len(several) - len(shown)
-    rest = f" {left_out} lower methods are not drawn." if left_out else ""
+    rest = f" {left_out} lower-scoring methods are not drawn." if left_out else ""
     return PlotGroup(
         title="Performance profiles",
-        note="Of all runs on all tasks, the fraction that score more than τ: a line above another "
-        "everywhere is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
+        note="Fraction of all runs on all tasks that score more than τ: a line everywhere above "
+        "another is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
         f"Wilson intervals over runs.{rest}",
         keys=tuple(Key(label=n, colour=i, style="point") for i, n in enumerate(shown, start=1)),
         plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),

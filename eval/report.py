@@ -69,14 +69,13 @@ from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
 
 MAX_LISTED_WARNINGS = 20
+"""Warnings listed per run; the rest are counted."""
 MAX_LISTED_RUNS = 12
 """With more runs, their answers are in the overview instead of at the top of the page."""
 MAX_DETAILED_RUNS = 50
 """With more runs, the page has no section per run: it would be megabytes that nobody reads."""
 MAX_NAMED_RUNS = 5
 _NO_FACTS = make_table("", (), ())
-_BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
-"""Warnings listed per run; the rest are counted."""
 _BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 
 
@@ -301,7 +300,7 @@ def csp_hash(script: str) -> str:
 
 # Tables
 
-OVERVIEW = "Every run: successes with 95 % Wilson intervals, or scores where none are counted"
+OVERVIEW = "All runs: successes with 95 % Wilson intervals, or scores where success is not counted"
 
 
 def _success_cell(

@@ -146,8 +146,8 @@ def _learning_plots(run: Run, key: str) -> PlotGroup:
     )
     return PlotGroup(
         title="Learning curve",
-        note="Bands and bars, over the episodes of one evaluation: 95 % Wilson interval of the "
-        "success rate, Student's t interval of the mean return.",
+        note="Bands and bars are 95 % intervals over the episodes of one evaluation: Wilson for "
+        "the success rate, Student's t for the mean return.",
         keys=tuple(Key(label=label, colour=i, style="point") for label, _, i in named),
         plots=draw([("Success rate, %", success), ("Mean return", returns)], key),
     )
@@ -164,15 +164,16 @@ def _entropy_plots(run: Run, key: str, of: str = "", whose: str = "") -> PlotGro
     if any(name.startswith(f"{of}entropy_target/") for name in run.curves):
         keys += [Key(label="its target", colour=0, style="dashed")]
     if most is not None:
-        label = f"ln L = {most:.2f}, the most there can be; {COLLAPSED:g}, the mark of collapse"
+        label = f"ln L = {most:.2f}, the maximum; {COLLAPSED:g}, the collapse threshold"
         keys += [Key(label=label, colour=0, style="dotted")]
     panels = [
         (f"Layer {n + 1}, nats", _entropy_panel(run, n, most, of)) for n in layers_of(run, of)
     ]
     return PlotGroup(
         title=f"Attention entropy{whose}",
-        note="Mean over batch and heads. Near 0, a query looks at one token only; at ln L, at all "
-        f"alike. A layer whose mean over all L queries is below {COLLAPSED:g} nats has collapsed.",
+        note="Mean over batch and heads. Near 0, a query attends to a single token; at ln L, to "
+        f"all equally. A layer whose mean over all L queries is below {COLLAPSED:g} nats has "
+        "collapsed.",
         keys=tuple(keys),
         plots=draw(panels, key),
     )
@@ -239,7 +240,7 @@ def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
         return ()
     shown = found.states[:MAX_INSPECTED]
     rest = len(found.states) - len(shown)
-    more = f" {rest} more states are in the run's folder inspect." if rest else ""
+    more = f" {rest} more states are in the run's inspect folder." if rest else ""
     attention = (
         "Attention: queries down, keys across, [V] the [VALUE] token; the stronger the colour, "
         "the larger the weight. "
@@ -247,7 +248,7 @@ def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
         else "An MLP critic has no attention. "
     )
     note = (
-        f"{attention}Q over two action dims, the others at the {{held}} action; × the data's "
+        f"{attention}Q over two action dims, the others held at the {{held}} action; × the data's "
         "action, ○ the policy's; spread: standard deviation over the ensemble."
     )
     return tuple(
@@ -325,11 +326,11 @@ def _size_plots(runs: list[Run]) -> PlotGroup | None:
         x_ticks=sizes,
     )
     left_out = len(series) - len(shown)
-    rest = f" {left_out} smaller series are in the table only." if left_out else ""
+    rest = f" {left_out} smaller series are only in the table." if left_out else ""
     return PlotGroup(
         title="Score by size",
         note="One point per finished run: the learned policy's counted evaluations with their 95 % "
-        f"Wilson interval. The seed is the unit: one run of a size shows no trend.{rest}",
+        f"Wilson interval. Seeds are the unit: one run per size shows no trend.{rest}",
         keys=tuple(
             Key(label=label, colour=i, style="point") for i, (label, _) in enumerate(shown, 1)
         ),

@@ -150,9 +150,9 @@ def lack_of(run: Run, score: CountedScore) -> str:
     if not score.lacking:
         return ""
     return (
-        f"{score.last.protocol} counts the score of update "
-        f"{', '.join(map(grouped, score.lacking))}, which is not there; "
-        f"`tql-offline eval {run.folder.path.as_posix()} --missing` makes it"
+        f"{score.last.protocol} counts the score at update "
+        f"{', '.join(map(grouped, score.lacking))}, which is missing; "
+        f"`tql-offline eval {run.folder.path.as_posix()} --missing` adds it"
     )
 
 

@@ -88,7 +88,7 @@ def test_the_tasks_end_in_last_rows_is_lost():
     columns["rewards"] = 1 - columns["masks"]
     found = check(view_of_columns(columns, "mine"))
     assert f"episode 0 has mask 0 in its last row, {ENDS[0]}," in found[0].sentence
-    assert "every reward other than 0 stands in an episode's last row" in found[4].sentence
+    assert "every reward other than 0 is in an episode's last row" in found[4].sentence
 
 
 @pytest.mark.parametrize("what", ["repeats the one before", "is 0"])
@@ -122,7 +122,7 @@ def test_many_findings_of_a_kind_are_counted():
     columns["observations"][::8] = np.nan
     found = [f for f in check(view_of_columns(columns, "mine")) if f.kind == "not-finite"]
     assert len(found) == SHOWN + 1
-    assert f"of {len(rows) // 8 - SHOWN} more" in found[-1].sentence
+    assert f"{len(rows) // 8 - SHOWN} more" in found[-1].sentence
 
 
 def test_actions_constant_saturated_unscaled():
@@ -148,7 +148,7 @@ def test_actions_that_are_choices(kind):
     columns["actions"] = (columns["actions"] > 0).astype(kind)
     said = [str(f) for f in check(view_of_columns(columns, "x")) if "whole number" in f.sentence]
     assert len(said) == 1
-    assert "(0 to 1); policies here are of continuous actions" in said[0]
+    assert "(0 to 1); policies here need continuous actions" in said[0]
     clipped = columns["actions"] * (1 - 1e-5)  # as they are when they are loaded
     assert "actions" in kinds(columns | {"actions": clipped})
     columns["actions"] = columns["actions"].astype(float)
@@ -176,7 +176,8 @@ def test_masks_inside_inverted_unsaid_and_no_masks():
     columns = good()
     columns["masks"][5] = 0
     assert (
-        "1 episodes go on after the task ended (first episode 0, row 5," in only(columns).sentence
+        "1 episodes continue after the task ended (first episode 0, row 5,"
+        in only(columns).sentence
     )
     assert not kinds(columns, goes_on=True)
     columns["masks"] = 1 - good()["masks"]
@@ -237,7 +238,7 @@ def test_d4rl_marks_that_contradict_or_miss():
     columns["timeouts"] = columns["terminals"].copy()
     (finding,) = check(view_of_flat(columns, "mine"))
     assert finding.level == "note"
-    assert "4 transitions are both a terminal and a timeout" in finding.sentence
+    assert "4 transitions are both terminal and timeout" in finding.sentence
     columns = flat()
     columns["terminals"][:] = False
     assert "neither 'terminals' nor 'timeouts'" in str(check(view_of_flat(columns, "mine")))
@@ -250,7 +251,9 @@ def test_terminals_that_only_end_episodes_are_marks_all_the_same():
     columns["masks"][[3, 4]] = 0
     (finding,) = check(view_of_flat(columns, "mine"))
     assert (finding.level, finding.kind) == ("note", "masks")
-    assert "1 episodes go on after the task ended (first episode 0, row 3, mask 0)" in str(finding)
+    assert "1 episodes continue after the task ended (first episode 0, row 3, mask 0)" in str(
+        finding
+    )
 
 
 def test_rows_of_a_flat_file_are_the_files():
@@ -356,7 +359,7 @@ def test_a_run_in_an_environment_without_a_step_limit_says_so(tmp_path):
     listener = Listener()
     data = load(settings["dataset"]["name"], env_id=env_id)
     training.run(resolve(settings), data, tmp_path / "runs", "", listener)
-    assert "names no step limit" in " ".join(listener.sentences)
+    assert "has no step limit" in " ".join(listener.sentences)
 
 
 REFUSED = {

@@ -140,8 +140,8 @@ def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
     (sentence,) = claim_of(tmp_path)
     assert sentence.startswith(
         "Printed for TQL from 0.4M to 26M: 28 to 40 %, +12 points (+43 %). "
-        "Measured over the same tasks: +12.0 [+11.7, +12.3] points, a rise; from the printed "
-        "change it differs by +0.0 ± "
+        "Measured over the same tasks: +12.0 [+11.7, +12.3] points, a rise; this differs "
+        "from the printed change by +0.0 ± "
     )
     assert "no more than seeds and rounding explain" in sentence
     assert sentence.endswith("over 8 seeds).")
@@ -151,13 +151,13 @@ def test_a_measured_change_stands_beside_the_printed_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (5.0, "a rise; from the printed change it differs by -7.0 ± 2.8, more than seeds"),
-        (9.5, "a rise; from the printed change it differs by -2.5 ± 2.8, no more than seeds"),
-        (14.5, "a rise; from the printed change it differs by +2.5 ± 2.8, no more than seeds"),
-        (18.0, "a rise; from the printed change it differs by +6.0 ± 2.8, more than seeds"),
-        (-4.0, "a fall; from the printed change"),
-        (0.1, "neither a rise nor a fall; from the printed change"),
-        (-0.1, "neither a rise nor a fall; from the printed change"),
+        (5.0, "a rise; this differs from the printed change by -7.0 ± 2.8, more than seeds"),
+        (9.5, "a rise; this differs from the printed change by -2.5 ± 2.8, no more than seeds"),
+        (14.5, "a rise; this differs from the printed change by +2.5 ± 2.8, no more than seeds"),
+        (18.0, "a rise; this differs from the printed change by +6.0 ± 2.8, more than seeds"),
+        (-4.0, "a fall; this differs from the printed change"),
+        (0.1, "neither a rise nor a fall; this differs from the printed change"),
+        (-0.1, "neither a rise nor a fall; this differs from the printed change"),
     ],
 )
 def test_both_the_runs_and_what_is_printed_are_in_doubt(tmp_path, change, said):
@@ -177,7 +177,7 @@ def test_precision_is_no_setting_of_the_papers(tmp_path):
 def test_the_method_that_is_printed_to_fall_furthest_is_judged_too(tmp_path):
     (sentence,) = claim_of(tmp_path, change=-6.0, method="floq")
     assert sentence.startswith("Printed for floq from 0.4M to 26M: 33 to 27 %, -6 points (-18 %). ")
-    assert "a fall; from the printed change it differs by +0.0" in sentence
+    assert "a fall; this differs from the printed change by +0.0" in sentence
 
 
 def test_of_an_unknown_timing_nothing_is_said(tmp_path):
@@ -192,21 +192,24 @@ def test_methods_have_the_papers_other_names(tmp_path):
         "Success was not judged as in ogbench 1.1.0 (`post`), which the paper's tables follow."
     )
     (sentence,) = claim_of(tmp_path, change=-3.0, method="FQL")
-    assert "it differs by +0.0 ± " in sentence
+    assert "from the printed change by +0.0 ± " in sentence
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"tasks": 24}, "1 of its 25 tasks are not among the runs of both sizes"),
-        ({"updates": 999_999}, "it is of 1,000,000 updates, which some of these runs are not"),
-        ({"updates": 2_000_000}, "it is of 1,000,000 updates, which some of these runs are not"),
-        ({"seeds": 1}, "one run of a task has no interval"),
+        ({"tasks": 24}, "1 of its 25 tasks are not covered by runs of both sizes"),
+        ({"updates": 999_999}, "it is for 1,000,000 updates, unlike some of these runs"),
+        ({"updates": 2_000_000}, "it is for 1,000,000 updates, unlike some of these runs"),
+        ({"seeds": 1}, "a task with a single run gives no interval"),
         ({"settings": {}}, "the settings of some of these runs are not known"),
-        ({"of_xl": {"dataset_sha256": "5a" * 32}}, "on other data than the published"),
+        ({"of_xl": {"dataset_sha256": "5a" * 32}}, "on data other than the published"),
         ({"of_xl": {"size": "my own"}}, "the settings of some of these runs are not known"),
-        ({"changed": {"flow.alpha": "10.0"}}, "than the paper's (flow.alpha)"),
-        ({"changed": {"n_step": "5", "discount": "0.9"}}, "than the paper's (discount, n_step)"),
+        ({"changed": {"flow.alpha": "10.0"}}, "differ from the paper's settings (flow.alpha)"),
+        (
+            {"changed": {"n_step": "5", "discount": "0.9"}},
+            "from the paper's settings (discount, n_step)",
+        ),
     ],
 )
 def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path, how, said):

@@ -363,7 +363,7 @@ def test_report_sounds_the_alarm_of_v(tmp_path):
 
 def test_report_draws_the_mark_of_collapse(tmp_path):
     files = write_report([make_run(tmp_path / "a", steps=2000)], tmp_path / "out")
-    assert "0.5, the mark of collapse" in files.html.read_text()
+    assert "0.5, the collapse threshold" in files.html.read_text()
 
 
 # The report.

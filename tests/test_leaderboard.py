@@ -321,8 +321,8 @@ def test_early_evaluations_are_no_score_of_a_finished_run(tmp_path):
     report = write_report([folder, other], tmp_path / "report", published=False)
     assert not report.boards  # of one run that has a score
     assert (
-        f"early: quick v1 counts the score of update {grouped(10_000)}, which is not there; "
-        f"`tql-offline eval {folder.path} --missing` makes it"
+        f"early: quick v1 counts the score at update {grouped(10_000)}, which is missing; "
+        f"`tql-offline eval {folder.path} --missing` adds it"
     ) in report.warnings
     text = report.markdown.read_text()
     assert "44/50 successes at update 5 000 (" in text
@@ -435,10 +435,10 @@ def test_a_run_of_another_method_and_task_ends_no_comparison(tmp_path):
     paths = [*several(tmp_path), *several(tmp_path, methods=("C",), tasks=(2,), seeds=(0,))]
     page = write_report([], tmp_path / "out", merged=paths, published=False).markdown.read_text()
     assert "Over 2 tasks, 95 % intervals" in page
-    assert "mean over 2 tasks" in page
+    assert "averaged over 2 tasks" in page
     assert (
-        "are of the 2 of 3 tasks and 2 of 3 methods of which each method has each task; left out: "
-        f"{TASKS[2]}, C tiny."
+        "cover the 2 of 3 tasks and 2 of 3 methods for which every method has every task; "
+        f"left out: {TASKS[2]}, C tiny."
     ) in page
     (board,), _ = boards_of(paths)
     assert {s.label for s in summaries(board.core(), np.random.default_rng(0))} == {
@@ -479,7 +479,7 @@ def test_a_size_that_was_begun_ends_no_comparison_of_sizes(tmp_path):
     assert found.tasks == (TASKS[0], TASKS[1])
     assert found.left_out == ("large",)
     (sentence,) = trend_sentences([found])
-    assert "over the 2 tasks that these sizes have (large lacks some)" in sentence
+    assert "over the 2 tasks that these sizes share (large lacks some)" in sentence
     # One that has half of the tasks is compared on these.
     more = several(tmp_path, methods=("A",), sizes=("large",), tasks=(1,))
     (board,), _ = boards_of([*whole, *more])
@@ -529,7 +529,7 @@ def test_settings_without_a_use_make_no_column(tmp_path, settings, columns):
 def test_less_than_a_full_result_is_told(tmp_path):
     (board,), _ = boards_of(by_size(tmp_path, {}))
     told = " ".join(board_section(board, "b").sentences).replace("\u00a0", " ")
-    assert "8 seeds of 1 000 000 updates: of 4 cells 4 have fewer seeds and 4 shorter" in told
+    assert "8 seeds of 1 000 000 updates: of 4 cells, 4 have fewer seeds and 4 have shorter" in told
 
 
 def test_sizes_of_unlike_settings_are_told(tmp_path):
@@ -542,7 +542,7 @@ def test_sizes_of_unlike_settings_are_told(tmp_path):
     ]
     page = write_report([], tmp_path / "out", merged=paths, published=False)
     text = page.markdown.read_text()
-    assert "these runs differ in steps too, so this is not of size alone: " in text
+    assert "these runs also differ in steps, so size is not the only difference: " in text
 
 
 def test_an_interval_needs_two_runs_of_every_task(tmp_path):
@@ -662,19 +662,19 @@ def sentence_of(tmp_path, scores):
 def test_tasks_that_disagree_are_counted(tmp_path):
     sentence = sentence_of(tmp_path, {"tiny": [(5, 1), (40, 1)], "large": [(40, 1), (5, 1)]})
     assert "no trend with size is shown" in sentence
-    assert "It scores more on 1 of these tasks and less on 1." in sentence
+    assert "Scores rise on 1 of these tasks and fall on 1." in sentence
 
 
 def test_a_size_in_between_that_is_best_is_named(tmp_path):
     scores = {"tiny": [(5, 1)] * 2, "small": [(40, 1)] * 2, "large": [(5, 1)] * 2}
     sentence = sentence_of(tmp_path, scores)
-    assert "The best size is small, chosen by these scores: +70.0 [" in sentence
-    assert "It scores more" not in sentence
+    assert "The best size by these scores is small: +70.0 [" in sentence
+    assert "Scores rise on" not in sentence
 
 
 def test_runs_at_the_ceiling_are_not_called_few(tmp_path):
     sentence = sentence_of(tmp_path, {"tiny": [(50, 0)] * 2, "large": [(50, 0)] * 2})
-    assert "all runs of a task score the same, so that size cannot show" in sentence
+    assert "all runs of a task score the same, so no effect of size can show" in sentence
     assert "few" not in sentence
 
 

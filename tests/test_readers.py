@@ -300,7 +300,7 @@ def test_the_check_of_a_flat_file_sees_its_masks(tmp_path):
     columns["masks"][1] = 0
     path = write_npz(tmp_path / "loaded.npz", columns)
     done = CliRunner().invoke(app, ["datasets", "check", str(path)])
-    assert "1 episodes go on after the task ended (first episode 0, row 1, mask 0)" in " ".join(
+    assert "1 episodes continue after the task ended (first episode 0, row 1, mask 0)" in " ".join(
         done.output.split()
     )
 
@@ -846,7 +846,7 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     checked = run(app, ["datasets", "check", "antmaze-umaze-v0"])
     assert checked.exit_code == 1
     assert "D4RL#77" in checked.output
-    assert "training leaves these transitions out" in checked.output
+    assert "training drops these transitions" in checked.output
     for arguments in (
         ["check", "minari:made/unit-v0"],
         ["check", str(minari_folder() / "made/unit-v0")],

@@ -315,7 +315,7 @@ def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MAX_LISTED_RUNS", 2)
     html, markdown = written(runs, tmp_path / "out")
     for page in (html, markdown):
-        assert "Of more than 2 runs there are no sections one by one" in page
+        assert "With more than 2 runs, there are no sections per run" in page
         assert "Repeat" not in page
         assert page.count("Wilson interval 89") == 0, "no list of answers"
         assert "Overview" in page

@@ -427,7 +427,7 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     lines = output.out.splitlines()
     assert lines[0] == "0 of 2 runs are finished"
     said = " ".join(output.out.split())
-    assert "2 of 2 runs (first wild-s0) have data of your own and no dataset.env_id" in said
+    assert "2 of 2 runs (first wild-s0) use your own data without dataset.env_id" in said
     assert any(line.startswith("tame-s0: not scored, 0.") for line in lines)
     log = runs / "wild-s0.log"
     assert lines[-1].startswith("wild-s0 failed with exit code 2: tql-offline: ")

@@ -337,7 +337,9 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     noting = Noting()
     evaluate_run(folder.path, missing=True, reporter=noting)
     assert folder.evaluations.read_bytes() == scored.evaluations.read_bytes(), "nothing is missing"
-    assert any("has every score that a checkpoint is there for" in s for s in noting.sentences)
+    assert any(
+        "already has every score for which there is a checkpoint" in s for s in noting.sentences
+    )
 
 
 def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):
@@ -362,7 +364,7 @@ def test_a_missing_score_without_a_checkpoint_is_spoken_of(unscored, tmp_path):
         shutil.rmtree(folder.checkpoints / step)
     noting = Noting()
     evaluate_run(folder.path, missing=True, reporter=noting)
-    assert any("scores of step 5, 15, too, of which there is no" in s for s in noting.sentences)
+    assert any("scores of step 5, 15, for which there is no" in s for s in noting.sentences)
     assert {line["step"] for line in read_jsonl(folder.evaluations)} == {10, 20}
 
 

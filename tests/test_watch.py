@@ -214,7 +214,7 @@ def test_the_bound_is_of_the_rewards_that_training_sees(explosive, tmp_path, mon
     noting = Noting()
     run_seeds(config, [0, 1], explosive, tmp_path, "r", noting)
     assert bounds == pytest.approx([200.0, 200.0])
-    told = "note: training sees rewards of 0.5 r -2: "
+    told = "note: training sees rewards 0.5 r -2, as set by "
     assert sum(sentence.startswith(told) for sentence in noting.sentences) == 1
     seen = [read_json(tmp_path / f"r-s{seed}" / "provenance.json")["rewards"] for seed in (0, 1)]
     assert seen == [{"scale": 0.5, "shift": -2.0}] * 2

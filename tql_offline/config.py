@@ -71,23 +71,25 @@ class DataConfig(Table):
     """What to train on."""
 
     name: Text = Field(DEFAULT_DATASET, description="dataset name, or a .npz or HDF5 file")
-    path: Text = Field("", description="file to take for that name; empty: the installed one")
-    env_id: Text = Field("", description="environment to score an own file's policies in")
-    slices: int = Field(0, ge=0, le=10_000, description="first slices of a folder to take; 0: all")
+    path: Text = Field("", description="file to use for that name; empty: the installed one")
+    env_id: Text = Field("", description="environment to score policies in, for your own file")
+    slices: int = Field(
+        0, ge=0, le=10_000, description="how many of a folder's first slices to use; 0: all"
+    )
     normalise: bool = Field(
         False, description="standardise observations to zero mean and unit standard deviation"
     )
     action_bounds: tuple[float, ...] = Field(
         (),
-        description="least and greatest action of an own file and its environment, which become -1 "
-        "and 1; empty: they are that",
+        description="least and greatest action of your own file and its environment, mapped to -1 "
+        "and 1; empty: already -1 and 1",
     )
     return_range: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="scales rewards in training so that returns of whole episodes span so much; "
-        "0: not; IQL on D4RL's locomotion: 1000",
+        description="scales rewards in training so that whole-episode returns span this range; "
+        "0: off; IQL on D4RL's locomotion: 1000",
     )
     reward_scale: PositiveFloat = Field(1.0, description="multiplies each reward in training")
     reward_shift: float = Field(
@@ -95,7 +97,7 @@ class DataConfig(Table):
         allow_inf_nan=False,
         description="added to each reward in training, after scaling; D4RL's ant mazes: -1",
     )
-    allow_broken: bool = Field(False, description="train on data that are known to be wrong")
+    allow_broken: bool = Field(False, description="train on data known to be broken")
 
     @field_validator("action_bounds")
     @classmethod
@@ -115,7 +117,8 @@ class CriticConfig(Table):
     depth: Few = Field(2, description="blocks")
     ensemble: Few = Field(2, description="heads on the [VALUE] output")
     reduction: Literal["mean", "min"] = Field(
-        "mean", description="of the ensemble in flow's target; other objectives take the minimum"
+        "mean",
+        description="of the ensemble in flow's and floq's targets; others take the minimum",
     )
 
 
@@ -123,11 +126,11 @@ class EntropyConfig(Table):
     """Attention-entropy control."""
 
     mode: Literal["none", "fixed", "single", "layerwise"] = Field(
-        "layerwise", description="control"
+        "layerwise", description="how entropy is controlled"
     )
     # Only uniform attention reaches ln(tokens): a temperature would grow without bound.
     target: ProperFraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
-    last_target: ProperFraction = Field(0.65, description="the last layer's")
+    last_target: ProperFraction = Field(0.65, description="the same for the last layer")
     targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
         (),
         description="([VALUE], others) per layer in nats, instead of the fractions; "
@@ -156,29 +159,31 @@ class FlowConfig(Table):
 class ImplicitConfig(Table):
     """The implicit objective (IQL); its policies have the layer widths of `flow.hidden`."""
 
-    expectile: ProperFraction = Field(0.9, description="of V over actions")
-    extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is made")
+    expectile: ProperFraction = Field(0.9, description="expectile of Q over actions that V fits")
+    extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is obtained")
     inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights")
-    samples: Many = Field(32, description="flow samples of best-of-n")
+    samples: Many = Field(32, description="flow samples for best-of-n")
 
 
 class ConservativeConfig(Table):
     """The conservative objective (CQL); its policy has the layer widths of `flow.hidden`."""
 
-    alpha: PositiveFloat = Field(5.0, description="weight of the conservative gap, or its start")
-    samples: Many = Field(10, description="n: 3n critic evaluations per transition")
+    alpha: PositiveFloat = Field(
+        5.0, description="weight of the conservative gap, or its initial value"
+    )
+    samples: Many = Field(10, description="n, for 3n critic evaluations per transition")
     target_gap: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="gap that a learned weight holds, CQL's τ less ln 3n; 0: constant",
+        description="gap that a learned weight maintains, CQL's τ - ln 3n; 0: fixed weight",
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
     rows_at_once: int = Field(
         0,
         ge=0,
         le=MAX_COUNT,
-        description="bounds memory: sampled actions per critic pass, recomputed backward; 0: all",
+        description="to save memory: sampled actions per critic pass, recomputed backward; 0: all",
     )
 
 
@@ -204,16 +209,16 @@ class FloqConfig(Table):
     """The floq objective; its policies and their `flow.alpha` are those of the flow objective."""
 
     steps: Few = Field(8, description="Euler steps of the value's flow")
-    samples: Few = Field(8, description="starts of the flow that a value is the mean over")
+    samples: Few = Field(8, description="flow starts that a value is averaged over")
     coverage: Fraction = Field(
-        0.1, description="part of the values' range, beginning at 0, that starts are drawn from"
+        0.1, description="starts are drawn from the value range scaled by this fraction"
     )
 
 
 class CloningConfig(Table):
     """The cloning objective (behaviour cloning); layer widths of `flow.hidden`, no critic."""
 
-    policy: Literal["flow", "gaussian"] = Field("gaussian", description="what is cloned into")
+    policy: Literal["flow", "gaussian"] = Field("gaussian", description="kind of policy")
 
 
 Schedule = Literal["cosine", "constant"]
@@ -225,7 +230,7 @@ class OptimizerConfig(Table):
     critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
     policy_lr: PositiveFloat = Field(5e-4, description="both policy networks")
     weight_decay: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="on matrices of blocks and heads only"
+        0.01, ge=0, allow_inf_nan=False, description="on block and head matrices only"
     )
     warmup: int = Field(
         10_000,
@@ -235,8 +240,8 @@ class OptimizerConfig(Table):
     )
     schedule: Schedule = Field(
         "cosine",
-        description="of the rates after warm-up: cosine to 10% at the run's end (the paper's), or "
-        "constant (FQL's and CORL's, with warmup 0)",
+        description="learning rates after warm-up: cosine to 10% at the run's end (the paper's), "
+        "or constant (FQL's and CORL's, with warmup 0)",
     )
 
 
@@ -245,13 +250,13 @@ class ExecutionConfig(Table):
 
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="of matrix products; weights, entropies, targets and losses are float32",
+        description="for matrix products; weights, entropies, targets and losses stay float32",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of the losses; auto: on a GPU"
     )
     updates_per_launch: int = Field(
-        10, ge=0, le=1000, description="updates in one CUDA graph on a GPU; 0: no graph"
+        10, ge=0, le=1000, description="updates per CUDA graph on a GPU; 0: no graph"
     )
 
 
@@ -263,12 +268,12 @@ class WatchConfig(Table):
 
     exploding_q: Reaction = Field("warn", description="mean Q beyond what the data's rewards allow")
     q_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
-        3.0, description="times the largest return of the data, beyond which Q explodes"
+        3.0, description="multiple of the data's largest return beyond which Q explodes"
     )
     collapsed_entropy: Reaction = Field(
         "warn", description="a layer's mean attention entropy below 0.5 nats"
     )
-    patience: Few = Field(3, description="log lines in a row before a rule takes effect")
+    patience: Few = Field(3, description="consecutive log lines before a rule takes effect")
 
 
 class EvaluationConfig(Table):
@@ -278,14 +283,15 @@ class EvaluationConfig(Table):
         True, description="score policies while training; if not, `eval --missing` does it later"
     )
     protocol: Text = Field(
-        "ogbench-singletask", description="one of docs/evaluation.md, or `NAME:EPISODES@UPDATES`"
+        "ogbench-singletask", description="one from docs/evaluation.md, or `NAME:EPISODES@UPDATES`"
     )
     success_timing: Literal["", "pre", "post"] = Field(
-        "", description="OGBench's success on s ('pre') or s' ('post'); empty: the environment's"
+        "",
+        description="judge OGBench success on s ('pre') or s' ('post'); empty: the environment's",
     )
     processes: int = Field(0, ge=0, le=4096, description="environment processes; 0: one per core")
     overlap: Literal["auto", "on", "off"] = Field(
-        "auto", description="score while training goes on; auto: on a GPU"
+        "auto", description="score while training continues; auto: on a GPU"
     )
 
 
@@ -293,7 +299,7 @@ class Config(Table):
     """Everything needed to repeat a run."""
 
     objective: str = Field(OWN_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}")
-    seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and all sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")
     discount: Fraction = Field(0.99, description="γ")
@@ -303,10 +309,10 @@ class Config(Table):
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(
         50_000,
-        description="updates between checkpoints; of each evaluation's step there is one, too",
+        description="updates between checkpoints; every evaluation step gets one, too",
     )
     keep_checkpoints: int = Field(
-        0, ge=0, le=MAX_COUNT, description="newest checkpoints to keep of a run; 0: all"
+        0, ge=0, le=MAX_COUNT, description="number of newest checkpoints to keep; 0: all"
     )
     tracker: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="where metrics go besides metrics.jsonl"

@@ -27,12 +27,12 @@ MOST = 4096
 @app.command()
 def bench(
     sizes: Annotated[
-        str, typer.Option("--size", help="Transformer critics' sizes, e.g. small,xl.")
+        str, typer.Option("--size", help="Transformer critic sizes, e.g. small,xl.")
     ] = "small",
     objectives: Annotated[
         str,
         typer.Option(
-            "--objective", help="flow, implicit, conservative, rebrac, floq; several by ,."
+            "--objective", help="flow, implicit, conservative, rebrac, floq; comma-separated."
         ),
     ] = "flow",
     batch_sizes: Annotated[
@@ -41,34 +41,34 @@ def bench(
     hidden: Annotated[
         str,
         typer.Option(
-            help="Layer widths of MLPs, e.g. 256x256, in place of the transformers: "
-            "how IQL and CQL are compared with d3rlpy and CORL's."
+            help="MLP layer widths, e.g. 256x256, in place of transformers: "
+            "for comparing IQL and CQL with d3rlpy's and CORL's."
         ),
     ] = "",
     ways: Annotated[
         str,
         typer.Option(
             help="ours, plain path, without C, eager, compiled, tf32, bfloat16, 2 seeds, 4 seeds, "
-            "8 seeds; ratios are of the first. Default: ours,plain path."
+            "8 seeds; ratios compare the first with each. Default: ours,plain path."
         ),
     ] = "ours,plain path",
     peers: Annotated[
         bool, typer.Option(help="Also time JAX/Flax, d3rlpy and CORL-style updates.")
     ] = True,
     memory: Annotated[
-        bool, typer.Option(help="Also measure peak memory, in a process per contender.")
+        bool, typer.Option(help="Also measure peak memory, one process per contender.")
     ] = True,
     seconds: Annotated[float, typer.Option(help="Seconds per contender.", min=0.1)] = 20.0,
     rounds: Annotated[
-        int, typer.Option(help="Turns that the seconds are cut into.", min=1, max=MOST)
+        int, typer.Option(help="Turns to split these seconds into.", min=1, max=MOST)
     ] = 10,
     threads: Annotated[
-        int, typer.Option(help="CPU threads of PyTorch and XLA; 0: PyTorch's choice.", min=0)
+        int, typer.Option(help="CPU threads for PyTorch and XLA; 0: PyTorch's choice.", min=0)
     ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all results.")] = None,
 ) -> None:
-    """Time whole updates: ours, its plain path, and others' of the same, beside matrix products."""
+    """Time whole updates: ours, its plain path and others' equivalents, beside matrix products."""
     share_machine(min(threads, MOST))
     # Imported here: they import PyTorch.
     from tql_offline.bench.compare import compare, known_names

@@ -30,7 +30,7 @@ def collect(
 ) -> None:
     """Re-create an OGBench dataset with its own environments and scripted behaviour policies.
 
-    A collection that was stopped goes on where it left off when the same command is run again.
+    Rerunning the same command resumes a stopped collection where it left off.
     """
     from tql_offline.datasets.collect import collect as run_collection
     from tql_offline.datasets.collect import total_steps

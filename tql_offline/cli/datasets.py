@@ -18,13 +18,13 @@ from tql_offline.datasets.names import (
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
 
-datasets = typer.Typer(no_args_is_help=True, help="What data there are.")
+datasets = typer.Typer(no_args_is_help=True, help="List, show, check and convert datasets.")
 app.add_typer(datasets, name="datasets")
 
 
 @datasets.command("list")
 def list_datasets(
-    text: Annotated[str, typer.Argument(help="Show names that contain this.")] = "",
+    text: Annotated[str, typer.Argument(help="Show only names that contain this.")] = "",
     suite: Annotated[
         str | None,
         typer.Option(help="ogbench, ogbench-visual, d4rl, minari, or a bundle (ogbench-paper-25)."),
@@ -33,7 +33,7 @@ def list_datasets(
         bool, typer.Option("--installed", help="Only those on this machine.")
     ] = False,
 ) -> None:
-    """List the datasets that can be downloaded or collected, and which are here."""
+    """List datasets that can be downloaded or collected, and which are on this machine."""
     shown = [
         (entry, place)
         for entry in (entries() if suite is None else select(suite))
@@ -58,9 +58,9 @@ def _row(entry: Entry, place: str) -> tuple[str, ...]:
 
 @datasets.command("info")
 def show_info(
-    name: Annotated[str, typer.Argument(help="Dataset name, in OGBench with a task, or a file.")],
+    name: Annotated[str, typer.Argument(help="Dataset name (OGBench: with a task) or file.")],
 ) -> None:
-    """Show what is known of a dataset, and load it: size, returns, rewards, masks and hash."""
+    """Show what is known about a dataset, and load it: size, returns, rewards, masks and hash."""
     entry = find_or_none(name)
     if entry is not None:
         print_table(entry.name, ("published", ""), _published_facts(entry))
@@ -79,15 +79,15 @@ def show_info(
 
 @datasets.command("check")
 def check_data(
-    data: Annotated[str, typer.Argument(help="A file, or a dataset's name with a task.")],
+    data: Annotated[str, typer.Argument(help="File, or dataset name with a task.")],
     env: Annotated[
-        str, typer.Option(help="Environment id whose dims a file of your own must have.")
+        str, typer.Option(help="Environment id whose dims your own file must match.")
     ] = "",
 ) -> None:
-    """Look for faults in data: exit code 0 if there is no warning, 1 if there is, 2 if unreadable.
+    """Check data for faults: exit code 0 if there are no warnings, 1 if any, 2 if unreadable.
 
-    Each finding is one sentence with its episode and row (counted from 0). Notes, about what may be
-    meant as it is, do not change the exit code.
+    Each finding is one sentence with its episode and row (counted from 0). Notes, on what may be
+    intended, do not affect the exit code.
     """
     from tql_offline.datasets.check_dataset import check_dataset  # imports every reader: on use
 
@@ -105,16 +105,16 @@ def check_data(
 def convert_data(
     source: Annotated[Path, typer.Argument(help=".npz, HDF5, or a Minari folder.")],
     target: Annotated[Path, typer.Argument(help=".npz, .hdf5, or a folder for Minari.")],
-    to: Annotated[str, typer.Option(help="npz, hdf5 or minari. Default: by the target.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace a target that exists.")] = False,
+    to: Annotated[str, typer.Option(help="npz, hdf5 or minari. Default: from the target.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
     packed: Annotated[
-        bool, typer.Option("--packed", help="npz and HDF5 by deflate: smaller, slower to load.")
+        bool, typer.Option("--packed", help="Deflate npz and HDF5: smaller, slower to load.")
     ] = False,
     without_infos: Annotated[
-        bool, typer.Option("--without-infos", help="Leave a Minari dataset's infos out.")
+        bool, typer.Option("--without-infos", help="Leave out a Minari dataset's infos.")
     ] = False,
 ) -> None:
-    """Write data again in another format, without loss; digests go into TARGET.json."""
+    """Rewrite data in another format, without loss; digests go into TARGET.json."""
     from tql_offline.datasets.convert import convert
 
     manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)

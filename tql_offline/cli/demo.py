@@ -16,7 +16,7 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
 ) -> None:
-    """Collect data, train the tiny critic, score it beside behaviour cloning, write the report.
+    """Collect data, train the tiny critic, score it beside behaviour cloning, and write a report.
 
     Needs no GPU and no network.
     """

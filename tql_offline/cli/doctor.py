@@ -6,7 +6,7 @@ from tql_offline.cli.tables import print_table
 
 @app.command()
 def doctor() -> None:
-    """Show what is installed, what is missing and how to get it, devices, and where data lie."""
+    """Show what is installed, what is missing and how to get it, devices, and data folders."""
     from tql_offline.doctor import diagnose
 
     findings = diagnose()

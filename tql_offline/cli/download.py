@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @app.command()
 def download(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Datasets; OGBench's with or without a task.")
+        list[str] | None, typer.Argument(help="Dataset names; OGBench: with or without a task.")
     ] = None,
     suite: Annotated[
         list[str] | None,
@@ -30,27 +30,27 @@ def download(
         bool, typer.Option("--check", help="Ask the mirrors what they have; fetch nothing.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to. Default: the suite's own, ~/.ogbench/data.")
+        Path | None, typer.Option(help="Target. Default: the suite's own, e.g. ~/.ogbench/data.")
     ] = None,
     mirror: Annotated[
         list[str] | None,
-        typer.Option(help="Address or folder to take files from, instead of the known mirrors."),
+        typer.Option(help="Address or folder to fetch from, instead of the known mirrors."),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=16, help="Files that come at once.")] = 3,
+    parallel: Annotated[int, typer.Option(min=1, max=16, help="Files to download at once.")] = 3,
     retries: Annotated[
-        int, typer.Option(min=0, help="Further tries at a mirror, after 1, 2, 4, ... seconds.")
+        int, typer.Option(min=0, help="Retries per mirror, after 1, 2, 4, ... seconds.")
     ] = 3,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that fails its check.")] = (
         False
     ),
     allow_broken: Annotated[
-        bool, typer.Option("--allow-broken", help="Fetch datasets that are known to be wrong.")
+        bool, typer.Option("--allow-broken", help="Fetch datasets known to be broken.")
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Use files and mirrors of this machine only.")
+        bool, typer.Option("--offline", help="Use only files and mirrors on this machine.")
     ] = False,
 ) -> None:
-    """Download datasets; a download that was stopped goes on where it left off."""
+    """Download datasets; a stopped download resumes where it left off."""
     from tql_offline.datasets.mirrors import local_only
 
     wanted = _wanted(names or [], suite or [])

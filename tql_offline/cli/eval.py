@@ -20,30 +20,28 @@ def evaluate(
         int | None, typer.Option(help="Step of the checkpoint. Default: the last.")
     ] = None,
     missing: Annotated[
-        bool, typer.Option("--missing", help="Score all that the protocol plans and is not there.")
+        bool, typer.Option("--missing", help="Score all planned evaluations that are missing.")
     ] = False,
     protocol: Annotated[
         str,
         typer.Option(
-            help="A protocol of docs/evaluation.md, or NAME:EPISODES. Default: the run's."
+            help="A protocol from docs/evaluation.md, or NAME:EPISODES. Default: the run's."
         ),
     ] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help="learned or behaviour. Default: both.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    env: Annotated[
-        str, typer.Option(help="Environment id, of a run that was trained without one.")
-    ] = "",
+    env: Annotated[str, typer.Option(help="Environment id, for a run trained without one.")] = "",
     video: Annotated[
         bool, typer.Option("--video", help="Also film the best, median and worst episode.")
     ] = False,
     ope: Annotated[
         str,
-        typer.Option(help="fqe: estimate the return from the data alone, in no environment."),
+        typer.Option(help="fqe: estimate the return from data alone, without an environment."),
     ] = "",
     ope_updates: Annotated[
-        int | None, typer.Option(min=1, help="Updates of that fit. Default: 50,000.")
+        int | None, typer.Option(min=1, help="Updates of the FQE fit. Default: 50,000.")
     ] = None,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
@@ -103,7 +101,7 @@ def _estimate(
         )
         if not line["settled"]:
             say(
-                f"note: it was still moving after {fit.updates:,} updates, or these are too few to "
-                "tell; give more --ope-updates"
+                f"note: it was still changing after {fit.updates:,} updates, or that is too few to "
+                "tell; raise --ope-updates"
             )
-    say("note: from data alone policies can be ranked at best; these are no scores")
+    say("note: from data alone, policies can at best be ranked; these are not scores")

@@ -11,7 +11,7 @@ from tql_offline.cli.tables import say
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder, of a finished or a stopped run.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished or stopped run.")],
     out: Annotated[
         Path | None, typer.Option(help="Model folder to write. Default: models/RUN.")
     ] = None,
@@ -22,16 +22,16 @@ def export(
         bool, typer.Option("--force", help="Replace an earlier export in that folder.")
     ] = False,
     onnx: Annotated[
-        bool, typer.Option(help="Write policy.onnx, too, and compare its actions.")
+        bool, typer.Option(help="Also write policy.onnx and compare its actions.")
     ] = True,
     push_to_hub: Annotated[
         str, typer.Option(metavar="USER/NAME", help="Then upload it to the Hugging Face Hub.")
     ] = "",
     private: Annotated[
-        bool, typer.Option("--private", help="Make the Hub's repository a private one.")
+        bool, typer.Option("--private", help="Make the Hub repository private.")
     ] = False,
 ) -> None:
-    """Write a run's policies as one folder to share: weights, settings, model card and ONNX."""
+    """Write a run's policies to one shareable folder: weights, settings, model card and ONNX."""
     from tql_offline.sharing.export import default_folder, export_run
     from tql_offline.sharing.hub import check_hub, push
 

@@ -26,19 +26,20 @@ def inspect_(
     states: Annotated[
         str,
         typer.Option(
-            help="Transitions to look at, 0,500,999. Default: the first, middle and last of some "
-            "episodes."
+            help="Transitions to inspect, e.g. 0,500,999. Default: the first, middle and last of "
+            "some episodes."
         ),
     ] = "",
-    episodes: Annotated[int, typer.Option(help="How many episodes that is.")] = 3,
-    seed: Annotated[int, typer.Option(help="Draws them, and the policy's noise.")] = 0,
+    episodes: Annotated[int, typer.Option(help="Number of those episodes.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seeds their choice and the policy's noise.")] = 0,
     dims: Annotated[
-        str, typer.Option(help="Action dims that the Q landscape varies, 0,1. Default: the first.")
+        str,
+        typer.Option(help="Action dims the Q landscape varies, e.g. 0,1. Default: the first two."),
     ] = "",
     held: Annotated[
         str, typer.Option(help="Whose action the other dims are held at: data or policy.")
     ] = "data",
-    grid: Annotated[int, typer.Option(help="Points of the landscape per dim.")] = 25,
+    grid: Annotated[int, typer.Option(help="Landscape points per dim.")] = 25,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to. Default: inspect in the run folder.")
     ] = None,

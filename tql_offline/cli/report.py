@@ -23,10 +23,10 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     merge: Annotated[
         list[Path] | None,
-        typer.Option(help="Others' result.json files, or folders of such, for the leaderboard."),
+        typer.Option(help="Others' result.json files, or folders of them, for the leaderboard."),
     ] = None,
     published: Annotated[
-        bool, typer.Option(help="Show papers' scores of the same tasks beside.")
+        bool, typer.Option(help="Also show papers' scores on the same tasks.")
     ] = True,
 ) -> None:
     """Write a report of runs: one HTML page that opens offline, Markdown, and the leaderboard."""

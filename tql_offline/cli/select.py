@@ -27,17 +27,17 @@ SCHEMA = "tql-offline/selection/1"
 @app.command()
 def select(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
-    arms: Annotated[int, typer.Option(min=2, help="Policies that a choice is among.")] = 8,
+    arms: Annotated[int, typer.Option(min=2, help="Policies to choose among.")] = 8,
     pulls: Annotated[
-        int, typer.Option(min=1, max=MAX_PULLS, help="Episodes that a choice may take.")
+        int, typer.Option(min=1, max=MAX_PULLS, help="Episodes allowed per choice.")
     ] = 200,
     repeats: Annotated[
-        int, typer.Option(min=1, max=MAX_REPEATS, help="Choices that are averaged.")
+        int, typer.Option(min=1, max=MAX_REPEATS, help="Choices to average over.")
     ] = 5000,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same numbers.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file of the whole curves.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the full curves.")] = None,
 ) -> None:
-    """Show what choosing among a method's runs by online episodes gives (unifloral's protocol)."""
+    """Show what choosing among a method's runs by online episodes yields (unifloral's protocol)."""
     from tql_offline.eval.run_records import read_run
     from tql_offline.eval.selection import pools, selection_curve
 

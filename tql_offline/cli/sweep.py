@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sweep(
     suite: Annotated[
         Path,
-        typer.Argument(help="TOML file of a grid of runs (docs/sweep.md), or scaling or ablation."),
+        typer.Argument(help="TOML grid of runs (docs/sweep.md), or built-in scaling or ablation."),
     ],
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     processes: Annotated[
@@ -29,14 +29,14 @@ def sweep(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Runs of such names alone, e.g. '*-xl-s0'; may be repeated."),
+        typer.Option(help="Only runs whose names match, e.g. '*-xl-s0'; repeatable."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting over all of the suite's, e.g. steps=100."),
+        typer.Option("--set", help="Setting that overrides the suite's, e.g. steps=100."),
     ] = None,
 ) -> None:
-    """Train all runs of a grid; the same command goes on where a stopped sweep left off."""
+    """Train all runs of a grid; rerunning the command resumes a stopped sweep."""
     from tql_offline.datasets.collect import official_size
     from tql_offline.training import sweep as sweeps
 
@@ -116,8 +116,8 @@ def _say_unscored(pending: "list[Run]") -> None:
     names = [run.name for run in pending if has_no_environment(run)]
     if names:
         say(
-            f"note: {len(names)} of {len(pending)} runs (first {names[0]}) have data of your own "
-            "and no dataset.env_id, so they are not scored"
+            f"note: {len(names)} of {len(pending)} runs (first {names[0]}) use your own data "
+            "without dataset.env_id, so they are not scored"
         )
 
 

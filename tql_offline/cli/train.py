@@ -45,16 +45,16 @@ def train(
         typer.Option(help=f"Name, .npz or HDF5 file, or folder. Default: {DEFAULT_DATASET}."),
     ] = None,
     path: Annotated[
-        str | None, typer.Option(help="File to take for that name instead of the installed one.")
+        str | None, typer.Option(help="File to use for that name instead of the installed one.")
     ] = None,
     slices: Annotated[
-        int | None, typer.Option(help="Of a folder of npz slices take the first so many.")
+        int | None, typer.Option(help="Number of a folder's npz slices to use, from the first.")
     ] = None,
     env: Annotated[
-        str | None, typer.Option(help="Environment id to score policies in; not of OGBench's data.")
+        str | None, typer.Option(help="Environment id to score policies in; not for OGBench data.")
     ] = None,
     allow_broken: Annotated[
-        bool, typer.Option("--allow-broken", help="Train on data that are known to be wrong.")
+        bool, typer.Option("--allow-broken", help="Train on data known to be broken.")
     ] = False,
     objective: Annotated[
         str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}. Default: flow.")
@@ -87,17 +87,15 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same numbers. Default: 0.")] = None,
     seeds: Annotated[
-        str, typer.Option(help="Several seeds at once, a run folder each: 0-7, or 0,3,5.")
+        str, typer.Option(help="Several seeds at once, one run folder each: 0-7 or 0,3,5.")
     ] = "",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(
-            help="Evaluation protocol, or NAME:EPISODES@UPDATES of it. Default: the preset's."
-        ),
+        typer.Option(help="Evaluation protocol, or NAME:EPISODES@UPDATES. Default: the preset's."),
     ] = None,
     no_eval: Annotated[
-        bool, typer.Option("--no-eval", help="Score nothing; `eval RUN --missing` does it later.")
+        bool, typer.Option("--no-eval", help="Skip scoring; `eval RUN --missing` does it later.")
     ] = False,
     tracker: Annotated[
         str | None, typer.Option(help="none, tensorboard or wandb. Default: none.")
@@ -108,10 +106,10 @@ def train(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     name: Annotated[
-        str, typer.Option(help="Run folder's name. Default: made of dataset, size and seed.")
+        str, typer.Option(help="Run folder's name. Default: from dataset, size and seed.")
     ] = "",
     resume: Annotated[
-        Path | None, typer.Option(help="Run folder to go on with, with its own settings.")
+        Path | None, typer.Option(help="Run folder to resume, with its own settings.")
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings as TOML; train nothing.")
@@ -202,7 +200,7 @@ def train_and_show(
     data = load_and_say(config)
     if data.env_id is None:
         say(
-            "note: the run will be judged by the protocol that it is first scored by, in a later "
+            "note: the run will be judged by the protocol that first scores it, in a later "
             f"`eval --env`: {config.evaluation.protocol!r} if none is given"
         )
     with TerminalReporter() as reporter:

@@ -105,6 +105,6 @@ def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
     """A note if episodes have no step limit, so that scoring may never end."""
     if environment is not None and environment["max_episode_steps"] is None:
         yield (
-            f"note: environment {environment['env_id']!r} names no step limit, so that an episode "
-            "that does not end by itself is played for ever; register it with max_episode_steps"
+            f"note: environment {environment['env_id']!r} has no step limit, so an episode "
+            "that does not end by itself runs forever; register it with max_episode_steps"
         )

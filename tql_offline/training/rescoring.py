@@ -118,7 +118,9 @@ def _score_missing(
     scorer = RunScorer(scored, agent, folder, reporter, evaluator)
     scorer.catch_up(_with_checkpoint(scored, folder, reporter), now)
     if len(read_evaluations(folder)) == before:
-        reporter.noted(f"note: run {folder.path} has every score that a checkpoint is there for")
+        reporter.noted(
+            f"note: run {folder.path} already has every score for which there is a checkpoint"
+        )
 
 
 def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:
@@ -127,8 +129,8 @@ def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> l
     there = set(folder.checkpoint_steps())
     if gone := [str(step) for step in planned if step not in there]:
         reporter.noted(
-            f"note: the protocol plans scores of step {', '.join(gone)}, too, of which there is no "
-            "checkpoint"
+            f"note: the protocol also plans scores of step {', '.join(gone)}, for which there is "
+            "no checkpoint"
         )
     return [step for step in planned if step in there]
 
@@ -186,7 +188,7 @@ def _notes(own: str, config: Config, path: Path, evaluator: Evaluator) -> Iterat
     if protocol != own:
         yield (
             f"note: run {path} is judged by its own protocol, {own!r}: scores by {protocol!r} are "
-            "in its report, but in no leaderboard"
+            "in its report but on no leaderboard"
         )
     for sentence in other_limit(
         evaluator.protocol, config.dataset.name, evaluator.pool.description

@@ -34,8 +34,8 @@ class RewardMap:
         """A note if training sees other rewards than the data's, perhaps because of a preset."""
         if not self.is_identity:
             yield (
-                f"note: training sees rewards of {self.scale:.6g} r {self.shift:+.6g}: "
-                "dataset.reward_scale, return_range and reward_shift of the config"
+                f"note: training sees rewards {self.scale:.6g} r {self.shift:+.6g}, as set by "
+                "dataset.reward_scale, return_range and reward_shift"
             )
 
 

@@ -152,8 +152,8 @@ def _other_threads(provenance: Mapping[str, Any]) -> Iterator[str]:
     before, now = provenance.get("threads"), torch.get_num_threads()
     if on_cpu(provenance) and before != now:
         yield (
-            f"note: the run began with {before} threads and goes on with {now}, so that its last "
-            "bits may differ from those of an uninterrupted run; OMP_NUM_THREADS sets them"
+            f"note: the run began with {before} threads and resumes with {now}, so its last bits "
+            "may differ from those of an uninterrupted run; OMP_NUM_THREADS sets their number"
         )
 
 
@@ -273,7 +273,7 @@ def _slower(setup: _Setup) -> Iterator[str]:
     """A note on why a CPU's updates take longer than they could, if they do."""
     wanted = wants_c_kernels(setup.device, setup.execution.mode, setup.execution.precision)
     if wanted and (lack := cpu_kernels.why_not()):
-        yield f"note: an update takes a fifth longer than with kernels in C, because {lack}"
+        yield f"note: updates take a fifth longer than with C kernels, because {lack}"
 
 
 def _dims(dataset: Dataset) -> tuple[int, int]:
