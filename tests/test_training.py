@@ -203,9 +203,9 @@ def test_runs_may_be_named_by_a_text(own, tmp_path):
 def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path, monkeypatch):
     folder = train_own(own, tmp_path)
 
-    def score(env_id):
+    def score(env_id, protocol=""):
         evaluate_run(
-            folder.path, step=None, protocol="", policies=("learned",), device="cpu",
+            folder.path, step=None, protocol=protocol, policies=("learned",), device="cpu",
             reporter=SilentReporter(), env_id=env_id,
         )  # fmt: skip
 
@@ -214,10 +214,24 @@ def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path
         with pytest.raises(KeyboardInterrupt):
             score(MAZE)
     assert read_json(folder.provenance)["environment"]["env_id"] == MAZE
-    score("rollout_environments:ShortMaze-v0")
+    score("rollout_environments:ShortMaze-v0", "quick-return:1")
+    assert read_json(folder.result)["protocol"]["name"] == "quick-return:1"
     with pytest.raises(InputError, match="another task"):
         score(MAZE)
     assert read_json(folder.result)["task"] == "rollout_environments:ShortMaze-v0"
+
+
+def test_the_protocol_of_a_first_scoring_that_failed_is_no_runs_own(own, tmp_path, monkeypatch):
+    folder, maze = train_own(own, tmp_path), "rollout_environments:ShortMaze-v0"
+    given = {"policies": ("learned",), "device": "cpu", "reporter": SilentReporter()}
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(folder.path, protocol="quick:1", env_id=maze, **given)
+    evaluate_run(folder.path, protocol="quick-return:1", env_id=maze, **given)
+    assert read_json(folder.result)["protocol"]["name"] == "quick-return:1"
+    evaluate_run(folder.path, protocol="quick:1", **given)
+    assert read_json(folder.result)["protocol"]["name"] == "quick-return:1"
 
 
 def test_the_environment_that_a_run_was_trained_with_is_not_replaced(scored, tmp_path, capsys):

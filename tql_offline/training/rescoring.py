@@ -160,9 +160,9 @@ def _record_environment(
     """
     provenance = read_provenance(folder)
     has = provenance.get("environment") or {}
-    if has and env_id == has["env_id"]:
-        return
     if has and (not has.get("given_later") or read_evaluations(folder)):
+        if env_id == has["env_id"]:
+            return
         raise InputError(
             f"run {folder.path} is scored in {has['env_id']!r}, and scores in {shown(env_id)} are "
             "of another task; leave --env out"
