@@ -14,7 +14,7 @@ from command_line import command
 
 import tql_offline.__main__
 import tql_offline.cli
-from tql_offline.cli import main
+from tql_offline.cli import COMMANDS, main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, print_spread
 from tql_offline.config import resolve
 from tql_offline.datasets.collect import collect
@@ -277,6 +277,13 @@ def test_a_run_that_nothing_scores_is_told_what_will_judge_it(tmp_path, capsys):
     said = " ".join(output.out.split())
     assert said.count("`eval --env`: 'ogbench-singletask' if none is given") == 1
     assert "Scores" not in said
+
+
+def test_help_lists_every_command_in_the_order_of_their_use(capsys):
+    _, output = command(["--help"], capsys)
+    commands = output.out.partition("Commands")[2]
+    listed = re.findall(r"^\W*([a-z]+) {2,}[A-Z]", commands, re.MULTILINE)
+    assert listed == [*COMMANDS]
 
 
 def test_several_seeds_end_in_their_mean_and_spread(capsys):

@@ -17,8 +17,18 @@ class _StoppedError(Exception):
     """Ctrl-C inside a command, with the notes that the command added."""
 
 
+COMMANDS = (
+    *("doctor", "demo", "datasets", "download", "collect"),
+    *("train", "eval", "inspect", "report", "select", "sweep", "export", "bench"),
+)
+"""In the order in which a user meets them, for `--help`."""
+
+
 class _Group(TyperGroup):
     """Typer turns KeyboardInterrupt into an exit code; this keeps its notes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
