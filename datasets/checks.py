@@ -317,9 +317,9 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
 
 def _timeouts(view: View) -> Iterator[Finding]:
     assert view.timeouts is not None
-    terminals = np.zeros(1) if view.terminals is None else view.terminals
-    ended = np.broadcast_to(terminals != 0, view.timeouts.shape)
-    both = np.flatnonzero(ended & (view.timeouts != 0))
+    timeouts = view.timeouts != 0
+    ended = np.zeros_like(timeouts) if view.terminals is None else view.terminals != 0
+    both = np.flatnonzero(ended & timeouts)
     if len(both):
         yield Finding(
             "note",
@@ -327,7 +327,7 @@ def _timeouts(view: View) -> Iterator[Finding]:
             f"{len(both)} transitions are both terminal and timeout (first "
             f"{view.place(int(both[0]))}); they are treated as terminals",
         )
-    if not ended.any() and not np.any(view.timeouts):
+    if not ended.any() and not timeouts.any():
         yield Finding(
             "warning",
             "timeouts",

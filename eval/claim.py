@@ -10,6 +10,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Board, Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
+from tql_offline.eval.report_tables import listed
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, differing, effective
@@ -107,7 +108,7 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
         return "the settings of some of these runs are not known"
     keys = dict.fromkeys(key for pair in pairs for key in differing(pair) if key not in _OURS)
     if keys:
-        named = ", ".join(list(keys)[:_MAX_NAMED]) + (", …" if len(keys) > _MAX_NAMED else "")
+        named = listed(list(keys), _MAX_NAMED)
         return f"some of these runs differ from the paper's settings ({named})"
     return ""
 

@@ -218,10 +218,11 @@ class Board:
             cells = {rows: len(rows) * len(columns) for rows, columns in blocks(have)}
             kept = max(cells, key=cells.__getitem__, default=self.tasks)
         whole = replace(self, tasks=kept)
+        complete = whole.complete()
         return replace(
             whole,
-            measured=tuple(label for label in whole.complete() if label in self.measured),
-            reported=tuple(label for label in whole.complete() if label in self.reported),
+            measured=tuple(label for label in complete if label in self.measured),
+            reported=tuple(label for label in complete if label in self.reported),
         )
 
 

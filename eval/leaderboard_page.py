@@ -28,6 +28,7 @@ from tql_offline.eval.report_tables import (
     cell,
     figure,
     grouped,
+    listed,
     make_table,
     number_cell,
 )
@@ -125,12 +126,10 @@ def left_out(board: Board, core: Board) -> Iterator[str]:
     labels = [label for label in board.measured if label not in core.measured]
     if not core.measured or not (tasks or labels):
         return
-    named = ", ".join([*tasks, *labels][:MAX_NAMED])
-    more = ", …" if len(tasks) + len(labels) > MAX_NAMED else ""
     yield (
         f"Comparisons over several tasks cover the {len(core.tasks)} of {len(board.tasks)} tasks "
         f"and {len(core.measured)} of {len(board.measured)} methods for which every method has "
-        f"every task; left out: {named}{more}."
+        f"every task; left out: {listed([*tasks, *labels], MAX_NAMED)}."
     )
 
 
@@ -446,9 +445,8 @@ def _confounded(scaling: Scaling) -> str:
     """What else differs between the sizes, stated before any answer."""
     if not scaling.differing:
         return ""
-    names = ", ".join(scaling.differing[:MAX_NAMED])
-    more = ", …" if len(scaling.differing) > MAX_NAMED else ""
-    return f"these runs also differ in {names}{more}, so size is not the only difference: "
+    names = listed(scaling.differing, MAX_NAMED)
+    return f"these runs also differ in {names}, so size is not the only difference: "
 
 
 def _answer(scaling: Scaling, p: float, tests: int) -> str:

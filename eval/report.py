@@ -53,6 +53,7 @@ from tql_offline.eval.report_tables import (
     as_text,
     cell,
     grouped,
+    listed,
     make_table,
     number_cell,
 )
@@ -211,11 +212,8 @@ def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> It
         if len(names) == 1:
             yield f"{names[0]} {reason}, so it is on no leaderboard"
         else:
-            more = ", …" if len(names) > MAX_NAMED_RUNS else ""
-            listed = ", ".join(names[:MAX_NAMED_RUNS])
-            yield (
-                f"each of {len(names)} runs {reason}, so they are on no leaderboard: {listed}{more}"
-            )
+            some = listed(names, MAX_NAMED_RUNS)
+            yield f"each of {len(names)} runs {reason}, so they are on no leaderboard: {some}"
 
 
 def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], list[str]]:

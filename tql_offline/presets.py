@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError, shown
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -34,7 +35,7 @@ def family_of(dataset: str) -> str:
     """
     if Path(dataset).suffix:
         return ""
-    name = dataset.removeprefix("minari:")
+    name = dataset.removeprefix(MINARI_PREFIX)
     matches = [one for one in presets()["family"] if name.startswith((f"{one}-", f"{one}/"))]
     return max(matches, key=len, default="")
 

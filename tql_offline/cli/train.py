@@ -205,21 +205,11 @@ def train_and_show(
         )
     with TerminalReporter() as reporter:
         folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
-    for folder in folders:
-        _show(folder)
-    last = [line for folder in folders for line in _last_score(folder, config)]
+    shown = [line for folder in folders for line in _show(folder)]
+    last = [line for line in shown if line["policy"] == "learned" and line["step"] == config.steps]
     if len(last) > 1:
         print_spread(last)
     return folders
-
-
-def _last_score(folder: RunFolder, config: Config) -> list[dict[str, Any]]:
-    """The learned policy's score at the last update, if there is one."""
-    return [
-        line
-        for line in read_jsonl(folder.evaluations)
-        if line["policy"] == "learned" and line["step"] == config.steps
-    ]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -258,9 +248,12 @@ def resume_and_show(path: Path) -> None:
     _show(folder)
 
 
-def _show(folder: RunFolder) -> None:
-    print_evaluations(read_jsonl(folder.evaluations))
+def _show(folder: RunFolder) -> list[dict[str, Any]]:
+    """Print a run's scores, and return them."""
+    lines = list(read_jsonl(folder.evaluations))
+    print_evaluations(lines)
     say(f"run folder: {folder.path}")
+    return lines
 
 
 def load_and_say(config: Config) -> "Dataset":
