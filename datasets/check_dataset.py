@@ -7,9 +7,7 @@ from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import Finding, check, check_spaces
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.load import WITHOUT_MASKS, load, own_episodes
-from tql_offline.datasets.minari import is_minari
-from tql_offline.datasets.names import MINARI_PREFIX
+from tql_offline.datasets.load import WITHOUT_MASKS, kind_of, load, own_episodes
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
 
@@ -26,13 +24,12 @@ def check_dataset(data: str, env_id: str = "") -> list[Finding]:
     Raises:
         InputError: it cannot be read in any layout.
     """
-    entry = find_or_none(data)
-    suite = None if entry is None else entry.suite
-    if is_flat(Path(data)) or suite == "d4rl":
-        return _flat_findings(data, entry, env_id)
+    kind = kind_of(data)
+    if is_flat(Path(data)) or kind == "d4rl":
+        return _flat_findings(data, find_or_none(data), env_id)
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         return _own_findings(data, env_id)
-    if data.startswith(MINARI_PREFIX) or suite == "minari" or is_minari(Path(data)):
+    if kind == "minari":
         return _findings(view_of(load(data).episodes), data, env_id)
     episodes = load(data, env_id=env_id or None).episodes  # `load` compares dims
     return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)

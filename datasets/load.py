@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tql_offline.config import are_bounds
 from tql_offline.datasets.blocks import first_bad
-from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound
+from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound, suite_of
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
 from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
@@ -67,6 +67,8 @@ from tql_offline.files import read_json
 
 if TYPE_CHECKING:
     import gymnasium
+
+Kind = Literal["minari", "own", "d4rl", "ogbench"]
 
 _CORE_FLOATS = ("observations", "actions")
 _OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
@@ -157,7 +159,7 @@ def load(
             an argument that does not apply to this dataset.
     """
     action_bounds = checked_bounds(action_bounds)
-    kind = _kind(dataset, path, allow_broken)
+    kind = _sound_kind(dataset, path, allow_broken)
     if kind == "own":
         return _load_own(Path(dataset), env_id, slices, action_bounds)
     if action_bounds:
@@ -190,7 +192,7 @@ def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = Fa
         InputError: the data are missing (the message names the command that fetches them), or
             `load` would refuse the arguments.
     """
-    kind = _kind(dataset, path, allow_broken)
+    kind = _sound_kind(dataset, path, allow_broken)
     if kind == "minari":
         return _minari_folder(dataset, path)
     if path is not None or kind == "own":
@@ -201,34 +203,38 @@ def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = Fa
     return d4rl_file(find(dataset)) if kind == "d4rl" else find_file(parse_name(dataset))
 
 
-def _kind(
-    dataset: str, path: Path | None, allow_broken: bool
-) -> Literal["minari", "own", "d4rl", "ogbench"]:
-    """Tell which kind of data is meant.
+def kind_of(dataset: str) -> Kind:
+    """Tell which kind of data a name or path means; an unknown name counts as OGBench's.
+
+    >>> kind_of("mine.npz"), kind_of("hopper-medium-v2"), kind_of("minari:mine/own-v0")
+    ('own', 'd4rl', 'minari')
+    """
+    if dataset.startswith(MINARI_PREFIX) or is_minari(Path(dataset)):
+        return "minari"
+    if _is_own(Path(dataset)):
+        return "own"
+    kinds: dict[str, Kind] = {"d4rl": "d4rl", "minari": "minari"}
+    return kinds.get(suite_of(dataset), "ogbench")
+
+
+def _sound_kind(dataset: str, path: Path | None, allow_broken: bool) -> Kind:
+    """The kind of data that can be loaded.
 
     Raises:
         InputError: the name is unknown, or of a dataset without rewards or known to be wrong; or
             two files are given.
     """
-    if dataset.startswith(MINARI_PREFIX) or is_minari(Path(dataset)):
-        return "minari"
-    if _is_own(Path(dataset)):
-        if path is not None:
-            raise InputError(
-                f"two data files are given, {dataset} and {path}; leave one out, or give a "
-                "dataset's name with the path of its file"
-            )
-        return "own"
-    entry = find_or_none(dataset)
-    if entry is not None and entry.suite == "d4rl":
-        require_sound(entry, allow_broken)
-        return "d4rl"
-    if entry is not None and entry.suite == "minari":
-        return "minari"
-    name = parse_name(dataset)
-    if name.task is None:
+    kind = kind_of(dataset)
+    if kind == "own" and path is not None:
+        raise InputError(
+            f"two data files are given, {dataset} and {path}; leave one out, or give a "
+            "dataset's name with the path of its file"
+        )
+    if kind == "d4rl":
+        require_sound(find(dataset), allow_broken)
+    if kind == "ogbench" and (name := parse_name(dataset)).task is None:
         raise InputError(f"{dataset} has no rewards; name a task, such as {_first_task(name)}")
-    return "ogbench"
+    return kind
 
 
 def _is_own(path: Path) -> bool:

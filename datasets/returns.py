@@ -108,6 +108,7 @@ def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
     rewards after a cut are unknown; they count as the worst reward of the data forever (or as 0,
     the value of an end, if that is worse). With a reward of -1 per step, a task that was never
     solved is thus worth -1/(1-γ), as in Cal-QL's code, not the few steps left before the cut.
+    (Cal-QL's code lets kitchen's, which are positive, go on with the last reward instead.)
     """
     worst = min(float(episodes.rewards.min()), 0.0)
     forever = 1 / (1 - discount) if discount < 1 else np.inf

@@ -103,6 +103,26 @@ def test_a_preset_of_one_objective_is_of_that_one_alone():
     assert resolve({"dataset": own}, preset="iql").dataset.return_range == 5.0
 
 
+def test_rebrac_sees_the_ant_mazes_that_its_coefficients_were_tuned_for():
+    for maze in ("umaze", "umaze-diverse", "medium-play", "large-diverse"):
+        task = {"dataset": {"name": f"antmaze-{maze}-v2"}}
+        for preset, *wanted in (("rebrac", 0.999, 100.0, 0.0), ("iql", 0.99, 1.0, -1.0)):
+            config = resolve(task, preset=preset)
+            assert [
+                config.discount,
+                config.dataset.reward_scale,
+                config.dataset.reward_shift,
+            ] == wanted
+
+
+def test_floqs_alpha_is_lower_on_large_humanoid_mazes():
+    for maze, floq in (("medium", 30.0), ("large", 20.0)):
+        task = {"dataset": {"name": f"humanoidmaze-{maze}-navigate-singletask-task1-v0"}}
+        assert resolve(task, preset="floq").flow.alpha == floq
+        assert resolve(task, preset="fql").flow.alpha == 30.0
+        assert resolve(task).rebrac.policy_alpha == 0.01
+
+
 def test_floqs_values_are_means_on_ant_mazes_where_fqls_are_minima():
     for name, floq in (("antmaze-large", "mean"), ("antmaze-giant", "min")):
         task = {"dataset": {"name": f"{name}-navigate-singletask-task1-v0"}}
@@ -197,7 +217,7 @@ def test_preset_follows_the_dataset_family():
     assert resolve({"dataset": {"name": "antmaze-large-diverse-v2"}}).flow.alpha == 3.0
     assert family_of("antmaze-large-navigate-singletask-v0") == "antmaze"
     assert family_of("antmaze-medium-play-v2") == "antmaze-medium-play"
-    assert family_of("humanoidmaze-large-navigate-singletask-task2-v0") == "humanoidmaze"
+    assert family_of("humanoidmaze-medium-navigate-singletask-task2-v0") == "humanoidmaze"
     assert family_of("powderworld-easy-play-v0") == ""
     puzzle = resolve({"dataset": {"name": "puzzle-3x3-play-singletask-task1-v0"}})
     assert puzzle.flow.alpha == 1000.0

@@ -18,6 +18,7 @@ from tql_offline.training.fqe import (
     Fitting,
     Transitions,
     Worth,
+    continues,
     evaluate_offline,
     fitted_q_evaluation,
 )
@@ -85,6 +86,64 @@ def test_the_end_of_the_task_is_worth_nothing_more_and_a_cut_is_no_end():
     data = walk(400, 10, reward=lambda _s, _a: 1.0, ends=lambda _s, a: a > 0)
     assert worth(lambda s, _z: 0 * s - 0.5, data).value == pytest.approx(5.0, rel=0.15)
     assert worth(lambda s, _z: 0 * s + 0.5, data).value == pytest.approx(1.0, abs=0.25)
+
+
+def corridor(walks, length, goal):
+    """Walks by twentieths from 0 on; each step at the goal is marked as the task's end."""
+    episodes, lengths, masks = [], [], []
+    for _ in range(walks):
+        begin = 0
+        for step in range(length):
+            if step >= goal or step == length - 1:
+                places = np.minimum(np.arange(begin, step + 2), goal) / 20
+                episodes.append(places)
+                lengths.append(step + 1 - begin)
+                masks += [1.0] * (step - begin) + [float(step < goal)]
+                begin = step + 1
+    observations = np.concatenate(episodes)[:, None].astype(np.float32)
+    masks = np.array(masks, np.float32)
+    actions = np.full((len(masks), 1), 0.5, np.float32)
+    return Episodes(
+        observations=observations,
+        actions=actions,
+        rewards=1 - masks,
+        masks=masks,
+        lengths=np.array(lengths),
+    )
+
+
+def test_rows_that_go_on_at_the_goal_are_no_beginnings():
+    """Ten walks reach the goal and stay there, as D4RL's ants do, and one is cut before."""
+    data = corridor(10, 30, goal=20)
+    assert data.num_episodes == 100
+    assert np.flatnonzero(~continues(data)).tolist() == list(range(0, 100, 10))
+    found = Transitions.of(data, discount=0.9, device=CPU)
+    assert found.episode.tolist() == np.repeat(range(10), 30).tolist()
+    assert found.buffer.observations[found.first_rows].unique().tolist() == [0.0]
+    assert not continues(corridor(10, 15, goal=20)).any()
+
+
+@pytest.mark.parametrize("start", [None, 0.5])
+def test_episodes_begin_where_no_step_tells_an_end_from_a_beginning(start):
+    """Every observation is a step away from every other."""
+    data = walk(400, 3, reward=lambda s, _a: s, ends=lambda _s, a: a > 0, start=start)
+    assert continues(data).mean() < 0.05
+
+
+def test_an_episode_after_a_cut_is_one_of_its_own():
+    """One walk, stored in 40 pieces."""
+    data = corridor(1, 400, goal=400)
+    masks = np.ones_like(data.masks)
+    observations = np.repeat(data.observations, 1 + (np.arange(401) % 10 == 0), axis=0)[1:-1]
+    lengths = np.full(40, 10)
+    pieces = replace(data, observations=observations, masks=masks, lengths=lengths)
+    assert not continues(pieces).any()
+
+
+def test_an_episode_that_begins_far_from_the_last_end_is_one_of_its_own():
+    data = corridor(10, 21, goal=20)
+    assert (data.masks == 0).sum() == 10
+    assert not continues(data).any()
 
 
 def test_a_policy_with_noise_is_worth_its_mean_in_the_unit_of_the_rewards():

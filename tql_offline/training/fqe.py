@@ -18,15 +18,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import make_adamw, polyak_update, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
-from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, student_t
@@ -46,6 +48,10 @@ TRACED = 10
 """Estimates made over the course of a fit."""
 _DRAWS = 8
 """Policy actions that an estimate averages over, for each first observation."""
+_STEPS = 100_000
+"""Steps, at most, that tell how far one goes."""
+_KNOWN = 16
+"""Known first observations, at most, that ends are compared with."""
 _TITLE = "fitting Q"
 
 
@@ -157,8 +163,8 @@ class Transitions:
 
     Attributes:
         buffer: buffer of one-step targets.
-        episode: `(N,)` episode of each transition.
-        first_rows: `(E,)` observation row at which each episode begins.
+        episode: `(N,)` episode of each transition, continuations counted with what they continue.
+        first_rows: `(E,)` observation row at which each episode begins, continuations left out.
         normaliser: normaliser of the observations.
         scale: divisor that brings returns within ±1.
         horizon: steps that a value looks ahead.
@@ -180,17 +186,56 @@ class Transitions:
         """
         buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
         lengths = torch.as_tensor(episodes.lengths, device=device)
-        numbers = torch.arange(len(lengths), device=device)
+        begins = torch.as_tensor(~continues(episodes), device=device)
+        numbers = torch.cumsum(begins, dim=0) - 1
         normaliser = Normaliser(episodes.observations.shape[1]).to(device)
         normaliser.fit(episodes.observations)
         return cls(
             buffer=buffer,
             episode=torch.repeat_interleave(numbers, lengths),
-            first_rows=buffer.start_rows[torch.cumsum(lengths, dim=0) - lengths],
+            first_rows=buffer.start_rows[(torch.cumsum(lengths, dim=0) - lengths)[begins]],
             normaliser=normaliser,
             scale=return_bound(episodes, discount) or 1.0,
             horizon=float(min(1 / max(1 - discount, 1e-9), episodes.lengths.max())),
         )
+
+
+def continues(episodes: Episodes) -> NDArray[np.bool_]:
+    """Which episodes go on from where the one before ended its task, `(E,)`.
+
+    D4RL's ant mazes mark every step near the goal as an end, while the ant walks on: each such row
+    is an episode of its own, and none of them begins where the task does. So an episode goes on if
+    its first observation is a step away from the last one of the episode before, and that one is
+    not a step away from where episodes are known to begin: after a cut, and at the file's start.
+    """
+    before = episodes.last_transitions()[:-1]
+    first_rows = episodes.start_rows()[episodes.last_transitions() + 1 - episodes.lengths]
+    first, last = (episodes.observations[rows] for rows in (first_rows, first_rows[1:] - 1))
+    is_step = _step_test(episodes)
+    cut = episodes.masks[before] > 0
+    known = first[np.flatnonzero(np.insert(cut, 0, True))][:_KNOWN]
+    goes_on = ~cut & is_step(last, first[1:])
+    for start in known:
+        goes_on &= ~is_step(last, start)
+    return np.insert(goes_on, 0, False)
+
+
+def _step_test(episodes: Episodes) -> Callable[[Array, Array], NDArray[np.bool_]]:
+    """Make a test of whether observations `(K, n_s)` are no further apart than steps go.
+
+    Distance is measured with each dim in units of its root mean square step, and the limit is what
+    all but a hundredth of the steps keep.
+    """
+    rows = episodes.start_rows()
+    rows = rows[:: len(rows) // _STEPS + 1]
+    steps = episodes.observations[rows + 1].astype(float) - episodes.observations[rows]
+    unit = np.sqrt(np.mean(steps**2, axis=0)) + np.finfo(np.float32).tiny
+    limit = np.quantile(np.linalg.norm(steps / unit, axis=1), 0.99)
+
+    def is_step(one: Array, other: Array) -> NDArray[np.bool_]:
+        return np.linalg.norm((other.astype(float) - one) / unit, axis=1) <= limit
+
+    return is_step
 
 
 def fitted_q_evaluation(

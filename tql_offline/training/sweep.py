@@ -32,9 +32,7 @@ from typing import Any, Literal
 
 from tql_offline.config import Config, DataConfig, read_toml, resolve
 from tql_offline.cores import usable_cores
-from tql_offline.datasets.catalogue import suite_of
-from tql_offline.datasets.load import find_data
-from tql_offline.datasets.minari import is_minari
+from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.files import locked, read_json, writing
@@ -311,8 +309,7 @@ def check_data(run: Run, suite: Suite) -> None:
 def has_no_environment(run: Run) -> bool:
     """Whether a run's data are a file that names no environment, so that nothing is scored."""
     wanted = run.config.dataset
-    is_file = suite_of(wanted.name) == "own" and not is_minari(Path(wanted.name))
-    return is_file and not wanted.env_id and run.config.evaluation.enabled
+    return kind_of(wanted.name) == "own" and not wanted.env_id and run.config.evaluation.enabled
 
 
 def check_collected(suite: Suite) -> None:
