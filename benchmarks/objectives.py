@@ -4,9 +4,8 @@
     python benchmarks/objectives.py gather runs/objectives   # → benchmarks/results/objectives.jsonl
     python benchmarks/objectives.py table                    # → docs/objectives.md
 
-Success of the learned policy at the last update, per seed. The interval is the t interval of the
-mean over seeds, widened to the Wilson interval of all their episodes: with three seeds that agree
-the first would claim no width at all.
+Success of the learned policy at the last update, per seed. The interval is the leaderboard's of a
+mean over seeds, widened to the Wilson interval of the initial states that all seeds share.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tql_offline.errors import InputError
-from tql_offline.eval.statistics import t_interval, wilson_interval
+from tql_offline.eval.statistics import estimate_mean, wilson_interval
 from tql_offline.files import read_json, read_jsonl, write_atomic
 from tql_offline.runs import RunFolder
 
@@ -70,9 +69,9 @@ def interval(rates: list[float], episodes: int) -> tuple[float, float]:
     """
     low, high = wilson_interval(float(np.mean(rates)) * episodes, episodes)
     if len(rates) > 1:
-        least, most = t_interval(rates)
-        low, high = min(low, least), max(high, most)
-    return max(low, 0.0), min(high, 1.0)
+        over_seeds = estimate_mean([100 * np.array(rates)], is_rate=True)
+        low, high = min(low, over_seeds.low / 100), max(high, over_seeds.high / 100)
+    return low, high
 
 
 def check_alike(lines: list[Line]) -> None:

@@ -36,7 +36,9 @@ def test_interval_is_the_wider_of_seeds_and_episodes():
     rates = [0.2, 0.5, 0.8]
     half = stats.t.ppf(0.975, 2) * np.std(rates, ddof=1) / np.sqrt(3)
     assert study.interval(rates, 50) == pytest.approx((max(0.5 - half, 0), min(0.5 + half, 1)))
-    assert study.interval([1.0, 1.0, 1.0], 50) == pytest.approx(wilson_interval(50, 50))
+    alike = study.interval([0.5, 0.5, 0.5, 0.5, 0.48], 50)
+    assert alike == pytest.approx(wilson_interval(24.8, 50))
+    assert study.interval([1.0, 1.0, 1.0], 50) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert study.interval([0.4], 50) == pytest.approx(wilson_interval(20, 50))
 
 

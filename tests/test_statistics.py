@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import coverage
 from tql_offline.errors import InputError
 from tql_offline.eval.report_scores import success_interval
 from tql_offline.eval.statistics import (
@@ -458,3 +459,13 @@ def test_a_runs_wilson_interval_covers_whatever_its_evaluations_share(share):
 
     assert covered(50) > 0.93
     assert (covered(150) > 0.93) == (share == 0)
+
+
+def test_what_intervals_do_not_cover_is_what_the_page_says():
+    """57 % and, of the best rank, 96 % (docs/leaderboard.md)."""
+    random = np.random.default_rng(0)
+    rare = np.mean([coverage.covers_rare_failures(8, random) for _ in range(200)])
+    assert 0.47 < rare < 0.67
+    ranks = np.mean([coverage.covers_ranks(8, random) for _ in range(50)], axis=0)
+    assert (ranks > 0.85).all()
+    assert np.mean([coverage.covers_ranks(3, random) for _ in range(50)]) < 0.85

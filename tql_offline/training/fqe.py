@@ -233,7 +233,7 @@ def _step_test(episodes: Episodes) -> Callable[[Array, Array], NDArray[np.bool_]
     limit = np.quantile(np.linalg.norm(steps / unit, axis=1), 0.99)
 
     def is_step(one: Array, other: Array) -> NDArray[np.bool_]:
-        return np.linalg.norm((other.astype(float) - one) / unit, axis=1) <= limit
+        return np.asarray(np.linalg.norm((other.astype(float) - one) / unit, axis=1) <= limit)
 
     return is_step
 
