@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from statistics import fmean
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -310,7 +311,7 @@ def measured(run: Run) -> Measured | str:
         dataset_sha256=_string(result.get("dataset_sha256")),
         env_id=score.last.env_id,
         tql_offline=_string(run.provenance.get("tql_offline")),
-        score=_mean([e.score for e in score.evaluations]),
+        score=fmean([e.score for e in score.evaluations]),
         last=score.last.score,
         last_three=score.last_three,
         best=score.best,
@@ -363,10 +364,6 @@ def _environment(env_id: str) -> str:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def make_boards(
@@ -533,7 +530,7 @@ def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, floa
     known = [cell for cell in cells if cell is not None]
     if len(known) < len(cells):
         return None
-    return _mean([cell.mean for cell in known]), _mean([cell.sd for cell in known])
+    return fmean([cell.mean for cell in known]), fmean([cell.sd for cell in known])
 
 
 def mean_ranks(board: Board) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, BinaryIO
 
 from tql_offline.config import validate
@@ -494,8 +495,8 @@ def parse_evaluation(line: dict[str, Any]) -> Evaluation:
         success_timing=str(line.get("success_timing") or ""),
         episodes=len(details),
         successes=_successes(details) if scores_success(protocol) else None,
-        return_mean=_mean([e.total for e in details]),
-        length_mean=_mean([math.nan if e.length is None else e.length for e in details]),
+        return_mean=fmean([e.total for e in details]),
+        length_mean=fmean([math.nan if e.length is None else e.length for e in details]),
         score=number(line.get("score")),
         details=details,
         versions=_versions(line),
@@ -561,10 +562,6 @@ def _episode(raw: dict[str, Any]) -> Episode:
 def _successes(episodes: tuple[Episode, ...]) -> int | None:
     known = [e.success for e in episodes if e.success is not None]
     return sum(known) if len(known) == len(episodes) else None
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _counted(protocol: Any) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 
 from tql_offline.eval.leaderboard import Block, Board, Measured, blocks, natural
 from tql_offline.eval.statistics import (
-    RESAMPLES,
     Estimate,
     Trend,
     estimate_difference,
@@ -82,17 +81,14 @@ class Scaling:
         return max(self.points, key=lambda point: point.score.value)
 
 
-def scaling_of(
-    board: Board, generator: np.random.Generator, permutations: int = RESAMPLES
-) -> list[Scaling]:
+def scaling_of(board: Board, generator: np.random.Generator) -> list[Scaling]:
     """Scaling of every method of a board that has a task at two sizes."""
     methods: dict[str, list[Measured]] = {}
     for run in board.runs:
         if run.parameters:
             methods.setdefault(run.method, []).append(run)
     found = (
-        _scaling(method, runs, board.is_rate, generator, permutations)
-        for method, runs in sorted(methods.items())
+        _scaling(method, runs, board.is_rate, generator) for method, runs in sorted(methods.items())
     )
     return [scaling for scaling in found if scaling is not None]
 
@@ -102,11 +98,7 @@ Tables = dict[str, dict[str, list[Measured]]]
 
 
 def _scaling(
-    method: str,
-    runs: Sequence[Measured],
-    is_rate: bool,
-    generator: np.random.Generator,
-    permutations: int,
+    method: str, runs: Sequence[Measured], is_rate: bool, generator: np.random.Generator
 ) -> Scaling | None:
     tables = tables_by_size(runs)
     if len(tables) < 2:
@@ -128,7 +120,6 @@ def _scaling(
             [[run.parameters or 0 for run in task] for task in flat],
             [[run.score for run in task] for task in flat],
             generator,
-            permutations=permutations,
         ),
         risen=sum(change > 0 for change in changes),
         fallen=sum(change < 0 for change in changes),

@@ -16,7 +16,7 @@ import tql_offline.__main__
 import tql_offline.cli
 from tql_offline.cli import COMMANDS, main
 from tql_offline.cli.tables import TerminalReporter, print_evaluations, print_spread
-from tql_offline.config import resolve
+from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
 from tql_offline.datasets.load import load
@@ -180,6 +180,14 @@ def test_alpha_without_a_use_is_refused(preset, instead, capsys):
         main(["train", "--preset", preset, "--alpha", "3", "--print-config"])
     assert stop.value.code == 2
     assert instead in capsys.readouterr().err
+
+
+def test_alpha_of_an_objective_of_ones_own_is_refused_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(OBJECTIVES, "cautious", OBJECTIVES["rebrac"])
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--objective", "cautious", "--alpha", "3", "--print-config"])
+    assert stop.value.code == 2
+    assert "has none of; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["tql", "fql", "floq"])

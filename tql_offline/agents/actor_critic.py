@@ -1,17 +1,15 @@
 """What all objectives share: a controlled critic, its target, and one update of all networks."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tql_offline.agents.base import Metrics
+from tql_offline.agents.base import Agent, Metrics
 from tql_offline.agents.controlled_critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
 from tql_offline.batch import Batch
@@ -19,23 +17,17 @@ from tql_offline.config import Config
 from tql_offline.networks import Normaliser
 
 
-class ActorCritic(ABC):
-    """Base of the agents: a subclass adds policies, two losses, and how to act.
+class ActorCritic(Agent):
+    """Base of the agents with a critic: a subclass adds policies, two losses, and how to act.
+
+    Its optimizers are `critic` (critic, temperatures, value) and `policy` (the rest). Target
+    networks move when policies do, every `policy_delay` updates.
 
     Attributes:
-        networks: networks by name; each is one file of a checkpoint.
-        optimizers: `critic` (critic, temperatures, value) and `policy` (the rest).
-        learning_rates: rate after warm-up, by optimizer.
-        policies: names accepted by `act`, `learned` first.
-        losses: names of the loss methods that `update` calls.
-        num_tokens: L of the critic; 0 without attention.
-        policy_delay: critic steps per step of the policies and of the target networks.
         targets: pairs of a target network and the network it follows.
     """
 
-    policies: tuple[str, ...] = ("learned",)
-    losses = ("critic_loss", "policy_loss")
-    policy_delay = 1
+    networks: dict[str, nn.Module]
 
     def __init__(
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
@@ -49,7 +41,7 @@ class ActorCritic(ABC):
         self.normaliser = Normaliser(observation_dim).to(device)
         self.num_tokens = self.critic.num_tokens
         self.targets: list[tuple[nn.Module, nn.Module]] = [(self.target_critic, self.critic)]
-        self.networks: dict[str, nn.Module] = {
+        self.networks = {
             "critic": self.critic,
             "target_critic": self.target_critic,
             "control": self.control,
@@ -81,14 +73,6 @@ class ActorCritic(ABC):
             "policy": make_adamw(plain, rates.policy_lr),
         }
 
-    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Learn what the method needs from the data's rewards `(N,)`: nothing by default."""
-        del rewards
-
-    @abstractmethod
-    def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
-        """Draw every random number of one update, on the device of the actions."""
-
     @abstractmethod
     def critic_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
         """The loss of the critic, the temperatures and, if there is one, the value."""
@@ -96,10 +80,6 @@ class ActorCritic(ABC):
     @abstractmethod
     def policy_loss(self, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
         """The loss of the policies."""
-
-    @abstractmethod
-    def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions in [-1, 1] of a named policy at raw observations, for given noise z ~ N(0, I)."""
 
     def policy_q(
         self,
@@ -114,11 +94,6 @@ class ActorCritic(ABC):
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         q: Tensor = functional_call(self.critic, frozen, (observations, actions))
         return q
-
-    def noise_dim(self, policy: str) -> int:
-        """How many noise values a policy takes per action."""
-        del policy  # all policies but best-of-n take one action's noise
-        return self.action_dim
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
         """Step both optimizers from the same weights, then the target networks."""

@@ -1,8 +1,9 @@
 """The interface of agents to the training loop, the checkpoints and the evaluator."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,81 +20,56 @@ Metrics = dict[str, Tensor]
 NumpyPolicy = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
-class Agent(Protocol):
-    """A method: its networks, its optimizers, one update and its policies."""
+class Agent(ABC):
+    """A method: its networks, its optimizers, one update and its policies.
 
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """Networks by name; each is one file of a checkpoint."""
-        ...
+    Attributes:
+        networks: networks by name; each is one file of a checkpoint.
+        optimizers: optimizers by name, over the parameters of `networks`.
+        learning_rates: the rate after warm-up, by optimizer.
+        policies: names accepted by `act`, `learned` first.
+        losses: names of the loss methods `(batch, noise) → (loss, metrics)`, in the order of an
+            update; training/compile.py replaces them with compiled ones.
+        policy_delay: updates per step of the policies.
+        normaliser: applied to every observation, in updates and in `act`; one of `networks`.
+        action_dim: the number of action dims, n_a.
+        num_tokens: the critic's number of tokens L, for ln L; 0 without attention.
+    """
 
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """Optimizers by name, over the parameters of `networks`."""
-        ...
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    learning_rates: Mapping[str, float]
+    policies: tuple[str, ...] = ("learned",)
+    losses: tuple[str, ...] = ("critic_loss", "policy_loss")
+    policy_delay = 1
+    normaliser: Normaliser
+    action_dim: int
+    num_tokens: int
 
-    @property
-    def learning_rates(self) -> Mapping[str, float]:
-        """The rate after warm-up, by optimizer."""
-        ...
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:  # noqa: B027
+        """Learn what the method needs from the data's rewards `(N,)`, before training: nothing."""
 
-    @property
-    def policies(self) -> tuple[str, ...]:
-        """Names accepted by `act`, `learned` first."""
-        ...
-
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """Names of the loss methods `(batch, noise) → (loss, metrics)`, in the order of an update.
-
-        training/compile.py replaces them with compiled ones.
-        """
-        ...
-
-    @property
-    def policy_delay(self) -> int:
-        """Updates per step of the policies."""
-        ...
-
-    @property
-    def normaliser(self) -> Normaliser:
-        """Applied to every observation, in updates and in `act`; one of `networks`."""
-        ...
-
-    @property
-    def action_dim(self) -> int:
-        """The number of action dims, n_a."""
-        ...
-
-    @property
-    def num_tokens(self) -> int:
-        """The critic's number of tokens L, for ln L."""
-        ...
-
-    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Learn what the method needs from the data's rewards `(N,)`, before training."""
-        ...
-
+    @abstractmethod
     def draw_noise(self, actions: Float[Tensor, "batch action"], generator: torch.Generator) -> Any:
         """Draw every random number of one update; the losses take it as an argument."""
-        ...
 
+    @abstractmethod
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
         """Take gradient step `step` (from 1); the metrics returned stay on the device."""
-        ...
 
-    def noise_dim(self, policy: str) -> int:
-        """How many noise values per row `act` takes for a policy."""
-        ...
-
+    @abstractmethod
     def act(
         self,
         policy: str,
         observations: Float[Tensor, "batch state"],
         noise: Float[Tensor, "batch noise"],
     ) -> Float[Tensor, "batch action"]:
-        """Actions in [-1, 1] of a named policy for given noise z ~ N(0, I)."""
-        ...
+        """Actions in [-1, 1] of a named policy at raw observations, for given noise z ~ N(0, I)."""
+
+    def noise_dim(self, policy: str) -> int:
+        """How many noise values per row `act` takes for a policy: one action's by default."""
+        del policy
+        return self.action_dim
 
 
 def make_agent(

@@ -5,15 +5,12 @@ gaussian  a Gaussian by maximum likelihood, scored by its mode
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tql_offline.agents.actor_critic import normalised
-from tql_offline.agents.base import Metrics
+from tql_offline.agents.base import Agent, Metrics
 from tql_offline.agents.optimizers import make_adamw
 from tql_offline.batch import Batch
 from tql_offline.config import Config
@@ -29,12 +26,10 @@ class Noise:
     t: Tensor
 
 
-class BehaviourCloning:
+class BehaviourCloning(Agent):
     """A policy fitted to the data's actions; it has no critic, hence no size."""
 
-    policies = ("learned",)
     losses = ("policy_loss",)
-    policy_delay = 1
     num_tokens = 0
 
     def __init__(
@@ -44,16 +39,10 @@ class BehaviourCloning:
         shape = (observation_dim, action_dim, config.flow.hidden)
         self.policy = (VelocityField if self._is_flow else GaussianPolicy)(*shape).to(device)
         self.normaliser = Normaliser(observation_dim).to(device)
-        self.networks: dict[str, nn.Module] = {
-            "policy": self.policy,
-            "normaliser": self.normaliser,
-        }
+        self.networks = {"policy": self.policy, "normaliser": self.normaliser}
         group = {"params": list(self.policy.parameters()), "weight_decay": 0.0}
         self.optimizers = {"policy": make_adamw([group], config.optimizer.policy_lr)}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
-
-    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Do nothing: behaviour cloning ignores rewards."""
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:
         """Draw the flow's noise on the device of the actions."""
@@ -81,11 +70,6 @@ class BehaviourCloning:
         loss.backward()
         self.optimizers["policy"].step()
         return {name: value.detach() for name, value in metrics.items()}
-
-    def noise_dim(self, policy: str) -> int:
-        """How many noise values an action takes."""
-        del policy
-        return self.action_dim
 
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
         """One sample of the flow for given noise, or the Gaussian's mode."""

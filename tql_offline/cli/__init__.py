@@ -1,6 +1,7 @@
 """The command line: one file per command, each a few lines over the library."""
 
 import sys
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -138,36 +139,5 @@ def _environment_sentence(error: RuntimeError) -> str | None:
     return f"{first} {rest[-1]}; add --debug to see where" if rest else first
 
 
-from tql_offline.cli import (  # noqa: E402  (each registers its command on `app`)
-    bench,
-    collect,
-    datasets,
-    demo,
-    doctor,
-    download,
-    export,
-    inspect,
-    report,
-    select,
-    sweep,
-    train,
-)
-from tql_offline.cli import eval as _eval  # noqa: E402
-
-__all__ = [
-    "app",
-    "bench",
-    "collect",
-    "datasets",
-    "demo",
-    "doctor",
-    "download",
-    "export",
-    "inspect",
-    "main",
-    "report",
-    "select",
-    "sweep",
-    "train",
-]
-del _eval
+for _command in COMMANDS:  # each module registers its command on `app`
+    import_module(f"tql_offline.cli.{_command}")

@@ -165,9 +165,9 @@ def _refuse_idle(
     """
     objective = config.objective
     if alpha is not None and objective not in FLOW_POLICIES:
+        mend = f"set {_COEFFICIENTS[objective]}, or " if objective in _COEFFICIENTS else ""
         raise InputError(
-            f"--alpha is of flow policies, which {objective!r} has none of; set "
-            f"{_COEFFICIENTS[objective]}, or leave it out"
+            f"--alpha is of flow policies, which {objective!r} has none of; {mend}leave it out"
         )
     if critic and not config.has_critic:
         raise InputError(

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
+from tql_offline.training.evaluation import RunScorer
 from tql_offline.training.metrics import MetricsWindow, check_finite, divergence_error
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.stopping import Stop, Stopped
@@ -50,7 +51,7 @@ class Training:
     updates: Updates
     generator: torch.Generator
     state: checkpoint.State
-    scorer: "Scorer"
+    scorer: RunScorer
     evaluation_steps: frozenset[int]
     reporter: Reporter
     finished: Callable[[], None]
@@ -60,27 +61,6 @@ class Training:
     stream: torch.cuda.Stream | None = None
     clock: Callable[[], float] = time.perf_counter
     saved: int = -1
-
-
-class Scorer(Protocol):
-    """Scores a run's policies, at once or while training goes on."""
-
-    @property
-    def is_scoring(self) -> bool:
-        """Whether it does; scores may be left for later, or there is no environment."""
-        ...
-
-    def score(self, step: int) -> None:
-        """Score the agent as it is now, or begin to."""
-        ...
-
-    def wait(self) -> None:
-        """Wait until all scores that were begun are written."""
-        ...
-
-    def are_unwritten(self, step: int) -> bool:
-        """Whether scores of a step were begun but are not written yet."""
-        ...
 
 
 def train(trainings: Sequence[Training]) -> None:
@@ -252,11 +232,7 @@ def save(training: Training, step: int) -> None:
     check_finite(training.window.means(), step, last)
     if parameter := checkpoint.non_finite_parameter(training.agent):
         raise divergence_error(f"parameter {parameter} became NaN or infinite", step, last)
-    state = checkpoint.State(
-        step=step,
-        observation_dim=training.state.observation_dim,
-        action_dim=training.state.action_dim,
-    )
+    state = replace(training.state, step=step)
     folder, agent = training.folder.checkpoints, training.agent
     checkpoint.save(folder, agent, training.generator, state, training.window)
     training.saved = step

@@ -35,6 +35,7 @@ from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
+from tql_offline.eval.run_records import flatten
 from tql_offline.files import locked, read_json, writing
 from tql_offline.presets import DEFAULT_DATASET, merge
 from tql_offline.runs import RunFolder
@@ -365,19 +366,11 @@ def first_difference(have: Config, want: Config) -> str:
     >>> first_difference(Config(steps=5), Config(steps=6))
     'steps 5 where the suite gives 6'
     """
-    old, new = (_flat(config.model_dump(mode="json")) for config in (have, want))
+    old, new = (flatten(config.model_dump(mode="json")) for config in (have, want))
     for key, value in new.items():
         if key not in _CHANGE_NO_RESULT and old[key] != value:
             return f"{key} {old[key]!r} where the suite gives {value!r}"
     return ""
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Settings:
-    flat: Settings = {}
-    for key, value in document.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def can_go_on(run: Run, runs: Path) -> bool:
