@@ -284,27 +284,28 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
     columns, digest = _read_flat(path, slices)
     limit = entry.max_episode_steps
     episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=True)
-    data = _own(episodes, path, digest, notes=tuple(notes))
-    _require_dims(entry, data)
+    _require_dims(entry, episodes, path)
     own, said = environment_of(entry)
-    return replace(
-        data,
+    return Dataset(
+        episodes=episodes,
         name=entry.name,
+        path=path,
+        digest=digest,
         source="given file" if given else "downloaded",
         env_id=env_id or own,
-        notes=(*entry.faults, *data.notes, *([] if env_id or own is None else [said])),
+        notes=(*entry.faults, *notes, *([] if env_id or own is None else [said])),
         unscored="" if env_id or own else said,
     )
 
 
-def _require_dims(entry: Entry, data: Dataset) -> None:
+def _require_dims(entry: Entry, episodes: Episodes, path: Path) -> None:
     for what, column, want in (
-        ("observation", data.episodes.observations, entry.observation_dim),
-        ("action", data.episodes.actions, entry.action_dim),
+        ("observation", episodes.observations, entry.observation_dim),
+        ("action", episodes.actions, entry.action_dim),
     ):
         if want is not None and column.shape[1] != want:
             raise InputError(
-                f"{data.path} has {column.shape[1]} {what} dims where {entry.name} has {want}; "
+                f"{path} has {column.shape[1]} {what} dims where {entry.name} has {want}; "
                 "give the right file or name"
             )
 
@@ -322,7 +323,7 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
     folder = _minari_folder(name, given)
     if COLUMNS_KEY in metadata_of(folder):  # written by `convert`: holds more than Minari's own
         digest = in_background(lambda: slices_sha256(files_of(folder)))
-        return _of_own_columns(read_minari(folder), folder, digest, env_id)
+        return own_dataset(read_minari(folder), folder, digest, env_id, (), flat=False)
     from tql_offline.eval.recover import recoverable  # imports Gymnasium, so only when needed
 
     made = read_episodes(folder)
@@ -388,12 +389,17 @@ def own_dataset(
         InputError: the columns cannot be used for training.
     """
     _scale_actions(columns, bounds)
-    if flat:
-        episodes, notes = episodes_of(columns, path)
-        data = _own(episodes, path, digest, env_id=env_id, notes=tuple(notes))
-    else:
-        data = _of_own_columns(columns, path, digest, env_id)
-    return replace(data, action_bounds=bounds_by_dim(data.episodes, bounds))
+    episodes, notes = (episodes_of if flat else own_episodes)(columns, path)
+    return Dataset(
+        episodes=episodes,
+        name=path.stem,
+        path=path,
+        digest=digest,
+        source="own file",
+        env_id=env_id,
+        notes=tuple(notes),
+        action_bounds=bounds_by_dim(episodes, bounds),
+    )
 
 
 def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
@@ -425,13 +431,6 @@ def _scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> Non
         low, high = bounds
         np.subtract(actions, (low + high) / 2, out=actions)
         np.divide(actions, (high - low) / 2, out=actions)
-
-
-def _of_own_columns(
-    columns: Mapping[str, Array], path: Path, digest: "Future[str]", env_id: str | None
-) -> Dataset:
-    episodes, notes = own_episodes(columns, path)
-    return _own(episodes, path, digest, env_id=env_id, notes=tuple(notes))
 
 
 def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[str]]:
@@ -473,26 +472,6 @@ def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
         "holds the last observation and no transition, so the task's ends are lost; write the 0 at "
         "each last transition, a row earlier"
     ]
-
-
-def _own(
-    episodes: Episodes,
-    path: Path,
-    digest: "Future[str]",
-    *,
-    env_id: str | None = None,
-    notes: tuple[str, ...] = (),
-) -> Dataset:
-    """A `Dataset` of a user's own data."""
-    return Dataset(
-        episodes=episodes,
-        name=path.stem,
-        path=path,
-        digest=digest,
-        source="own file",
-        env_id=env_id,
-        notes=notes,
-    )
 
 
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
