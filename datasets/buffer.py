@@ -10,7 +10,7 @@ from torch import Tensor
 from tql_offline.batch import Batch
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
-from tql_offline.datasets.returns import n_step_table, returns_to_go
+from tql_offline.datasets.returns import AfterCut, n_step_table, returns_to_go
 from tql_offline.errors import InputError
 
 _STAGING_BYTES = 2**24
@@ -77,7 +77,12 @@ def _floats(observations: Tensor) -> Tensor:
 
 
 def make_buffer(
-    episodes: Episodes, *, n_step: int, discount: float, device: torch.device
+    episodes: Episodes,
+    *,
+    n_step: int,
+    discount: float,
+    device: torch.device,
+    after_cut: AfterCut = "worst",
 ) -> Buffer:
     """Put a dataset on a device.
 
@@ -89,6 +94,7 @@ def make_buffer(
         n_step: n ≥ 1 steps of reward before the bootstrap.
         discount: γ in (0, 1].
         device: where training runs.
+        after_cut: what returns-to-go assume beyond a cut; see `returns_to_go`.
 
     Raises:
         InputError: the columns need more memory than the device has free.
@@ -101,7 +107,7 @@ def make_buffer(
         "actions": episodes.actions,
         "returns": table.returns,
         "discounts": table.discounts,
-        "returns_to_go": returns_to_go(episodes, discount),
+        "returns_to_go": returns_to_go(episodes, discount, after_cut),
         "start_rows": start_rows,
         "end_rows": np.add(start_rows, table.steps, out=table.steps),
     }

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector, row_blocks
 from tql_offline.datasets.episodes import Episodes
+
+AfterCut = Literal["worst", "last", "nothing"]
+"""The rewards that are assumed beyond the cut of an episode."""
 
 _WORK_BYTES = 16
 """Memory per transition while its targets are computed: a float64 and an int64."""
@@ -101,28 +104,42 @@ def _fill_stopped(
     table.discounts[at] = discount**steps * episodes.masks[at + steps - 1]
 
 
-def returns_to_go(episodes: Episodes, discount: float) -> NDArray[np.float32]:
-    """A lower bound on the behaviour's discounted return from each transition on, `(N,)`.
+def returns_to_go(
+    episodes: Episodes, discount: float, after_cut: AfterCut = "worst"
+) -> NDArray[np.float32]:
+    """The behaviour's discounted return from each transition on, `(N,)`.
 
     Computed backwards in time, over all episodes at once: `G_t = r_t + γ·mask_t·G_{t+1}`. The
-    rewards after a cut are unknown; they count as the worst reward of the data forever (or as 0,
-    the value of an end, if that is worse). With a reward of -1 per step, a task that was never
-    solved is thus worth -1/(1-γ), as in Cal-QL's code, not the few steps left before the cut.
-    (Cal-QL's code lets kitchen's, which are positive, go on with the last reward instead.)
+    rewards after a cut are unknown; Cal-QL's code (arXiv 2303.05479) assumes one of three things:
+
+        worst    the worst reward of the data forever (or 0, the value of an end, if that is worse):
+                 a lower bound; with a reward of -1 per step, a task that was never solved is worth
+                 -1/(1-γ), not the few steps left before the cut
+        last     the episode's last reward forever (kitchen)
+        nothing  the sum stops at the cut (dense rewards)
     """
-    worst = min(float(episodes.rewards.min()), 0.0)
-    forever = 1 / (1 - discount) if discount < 1 else np.inf
-    after_cut = worst * forever if worst else 0.0
     # Longest first, so that the episodes that have a step t come first.
     order = np.argsort(-episodes.lengths, kind="stable")
     lengths = episodes.lengths[order]
     starts = (np.cumsum(episodes.lengths) - episodes.lengths)[order]
-    beyond = np.full(len(lengths), after_cut)
+    beyond = _after_cuts(episodes, discount, after_cut)[order]
     returns = empty_vector(episodes.num_transitions, np.float32)
     stop = int(lengths[0])
     while stop:
         stop = _fill_backwards(returns, episodes, starts, lengths, beyond, stop, discount)
     return returns
+
+
+def _after_cuts(episodes: Episodes, discount: float, after_cut: AfterCut) -> NDArray[np.float64]:
+    """Assumed returns beyond each episode's end, `(E,)`; see `returns_to_go`."""
+    every: NDArray[np.float64] = {
+        "worst": np.full(episodes.num_episodes, min(float(episodes.rewards.min()), 0.0)),
+        "last": episodes.rewards[episodes.last_transitions()].astype(np.float64),
+        "nothing": np.zeros(episodes.num_episodes),
+    }[after_cut]
+    every[every != 0] *= 1 / (1 - discount) if discount < 1 else np.inf
+    every += 0.0  # -0.0 becomes 0.0
+    return every
 
 
 def _fill_backwards(

@@ -63,6 +63,8 @@ def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
     if flat.get("critic.kind") == "mlp":
         tables += ["entropy.", "critic.depth"]
+    if not flat.get("conservative.calibrated"):
+        tables.append("conservative.after_cut")
     return tables
 
 

@@ -71,13 +71,14 @@ def test_next_action_is_the_datas_own_at_the_next_observation(n, done_at):
 @pytest.mark.parametrize("discount", [0.9, 1.0])
 @pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
 @pytest.mark.parametrize("shift", [0.0, -20.0])
-def test_returns_to_go_are_the_worst_that_can_follow(discount, done_at, shift):
-    """Rewards 1 to 11, or -19 to -9, of which the worst goes on forever after a cut."""
+@pytest.mark.parametrize("after_cut", ["worst", "last", "nothing"])
+def test_returns_to_go_go_on_as_assumed_after_a_cut(discount, done_at, shift, after_cut):
+    """Rewards 1 to 11, or -19 to -9."""
     episodes = make_episodes([3, 1, 5, 2], done_at)
     episodes.rewards[:] += shift
-    worst = 0.0 if not shift else -19 / (1 - discount) if discount < 1 else -np.inf
+    forever = 1 / (1 - discount) if discount < 1 else np.inf
     ends = set(episodes.last_transitions().tolist())
-    have = returns_to_go(episodes, discount)
+    have = returns_to_go(episodes, discount, after_cut)
     for start in range(episodes.num_transitions):
         total, weight = 0.0, 1.0
         for i in range(start, episodes.num_transitions):
@@ -86,7 +87,12 @@ def test_returns_to_go_are_the_worst_that_can_follow(discount, done_at, shift):
             if episodes.masks[i] == 0:
                 break
             if i in ends:
-                total += weight * worst
+                follows = {
+                    "worst": -19 if shift else 0,
+                    "last": float(episodes.rewards[i]),
+                    "nothing": 0,
+                }[after_cut]
+                total += weight * follows * forever if follows else 0
                 break
         assert have[start] == pytest.approx(total, rel=1e-5)
 

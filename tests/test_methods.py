@@ -127,9 +127,12 @@ def test_calibration_floors_the_policys_actions_alone():
     agent = build("conservative lagrange")
     batch = make_batch()._replace(returns_to_go=torch.full((16,), 50.0))
     noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
-    sampled, _ = agent._sampled_q(batch, noise)
+    sampled, _, metrics = agent._sampled_q(batch, noise)
     assert (sampled[:, 2:] == 50).all()
     assert (sampled[:, :2] < 50).all()
+    assert metrics["floored_share"] == 1
+    batch.returns_to_go[:8] = -50.0
+    assert agent.critic_loss(batch, noise)[1]["floored_share"] == 0.5
 
 
 def test_uniform_actions_fill_the_whole_action_range():

@@ -1,16 +1,20 @@
 """Rewards in training: IQL's scaling by the range of returns, a factor, a shift."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tql_offline.config import DataConfig
+from tql_offline.config import DataConfig, resolve
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
-from tql_offline.training.rewards import RewardMap, reward_map, whole_returns
+from tql_offline.files import read_jsonl
+from tql_offline.training.reporters import SilentReporter
+from tql_offline.training.rewards import RewardMap, floor_notes, reward_map, whole_returns
+from tql_offline.training.run import run
 
 
 def made(*episodes):
@@ -83,3 +87,43 @@ def test_returns_that_are_all_the_same_span_nothing():
     data = made(([1, 1], True), ([2], True))
     with pytest.raises(InputError, match=r"return_range is 1000.*mine\.hdf5.*set it to 0"):
         reward_map(DataConfig(return_range=1000.0), data)
+
+
+def test_a_note_says_what_cal_qls_floor_assumes():
+    episodes = made(([1, -3], True), ([2, 2, 2], False), ([0], False)).episodes
+    settings = {"dataset": {"name": "mine.hdf5"}, "conservative": {"after_cut": "nothing"}}
+    (note,) = floor_notes(resolve(settings, preset="cal-ql"), episodes)
+    assert "cuts of 2 of 3 episodes are followed by nothing" in note
+    (note,) = floor_notes(resolve({}, preset="cal-ql"), episodes)
+    assert "worst reward (-3) forever" in note
+    assert not list(floor_notes(resolve(settings, preset="cql"), episodes))
+    assert not list(floor_notes(resolve({}, preset="tql"), episodes))
+
+
+def test_what_follows_a_cut_is_its_familys():
+    names = {"hopper-medium-v2": "nothing", "kitchen-mixed-v0": "last", "antmaze-umaze-v2": "worst"}
+    for name, wanted in names.items():
+        config = resolve({"dataset": {"name": name}}, preset="cal-ql")
+        assert config.conservative.after_cut == wanted
+
+
+def test_the_assumption_reaches_training(tmp_path):
+    """Rewards of 0 and a single -1: the floor is 0, or about -1/(1 - γ)."""
+    data = replace(made(([0] * 60, False), ([-1], True)), path=tmp_path / "mine.hdf5")
+    data.digest.set_result("0" * 64)
+    shares = []
+    for after_cut in ("nothing", "worst"):
+        settings = {
+            "dataset": {"name": "mine.hdf5"},
+            "critic": {"size": "tiny"},
+            "flow": {"hidden": [8]},
+            "conservative": {"after_cut": after_cut, "samples": 2},
+            "steps": 3,
+            "batch_size": 16,
+            "log_every": 3,
+        }
+        config = resolve(settings, preset="cal-ql")
+        folder = run(config, data, tmp_path / "runs", after_cut, SilentReporter())
+        shares.append([line["floored_share"] for line in read_jsonl(folder.metrics)])
+    assert shares[0][0] > 0.01
+    assert shares[1] == [0.0]

@@ -17,9 +17,8 @@ class Batch(NamedTuple):
             task ended sooner.
         discounts: `(B,)` γ^m·mask for the m ≤ n steps taken. The mask is 0 only where the task
             ended: the value beyond does not count. An episode that was cut off bootstraps.
-        returns_to_go: `(B,)` the discounted sum of all rewards from here to the task's end; beyond
-            the cut of an episode, the data's worst reward is assumed, which gives a lower bound on
-            the behaviour's value.
+        returns_to_go: `(B,)` the discounted sum of all rewards from here to the task's end, with
+            assumed ones beyond the cut of an episode (`datasets.returns.returns_to_go`).
         next_actions: `(B, n_a)` the data's action at `next_observations`.
         next_action_mask: `(B,)` 0 where the episode ended there, so that the data have no such
             action (`next_actions` is then arbitrary); otherwise 1.

@@ -179,6 +179,11 @@ class ConservativeConfig(Table):
         description="gap that a learned weight maintains, CQL's τ - ln 3n; 0: fixed weight",
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
+    after_cut: Literal["worst", "last", "nothing"] = Field(
+        "worst",
+        description="Cal-QL: what follows an episode's cut: the data's worst reward forever, the "
+        "episode's last forever, or nothing",
+    )
     rows_at_once: int = Field(
         0,
         ge=0,

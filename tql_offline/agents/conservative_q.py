@@ -104,7 +104,7 @@ class ConservativeQ(ActorCritic):
         td_loss, data_q, metrics = controlled_td_loss(self.critic, self.control, batch, target)
 
         # Conservative penalty.
-        sampled_q, log_density = self._sampled_q(batch, noise)
+        sampled_q, log_density, floored = self._sampled_q(batch, noise)
         gap = conservative_gap(sampled_q, log_density, data_q)
         assert gap.shape == data_q.shape
         penalty, multiplier_loss = self._weigh(gap.mean())
@@ -115,6 +115,7 @@ class ConservativeQ(ActorCritic):
             "critic_loss": loss,
             "conservative_gap": gap.mean(),
             "conservative_penalty": penalty,
+            **floored,
         }
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
@@ -139,8 +140,11 @@ class ConservativeQ(ActorCritic):
         del policy, noise
         return self.policy.mode(self.normaliser(observations))
 
-    def _sampled_q(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Q at s of the 3n sampled actions `(B, 3n, E)`, and their log-densities `(B, 3n)`."""
+    def _sampled_q(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
+        """Q at s of the 3n sampled actions `(B, 3n, E)`, and their log-densities `(B, 3n)`.
+
+        With calibration, a metric says what share of Q of the policy's actions the floor raised.
+        """
         count = noise.uniform.shape[1]
         with torch.no_grad():
             here, log_here = self._policy_actions(batch.observations, noise.here)
@@ -149,10 +153,12 @@ class ConservativeQ(ActorCritic):
         actions = torch.cat([noise.uniform, here, there], dim=1)
         repeated = batch.observations.repeat_interleave(3 * count, dim=0)
         q = self._bounded_q(repeated, actions.flatten(0, 1)).view(len(actions), 3 * count, -1)
+        floored: Metrics = {}
         if self.config.conservative.calibrated:
             policy_q = calibrate(q[:, count:], batch.returns_to_go)
+            floored = {"floored_share": (policy_q > q[:, count:]).float().mean()}
             q = torch.cat([q[:, :count], policy_q], dim=1)
-        return q, torch.cat([log_uniform, log_here, log_there], dim=1)
+        return q, torch.cat([log_uniform, log_here, log_there], dim=1), floored
 
     def _bounded_q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q `(B·3n, E)`, in passes of `rows_at_once` whose activations are not kept.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tql_offline.config import DataConfig
+from tql_offline.config import Config, DataConfig
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
@@ -55,6 +55,25 @@ def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
             )
         scale *= settings.return_range / (most - least)
     return RewardMap(scale, settings.reward_shift)
+
+
+def floor_notes(config: Config, episodes: Episodes) -> Iterator[str]:
+    """A note on what Cal-QL's floor assumes of the data, which says whether it can ever act."""
+    settings = config.conservative
+    if config.objective != "conservative" or not settings.calibrated:
+        return
+    cuts = int((episodes.masks[episodes.last_transitions()] > 0).sum())
+    follows = {
+        "worst": f"the data's worst reward ({episodes.rewards.min():g}) forever, a low floor where "
+        "rewards are dense",
+        "last": "the episode's last reward forever",
+        "nothing": "nothing",
+    }[settings.after_cut]
+    yield (
+        f"note: Cal-QL's floor assumes that the cuts of {cuts:,} of {episodes.num_episodes:,} "
+        f"episodes are followed by {follows} (conservative.after_cut); floored_share in "
+        "metrics.jsonl is the share of Q that it raises"
+    )
 
 
 def whole_returns(episodes: Episodes) -> tuple[float, float]:

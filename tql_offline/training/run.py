@@ -38,7 +38,7 @@ from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
 from tql_offline.training.provenance import collect_provenance, on_cpu
 from tql_offline.training.reporters import Reporter, SeedReporter
 from tql_offline.training.result import open_run, read_provenance, write_result
-from tql_offline.training.rewards import RewardMap, reward_map
+from tql_offline.training.rewards import RewardMap, floor_notes, reward_map
 from tql_offline.training.trackers import make_tracker
 from tql_offline.training.watch import make_watch
 
@@ -205,8 +205,13 @@ def _set_up(config: Config, dataset: Dataset, like: _Setup | None = None) -> _Se
         agent.normaliser.fit(dataset.episodes.observations)
     agent.fit_rewards(dataset.episodes.rewards)
     if like is None:
-        n_step, discount = config.n_step, config.discount
-        buffer = make_buffer(dataset.episodes, n_step=n_step, discount=discount, device=device)
+        buffer = make_buffer(
+            dataset.episodes,
+            n_step=config.n_step,
+            discount=config.discount,
+            device=device,
+            after_cut=config.conservative.after_cut,
+        )
     else:
         buffer = like.buffer
     generator, window = torch.Generator(device).manual_seed(config.seed), MetricsWindow()
@@ -303,6 +308,7 @@ def _notes(begun: Sequence[_Begun]) -> Iterator[str]:
     """Notes on the runs of one or several seeds, before they train."""
     first = begun[0].setup
     yield from first.rewards.notes()
+    yield from floor_notes(first.config, first.dataset.episodes)
     yield from _unscored(begun[0])
     yield from endless(first.environment)
     yield from _slower(first)
