@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from tql_offline.training.run import run
 
 CPU = torch.device("cpu")
 SHORT = Fit(updates=200, batch_size=128, members=2, hidden=(32, 32), lr=5e-3, polyak=0.1)
+
+TWO = Fit(updates=2, batch_size=4, members=2, hidden=(4,))
 
 
 class Policy:
@@ -247,6 +250,23 @@ def test_a_fit_of_fewer_updates_than_a_value_takes_is_not_settled():
         assert worth(lambda s, _z: -s, data, discount=0.9, fit=fit).lasted == lasted
 
 
+def test_values_that_the_rewards_do_not_allow_are_no_estimate():
+    """Rewards in [-1, 1] allow ±5; a rate of 10 takes networks far beyond."""
+    data = walk(20, 20, reward=lambda s, _a: s)
+    sound = worth(lambda s, _z: -s, data)
+    assert sound.within
+    assert sound.bounds == pytest.approx((-5, 5), rel=0.05)
+    wild = worth(lambda s, _z: s, data, fit=Fit(**(vars(SHORT) | {"lr": 10.0})))
+    assert not wild.within
+    assert not wild.is_settled
+
+
+def test_bounds_hold_an_end_of_the_task():
+    data = walk(4, 5, reward=lambda _s, _a: 2.0)
+    assert worth(lambda s, _z: s, data, fit=TWO, discount=0.5).bounds == (0, 4)
+    assert worth(lambda s, _z: s, data, fit=TWO, discount=1.0).bounds == (0, 10)
+
+
 def test_a_fit_that_diverges_is_an_error():
     data = walk(10, 10, reward=lambda s, _a: s)
     with pytest.raises(InputError, match="diverged"):
@@ -288,6 +308,16 @@ def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, caps
     said = " ".join(output.out.split())
     assert "discounted by 0.995, from the first observations of 3 episodes of the data" in said
     assert "policies can at best be ranked" in said
+
+
+def test_the_command_says_that_a_fit_diverged(trained, data, monkeypatch, capsys):
+    """A rate that takes values beyond ±1, where the data's rewards lie within ±200."""
+    monkeypatch.setattr("tql_offline.cli.eval.load_and_say", lambda _config: data)
+    monkeypatch.setattr("tql_offline.training.fqe.Fit", partial(Fit, lr=1e3, hidden=(8,)))
+    asked = ["eval", str(trained.path), "--ope", "fqe", "--policy", "learned"]
+    code, output = command([*asked, "--ope-updates", "30"], capsys)
+    assert code == 0, output.err
+    assert "to 0 alone, which networks left; this is no estimate" in " ".join(output.out.split())
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,13 @@ def _estimate(
             f"({line['low']:.4g} to {line['high']:.4g}), discounted by {line['discount']:g}, from "
             f"the first observations of {line['starts']:,} episodes of the data"
         )
-        if not line["settled"]:
+        if not line["within"]:
+            least, most = line["bounds"]
+            say(
+                f"note: the fit diverged, for the data's rewards allow values from {least:.4g} to "
+                f"{most:.4g} alone, which networks left; this is no estimate"
+            )
+        elif not line["settled"]:
             say(
                 f"note: it was still changing after {fit.updates:,} updates, or that is too few to "
                 "tell; raise --ope-updates"

@@ -41,7 +41,7 @@ from tql_offline.training.device import pick_device
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.rescoring import check_policies
 from tql_offline.training.result import open_run
-from tql_offline.training.watch import return_bound
+from tql_offline.training.watch import return_bound, return_bounds
 
 METHOD = "fqe"
 TRACED = 10
@@ -89,6 +89,8 @@ class Worth:
             last is `value`.
         starts: number of first observations that it averages over.
         lasted: whether there were enough updates for a value to settle (see `Fit`).
+        bounds: the least and the greatest return that the data's rewards allow.
+        within: whether every network's values kept to them over the second half of the updates.
     """
 
     value: float
@@ -97,16 +99,19 @@ class Worth:
     trace: tuple[float, ...]
     starts: int
     lasted: bool = True
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    within: bool = True
 
     @property
     def is_settled(self) -> bool:
         """Whether the last fifth of the updates moved it by at most a quarter of the interval.
 
-        False if there were too few updates for a value to settle: early on, networks that still
-        differ from one another make the interval wide.
+        False if there were too few updates for a value to settle, or if values left their bounds:
+        networks that differ from one another make the interval wide.
         """
         before = self.trace[-3:][0]
-        return self.lasted and abs(self.value - before) <= (self.high - self.low) / 4
+        moved = abs(self.value - before) > (self.high - self.low) / 4
+        return self.lasted and self.within and not moved
 
 
 def evaluate_offline(
@@ -167,6 +172,7 @@ class Transitions:
         first_rows: `(E,)` observation row at which each episode begins, continuations left out.
         normaliser: normaliser of the observations.
         scale: divisor that brings returns within ±1.
+        bounds: the least and the greatest return that the rewards allow.
         horizon: steps that a value looks ahead.
     """
 
@@ -175,6 +181,7 @@ class Transitions:
     first_rows: Tensor
     normaliser: Normaliser
     scale: float
+    bounds: tuple[float, float]
     horizon: float
 
     @classmethod
@@ -196,6 +203,7 @@ class Transitions:
             first_rows=buffer.start_rows[(torch.cumsum(lengths, dim=0) - lengths)[begins]],
             normaliser=normaliser,
             scale=return_bound(episodes, discount) or 1.0,
+            bounds=return_bounds(episodes, discount),
             horizon=float(min(1 / max(1 - discount, 1e-9), episodes.lengths.max())),
         )
 
@@ -256,12 +264,15 @@ def fitted_q_evaluation(
     fitting = Fitting(agent, policy, data, fit)
     reporter.started(_TITLE, fit.updates)
     trace, traced = [], {-(-fit.updates * k // TRACED) for k in range(1, TRACED + 1)}
+    within, (least, most) = True, data.bounds
     for step in range(1, fit.updates + 1):
         fitting.update(step)
         reporter.advanced(step, title=_TITLE)
         if step in traced:
             values = fitting.values()
             trace.append(float(values.mean()))
+            possible = bool(((values >= least) & (values <= most)).all())
+            within &= possible or 2 * step <= fit.updates
             if not math.isfinite(trace[-1]):
                 raise InputError(f"the fit of Q diverged by update {step}; there is no estimate")
     mean, sd = mean_std(values.tolist(), ddof=1)
@@ -273,6 +284,8 @@ def fitted_q_evaluation(
         trace=tuple(trace),
         starts=len(data.first_rows),
         lasted=fit.updates >= data.horizon / fit.polyak,
+        bounds=data.bounds,
+        within=within,
     )
 
 

@@ -96,10 +96,15 @@ def largest_return(episodes: Episodes, discount: float) -> float:
 
 def return_bound(episodes: Episodes, discount: float) -> float:
     """`max |r| / (1 - γ)`; without discounting, the sum over the longest episode."""
+    least, most = return_bounds(episodes, discount)
+    return max(-least, most)
+
+
+def return_bounds(episodes: Episodes, discount: float) -> tuple[float, float]:
+    """The least and the greatest return of rewards like the data's, with 0 after a task's end."""
     rewards: NDArray[np.float32] = episodes.rewards
-    largest = max(abs(float(rewards.min())), abs(float(rewards.max())))
     steps = 1 / (1 - discount) if discount < 1 else float(episodes.lengths.max())
-    return largest * steps
+    return min(float(rewards.min()), 0.0) * steps, max(float(rewards.max()), 0.0) * steps
 
 
 def stop_error(warned: Warned, last_good: str) -> InputError:
