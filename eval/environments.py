@@ -25,6 +25,9 @@ from tql_offline.eval.protocol import goal_of_seed
 _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
 PROBE_STEPS = 2000
+"""Most steps of an episode that is to show whether success is reported."""
+TRIAL_STEPS = 10
+"""Steps that show whether an environment works at all."""
 GOALS_PREFIX = "goals:"
 """Prefix of a goal-conditioned environment's id, to play each of its goals in turn."""
 
@@ -228,18 +231,18 @@ def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
         env.close()
 
 
-def reports_success(env_id: str) -> bool:
-    """Whether an environment's `info` reports success during an episode.
+def reports_success(env_id: str, steps: int = PROBE_STEPS) -> bool:
+    """Try an environment out, and tell whether its `info` reports success during an episode.
 
-    Plays one episode of zero actions, at most `PROBE_STEPS` long; an environment that has not ended
-    by then is given the benefit of the doubt.
+    Plays one episode of zero actions, at most this many steps long; an environment that has not
+    ended by then is given the benefit of the doubt.
 
     Raises:
-        InputError: the environment cannot be made, or fails.
+        InputError: the environment cannot be made, fails, or gives a number that is not finite.
     """
     env = SeededEnvironment(make(env_id))
     try:
-        return _probed(env)
+        return _probed(env, steps)
     except Exception as error:  # any error from the environment's own code
         raise InputError(
             f"environment {env_id!r} fails in an episode of zero actions ({one_line(error)}); "
@@ -249,16 +252,23 @@ def reports_success(env_id: str) -> bool:
         env.close()
 
 
-def _probed(env: "SeededEnvironment") -> bool:
-    env.reset(0)
+def _probed(env: "SeededEnvironment", steps: int) -> bool:
+    _require_finite("first observation", env.reset(0))
     action = np.zeros(env.action_dim, dtype=np.float32)
-    for _ in range(PROBE_STEPS):
-        *_, terminated, truncated, success = env.step(action)
+    for _ in range(steps):
+        observation, reward, terminated, truncated, success = env.step(action)
+        _require_finite("observation", observation)
+        _require_finite("reward", reward)
         if not np.isnan(success):
             return True
         if terminated or truncated:
             return False
     return True
+
+
+def _require_finite(what: str, numbers: Any) -> None:
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"its {what} is NaN or infinite")
 
 
 class SeededEnvironment:

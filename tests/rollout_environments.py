@@ -244,8 +244,27 @@ class FailsAtOnce(Uneven):
         raise RuntimeError("no maze")
 
 
+class IsNotFinite(Uneven):
+    """Its rewards are NaN; of the dims of a maze."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+
+    def reset(self, **_options):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, _action):
+        return np.zeros(2, np.float32), np.nan, False, False, {}
+
+
+class LosesItsPlace(IsNotFinite):
+    """Its observations become NaN."""
+
+    def step(self, _action):
+        return np.full(2, np.nan, np.float32), 0.0, False, False, {}
+
+
 ENVIRONMENTS = (
-    Unmakeable, FailsAtOnce,
+    Unmakeable, FailsAtOnce, IsNotFinite, LosesItsPlace,
     Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
     EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
     LacksPackage, DrawsNothing, HasNoRender, DrawnUntilItDies, DrawnUntilItHangs,

@@ -30,6 +30,7 @@ from tql_offline.training.sweep import (
     Run,
     alone,
     check_data,
+    check_environments,
     cores_each,
     discard,
     expand,
@@ -203,6 +204,21 @@ def test_data_that_no_run_could_load_are_refused_before_the_first(suite, setting
     (run,) = expand(read, {}, 1)
     with pytest.raises(InputError, match=said):
         check_data(run, read)
+
+
+def test_environments_that_cannot_be_made_are_refused_before_the_first(suite, tmp_path, capsys):
+    text = (
+        "[settings]\nevaluation.protocol = 'quick-return'\n[axis.env.a]\ndataset.env_id = 'A-v0'\n"
+    )
+    text += "[axis.env.b]\ndataset.env_id = 'CartPole-v1'\n"
+    read = suite(text)
+    with pytest.raises(InputError, match=r"grid\.toml, run a-s0: .*'A-v0' cannot be made"):
+        check_environments(expand(read, {}, 1), read)
+    code, output = command(["sweep", str(read.path), "--runs", str(tmp_path / "runs")], capsys)
+    assert (code, "'A-v0' cannot be made" in " ".join(output.err.split())) == (2, True)
+    assert not (tmp_path / "runs").exists()
+    unscored = suite(text + "[axis.not.scored]\nevaluation.enabled = false\n")
+    check_environments(expand(unscored, {}, 1), unscored)
 
 
 def test_later_layers_win(suite):

@@ -127,6 +127,8 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
         (":x", "':x' cannot be made"),
         ("rollout_environments:Unmakeable-v0", "cannot be made (no room)"),
         ("rollout_environments:FailsAtOnce-v0", "fails in an episode of zero actions (no maze)"),
+        ("rollout_environments:IsNotFinite-v0", "(its reward is NaN or infinite)"),
+        ("rollout_environments:LosesItsPlace-v0", "(its observation is NaN or infinite)"),
     ):
         code, output = command([*score, "--env", env], capsys)
         assert (code, said in output.err) == (2, True), output.err

@@ -53,9 +53,10 @@ def sweep(
         _list(states)
         return
     sweeps.check_collected(read)
-    for run, state in states:
-        if state != "finished":
-            sweeps.check_data(run, read)
+    unfinished = [run for run, state in states if state != "finished"]
+    for run in unfinished:
+        sweeps.check_data(run, read)
+    sweeps.check_environments(unfinished, read)
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
     failed = _train(read, planned, runs, processes)

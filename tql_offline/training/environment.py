@@ -10,6 +10,8 @@ from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.environments import (
+    PROBE_STEPS,
+    TRIAL_STEPS,
     action_bounds,
     describe,
     reports_success,
@@ -55,8 +57,8 @@ def fitting_environment(
         bounds: least and greatest actions that the data were scaled from; None where they are ±1.
 
     Raises:
-        InputError: its dims or action bounds differ, or it does not report what the protocol
-            scores.
+        InputError: its dims or action bounds differ, it fails or gives numbers that are not finite
+            in a short trial, or it does not report what the protocol scores.
     """
     described = describe(env_id, config.evaluation.success_timing or None)
     for what, have, want in (
@@ -71,7 +73,9 @@ def fitting_environment(
     protocol = protocols.get(config.evaluation.protocol)
     scale_of_scores(protocol, config.dataset)
     _check_bounds(env_id, action_dim, bounds, whose)
-    if protocol.score == "success" and not reports_success(env_id):
+    needs_success = protocol.score == "success"
+    succeeds = reports_success(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
+    if needs_success and not succeeds:
         raise InputError(
             f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
             "scores; give --protocol quick-return, which scores the return"

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,6 +35,7 @@ from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
+from tql_offline.eval.environments import describe
 from tql_offline.eval.run_records import flatten
 from tql_offline.files import locked, read_json, writing
 from tql_offline.presets import DEFAULT_DATASET, merge
@@ -305,6 +306,21 @@ def check_data(run: Run, suite: Suite) -> None:
     with _naming(f"suite {suite.path}, run {run.name}"):
         path = Path(wanted.path) if wanted.path else None
         find_data(wanted.name, path, allow_broken=wanted.allow_broken)
+
+
+def check_environments(runs: Iterable[Run], suite: Suite) -> None:
+    """Check that the environments that runs name can be made, each once.
+
+    Raises:
+        InputError: one cannot; the message names the first run that is scored in it.
+    """
+    named: dict[str, Run] = {}
+    for run in runs:
+        if run.config.dataset.env_id and run.config.evaluation.enabled:
+            named.setdefault(run.config.dataset.env_id, run)
+    for env_id, run in named.items():
+        with _naming(f"suite {suite.path}, run {run.name}"):
+            describe(env_id)
 
 
 def has_no_environment(run: Run) -> bool:
