@@ -24,6 +24,15 @@ from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
 from tql_offline.eval.report_scores import CountedScore
+from tql_offline.eval.rows import (
+    DIGEST,
+    OWN,
+    aliases,
+    contents,
+    own_name,
+    row_names,
+    with_shared_names,
+)
 from tql_offline.eval.run_records import (
     Evaluation,
     Run,
@@ -78,6 +87,7 @@ class Measured:
     Attributes:
         name: the run's name in warnings.
         task: name of the dataset, by which papers name a task; without one, the environment.
+        dataset: the dataset as the run was given it, which may be a path on any machine.
         method: name of the method; with its size, one column of a board.
         size: the critic's size; empty if there is no critic.
         parameters: number of the critic's parameters.
@@ -101,6 +111,7 @@ class Measured:
     name: str
     setting: Setting
     task: str
+    dataset: str
     method: str
     size: str
     parameters: int | None
@@ -153,7 +164,7 @@ class Board:
         scores: cells by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
         runs: the runs in the `measured` columns; the task of each is its row.
-        notes: what a reader must know about the reported columns.
+        notes: what a reader must know about the rows' data and the reported columns.
     """
 
     setting: Setting
@@ -304,6 +315,7 @@ def measured(run: Run) -> Measured | str:
         name=run.name,
         setting=settings.pop(),
         task=task,
+        dataset=_string(result.get("dataset")),
         method=_string(result.get("method")) or "unnamed",
         size=_string(result.get("size")),
         parameters=count(result.get("parameters")),
@@ -327,11 +339,19 @@ def measured(run: Run) -> Measured | str:
 
 def _task(run: Run) -> str:
     """Name of a run's dataset with its task, or of the environment if there is no dataset."""
+    name, recorded = _dataset(run), _string(run.provenance.get("dataset.name"))
+    if name and suite_of(name) == OWN:
+        return recorded or own_name(name)
+    return with_task(name or _string(run.result.get("task")))
+
+
+def _dataset(run: Run) -> str:
+    """Name of a run's dataset, or the path of its file; empty if neither is known."""
     name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
     if name.startswith(MINARI_PREFIX) or env_id.startswith(MINARI_PREFIX):
         # The name may be a folder, which differs between machines.
         return _string(run.provenance.get("dataset.name")) or name
-    return with_task(name or env_id)
+    return with_task(name)
 
 
 def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
@@ -339,7 +359,8 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     facts, played = run.provenance, dict(evaluation.versions)
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
-    return Setting(protocol, suite_of(_task(run)), timing, *versions)
+    # A file of one's own is of no suite, whatever it is called.
+    return Setting(protocol, suite_of(_dataset(run) or _task(run)), timing, *versions)
 
 
 def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
@@ -347,7 +368,7 @@ def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
     began = run.provenance
     limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
     found = {
-        "data": _string(run.result.get("dataset_sha256"))[:8],
+        "data": _string(run.result.get("dataset_sha256"))[:DIGEST],
         "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
         "step limit": str(limit or ""),
         # Without its source, which may name a folder on one machine.
@@ -389,6 +410,8 @@ def make_boards(
 def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
+    is_own = setting.suite == OWN
+    runs = with_shared_names(runs) if is_own else runs
     rows = [replace(run, task=row) for run, row in zip(runs, row_names(runs), strict=True)]
     names = variant_names(rows)
     named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
@@ -398,7 +421,7 @@ def _board(
         cells.setdefault((run.task, run.label), []).append(run)
     tasks = tuple(sorted({task for task, _ in cells}, key=natural))
     followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
-    beside = [p for p in followed if p.task in tasks]
+    beside = [p for p in followed if p.task in tasks and not is_own]
     scores = {key: score_of(found) for key, found in cells.items()}
     known = known_protocol(setting.protocol)
     return Board(
@@ -409,7 +432,7 @@ def _board(
         scores=scores | reported_scores(beside),
         fraction=known.bold if known else BOLD,
         runs=tuple(distinct),
-        notes=_notes(beside),
+        notes=(*contents(runs), *(aliases(runs) if is_own else ()), *_notes(beside)),
     )
 
 
@@ -456,22 +479,10 @@ def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
         first = kept.setdefault(key, run)
         if first is not run:
             warnings.append(
-                f"{run.name}: {run.label} has another run of seed {run.seed} on {run.task}, "
-                f"{first.name}, which is the one that counts"
+                f"{run.name}: {run.label} has another run of seed {run.seed}, {first.name}, which "
+                f"is the one that counts on {run.task}"
             )
     return list(kept.values())
-
-
-def row_names(runs: Sequence[Measured]) -> list[str]:
-    """Each run's task, with the conditions that differ between the runs of that task."""
-    found: dict[str, list[Mapping[str, str]]] = {}
-    for run in runs:
-        found.setdefault(run.task, []).append(run.conditions)
-    keys = {task: differing(conditions) for task, conditions in found.items()}
-    return [
-        ", ".join([run.task, *(f"{k} {run.conditions.get(k, 'unknown')}" for k in keys[run.task])])
-        for run in runs
-    ]
 
 
 def _column_order(run: Measured) -> tuple[Any, ...]:

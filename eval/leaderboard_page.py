@@ -14,6 +14,7 @@ from tql_offline.eval.leaderboard import (
     average,
     domain_title,
     domains,
+    natural,
     summaries,
 )
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
@@ -26,13 +27,15 @@ from tql_offline.eval.report_tables import (
     Cell,
     Table,
     cell,
+    counted,
     figure,
     grouped,
     listed,
     make_table,
     number_cell,
 )
-from tql_offline.eval.scaling import Scaling, SizePoint, scaling_of
+from tql_offline.eval.rows import MAX_NAMED
+from tql_offline.eval.scaling import Scaling, SizePoint, best_of, scaling_of
 from tql_offline.eval.statistics import (
     Estimate,
     checked_table,
@@ -42,10 +45,10 @@ from tql_offline.eval.statistics import (
     mean_of_tasks,
 )
 
-MAX_NAMED = 6
-"""Most settings that a sentence names."""
 MAX_COMPARED = 8
 """Most columns of runs for which every pair is compared."""
+MAX_PANELS = 6
+"""Most tasks of which scores by size are drawn, where each needs a panel of its own."""
 
 _FORMULAS = {
     "success": "success = info['success'] at the last step; score = 100 × success rate",
@@ -63,7 +66,8 @@ class BoardSection:
     Attributes:
         title: the board's setting.
         tables: sortable tables, in order.
-        answers: whether a bigger critic helped, one short sentence per method.
+        answers: whether a bigger critic helped, or why that is not known, one short sentence per
+            method.
         sentences: the same with its evidence, and notes.
         plots: scores by size, if a method has two sizes, and performance profiles.
         board: the board that the section was made from.
@@ -80,6 +84,11 @@ class BoardSection:
     summaries: tuple[Summary, ...]
     scalings: tuple[Scaling, ...]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether its one run has nothing to be compared with."""
+        return len(self.board.runs) == 1 and not self.board.reported
+
 
 def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = ()) -> BoardSection:
     """Everything about one board; the same board gives the same section.
@@ -92,21 +101,24 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
     generator = np.random.default_rng(0)
     core = board.core()
     overall = summaries(core, generator)
-    scalings = [s for s in scaling_of(board, generator) if board.averages(s.tasks)]
+    scalings = scaling_of(board, generator)
     percent = is_percent(board)
-    over = "all tasks" if core.tasks == board.tasks else f"{len(core.tasks)} tasks"
-    tables = [score_table(board), average_table(board), summary_table(core, overall, over)]
-    if pairs := improvement_table(core, over):
+    is_whole = core.tasks == board.tasks
+    tables = [score_table(board), average_table(board), summary_table(core, overall, is_whole)]
+    if pairs := improvement_table(core, is_whole):
         tables.append(pairs)
+    unknown = tuple(without_scaling(board, scalings))
     tables += [scaling_table(scaling, percent) for scaling in scalings]
     if scalings and printed:
         tables.append(printed_table(printed))
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        answers=tuple(trend_sentences(scalings, digits_of(percent), brief=True)),
+        answers=(*trend_sentences(scalings, digits_of(percent), brief=True), *unknown),
         sentences=(
             *trend_sentences(scalings, digits_of(percent)),
+            *unknown,
+            *without_average(board, scalings),
             *claim_sentences(board, printed),
             *left_out(board, core),
             *shortfall(board),
@@ -118,6 +130,31 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         summaries=tuple(overall),
         scalings=tuple(scalings),
     )
+
+
+def without_scaling(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
+    """Yield which methods have runs of several sizes that share no task."""
+    sizes: dict[str, dict[str, set[str]]] = {}
+    for run in sorted(board.runs, key=lambda run: (run.method, run.parameters or 0)):
+        if run.parameters:
+            sizes.setdefault(run.method, {}).setdefault(run.size, set()).add(run.task)
+    for method in sizes.keys() - {scaling.method for scaling in scalings}:
+        tasks = [task for found in sizes[method].values() for task in found]
+        if len(sizes[method]) > 1 and len(tasks) == len(set(tasks)):
+            yield (
+                f"{method}, {', '.join(sizes[method])}: no task has runs of two of these sizes, so "
+                "an effect of size cannot be told from one of the task."
+            )
+
+
+def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
+    """Yield why scores are averaged over no tasks, if that is so."""
+    if not board.averages(board.tasks):
+        by_size = "; scores by size are shown task by task" if scalings else ""
+        yield (
+            "Plain returns are on each task's own scale, so they have no average and no profile "
+            f"over several tasks{by_size}."
+        )
 
 
 def left_out(board: Board, core: Board) -> Iterator[str]:
@@ -144,35 +181,38 @@ def shortfall(board: Board) -> Iterator[str]:
     seeds = sum(len(found) < known.seeds for found in updates.values())
     short = sum(min(found) < known.training_steps for found in updates.values())
     if seeds or short:
-        full = "1 seed" if known.seeds == 1 else f"{known.seeds} seeds"
         yield (
-            f"A full result of {board.setting.protocol} is {full} of "
-            f"{grouped(known.training_steps)} updates: of {len(updates)} cells, {seeds} have fewer "
-            f"seeds and {short} have shorter runs."
+            f"A full result of {board.setting.protocol} is {counted(known.seeds, 'seed')} of "
+            f"{grouped(known.training_steps)} updates: of {counted(len(updates), 'cell')}, "
+            f"{_have(seeds)} fewer seeds and {_have(short)} shorter runs."
         )
+
+
+def _have(number: int) -> str:
+    return f"{number} {'has' if number == 1 else 'have'}"
 
 
 def formulas(board: Board) -> Iterator[str]:
     """Yield how a board's scores are defined, and the references of each row that has some."""
     timing = board.setting.success_timing
-    for counted in sorted({run.counted for run in board.runs}):
-        yield formula(board.setting.protocol, counted, timing)
+    for number in sorted({run.counted for run in board.runs}):
+        yield formula(board.setting.protocol, number, timing)
     references = {run.task: run.reference for run in board.runs if run.reference}
     for task in filter(references.get, board.tasks):
         yield f"{task}: of the mean return, {references[task]}."
 
 
-def formula(protocol: str, counted: int, success_timing: str) -> str:
+def formula(protocol: str, number: int, success_timing: str) -> str:
     """The meaning of a score under a protocol.
 
     Args:
         protocol: name and version.
-        counted: how many of the last evaluations count.
+        number: how many of the last evaluations count.
         success_timing: the moment of judging success; empty if unknown.
     """
     known = known_protocol(protocol)
     meaning = _FORMULAS[known.score] if known else "its score is shown as recorded"
-    counts = "the last evaluation" if counted == 1 else f"the last {counted} evaluations"
+    counts = "the last evaluation" if number == 1 else f"the last {number} evaluations"
     timing = f"; success judged on the state {_TIMINGS.get(success_timing, success_timing)}"
     return (
         f"{protocol or 'unnamed protocol'}: {meaning}; counted: {counts}"
@@ -287,8 +327,14 @@ def average_table(board: Board) -> Table:
 AGGREGATES = ("mean", "IQM", "median", "optimality gap")
 
 
-def summary_table(board: Board, overall: Sequence[Summary], over: str) -> Table:
-    """Table of the columns with a score on every task: ranks and, if meaningful, aggregates."""
+def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> Table:
+    """Table of the columns with a score on every task: ranks and, if meaningful, aggregates.
+
+    Args:
+        board: scores without holes.
+        overall: summaries of its columns.
+        is_whole: whether the board has all tasks.
+    """
     percent, averages = is_percent(board), board.averages(board.tasks)
     rows = (
         (
@@ -298,13 +344,22 @@ def summary_table(board: Board, overall: Sequence[Summary], over: str) -> Table:
         )
         for summary in overall
     )
+    over, how = _over(board, is_whole), "a stratified bootstrap"
+    if averages:
+        how = f"Student's t for the mean, {how} for the others"
     return make_table(
-        f"Over {over}, 95 % intervals over training runs, all played from the protocol's own "
-        "initial states: Student's t for the mean, a stratified bootstrap for the others; none "
-        "where runs are too few",
+        f"{over[0].upper()}{over[1:]}, 95 % intervals over training runs, all played from the "
+        f"protocol's own initial states: {how}; none where runs are too few",
         ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
     )
+
+
+def _over(board: Board, is_whole: bool) -> str:
+    """Which tasks a comparison of methods is over."""
+    if len(board.tasks) == 1:
+        return f"on {board.tasks[0]}"
+    return "over all tasks" if is_whole else f"over {len(board.tasks)} tasks"
 
 
 def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
@@ -315,8 +370,13 @@ def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
     )
 
 
-def improvement_table(board: Board, over: str) -> Table | None:
-    """Table of the chance that a run of the row's method beats one of the column's."""
+def improvement_table(board: Board, is_whole: bool) -> Table | None:
+    """Table of the chance that a run of the row's method beats one of the column's.
+
+    Args:
+        board: scores without holes.
+        is_whole: whether the board has all tasks.
+    """
     labels = [label for label in board.complete() if label in board.measured]
     if not 2 <= len(labels) <= MAX_COMPARED:
         return None
@@ -330,9 +390,10 @@ def improvement_table(board: Board, over: str) -> Table | None:
             for other in labels
         )
         rows.append((cell(label), *others))
+    averaged = "averaged " if len(board.tasks) > 1 else ""
     caption = (
-        f"Probability that a run of the row outscores one of the column, averaged over {over}, "
-        "with its 95 % score interval"
+        "Probability that a run of the row outscores one of the column, "
+        f"{averaged}{_over(board, is_whole)}, with its 95 % score interval"
     )
     return make_table(caption, ("method", *labels), rows)
 
@@ -342,23 +403,24 @@ def digits_of(percent: bool) -> int:
     return 1 if percent else 3
 
 
+SIZE_COLUMNS = (
+    *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
+    *("last", "last three", "best (oracle)", "updates/s", "hours of updates", "FLOPs of updates"),
+)
+
+
 def scaling_table(scaling: Scaling, percent: bool) -> Table:
-    """Table of one method by size."""
+    """Table of one method by size: over all tasks or, if these have no average, on each."""
+    digits, by_task = digits_of(percent), scaling.by_task
+    over = (
+        f"by task and size, on {_tasks(scaling)}" if by_task else f"by size, over {_tasks(scaling)}"
+    )
+    each = ((cell(task), *_size_row(point, digits)) for task in by_task for point in by_task[task])
     return make_table(
-        f"{scaling.method} by size, over {_tasks(scaling)}: counted score, then the last "
-        "evaluation, the mean of the last three, and the best, an oracle chosen by playing",
-        (
-            *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
-            *(
-                "last",
-                "last three",
-                "best (oracle)",
-                "updates/s",
-                "hours of updates",
-                "FLOPs of updates",
-            ),
-        ),
-        (_size_row(point, digits_of(percent)) for point in scaling.points),
+        f"{scaling.method} {over}: counted score, then the last evaluation, the mean of the last "
+        "three, and the best, an oracle chosen by playing",
+        (*(("task",) if by_task else ()), *SIZE_COLUMNS),
+        each if by_task else (_size_row(point, digits) for point in scaling.points),
     )
 
 
@@ -396,6 +458,25 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
     return make_table(f"Reported by size: {source}", ("method", "parameters", "score"), rows)
 
 
+def alone_table(boards: Sequence[Board]) -> Table:
+    """Table of the runs that are alone on their boards, with what sets each apart."""
+    rows = (
+        (
+            cell(run.name),
+            cell(run.task),
+            cell(run.label),
+            Cell(text=plain(run.score, is_percent(board)), sort=run.score),
+            cell(score_unit(board)),
+            cell(str(board.setting)),
+        )
+        for board in boards
+        for run in board.runs
+    )
+    caption = "Scores of one run each"
+    columns = ("run", "task", "method", "score", "unit", "protocol, data and versions")
+    return make_table(caption, columns, rows)
+
+
 # Scaling in a sentence and a figure.
 
 
@@ -423,12 +504,23 @@ def trend_sentence(
         brief: whether to leave out the evidence and the tasks that disagree.
     """
     first, last = scaling.points[0], scaling.points[-1]
-    difference = between(last.difference, digits, "+").text
     evidence = "" if brief else f" ({_evidence(scaling, p, tests)})"
     return (
         f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
-        f"{_confounded(scaling)}{_answer(scaling, p, tests)}{evidence}; {last.size} against "
-        f"{first.size}: {difference}.{'' if brief else _within(scaling, digits)}"
+        f"{_confounded(scaling)}{_answer(scaling, p, tests)}{evidence}; "
+        f"{_change(scaling, digits)}.{'' if brief else _within(scaling, digits)}"
+    )
+
+
+def _change(scaling: Scaling, digits: int) -> str:
+    """The largest size against the smallest: the difference or, without an average, task counts."""
+    first, last = scaling.points[0], scaling.points[-1]
+    if not scaling.by_task:
+        return f"{last.size} against {first.size}: {between(last.difference, digits, '+').text}"
+    less = f", and less on {scaling.fallen}" if scaling.fallen else ""
+    return (
+        f"{last.size} scores more than {first.size} on {scaling.risen} of "
+        f"{counted(len(scaling.tasks), 'task')}{less}"
     )
 
 
@@ -462,16 +554,24 @@ def _answer(scaling: Scaling, p: float, tests: int) -> str:
 
 def _within(scaling: Scaling, digits: int) -> str:
     """What a trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
+    if scaling.by_task:
+        return _best_within_tasks(scaling)
     said = ""
     if scaling.risen and scaling.fallen:
         said = f" Scores rise on {scaling.risen} of these tasks and fall on {scaling.fallen}."
-    best, first, last = scaling.best, scaling.points[0], scaling.points[-1]
+    best, (first, *_, last) = scaling.best, scaling.points
     if best.size not in (first.size, last.size):
         said += (
             f" The best size by these scores is {best.size}: "
             f"{between(best.difference, digits, '+').text} against {first.size}."
         )
     return said
+
+
+def _best_within_tasks(scaling: Scaling) -> str:
+    inner = {point.size for point in scaling.points[1:-1]}
+    count = sum(best_of(points).size in inner for points in scaling.by_task.values())
+    return f" A size in between scores best on {counted(count, 'task')}." if count else ""
 
 
 def _tasks(scaling: Scaling) -> str:
@@ -492,21 +592,24 @@ def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple
     return tuple(group for group in groups if group.plots)
 
 
+Sizes = Sequence[tuple[int, str, Sequence[SizePoint]]]
+"""Colour, method and sizes of each line of a panel."""
+
+
 def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> PlotGroup:
-    """Plots of score against parameters and against operations, a line per method."""
+    """Plots of score against parameters and against operations, a line per method.
+
+    Where scores of unlike tasks have no common unit, each task has a panel, by parameters alone.
+    """
     shown = scalings[:MAX_COLOUR]
-    unit = score_unit(board).capitalize()
-    panels = [(f"{unit}, by parameters", _scaling_panel(shown, board, "parameters"))]
-    note = "Bands: 95 % intervals over runs."
-    if shown and all(point.flops > 0 for scaling in shown for point in scaling.points):
-        panels.append((f"{unit}, by FLOPs", _scaling_panel(shown, board, "flops")))
-        note += (
-            " FLOPs: matrix-product operations in all of a run's updates, counted once "
-            "(a multiply-add is two); evaluations are not included."
-        )
+    tasks = sorted({task for scaling in shown for task in scaling.tasks}, key=natural)
+    if board.averages(tasks):
+        panels, note = _average_panels(shown, board)
+    else:
+        panels, note = _task_panels(shown, board, tasks)
     return PlotGroup(
         title="Score by size",
-        note=note,
+        note=f"Bands: 95 % intervals over runs.{note}",
         keys=tuple(
             Key(label=scaling.method, colour=i, style="point")
             for i, scaling in enumerate(shown, start=1)
@@ -515,23 +618,51 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> Plo
     )
 
 
-_COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
-
-
-def _scaling_panel(scalings: Sequence[Scaling], board: Board, cost: str) -> Panel:
-    return Panel(
-        title=score_unit(board).capitalize(),
-        lines=tuple(_scaling_line(s, i, cost) for i, s in enumerate(scalings, start=1)),
-        y_limits=(0, 100) if is_success(board) else None,
-        x_label=_COSTS[cost],
-        x_ticks=tuple(sorted({float(getattr(p, cost)) for s in scalings for p in s.points})),
+def _average_panels(shown: Sequence[Scaling], board: Board) -> tuple[list[tuple[str, Panel]], str]:
+    """Panels of scores over all tasks, and what to note about them."""
+    unit = score_unit(board).capitalize()
+    lines = [(i, s.method, s.points) for i, s in enumerate(shown, start=1)]
+    panels = [(f"{unit}, by parameters", _scaling_panel(lines, board, "parameters"))]
+    if not shown or not all(point.flops > 0 for s in shown for point in s.points):
+        return panels, ""
+    panels.append((f"{unit}, by FLOPs", _scaling_panel(lines, board, "flops")))
+    return panels, (
+        " FLOPs: matrix-product operations in all of a run's updates, counted once "
+        "(a multiply-add is two); evaluations are not included."
     )
 
 
-def _scaling_line(scaling: Scaling, colour: int, cost: str) -> Line:
-    points = scaling.points
+def _task_panels(
+    shown: Sequence[Scaling], board: Board, tasks: Sequence[str]
+) -> tuple[list[tuple[str, Panel]], str]:
+    panels = []
+    for task in tasks[:MAX_PANELS]:
+        lines = [(i, s.method, s.on(task)) for i, s in enumerate(shown, start=1) if s.on(task)]
+        panels.append(
+            (f"{task}: return, by parameters", _scaling_panel(lines, board, "parameters"))
+        )
+    more = len(tasks) - len(panels)
+    verb = "is" if more == 1 else "are"
+    return panels, f" {counted(more, 'more task')} {verb} in the table." if more else ""
+
+
+_COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
+
+
+def _scaling_panel(lines: Sizes, board: Board, cost: str) -> Panel:
+    ticks = {float(getattr(point, cost)) for *_, points in lines for point in points}
+    return Panel(
+        title=score_unit(board).capitalize(),
+        lines=tuple(_scaling_line(*line, cost) for line in lines),
+        y_limits=(0, 100) if is_success(board) else None,
+        x_label=_COSTS[cost],
+        x_ticks=tuple(sorted(ticks)),
+    )
+
+
+def _scaling_line(colour: int, method: str, points: Sequence[SizePoint], cost: str) -> Line:
     return Line(
-        label=scaling.method,
+        label=method,
         x=[float(getattr(point, cost)) for point in points],
         y=[point.score.value for point in points],
         interval=([p.score.low for p in points], [p.score.high for p in points]),

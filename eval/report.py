@@ -22,7 +22,7 @@ from markupsafe import Markup
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
-from tql_offline.eval.leaderboard_page import BoardSection, board_section, formula
+from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_plots import PlotGroup, overall_plots, run_plots
 from tql_offline.eval.report_scores import (
@@ -196,10 +196,7 @@ def _boards(
         board_section(b, f"board-{i}", printed if b.reported else ())
         for i, b in enumerate(boards, start=1)
     ]
-    return [s for s in sections if len(s.board.runs) > 1 or s.board.reported], [
-        *warnings,
-        *left_out,
-    ]
+    return sections, [*warnings, *left_out]
 
 
 def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> Iterator[str]:
@@ -299,6 +296,7 @@ def csp_hash(script: str) -> str:
 # Tables
 
 OVERVIEW = "All runs: successes with 95 % Wilson intervals, or scores where success is not counted"
+OVERVIEW_OF_SCORES = "All runs, by score"
 
 
 def _success_cell(
@@ -349,7 +347,12 @@ def _overview_table(sections: list[RunSection], runs: list[Run]) -> Table:
                 _collapse_cell(run),
             )
         )
-    return make_table(OVERVIEW, columns, rows)
+    return make_table(OVERVIEW if _have_rates(runs) else OVERVIEW_OF_SCORES, columns, rows)
+
+
+def _have_rates(runs: Iterable[Run]) -> bool:
+    """Whether any score is a rate of successes, which has a Wilson interval."""
+    return any(score.successes is not None for run in runs for score in scores_of(run))
 
 
 def _outcome_cell(score: CountedScore | None) -> Cell:
@@ -503,28 +506,38 @@ def _page(
 ) -> dict[str, Any]:
     runs = [run for _, run in named]
     many = len(runs) > 1
+    shown = [board for board in boards if not board.is_alone]
     return {
         "title": sections[0].name
         if len(runs) == 1
         else f"{len(runs)} runs"
         if many
         else "Leaderboard",
-        "boards": boards,
+        "boards": shown,
         "board_warnings": board_warnings,
+        "alone": _alone(boards, len(named)),
         "version": __version__,
         "sections": sections,
         "overview": _overview_table(sections, runs) if many else None,
         "scores": _score_table(sections, runs),
         "formulas": _formulas(runs),
+        "has_rates": _have_rates(runs),
         "differences": _differences(runs),
-        "plots": overall_plots(named, by_size=not any(b.scalings for b in boards)) if many else (),
-        "answers": [sentence for board in boards for sentence in board.answers] if many else [],
+        "plots": overall_plots(named, by_size=not any(b.scalings for b in shown)) if many else (),
+        "answers": [sentence for board in shown for sentence in board.answers] if many else [],
         "is_listed": len(runs) <= MAX_LISTED_RUNS,
         "is_detailed": len(runs) <= MAX_DETAILED_RUNS,
         "max_detailed": MAX_DETAILED_RUNS,
         "warning_count": len(board_warnings) + sum(len(section.warnings) for section in sections),
         "max_warnings": MAX_LISTED_WARNINGS,
     }
+
+
+def _alone(boards: list[BoardSection], own: int) -> Table:
+    """The boards of one run in a table; none on the page of that run, which tells its score."""
+    if own == len(boards) == 1:
+        return _NO_FACTS
+    return alone_table([section.board for section in boards if section.is_alone])
 
 
 def _formulas(runs: list[Run]) -> list[str]:

@@ -144,10 +144,12 @@ def _learning_plots(run: Run, key: str) -> PlotGroup:
     returns = Panel(
         title="Mean return", lines=tuple(_return_line(found, label, i) for label, found, i in named)
     )
+    rates = any(e.successes is not None for _, found in policies for e in found)
+    how = "Wilson for the success rate, " if rates else ""
     return PlotGroup(
         title="Learning curve",
-        note="Bands and bars are 95 % intervals over the episodes of one evaluation: Wilson for "
-        "the success rate, Student's t for the mean return.",
+        note="Bands and bars are 95 % intervals over the episodes of one evaluation: "
+        f"{how}Student's t for the mean return.",
         keys=tuple(Key(label=label, colour=i, style="point") for label, _, i in named),
         plots=draw([("Success rate, %", success), ("Mean return", returns)], key),
     )

@@ -1,6 +1,7 @@
 """Facts a report gives about one run: its name, counted scores and answer in one sentence."""
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -146,13 +147,14 @@ def _score(run: Run, policy: str, evaluations: Sequence[Evaluation]) -> CountedS
 
 
 def lack_of(run: Run, score: CountedScore) -> str:
-    """A sentence on counted evaluations that are missing; empty if none is."""
-    if not score.lacking:
+    """A sentence on counted evaluations that a run's own protocol misses; empty if it has all."""
+    own = protocol_label(run.result.get("protocol"))
+    if not score.lacking or own != score.last.protocol:
         return ""
     return (
-        f"{score.last.protocol} counts the score at update "
-        f"{', '.join(map(grouped, score.lacking))}, which is missing; "
-        f"`tql-offline eval {run.folder.path.as_posix()} --missing` adds it"
+        f"{own} counts the score at update {', '.join(f'{step:,}' for step in score.lacking)}, "
+        f"which is missing; `tql-offline eval {shlex.quote(run.folder.path.as_posix())} --missing` "
+        "adds it"
     )
 
 

@@ -49,6 +49,15 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "task"), counted(2, "task")
+    ('1 task', '2 tasks')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def cell(value: Any, href: str | None = None) -> Cell:
     """A cell with a text, or a dash if there is none."""
     return Cell(text=as_text(value), href=href)

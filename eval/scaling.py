@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,12 +57,15 @@ class Scaling:
     """A method at two or more sizes, smallest first.
 
     Attributes:
+        points: the sizes over all tasks; where scores of unlike tasks cannot be averaged, with
+            costs alone.
         trend: whether scores rise with size.
         risen: tasks on which the largest size scores more than the smallest.
         fallen: tasks on which it scores less.
         alike: whether all runs of each task have the same score.
         left_out: sizes not compared, since they lack these tasks.
         differing: settings other than the size that differ between runs of one task.
+        by_task: the sizes on each task, where scores of unlike tasks cannot be averaged; else none.
     """
 
     method: str
@@ -74,11 +77,21 @@ class Scaling:
     alike: bool
     left_out: tuple[str, ...]
     differing: tuple[str, ...]
+    by_task: dict[str, tuple[SizePoint, ...]] = field(default_factory=dict)
 
     @property
     def best(self) -> SizePoint:
-        """The size with the highest score."""
-        return max(self.points, key=lambda point: point.score.value)
+        """The size with the highest score, where there is a score over all tasks."""
+        return best_of(self.points)
+
+    def on(self, task: str) -> tuple[SizePoint, ...]:
+        """The sizes on one task; none if it is not of these."""
+        return self.by_task.get(task, self.points if self.tasks == (task,) else ())
+
+
+def best_of(points: Sequence[SizePoint]) -> SizePoint:
+    """The size with the highest score."""
+    return max(points, key=lambda point: point.score.value)
 
 
 def scaling_of(board: Board, generator: np.random.Generator) -> list[Scaling]:
@@ -87,9 +100,7 @@ def scaling_of(board: Board, generator: np.random.Generator) -> list[Scaling]:
     for run in board.runs:
         if run.parameters:
             methods.setdefault(run.method, []).append(run)
-    found = (
-        _scaling(method, runs, board.is_rate, generator) for method, runs in sorted(methods.items())
-    )
+    found = (_scaling(method, runs, board, generator) for method, runs in sorted(methods.items()))
     return [scaling for scaling in found if scaling is not None]
 
 
@@ -98,7 +109,7 @@ Tables = dict[str, dict[str, list[Measured]]]
 
 
 def _scaling(
-    method: str, runs: Sequence[Measured], is_rate: bool, generator: np.random.Generator
+    method: str, runs: Sequence[Measured], board: Board, generator: np.random.Generator
 ) -> Scaling | None:
     tables = tables_by_size(runs)
     if len(tables) < 2:
@@ -112,10 +123,12 @@ def _scaling(
         _mean([run.score for run in largest[t]]) - _mean([run.score for run in smallest[t]])
         for t in tasks
     ]
+    has_average = board.averages(tasks)
+    points = _points(tables, board.is_rate)
     return Scaling(
         method=method,
         tasks=tasks,
-        points=tuple(_point(tables, size, is_rate) for size in tables),
+        points=points if has_average else tuple(map(_without_score, points)),
         trend=size_trend(
             [[run.parameters or 0 for run in task] for task in flat],
             [[run.score for run in task] for task in flat],
@@ -128,6 +141,9 @@ def _scaling(
         differing=tuple(
             dict.fromkeys(key for task in flat for key in differing(run.settings for run in task))
         ),
+        by_task={}
+        if has_average
+        else {task: _points(_on_task(tables, task), board.is_rate) for task in tasks},
     )
 
 
@@ -155,6 +171,27 @@ def _most_sizes(found: Sequence[Block]) -> Block:
     most = max((len(tasks) for tasks, _ in found), default=0)
     enough = [block for block in found if 2 * len(block[0]) >= most]
     return max(enough, key=lambda block: (len(block[1]), len(block[0])), default=((), frozenset()))
+
+
+def _on_task(tables: Tables, task: str) -> Tables:
+    return {size: {task: table[task]} for size, table in tables.items()}
+
+
+def _points(tables: Tables, is_rate: bool) -> tuple[SizePoint, ...]:
+    return tuple(_point(tables, size, is_rate) for size in tables)
+
+
+def _without_score(point: SizePoint) -> SizePoint:
+    """What remains of a size over tasks whose scores have no common unit."""
+    return replace(
+        point,
+        score=NOTHING,
+        difference=NOTHING,
+        relative=NOTHING,
+        last=math.nan,
+        last_three=math.nan,
+        best=math.nan,
+    )
 
 
 def _point(tables: Tables, size: str, is_rate: bool) -> SizePoint:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.eval.leaderboard import Measured, measured, row_names
+from tql_offline.eval.leaderboard import Measured, measured
 from tql_offline.eval.protocol import scores_success
+from tql_offline.eval.rows import row_names
 from tql_offline.eval.run_records import Episode, Run
 from tql_offline.eval.statistics import Scores, student_t
 

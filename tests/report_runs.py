@@ -208,6 +208,7 @@ def write_result(
 ) -> Path:
     """A result.json of made-up scores: the mean of `successes`, in percent of 50 episodes."""
     facts = provenance(size, other.pop("mujoco", "3.3.5"), SHA256)
+    facts["dataset"]["name"] = task
     lines = [
         evaluation(100_000 * i, "learned", count, "ogbench-singletask", 100)
         for i, count in enumerate(successes, start=1)

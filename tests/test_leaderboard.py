@@ -30,7 +30,6 @@ from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_scores import scores_of
-from tql_offline.eval.report_tables import grouped
 from tql_offline.eval.run_records import read_result
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.runs import find_results
@@ -319,9 +318,11 @@ def test_early_evaluations_are_no_score_of_a_finished_run(tmp_path):
     folder.evaluations.write_text(lines[0])
     other = make_run(tmp_path / "runs" / "whole", successes=(44, 3), seed=1)
     report = write_report([folder, other], tmp_path / "report", published=False)
-    assert not report.boards  # of one run that has a score
+    assert "early" not in report.boards[0].read_text()
+    (score,) = json.loads(report.boards[1].read_text())["boards"][0]["scores"]
+    assert score["runs"] == 1, "the other's"
     assert (
-        f"early: quick v1 counts the score at update {grouped(10_000)}, which is missing; "
+        f"early: quick v1 counts the score at update 10,000, which is missing; "
         f"`tql-offline eval {folder.path} --missing` adds it"
     ) in report.warnings
     text = report.markdown.read_text()
@@ -771,21 +772,183 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     ]  # fmt: skip
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    scores, summary, improvement = section.tables
+    scores, summary, improvement, *by_size = section.tables
     assert scores.caption.startswith("Score by task, return (not normalised): mean")
     assert summary.columns == ("method", "mean rank")
     assert [row[0].text[0] for row in summary.rows] == ["B", "B", "A", "A"]
     assert "Probability" in improvement.caption
-    assert section.plots == ()
+    assert "a stratified bootstrap; none where" in summary.caption, "there is no mean"
+    assert [len(table.rows) for table in by_size] == [4, 4]
+    assert [group.title for group in section.plots] == ["Score by size"]
+    assert any(
+        s.startswith("Plain returns are on each task's own scale") for s in section.sentences
+    )
     assert "average" not in as_latex([section])
     (document,) = json.loads(as_json([section]))["boards"]
-    assert (document["averages"], document["scaling"]) == ([], [])
+    assert document["averages"] == []
+    for scaling in document["scaling"]:
+        assert {point["score"]["value"] for point in scaling["points"]} == {None}
+        assert {point["last"] for point in scaling["points"]} == {None}
     assert {summary["mean"] for summary in document["summaries"]} == {None}
     # On one task alone they are all there.
     (board,), _ = make_boards([run for run in runs if run.task == "hopper-medium-v2"])
     section = board_section(board, "b")
+    assert not any("Plain returns" in sentence for sentence in section.sentences)
     assert section.tables[2].columns[2:5] == ("as printed", "mean", "IQM")
     assert [group.title for group in section.plots] == ["Score by size", "Performance profiles"]
+
+
+def returns_of(tmp_path, scores):
+    """A board of plain returns by size and task: the first of six seeds' scores, and the step."""
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    setting = found.setting._replace(protocol="quick-return v1")
+    runs = [
+        replace(
+            found, setting=setting, task=f"t{task}", seed=seed, score=first + 0.1 * seed,
+            method="A", size=size, parameters=parameters,
+        )
+        for (size, parameters), tasks in scores.items()
+        for task, first in enumerate(tasks)
+        for seed in range(6)
+        if first is not None
+    ]  # fmt: skip
+    (board,), _ = make_boards(runs)
+    return board
+
+
+def test_sizes_are_compared_by_ranks_where_returns_have_no_common_scale(tmp_path):
+    board = returns_of(tmp_path, {("tiny", 1): (-500, 2, 7), ("large", 9): (-90, 3, 6.9)})
+    section = board_section(board, "b")
+    (answer,) = section.answers
+    assert answer == (
+        "A, tiny to large, over the 3 tasks that these sizes share: scores rise with size; "
+        "large scores more than tiny on 2 of 3 tasks, and less on 1."
+    )
+    table = section.tables[-1]
+    assert "by task and size, on the 3 tasks" in table.caption
+    assert [[cell.text for cell in row[:2]] for row in table.rows] == [
+        [task, size] for task in ("t0", "t1", "t2") for size in ("tiny", "large")
+    ]
+    # Six scores 0.1 apart from -500 and -90: by hand, Student's t is 2.571·0.18708/√6 = 0.196.
+    assert [row[4].text for row in table.rows[:2]] == [
+        "-499.750 [-499.946, -499.554]",
+        "-89.750 [-89.946, -89.554]",
+    ]
+    assert table.rows[1][5].text.startswith("+410.000 [+409.")
+    assert [plot.title for plot in section.plots[0].plots] == [
+        f"{task}: return, by parameters" for task in board.tasks
+    ]
+
+
+def test_a_size_in_between_that_is_best_on_some_tasks_is_counted(tmp_path):
+    scores = {("tiny", 1): (0, 0), ("small", 2): (9, 1), ("large", 3): (1, 2)}
+    (sentence,) = trend_sentences(
+        scaling_of(returns_of(tmp_path, scores), np.random.default_rng(0))
+    )
+    assert sentence.endswith("large scores more than tiny on 2 of 2 tasks. "
+                             "A size in between scores best on 1 task.")  # fmt: skip
+
+
+def test_few_tasks_of_returns_are_drawn(tmp_path):
+    scores = {("tiny", 1): range(8), ("large", 3): range(8)}
+    (group,) = board_section(returns_of(tmp_path, scores), "b").plots
+    assert len(group.plots) == 6
+    assert group.note.endswith(" 2 more tasks are in the table.")
+
+
+def test_sizes_that_share_no_task_are_told(tmp_path):
+    board = returns_of(tmp_path, {("tiny", 1): (0, None), ("large", 3): (None, 1)})
+    section = board_section(board, "b")
+    (answer,) = section.answers
+    assert answer.startswith("A, tiny, large: no task has runs of two of these sizes, so")
+    assert answer in section.sentences
+    for sizes in ({("tiny", 1): (0, 1)}, {("tiny", 1): (0, 1), ("small", 1): (0, 1)}):
+        assert board_section(returns_of(tmp_path, sizes), "b").answers == ()
+
+
+def test_one_task_is_named_and_one_cell_is_one(tmp_path):
+    (board,), _ = boards_of(several(tmp_path, tasks=(0,)))
+    captions = [table.caption for table in board_section(board, "b").tables]
+    assert any(caption.startswith(f"On {TASKS[0]}, 95 % intervals") for caption in captions)
+    assert any(f"one of the column, on {TASKS[0]}, with" in caption for caption in captions)
+    (board,), _ = boards_of(several(tmp_path, tasks=(0,), methods=("A",)))
+    told = " ".join(board_section(board, "b").sentences)
+    assert "of 1 cell, 1 has fewer seeds and 1 has shorter runs." in told
+
+
+# One's own data.
+
+
+def own(path, dataset, *, sha256="5a" * 32, env_id="mine:Point-v0", recorded=True, **other):
+    """A result on one's own file; older ones did not record what the data are called."""
+    write_result(path, dataset_sha256=sha256, **other)
+    document = json.loads(path.read_text()) | {"dataset": dataset, "task": env_id}
+    facts = document["provenance"]["dataset"]
+    facts["name"] = Path(dataset).stem
+    if not recorded:
+        del facts["name"]
+    for line in document["evaluations"]:
+        line["env_id"] = env_id
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_ones_own_data_are_one_row_however_their_path_is_spelled(tmp_path, recorded):
+    spelled = (
+        "moved/../og.npz",
+        "og.npz",
+        "/home/a/og.npz",
+        *([] if recorded else ["D:\\d\\og.npz"]),
+    )
+    paths = [
+        own(tmp_path / f"{seed}-result.json", name, seed=seed, recorded=recorded)
+        for seed, name in enumerate(spelled)
+    ]
+    (board,), warnings = boards_of(paths)
+    assert board.tasks == ("og",)
+    assert len(board.scores["og", "TQL tiny"].runs) == len(spelled)
+    assert (warnings, board.notes) == ([], ())
+
+
+def test_ones_own_data_of_one_name_and_two_contents_are_two_rows(tmp_path):
+    given = [("og.npz", "5a"), ("a/og.npz", "5a"), ("og.hdf5", "6b")]
+    paths = [
+        own(tmp_path / f"{seed}-result.json", name, seed=seed, sha256=digest * 32)
+        for seed, (name, digest) in enumerate(given)
+    ]
+    (board,), _ = boards_of(paths)
+    assert board.tasks == ("og, data 5a5a5a5a", "og, data 6b6b6b6b")
+    assert [len(score.runs) for score in board.scores.values()] == [2, 1]
+    (told,) = board.notes
+    assert "2 contents are called og" in told
+    assert told.endswith("SHA-256: 5a5a5a5a (og.npz), 6b6b6b6b (og.hdf5).")
+    assert told in board_section(board, "b").sentences
+
+
+def test_a_copy_of_ones_own_data_is_the_same_task_in_the_same_environment(tmp_path):
+    given = [("og.npz", "A-v0"), ("og.npz", "A-v0"), ("copy.npz", "A-v0"), ("copy.npz", "B-v0")]
+    paths = [
+        own(tmp_path / f"{seed}-result.json", name, seed=seed, env_id=env_id)
+        for seed, (name, env_id) in enumerate(given[:3])
+    ]
+    (board,), _ = boards_of(paths)
+    assert board.tasks == ("og",)
+    assert board.notes == ("Files of one content (copy.npz, og.npz) are one task, here called og.",)
+    name, env_id = given[3]
+    (board,), _ = boards_of([*paths, own(tmp_path / "3-result.json", name, seed=3, env_id=env_id)])
+    assert [len(score.runs) for score in board.scores.values()] == [3, 1]
+    assert board.tasks[1].endswith("environment B-v0")
+
+
+def test_a_file_that_is_called_as_a_published_task_is_ones_own(tmp_path):
+    paths = [own(tmp_path / "a-result.json", f"mine/{TASKS[0]}.npz")]
+    paths.append(write_result(tmp_path / "b-result.json", seed=1))
+    boards, _ = boards_of(paths, published_scores())
+    assert {board.setting.suite: bool(board.reported) for board in boards} == {
+        "own": False,
+        "ogbench": True,
+    }
 
 
 # Files.

@@ -276,7 +276,8 @@ def test_a_later_report_takes_an_earlier_ones_leaderboard_away(tmp_path):
     assert len(first.boards) == 3
     other = tmp_path / "out" / "leaderboard.md"
     other.touch()
-    second = write_report(runs[:1], tmp_path / "out", published=False)
+    begun = make_run(tmp_path / "begun", finished=False)
+    second = write_report([begun], tmp_path / "out")
     assert not second.boards
     assert not any(path.exists() for path in first.boards)
     assert other.exists()
@@ -292,6 +293,68 @@ def test_ones_own_runs_that_are_on_no_leaderboard_are_named(tmp_path):
     report = write_report([*whole, begun[0]], tmp_path / "out")
     assert report.warnings == ("b0 is unfinished, so it is on no leaderboard",)
     assert write_report([begun[0]], tmp_path / "out").warnings == ()
+
+
+def test_a_run_without_others_like_it_is_on_the_page_and_in_the_files(tmp_path):
+    protocols = ("quick", "ogbench-singletask")
+    runs = [make_run(tmp_path / name, protocol=name) for name in protocols]
+    files = write_report(runs, tmp_path / "out", published=False)
+    html, markdown = files.html.read_text(), files.markdown.read_text()
+    assert "<h2>Runs without others like them</h2>" in html
+    table = [[cell.strip() for cell in row] for row in alone_rows(markdown)]
+    assert [row[0] for row in table[1:]] == ["ogbench-singletask", "quick"]
+    assert [row[3] for row in table[1:]] == ["76", "98"]
+    assert table[2][5].startswith("quick v1, ogbench data, ")
+    assert "## Leaderboard" not in markdown
+    assert len(files.boards[0].read_text().splitlines()) == 3
+    assert len(json.loads(files.boards[1].read_text())["boards"]) == 2
+    twin = make_run(tmp_path / "twin", seed=1)
+    assert len(alone_rows(written([*runs, twin], tmp_path / "more")[1])) == 2
+
+
+def alone_rows(markdown):
+    return rows(markdown.replace("Scores of one run each:", "# alone"), "alone")
+
+
+def test_the_page_of_one_run_has_no_leaderboard_but_the_files_have(run, tmp_path):
+    files = write_report([run], tmp_path / "out", published=False)
+    page = files.markdown.read_text()
+    assert "without others" not in page
+    assert "Leaderboard" not in page
+    (score,) = json.loads(files.boards[1].read_text())["boards"][0]["scores"]
+    assert (score["runs"], score["mean"]) == (1, 98)
+
+
+def test_only_a_runs_own_protocol_can_lack_scores(tmp_path):
+    """One evaluation of an early checkpoint by another protocol, which plans four."""
+    run = make_run(tmp_path / "a b", steps=20_000)
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    other = PROTOCOLS["quick"] | {"name": "quick:5"}
+    write_lines(run.evaluations, [*lines, lines[0] | {"protocol": other}])
+    files = write_report([run], tmp_path / "out")
+    assert files.warnings == ()
+    assert "quick:5 v1" in files.markdown.read_text()
+    write_lines(run.evaluations, [*lines[:3], lines[0] | {"protocol": other}])
+    (warning,) = write_report([run], tmp_path / "out").warnings
+    assert warning == (
+        "a b: quick v1 counts the score at update 20,000, which is missing; "
+        f"`tql-offline eval '{run.path}' --missing` adds it"
+    )
+
+
+def test_wilson_intervals_are_explained_only_beside_success_rates(run, tmp_path):
+    twin = make_run(tmp_path / "twin", steps=2000, seed=1)
+    for page in written([run, twin], tmp_path / "rates"):
+        assert page.count("Intervals are 95 % Wilson intervals") == 1
+    for folder in (run, twin):
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        for line in lines:
+            line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
+            line["success_rate"] = None
+        write_lines(folder.evaluations, lines)
+        folder.result.unlink()
+    for page in written([run, twin], tmp_path / "returns"):
+        assert "Wilson" not in page
 
 
 def test_the_answers_of_boards_come_first(tmp_path):
