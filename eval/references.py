@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.datasets.catalogue import entries, find
+from tql_offline.datasets.load import kind_of
 from tql_offline.datasets.minari import folder_of, metadata_of
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
@@ -126,6 +127,8 @@ def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
 
 def _minari(dataset: str, path: str) -> Reference | None:
     """The reference scores in the metadata of a dataset that is on this machine."""
+    if kind_of(dataset) != "minari":
+        return None
     metadata = metadata_of(Path(path) if path else folder_of(dataset))
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if not isinstance(low, int | float) or not isinstance(high, int | float):

@@ -277,8 +277,9 @@ def test_other_scores_take_no_reference():
     ],
 )
 def test_data_without_references_are_not_normalised(dataset):
-    with pytest.raises(InputError, match=r"no reference scores of dataset .* 'quick-return'"):
-        reference_for(get("d4rl"), dataset)
+    for protocol in ("d4rl", "minari"):
+        with pytest.raises(InputError, match=r"no reference scores of dataset .* 'quick-return'"):
+            reference_for(get(protocol), dataset)
     with pytest.raises(InputError, match="give the reference scores"):
         evaluation_score(get("d4rl"), success_rate=0.0, return_mean=1.0)
 

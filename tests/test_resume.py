@@ -272,4 +272,4 @@ def test_resume_takes_no_other_settings(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--resume", str(tmp_path), "--size", "xl"])
     assert stop.value.code == 2
-    assert "leave the other flags out" in capsys.readouterr().err
+    assert "leave all other flags out" in capsys.readouterr().err

@@ -285,13 +285,42 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     (tmp_path / "else" / "mine.npz").unlink()
     (tmp_path / "begun" / "mine.npz").unlink()
     code, output = command(look, capsys)
-    said = f"{str(tmp_path / 'begun' / 'mine.npz')!r}, is not there any more; move it back, or run"
+    said = f"{str(tmp_path / 'begun' / 'mine.npz')!r}, is not there any more; move it back, name"
     assert (code, said in output.err) == (2, True)
     assert "in a folder where mine.npz is the file" in output.err
     np.savez(tmp_path / "else" / "mine.npz", nothing=np.zeros(3))
     code, output = command(look, capsys)
     assert code == 2
     assert "observations" in output.err, "that folder's file is taken"
+
+
+def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    first, moved = tmp_path / "mine.npz", tmp_path / "there" / "its new name.npz"
+    shutil.copy(own, first)
+    folder = train_own(str(first), tmp_path / "runs")
+    config, result = folder.config.read_bytes(), folder.result.read_bytes()
+    folder.result.unlink()
+    first.rename(moved)
+    path, asked = ["--path", str(moved)], str(folder.path)
+    commands = (
+        ["train", "--resume", asked],
+        ["eval", asked, "--ope", "fqe", "--ope-updates", "1"],
+        ["inspect", asked, "--grid", "2"],
+    )
+    for words in commands:
+        assert command(words, capsys)[0] == 2
+        assert command([*words, *path], capsys)[0] == 0
+    assert (folder.config.read_bytes(), folder.result.read_bytes()) == (config, result)
+    np.savez(moved, **dict(np.load(own)) | {"rewards": np.zeros(len(np.load(own)["rewards"]))})
+    for words, said in (
+        ([*commands[1], *path], "restore that file"),
+        ([*commands[2], "--path", "nowhere.npz"], "is not there any more"),
+        (["eval", asked, *path], "--path is of --ope"),
+        ([*commands[0], *path, "--slices", "3"], "except --path"),
+    ):
+        code, output = command(words, capsys)
+        assert (code, said in " ".join(output.err.split())) == (2, True), output.err
 
 
 def test_data_scaled_otherwise_than_the_settings_say_are_refused(own, tmp_path, monkeypatch):

@@ -43,14 +43,18 @@ def evaluate(
     ope_updates: Annotated[
         int | None, typer.Option(min=1, help="Updates of the FQE fit. Default: 50,000.")
     ] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="With --ope: where the data's file is now, if moved.")
+    ] = None,
 ) -> None:
     """Score the policies of a run's checkpoint and add the scores to the run."""
     if ope:
         _refuse_beside_ope(ope, missing=missing, protocol=protocol, env=env, video=video)
-        _estimate(run, checkpoint, tuple(policy or ()), device, ope_updates)
+        _estimate(run, checkpoint, tuple(policy or ()), device, ope_updates, path)
         return
-    if ope_updates is not None:
-        raise InputError("--ope-updates is of --ope, which is not given; leave it out")
+    for flag, value in (("--ope-updates", ope_updates), ("--path", path)):
+        if value is not None:
+            raise InputError(f"{flag} is of --ope, which is not given; leave it out")
     from tql_offline.training.rescoring import evaluate_run
 
     before = sum(1 for _ in read_jsonl(RunFolder(run).evaluations))
@@ -77,7 +81,12 @@ def _refuse_beside_ope(ope: str, **flags: bool | str) -> None:
 
 
 def _estimate(
-    run: Path, step: int | None, policies: tuple[str, ...], device: str, updates: int | None
+    run: Path,
+    step: int | None,
+    policies: tuple[str, ...],
+    device: str,
+    updates: int | None,
+    moved_to: Path | None,
 ) -> None:
     """Fit and show what policies are worth from data alone."""
     from tql_offline.training.fqe import Fit, evaluate_offline
@@ -92,6 +101,7 @@ def _estimate(
             device=device,
             load_dataset=load_and_say,
             reporter=reporter,
+            moved_to=moved_to,
         )
     for line in lines:
         say(

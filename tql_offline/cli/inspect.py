@@ -44,6 +44,9 @@ def inspect_(
         Path | None, typer.Option(help="Folder to write to. Default: inspect in the run folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    path: Annotated[
+        Path | None, typer.Option(help="Where the data's file is now, if it was moved.")
+    ] = None,
 ) -> None:
     """Show what a run's critic attends to, whether attention has collapsed, and Q over actions."""
     from tql_offline.training.inspection import Choice, inspect_run
@@ -65,6 +68,7 @@ def inspect_(
             device=device,
             load_dataset=load_and_say,
             reporter=reporter,
+            moved_to=path,
         )
     show(found)
     say(f"written: {folder}")

@@ -141,9 +141,13 @@ def train(
         assign(flags, assignment)
     given = _given(flags)
     if resume is not None:
-        if given or config or preset or name or print_config or seeds:
-            raise InputError("--resume takes a run's own settings; leave the other flags out")
-        resume_and_show(resume)
+        others = _given(flags | {"dataset": flags["dataset"] | {"path": None}})
+        if others or config or preset or name or print_config or seeds:
+            raise InputError(
+                "--resume takes a run's own settings; leave all other flags out, except --path for "
+                "data that were moved"
+            )
+        resume_and_show(resume, None if path is None else Path(path))
         return
     settings = resolve(given, file=config, preset=preset)
     _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)
@@ -239,12 +243,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def resume_and_show(path: Path) -> None:
+def resume_and_show(path: Path, moved_to: Path | None = None) -> None:
     """Resume a stopped run, then show the scores."""
     from tql_offline.training.run import resume
 
     with TerminalReporter() as reporter:
-        folder = resume(path, load_and_say, reporter)
+        folder = resume(path, load_and_say, reporter, moved_to)
     _show(folder)
 
 

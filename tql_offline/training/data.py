@@ -47,7 +47,10 @@ def _told(bounds: Sequence[list[float]] | None) -> str:
 
 
 def data_of(
-    folder: RunFolder, config: Config, load_dataset: Callable[[Config], Dataset]
+    folder: RunFolder,
+    config: Config,
+    load_dataset: Callable[[Config], Dataset],
+    moved_to: Path | None = None,
 ) -> Dataset:
     """Load the data that a run was trained on.
 
@@ -55,12 +58,14 @@ def data_of(
         folder: the run folder.
         config: its settings.
         load_dataset: loads the data of a config.
+        moved_to: where their file or folder is now; None looks where it was.
 
     Raises:
         InputError: they are missing, have changed, or are scaled differently.
     """
     recorded = read_provenance(folder)["dataset"]
-    named = _with_path(config, recorded)
+    where = _recorded_path(config, recorded) if moved_to is None else str(moved_to)
+    named = config if where is None else _with_path(config, recorded, where)
     _refuse_lost_file(folder, named, recorded)
     dataset = load_dataset(named)
     if dataset.sha256 != recorded["sha256"]:
@@ -89,23 +94,28 @@ def _refuse_lost_file(folder: RunFolder, config: Config, recorded: Mapping[str, 
         "" if given.is_absolute() else f", or run this in a folder where {given} is the file"
     )
     raise InputError(
-        f"the data file of run {folder.path}{was} is not there any more; move it back{elsewhere} "
-        "(its SHA-256 is compared)"
+        f"the data file of run {folder.path}{was} is not there any more; move it back, name its "
+        f"new place by --path{elsewhere} (its SHA-256 is compared)"
     )
 
 
-def _with_path(config: Config, recorded: Mapping[str, Any]) -> Config:
-    """A run's settings with its data file at the path in the run's record.
+def _recorded_path(config: Config, recorded: Mapping[str, Any]) -> str | None:
+    """The path of a run's own data file in its record, if it is still there and not in its config.
 
     A config has paths as they were given, which may be relative to where the run was started. If
     the recorded file is gone, they are taken relative to the current folder.
     """
     dataset, path = config.dataset, recorded.get("path")
     if not isinstance(path, str) or "\0" in path or not Path(path).exists():
-        return config
+        return None
     given = Path(dataset.path or dataset.name)
     is_file = bool(dataset.path) or recorded.get("source") == "own file"
-    if not is_file or given.is_absolute() or given.name != Path(path).name:
-        return config
-    found = {"path" if dataset.path else "name": path}
+    return path if is_file and not given.is_absolute() and given.name == Path(path).name else None
+
+
+def _with_path(config: Config, recorded: Mapping[str, Any], path: str) -> Config:
+    """A run's settings with its data at a path, which is the name of a user's own file."""
+    dataset = config.dataset
+    is_name = recorded.get("source") == "own file" and not dataset.path
+    found = {"name" if is_name else "path": path}
     return config.model_copy(update={"dataset": dataset.model_copy(update=found)})

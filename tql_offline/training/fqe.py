@@ -123,6 +123,7 @@ def evaluate_offline(
     device: str = "auto",
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
+    moved_to: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Estimate what policies of a run's checkpoint are worth; add the estimates to its ope.jsonl.
 
@@ -136,6 +137,7 @@ def evaluate_offline(
         device: `auto`, `cpu` or `cuda`.
         load_dataset: loads the data of the run's config.
         reporter: where progress goes.
+        moved_to: where the data's file is now, if it was moved.
 
     Returns:
         The lines of ope.jsonl.
@@ -147,7 +149,7 @@ def evaluate_offline(
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)
-    episodes = data_of(folder, config, load_dataset).episodes
+    episodes = data_of(folder, config, load_dataset, moved_to).episodes
     data = Transitions.of(episodes, discount=config.discount, device=torch_device)
     lines = []
     for policy in policies or agent.policies:

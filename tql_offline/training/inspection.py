@@ -78,6 +78,7 @@ def inspect_run(
     device: str,
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
+    moved_to: Path | None = None,
 ) -> tuple[Path, Inspection]:
     """Inspect the critic of a run's checkpoint, and write what is found as numbers and figures.
 
@@ -89,6 +90,7 @@ def inspect_run(
         device: `auto`, `cpu` or `cuda`.
         load_dataset: loads the data of the run's config.
         reporter: where progress goes.
+        moved_to: where the data's file is now, if it was moved.
 
     Returns:
         The folder and what was found.
@@ -102,7 +104,7 @@ def inspect_run(
         raise InputError(f"run {path} is behaviour cloning, which has no critic to inspect")
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
-    dataset = data_of(folder, config, load_dataset)
+    dataset = data_of(folder, config, load_dataset, moved_to)
     facts = {
         "schema": SCHEMA,
         "version": __version__,

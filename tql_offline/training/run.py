@@ -108,7 +108,12 @@ def run_seeds(
     return [one.folder for one in begun]
 
 
-def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Reporter) -> RunFolder:
+def resume(
+    path: Path,
+    load_dataset: Callable[[Config], Dataset],
+    reporter: Reporter,
+    moved_to: Path | None = None,
+) -> RunFolder:
     """Resume a stopped run from its last checkpoint; it ends as if it had never stopped.
 
     On a CPU with the same number of threads, metrics, evaluations and weights are bit-identical.
@@ -117,6 +122,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         path: the run folder.
         load_dataset: loads the data of the run's config.
         reporter: where progress goes.
+        moved_to: where the data's file is now, if it was moved.
 
     Raises:
         InputError: the run is finished, being trained, or damaged, or its dataset has changed.
@@ -132,7 +138,7 @@ def resume(path: Path, load_dataset: Callable[[Config], Dataset], reporter: Repo
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
-        dataset = data_of(folder, config, load_dataset)
+        dataset = data_of(folder, config, load_dataset, moved_to)
         setup = _set_up(config, dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
