@@ -1,56 +1,85 @@
 """Everything wrong with a dataset in any layout, as `datasets check` prints it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import Finding, check, check_spaces
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.load import WITHOUT_MASKS, kind_of, load, own_episodes
+from tql_offline.datasets.episodes import BOUNDS_SETTING
+from tql_offline.datasets.load import (
+    WITHOUT_MASKS,
+    checked_bounds,
+    kind_of,
+    load,
+    own_episodes,
+    refuse_bounds,
+    scale_actions,
+)
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
 
 _OWN_COLUMNS = ("observations", "actions", "terminals", "rewards", "masks")
 
 
-def check_dataset(data: str, env_id: str = "") -> list[Finding]:
+def check_dataset(
+    data: str, env_id: str = "", action_bounds: Sequence[float] = ()
+) -> list[Finding]:
     """All findings about a dataset.
 
     Args:
         data: its name, file or folder.
         env_id: the environment whose dims it should have; empty to compare none.
+        action_bounds: lower and upper bound of actions in a user's own file, as for `load`.
 
     Raises:
-        InputError: it cannot be read in any layout.
+        InputError: it cannot be read in any layout, or it is no user's own and bounds are given.
     """
+    bounds = checked_bounds(action_bounds)
+    try:
+        return _all_findings(data, env_id, bounds)
+    except InputError as error:
+        raise InputError(_advised(error, env_id)) from error
+
+
+def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
     kind = kind_of(data)
     if is_flat(Path(data)) or kind == "d4rl":
-        return _flat_findings(data, find_or_none(data), env_id)
+        return _flat_findings(data, find_or_none(data), env_id, bounds)
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
-        return _own_findings(data, env_id)
+        return _own_findings(data, env_id, bounds)
     if kind == "minari":
-        return _findings(view_of(load(data).episodes), data, env_id)
-    episodes = load(data, env_id=env_id or None).episodes  # `load` compares dims
+        return _findings(view_of(load(data, action_bounds=bounds).episodes), data, env_id)
+    # `load` compares dims.
+    episodes = load(data, env_id=env_id or None, action_bounds=bounds).episodes
     return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)
 
 
-def _own_findings(data: str, env_id: str) -> list[Finding]:
+def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
     """Findings about a file in the layout of docs/data.md."""
     path = Path(data)
-    columns = read_columns(path, only=_OWN_COLUMNS)
+    columns = read_columns(path, only=_OWN_COLUMNS, floats=_scaled_columns(bounds))
+    scale_actions(columns, bounds)
     found = _findings(view_of_columns(columns, data), data, env_id)
     found += [] if "masks" in columns else [Finding("warning", "masks", WITHOUT_MASKS)]
-    return [*_refused(lambda: own_episodes(columns, path)), *found]
+    return [*_refused(lambda: own_episodes(columns, path), env_id), *found]
 
 
-def _flat_findings(data: str, entry: Entry | None, env_id: str) -> list[Finding]:
+def _flat_findings(
+    data: str, entry: Entry | None, env_id: str, bounds: Sequence[float]
+) -> list[Finding]:
     """Findings about a file in D4RL's layout, or one of D4RL's datasets."""
+    if entry is not None:
+        refuse_bounds(data, bounds)
     path = Path(data) if entry is None else d4rl_file(entry)
-    columns = read_columns(path, only=COLUMNS, flat=True)
+    columns = read_columns(path, only=COLUMNS, floats=_scaled_columns(bounds), flat=True)
+    scale_actions(columns, bounds)
     found = _findings(view_of_flat(columns, str(path)), data, env_id)
     if entry is None:
-        return [*_refused(lambda: episodes_of(columns, path)), *found]
+        return [*_refused(lambda: episodes_of(columns, path), env_id), *found]
     return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
 
 
@@ -59,12 +88,38 @@ def _findings(view: View, data: str, env_id: str) -> list[Finding]:
     return dims + check(view, jumps=not _teleports(data))
 
 
-def _refused(load_columns: Callable[[], object]) -> Iterator[Finding]:
+def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:
+    """Columns to read as floats: actions to be scaled may be stored as integers."""
+    return ("actions",) if bounds else ()
+
+
+def _refused(load_columns: Callable[[], object], env_id: str) -> Iterator[Finding]:
     """The finding that training refuses the columns, if it does; this uses the columns up."""
     try:
         load_columns()
     except InputError as error:
-        yield Finding("warning", "refused", f"training refuses it: {error}")
+        said = _advised(error, env_id)
+        yield Finding("warning", "refused", f"training refuses it: {said}")
+
+
+def _advised(error: InputError, env_id: str) -> str:
+    """What training says, with the option of `datasets check` beside training's setting."""
+    if BOUNDS_SETTING not in str(error):
+        return str(error)
+    option = f"--action-bounds LOW,HIGH (in training: {BOUNDS_SETTING})"
+    said = str(error).replace(BOUNDS_SETTING, option)
+    return said.replace("LOW,HIGH", _shared_bounds(env_id))
+
+
+def _shared_bounds(env_id: str) -> str:
+    """Bounds that an environment has in every dim, `-2,2`; `LOW,HIGH` if it has none such."""
+    if not env_id:
+        return "LOW,HIGH"
+    from tql_offline.eval.environments import action_bounds  # imports MuJoCo: only when needed
+
+    low, high = action_bounds(env_id)
+    are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
+    return f"{low[0]:g},{high[0]:g}" if are_one else "LOW,HIGH"
 
 
 def _teleports(data: str) -> bool:

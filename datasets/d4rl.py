@@ -28,7 +28,13 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import first_bad, row_blocks
 from tql_offline.datasets.catalogue import Entry
-from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
+from tql_offline.datasets.episodes import (
+    ACTION_BOUND,
+    ACTION_TOLERANCE,
+    BOUNDS_SETTING,
+    Array,
+    Episodes,
+)
 from tql_offline.datasets.names import d4rl_folder
 from tql_offline.datasets.reading import Floats
 from tql_offline.datasets.required import (
@@ -162,8 +168,7 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
     if bad is not None and not clips:
         raise InputError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {bad[0]}, dim {bad[1]}, "
-            "outside [-1, 1]; name their bounds by --set dataset.action_bounds=[LOW,HIGH], or "
-            "scale the actions into it"
+            f"outside [-1, 1]; name their bounds by {BOUNDS_SETTING}, or scale the actions into it"
         )
     outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)

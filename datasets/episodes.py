@@ -34,6 +34,9 @@ ACTION_BOUND = 1 - 1e-5
 ACTION_TOLERANCE = 1e-3
 """How far outside [-1, 1] an action in a user's own file may lie and still count as rounding."""
 
+BOUNDS_SETTING = "--set dataset.action_bounds=[LOW,HIGH]"
+"""How training is told the bounds of a user's own actions."""
+
 Column = TypeVar("Column", bound=np.generic)
 
 

@@ -32,6 +32,7 @@ from tql_offline.datasets.digests import in_background, sha256_in_background
 from tql_offline.datasets.episodes import (
     ACTION_BOUND,
     ACTION_TOLERANCE,
+    BOUNDS_SETTING,
     Array,
     Episodes,
     drop_last_rows,
@@ -162,13 +163,9 @@ def load(
     kind = _sound_kind(dataset, path, allow_broken)
     if kind == "own":
         return _load_own(Path(dataset), env_id, slices, action_bounds)
-    if action_bounds:
-        raise InputError(
-            f"action bounds are given for {dataset}, whose own are known; leave them out, which "
-            "are for files of your own"
-        )
     if kind == "minari":
-        return _load_minari(dataset, path, env_id, slices)
+        return _load_minari(dataset, path, env_id, slices, action_bounds)
+    refuse_bounds(dataset, action_bounds)
     if kind == "d4rl":
         return _load_d4rl(find(dataset), path, env_id, slices)
     name = parse_name(dataset)
@@ -178,6 +175,19 @@ def load(
             f"{name.env_id}; leave --env out, which is for files of your own"
         )
     return _load_ogbench(name, path, slices)
+
+
+def refuse_bounds(dataset: str, bounds: Sequence[float]) -> None:
+    """Refuse action bounds for a dataset that has its own.
+
+    Raises:
+        InputError: `bounds` is not empty.
+    """
+    if bounds:
+        raise InputError(
+            f"action bounds are given for {dataset}, whose own are known; leave them out, which "
+            "are for files of your own"
+        )
 
 
 def find_data(dataset: str, path: Path | None = None, *, allow_broken: bool = False) -> Path:
@@ -317,13 +327,20 @@ def _read_flat(path: Path, slices: int) -> tuple[Mapping[str, Array], "Future[st
     return columns, sha256_in_background(path)
 
 
-def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int) -> Dataset:
+def _load_minari(
+    name: str, given: Path | None, env_id: str | None, slices: int, bounds: Sequence[float]
+) -> Dataset:
+    if not _is_converted(given or folder_of(name)):
+        refuse_bounds(name, bounds)
     if slices:
         raise InputError(f"{given or name} is not a folder of slices; leave --slices out")
     folder = _minari_folder(name, given)
-    if COLUMNS_KEY in metadata_of(folder):  # written by `convert`: holds more than Minari's own
+    if _is_converted(folder):
         digest = in_background(lambda: slices_sha256(files_of(folder)))
-        return own_dataset(read_minari(folder), folder, digest, env_id, (), flat=False)
+        columns = read_minari(folder)
+        if bounds:  # integers are scaled, too, as those of files are
+            columns["actions"] = columns["actions"].astype(np.float32)
+        return own_dataset(columns, folder, digest, env_id, bounds, flat=False)
     from tql_offline.eval.recover import recoverable  # imports Gymnasium, so only when needed
 
     made = read_episodes(folder)
@@ -343,6 +360,11 @@ def _load_minari(name: str, given: Path | None, env_id: str | None, slices: int)
         unscored=unscored,
         action_bounds=made.action_bounds,
     )
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether `convert` wrote a folder, which then holds a file's columns, of unknown bounds."""
+    return is_minari(folder) and COLUMNS_KEY in metadata_of(folder)
 
 
 def _minari_folder(name: str, given: Path | None) -> Path:
@@ -388,7 +410,7 @@ def own_dataset(
     Raises:
         InputError: the columns cannot be used for training.
     """
-    _scale_actions(columns, bounds)
+    scale_actions(columns, bounds)
     episodes, notes = (episodes_of if flat else own_episodes)(columns, path)
     return Dataset(
         episodes=episodes,
@@ -424,8 +446,11 @@ def bounds_by_dim(
     return (rows[0], rows[1]) if rows else None
 
 
-def _scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
-    """Scale actions from given bounds to [-1, 1] in place; non-floats are reported later."""
+def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
+    """Scale `actions` from given bounds, if any, to [-1, 1] in place.
+
+    Non-floats are reported later.
+    """
     actions = columns.get("actions")
     if bounds and actions is not None and actions.dtype.kind == "f":
         low, high = bounds
@@ -479,8 +504,8 @@ def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> N
     if bad is not None:
         raise InputError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
-            f"dim {bad[1]}, outside [-1, 1]; name their bounds by --set "
-            "dataset.action_bounds=[LOW,HIGH], or scale the actions into it"
+            f"dim {bad[1]}, outside [-1, 1]; name their bounds by {BOUNDS_SETTING}, or scale the "
+            "actions into it"
         )
 
 

@@ -3,8 +3,10 @@
 import gymnasium
 import numpy as np
 import pytest
+from command_line import command
 
 from tql_offline.config import resolve
+from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds, make
@@ -102,3 +104,66 @@ def test_bounds_are_for_files_of_ones_own():
     for name in ("cube-double-play-singletask-task1-v0", "hopper-medium-v2", "minari:a/b-v0"):
         with pytest.raises(InputError, match="for files of your own"):
             load(name, action_bounds=BOUNDS)
+
+
+def test_the_checks_take_the_bounds_that_they_advise(tmp_path, capsys):
+    file = pendulum_file(tmp_path / "wide.npz")
+    check = ["datasets", "check", file, "--env", "Pendulum-v1"]
+    code, output = command(check, capsys)
+    told = "by --action-bounds -2,2 (in training: --set dataset.action_bounds=[-2,2]), or"
+    assert code == 1
+    assert told in output.out
+    for bounds in ("-2,2", "[-2,2]"):
+        code, output = command([*check, "--action-bounds", bounds], capsys)
+        assert "actions" not in output.out
+        assert code == 0
+    code, output = command([*check[:3], "--action-bounds", "-1.5,1.5"], capsys)
+    assert code == 1
+    assert "by --action-bounds LOW,HIGH (in" in output.out
+
+
+def own_rows(actions):
+    """Two episodes in the layout of docs/data.md, of one action dim."""
+    rng, rows = np.random.default_rng(0), len(actions)
+    terminals = np.zeros(rows, bool)
+    terminals[[rows // 2, rows - 1]] = True
+    return {
+        "observations": rng.standard_normal((rows, 3)),
+        "actions": np.reshape(actions, (rows, 1)),
+        "rewards": rng.standard_normal(rows),
+        "masks": np.arange(rows) % (rows // 2) != rows // 2 - 1,
+        "terminals": terminals,
+    }
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_the_checks_scale_what_training_scales(kind, tmp_path, capsys):
+    """Integers, too, and a folder that `convert` wrote, whose bounds nobody knows."""
+    actions = np.random.default_rng(1).uniform(-50, 50, 40).astype(kind)
+    np.savez(tmp_path / "wide.npz", **own_rows(actions))
+    convert(tmp_path / "wide.npz", tmp_path / "wide")
+    for name in ("wide.npz", "wide"):
+        check = ["datasets", "check", str(tmp_path / name)]
+        code, output = command(check, capsys)
+        assert code in (1, 2)
+        assert "--action-bounds LOW,HIGH" in output.out + output.err
+        code, output = command([*check, "--action-bounds", "-50,50"], capsys)
+        assert (code, "actions" in output.out) == (0, False)
+        data = load(str(tmp_path / name), action_bounds=[-50, 50])
+        stored = np.delete(actions, [20, 39])
+        np.testing.assert_allclose(data.episodes.actions[:, 0], stored / 50, atol=2e-5)
+
+
+@pytest.mark.parametrize("bounds", ["2,-2", "2", "low,high", "-2,2,3", "nan,1"])
+def test_bounds_of_the_checks_that_are_none_are_one_sentence(bounds, tmp_path, capsys):
+    file = pendulum_file(tmp_path / "wide.npz")
+    code, output = command(["datasets", "check", file, "--action-bounds", bounds], capsys)
+    assert code == 2
+    assert "give two numbers" in " ".join(output.err.split())
+
+
+def test_the_checks_refuse_bounds_of_published_data(capsys):
+    for name in ("cube-double-play-singletask-task1-v0", "hopper-medium-v2", "minari:a/b-v0"):
+        code, output = command(["datasets", "check", name, "--action-bounds", "-2,2"], capsys)
+        assert code == 2
+        assert "for files of your own" in " ".join(output.err.split())

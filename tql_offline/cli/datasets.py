@@ -14,6 +14,7 @@ from tql_offline.datasets.names import (
     parse_name,
     suite_folder,
 )
+from tql_offline.errors import InputError, shown
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
@@ -83,6 +84,10 @@ def check_data(
     env: Annotated[
         str, typer.Option(help="Environment id whose dims your own file must match.")
     ] = "",
+    action_bounds: Annotated[
+        str,
+        typer.Option(help="LOW,HIGH of your own file's actions: training's dataset.action_bounds."),
+    ] = "",
 ) -> None:
     """Check data for faults: exit code 0 if there are no warnings, 1 if any, 2 if unreadable.
 
@@ -91,7 +96,7 @@ def check_data(
     """
     from tql_offline.datasets.check_dataset import check_dataset  # imports every reader: on use
 
-    found = check_dataset(data, env)
+    found = check_dataset(data, env, _bounds(action_bounds))
     for finding in found:
         say(str(finding))
     warnings = sum(finding.level == "warning" for finding in found)
@@ -99,6 +104,17 @@ def check_data(
     say(f"{warnings} warning{'s' * (warnings != 1)}, {notes} note{'s' * (notes != 1)}")
     if warnings:
         raise typer.Exit(1)
+
+
+def _bounds(text: str) -> tuple[float, ...]:
+    """Numbers of `LOW,HIGH`, also in brackets, as training takes them."""
+    try:
+        return tuple(float(part) for part in text.strip("[]").split(",") if text)
+    except ValueError as error:
+        raise InputError(
+            f"--action-bounds {shown(text)} is not the least and the greatest action; give two "
+            "numbers, such as -2,2"
+        ) from error
 
 
 @datasets.command("convert")
