@@ -9,7 +9,8 @@ Every column, under any name, keeps its numbers, type and order; the groups of D
         actions, rewards            T rows; the last, unused one is attribute `last_<column>`
         terminations, truncations   at the last step, from the masks
         infos/<column>              every other column, T + 1 rows
-    TARGET.json                     digests of the source, the target and each column
+    TARGET.json                     digests of the source, the target and each column; for actions
+                                    of a Minari dataset with other bounds than ±1, the bounds
 
 A target is written aside, read back, compared with the source and renamed into place.
 """
@@ -29,6 +30,7 @@ import numpy as np
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.minari import bounds_of, metadata_of, read_space
 from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
@@ -95,6 +97,7 @@ def convert(
                 name: {"dtype": str(column.dtype), "shape": column.shape, "sha256": digests[name]}
                 for name, column in columns.items()
             },
+            **({"action_bounds": bounds} if (bounds := _known_bounds(source)) else {}),
         }
         if target.is_dir():
             put_folder(aside, target)
@@ -102,6 +105,38 @@ def convert(
             aside.replace(target)
     write_json(target.with_name(f"{target.name}.json"), manifest)
     return manifest
+
+
+def needed_setting(manifest: Mapping[str, Any]) -> str:
+    """A sentence on what training on a target needs for its actions, or nothing if it needs none.
+
+    Args:
+        manifest: what `convert` returned.
+    """
+    if "action_bounds" not in manifest:
+        return ""
+    low, high = manifest["action_bounds"]
+    if len({*low}) == len({*high}) == 1:
+        return (
+            f"actions keep their numbers, from {low[0]:g} to {high[0]:g}: train with "
+            f"--set 'dataset.action_bounds=[{low[0]:.9g},{high[0]:.9g}]'"
+        )
+    return (
+        f"actions keep their numbers, whose bounds differ by dim (from {shown(low)} to "
+        f"{shown(high)}), so no dataset.action_bounds fits them: train on the source, or scale "
+        "them to [-1, 1]"
+    )
+
+
+def _known_bounds(source: Path) -> tuple[list[float], list[float]] | None:
+    """The bounds of a Minari dataset's actions by which `load` would scale them."""
+    if not source.is_dir() or COLUMNS_KEY in (metadata := metadata_of(source)):
+        return None
+    try:
+        (space,) = read_space(metadata.get("action_space"), "actions", source)
+    except InputError:  # bounds that nobody can read are no reason to keep the numbers back
+        return None
+    return bounds_of(space)
 
 
 def read_any(source: Path, *, infos: bool = True) -> Mapping[str, Array]:

@@ -396,28 +396,37 @@ def _scale(
     Returns:
         Sentences on what was done, and the bounds unless they are -1 and 1 or infinite.
     """
-    low, high = cast(NDArray[np.float64], space.low), cast(NDArray[np.float64], space.high)
-    bounded = bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())
-    unit = bounded and bool((low == -1).all() and (high == 1).all())
-    if bounded and not unit:
+    bounds, notes = bounds_of(space), []
+    if bounds:
+        low, high = map(np.asarray, bounds)
         with np.errstate(over="ignore"):
             actions -= ((low + high) / 2).astype(np.float32)
             actions /= ((high - low) / 2).astype(np.float32)
+        notes.append(
+            f"actions are scaled from [{low.min():g}, {high.max():g}] to [-1, 1], dim by dim, and "
+            "so are the environment's"
+        )
     outside = np.abs(actions) > 1 + ACTION_TOLERANCE
     count = int(outside.any(axis=1).sum())
-    if count and not bounded:
+    if count and not _is_bounded(space):
         raise InputError(
             f"{folder} has actions outside [-1, 1] and its action space has no bounds to scale "
             "them by; write it again with actions in [-1, 1]"
         )
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
-    notes = []
-    if bounded and not unit:
-        notes.append(
-            f"actions are scaled from [{low.min():g}, {high.max():g}] to [-1, 1], dim by dim, and "
-            "so are the environment's"
-        )
     if count:
         notes.append(f"{count:,} actions outside the bounds of their space were clipped to them")
-    bounds = (low.tolist(), high.tolist()) if bounded and not unit else None
     return notes, bounds
+
+
+def bounds_of(space: Leaf) -> tuple[list[float], list[float]] | None:
+    """Lower and upper bounds of a Box, in rows; None if they are all -1 and 1, or infinite."""
+    low, high = cast(NDArray[np.float64], space.low), cast(NDArray[np.float64], space.high)
+    if not _is_bounded(space) or ((low == -1).all() and (high == 1).all()):
+        return None
+    return low.ravel().tolist(), high.ravel().tolist()
+
+
+def _is_bounded(space: Leaf) -> bool:
+    low, high = cast(NDArray[np.float64], space.low), cast(NDArray[np.float64], space.high)
+    return bool(np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -10,13 +11,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from command_line import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
+from tql_offline.cli.train import assign
+from tql_offline.config import resolve
 from tql_offline.datasets import convert as module
 from tql_offline.datasets.convert import convert, read_any
+from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 
 minari = pytest.importorskip("minari")
@@ -109,14 +114,14 @@ def test_images_go_to_minari_without_jpeg(tmp_path):
     assert_same(read_any(tmp_path / "mine"), columns)
 
 
-def foreign(folder, observations, infos):
+def foreign(folder, observations, infos, high=(1.0,)):
     from gymnasium.spaces import Box
     from minari.data_collector import EpisodeBuffer
 
     episodes = [
         EpisodeBuffer(
             observations=np.full((3, 2), number, np.float64),
-            actions=np.full((2, 1), number, np.float32),
+            actions=np.full((2, len(high)), number, np.float32),
             rewards=[1.0, number],
             terminations=[False, number == 0],
             truncations=[False, number == 1],
@@ -130,7 +135,7 @@ def foreign(folder, observations, infos):
             "made/mine-v0",
             episodes,
             observation_space=observations,
-            action_space=Box(-1, 1, (1,)),
+            action_space=Box(-np.array(high, np.float32), np.array(high, np.float32)),
         )
     return folder / "minari" / "made" / "mine-v0"
 
@@ -149,6 +154,52 @@ def test_a_minari_dataset_of_others(tmp_path):
     assert columns["terminals"].tolist() == [False, False, True] * 2
     assert columns["speed"].tolist() == [0, 1, 2] * 2
     assert columns["state.x"].shape == (6, 2)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("high", [2.0, 1.1])
+def test_the_bounds_of_a_minari_dataset_are_told_and_taken(tmp_path, capsys, target, high):
+    """Numbers stay as they are; training reads the target by the setting that is printed."""
+    from gymnasium.spaces import Box
+
+    source = foreign(tmp_path, Box(-9, 9, (2,), np.float64), {}, (high, high))
+    code, output = command(["datasets", "convert", str(source), str(tmp_path / target)], capsys)
+    assert code == 0
+    manifest = json.loads((tmp_path / f"{target}.json").read_text())
+    stored = np.float64(np.float32(high))
+    assert manifest["action_bounds"] == [[-stored] * 2, [stored] * 2]
+    assert read_any(tmp_path / target)["actions"].max() == 1
+    flags = {}
+    assign(flags, re.search("--set '(.*)'", output.out)[1])
+    have = load(str(tmp_path / target), action_bounds=resolve(flags).dataset.action_bounds)
+    want = load(str(source))
+    np.testing.assert_allclose(have.episodes.actions, want.episodes.actions, rtol=1e-6)
+    np.testing.assert_allclose(have.action_bounds, want.action_bounds)
+
+
+def test_bounds_that_differ_by_dim_or_are_none(tmp_path, capsys):
+    from gymnasium.spaces import Box
+
+    space = Box(-9, 9, (2,), np.float64)
+    for high, said in (((1, 2), True), ((1, 1), False), ((1, np.inf), False)):
+        source = foreign(tmp_path, space, {}, high)
+        to = str(tmp_path / "mine.npz")
+        code, output = command(["datasets", "convert", str(source), to, "--force"], capsys)
+        assert code == 0
+        assert len(output.out.splitlines()) == 1 + said
+        assert ("differ by dim (from [-1.0, -2.0] to [1.0, 2.0])" in output.out) == said
+        assert ("action_bounds" in json.loads((tmp_path / "mine.npz.json").read_text())) == said
+        shutil.rmtree(source)
+
+
+def test_bounds_that_nobody_can_read_keep_no_numbers_back(tmp_path):
+    from gymnasium.spaces import Box
+
+    folder = foreign(tmp_path, Box(-9, 9, (2,), np.float64), {}, (2.0,))
+    metadata = json.loads((folder / "data/metadata.json").read_text())
+    metadata["action_space"] = json.dumps({"type": "Box"})
+    (folder / "data/metadata.json").write_text(json.dumps(metadata))
+    assert "action_bounds" not in convert(folder, tmp_path / "mine.npz")
 
 
 def test_spaces_that_are_no_box_and_infos_of_no_number_are_refused(tmp_path):

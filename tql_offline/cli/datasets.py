@@ -131,10 +131,12 @@ def convert_data(
     ] = False,
 ) -> None:
     """Rewrite data in another format, without loss; digests go into TARGET.json."""
-    from tql_offline.datasets.convert import convert
+    from tql_offline.datasets.convert import convert, needed_setting
 
     manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)
     say(f"{target}: {len(manifest['columns'])} columns, sha256 {manifest['target']['sha256']}")
+    if sentence := needed_setting(manifest):
+        say(sentence)
 
 
 def _published_facts(entry: Entry) -> list[tuple[str, str]]:
