@@ -64,7 +64,7 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     columns = read_columns(path, only=_OWN_COLUMNS, floats=_scaled_columns(bounds))
     scale_actions(columns, bounds)
     found = _findings(view_of_columns(columns, data), data, env_id)
-    found += [] if "masks" in columns else [Finding("warning", "masks", WITHOUT_MASKS)]
+    found += [] if "masks" in columns else [Finding("note", "masks", WITHOUT_MASKS)]
     return [*_refused(lambda: own_episodes(columns, path), env_id), *found]
 
 

@@ -8,6 +8,7 @@ every training.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +20,8 @@ from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.views import View, view_of
 
+_LISTED = 8
+"""Number of dims that a finding about several of them names."""
 SHOWN = 5
 """Number of findings of one kind that are listed one by one; the others are counted."""
 QUICK_ROWS = 2**14
@@ -34,6 +37,8 @@ _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
 """Repeats are reported if more than this share of transitions repeat the one before."""
+_LARGE = 1e3
+"""A reward is large if it is above this or below its negative."""
 _BOUND = 1 - 2e-5
 _TOLERANCE = 1e-3
 
@@ -72,6 +77,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         *_last_rows(view),
         *(_jumps(view) if jumps else ()),
         *_rewards(view),
+        *_constant_observations(view),
         *_choices(view),
         *_actions(view),
         *_duplicates(view),
@@ -84,7 +90,8 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
     """Findings from loaded data, in which only part of the observations and actions is read.
 
     Rewards, masks and episode lengths are checked in full, steps and actions in `QUICK_ROWS` rows,
-    duplicate episodes by two rows each. Numbers that are not finite are refused on loading.
+    duplicate episodes by two rows each, and dims of observations until each has changed. Numbers
+    that are not finite are refused on loading.
     """
     whole = view_of(episodes)
     part = _part(whole)
@@ -93,6 +100,7 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
         *_last_rows(whole),
         *(_jumps(whole, _runs(len(whole.observations))) if jumps else ()),
         *_rewards(whole),
+        *_constant_observations(whole),
         *_choices(part),
         *_actions(part),
         *_duplicates(whole, whole_episodes=False),
@@ -120,7 +128,8 @@ def check_spaces(view: View, env_id: str) -> list[Finding]:
             ("observation", view.observations.shape[1:], described["observation_dim"]),
             ("action", view.actions.shape[1:], described["action_dim"]),
         )
-        if have != (want,)
+        # A column of one number a row is refused by training, which names its shape.
+        if have not in ((want,), ())
     ]
 
 
@@ -402,6 +411,7 @@ def _rewards(view: View) -> Iterator[Finding]:
     if view.rewards is None:
         return
     low, high = view.rewards.min(), view.rewards.max()
+    yield from _large_rewards(view, float(low), float(high))
     if low != high:
         return
     if low == 0:
@@ -419,6 +429,43 @@ def _rewards(view: View) -> Iterator[Finding]:
             f"{float(low):g}: if solving the task is rewarded differently, behaviour never solved "
             "it",
         )
+
+
+def _large_rewards(view: View, low: float, high: float) -> Iterator[Finding]:
+    """Find the largest reward, if values learnt from it are out of the critic's reach."""
+    worst = low if -low > high else high
+    if view.rewards is None or not np.isfinite(worst) or abs(worst) <= _LARGE:
+        return  # a number that is not finite has a finding of its own
+    place = view.place(int(np.argmax(view.rewards == worst)))
+    scale = 10.0 ** -math.floor(math.log10(abs(worst)))
+    yield Finding(
+        "note",
+        "rewards",
+        f"the reward is {worst:g} in {place}, too large for a critic at the usual learning rates "
+        "to follow; unless training scales rewards already, give "
+        f"--set dataset.reward_scale={scale:g}",
+    )
+
+
+def _constant_observations(view: View) -> Iterator[Finding]:
+    """Find dims of observations that never change; of images, none are."""
+    observations = view.observations
+    if observations.ndim != 2:
+        return
+    dims = np.arange(observations.shape[1])
+    for rows in row_blocks(len(observations), observations[:1].nbytes):
+        # One that changes is not looked at again: most data are done after the first block.
+        dims = dims[(observations[rows][:, dims] == observations[0, dims]).all(axis=0)]
+        if not len(dims):
+            return
+    names = ", ".join([*map(str, dims[:_LISTED]), *(["…"] if len(dims) > _LISTED else [])])
+    yield Finding(
+        "note",
+        "observations",
+        f"{len(dims)} of {observations.shape[1]} dims of the observations ({names}) are the same "
+        "in every row from episode 0, row 0 on; leave out what does not belong to the task if the "
+        "environment lets you",
+    )
 
 
 def _choices(view: View) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Faults of data: each that users met is planted and named with its episode and row."""
 
+import functools
 import json
 import re
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets import checks
+from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.checks import SHOWN, check, check_spaces, quick_check
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.datasets.views import view_of, view_of_columns, view_of_flat
@@ -166,6 +168,35 @@ def test_rewards_all_zero_warn_and_all_equal_are_noted():
     assert "never solved" in finding.sentence
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+@pytest.mark.parametrize(("worst", "scale"), [(-20_000, "0.0001"), (1001, "0.001")])
+def test_rewards_beyond_a_critics_reach_are_noted(kind, worst, scale):
+    columns = good()
+    columns["rewards"] = columns["rewards"].astype(kind)
+    columns["rewards"][7] = 1000
+    assert not kinds(columns)
+    columns["rewards"][ENDS[0] + 5] = worst
+    finding = only(columns)
+    assert (finding.level, finding.kind) == ("note", "rewards")
+    assert f"the reward is {worst:g} in episode 1, row {ENDS[0] + 5}," in finding.sentence
+    assert finding.sentence.endswith(f"--set dataset.reward_scale={scale}")
+    resolve({"dataset": {"reward_scale": float(scale)}})
+
+
+def test_dims_of_observations_that_never_change_are_noted(monkeypatch):
+    monkeypatch.setattr(checks, "row_blocks", functools.partial(row_blocks, block_bytes=256))
+    columns = good()
+    still = np.tile(np.arange(10, dtype=np.float32), (len(columns["terminals"]), 1))
+    still[-1, 9] = 0  # changes in the last row alone
+    columns["observations"] = np.column_stack([columns["observations"], still])
+    finding = only(columns)
+    assert (finding.level, finding.kind) == ("note", "observations")
+    assert "9 of 12 dims of the observations (2, 3, 4, 5, 6, 7, 8, 9, …) are" in finding.sentence
+    images = np.zeros((len(still), 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(still))
+    assert "observations" not in kinds(columns | {"observations": images})
+
+
 def test_marks_and_rewards_may_be_booleans():
     columns = good()
     columns["masks"], columns["rewards"] = (columns[name] != 0 for name in ("masks", "rewards"))
@@ -307,11 +338,13 @@ def test_quick_check_finds_what_check_finds_in_small_data(tmp_path):
     columns = good()
     columns["terminals"][ENDS[1]] = False
     columns["masks"][ENDS[1] - 1] = 1
-    columns["rewards"][:] = 0
+    columns["rewards"][:] = 5000
+    still = np.zeros((len(columns["terminals"]), 1), np.float32)
+    columns["observations"] = np.column_stack([columns["observations"], still])
     np.savez(tmp_path / "mine.npz", **columns)
     episodes = load(str(tmp_path / "mine.npz")).episodes
     found = quick_check(episodes)
-    assert [f.kind for f in found] == ["jump", "rewards"]
+    assert [f.kind for f in found] == ["jump", "rewards", "rewards", "observations"]
     assert found == check(view_of(episodes))
 
 
@@ -385,9 +418,11 @@ def test_a_file_without_masks_is_told_that_no_mask_is_0(tmp_path):
     columns = good()
     del columns["masks"]
     np.savez(tmp_path / "mine.npz", **columns)
-    said = " ".join(run(tmp_path / "mine.npz").output.split())
+    done = run(tmp_path / "mine.npz")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0, "they are optional"
     assert "note: no mask is 0" in said
-    assert f"warning: {WITHOUT_MASKS}" in said
+    assert f"note: {WITHOUT_MASKS}" in said
 
 
 def run(*arguments):
@@ -409,6 +444,18 @@ def test_exit_codes(tmp_path, spoil, code, says):
     done = run(tmp_path / "mine.npz")
     assert done.exit_code == code
     assert says in done.output.replace("\n", " ")
+
+
+def test_a_single_column_of_observations_is_one_sentence(tmp_path):
+    columns = good()
+    columns["observations"] = columns["observations"][:, 0]
+    np.savez(tmp_path / "mine.npz", **columns)
+    done = run(tmp_path / "mine.npz", "--env", "pointmaze-medium-singletask-task1-v0")
+    (warning, count) = done.output.splitlines()
+    assert done.exit_code == 1
+    assert "'observations' of" in warning
+    assert "has shape (224,) where (rows, dims) is needed" in warning
+    assert count == "1 warning, 0 notes"
 
 
 def test_an_unreadable_file_is_an_input_error(tmp_path):
