@@ -10,6 +10,7 @@ as by `gymnasium.spaces.flatten`, a Dict's in the order of its sorted keys.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,32 @@ def is_minari(folder: Path) -> bool:
         return (data_folder(folder) / _METADATA).is_file()
     except OSError:  # a name too long
         return False
+
+
+def installed() -> list[str]:
+    """Names of the datasets in Minari's own folder, sorted."""
+    top, found = minari_folder(), []
+    for folder, inner, _ in os.walk(top):
+        for name in [*inner]:
+            path = Path(folder, name)
+            is_dataset = (path / "data" / _METADATA).is_file()
+            if is_dataset or name.startswith("."):  # a dataset's episodes may be many folders
+                inner.remove(name)
+            if is_dataset and not name.startswith("."):
+                found.append(path.relative_to(top).as_posix())
+    return sorted(found)
+
+
+def shapes_of(folder: Path) -> tuple[tuple[int, ...], int]:
+    """Shape of one observation as it is read, and numbers per action.
+
+    Raises:
+        InputError: the metadata are damaged, or a space has a type that training does not support.
+    """
+    observations, actions = spaces_of(metadata_of(folder), folder)
+    is_image = observations[0].is_image
+    shape = observations[0].shape if is_image else (sum(leaf.width for leaf in observations),)
+    return shape, actions.shape[0]
 
 
 def folder_of(name: str) -> Path:

@@ -331,6 +331,11 @@ def test_datasets_are_listed_by_suite_with_what_is_broken_or_here(tmp_path, caps
     code, output = command(["datasets", "list", "--installed"], capsys)
     names = re.findall(r"\S+-v\d", output.out)
     assert names == ["hopper-medium-v2", "D4RL/pen/human-v2"]
+    (tmp_path / "minari" / "me" / "mine-v0" / "data").mkdir(parents=True)
+    for name in ("D4RL/pen/human-v2", "me/mine-v0"):
+        (tmp_path / "minari" / name / "data" / "metadata.json").write_text("{}")
+    code, output = command(["datasets", "list", "--installed"], capsys)
+    assert re.findall(r"\S+-v\d", output.out)[2:] == ["minari:me/mine-v0"]
     code, output = command(["datasets", "list", "--suite", "atari"], capsys)
     assert code == 2
     assert "no suite 'atari'" in output.err

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import reader_environments  # (registers)
+from command_line import command
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
@@ -497,6 +498,28 @@ def test_wrappers_that_are_lost_without_minari_are_said(tmp_path, monkeypatch):
             note = load(name).notes[-1]
             assert "Pendulum-v1 is made without RescaleObservation, which the dataset names" in note
             assert make(name).observation_space.high.max() == 8
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow"])
+def test_minari_datasets_of_ones_own_are_listed_by_names_that_load(storage, tmp_path, capsys):
+    folder = record("made/dict-v0", "CountingDict-v0", storage)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    for hidden in (".made-v1", ".aside/made-v1"):  # such as a conversion being written
+        shutil.copytree(folder, folder.parent / hidden)
+    (folder.parent / "linked-v0").symlink_to(tmp_path / "elsewhere")
+    for options in (["--installed"], ["--suite", "minari", "--installed"], ["made/"]):
+        code, output = command(["datasets", "list", *options], capsys)
+        assert code == 0
+        rows = [line.split() for line in output.out.replace("│", " ").splitlines()]
+        rows = [row for row in rows if "made" in str(row)]
+        assert rows == [
+            ["minari:made/dict-v0", "7", "2", "installed"],
+            ["minari:made/linked-v0", "7", "2", "installed"],
+        ]
+        for name, *_ in rows:
+            assert load(name).episodes.observations.shape[1] == 7
+    code, output = command(["datasets", "list", "--suite", "d4rl", "--installed"], capsys)
+    assert "made" not in output.out
 
 
 def test_without_pyarrow_arrow_storage_is_one_sentence(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`tql-offline datasets list | info | check | convert`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,8 +8,17 @@ import typer
 
 from tql_offline.cli import app
 from tql_offline.cli.tables import distribution, print_table, say
-from tql_offline.datasets.catalogue import SUITES, Entry, entries, find_or_none, select, title
+from tql_offline.datasets.catalogue import (
+    SUITES,
+    Entry,
+    entries,
+    find_or_none,
+    select,
+    suite_of,
+    title,
+)
 from tql_offline.datasets.names import (
+    MINARI_PREFIX,
     collected_folder,
     commands_for,
     parse_name,
@@ -34,13 +44,15 @@ def list_datasets(
         bool, typer.Option("--installed", help="Only those on this machine.")
     ] = False,
 ) -> None:
-    """List datasets that can be downloaded or collected, and which are on this machine."""
+    """List datasets that can be downloaded or collected, and those on this machine."""
     shown = [
         (entry, place)
         for entry in (entries() if suite is None else select(suite))
         for place in [_place(entry)]
         if text in entry.name and (place or not installed)
     ]
+    if suite in (None, "minari"):
+        shown += [(entry, "installed") for entry in _unpublished() if text in entry.name]
     columns = ("dataset", "obs#", "act#", "steps#", "size#", "state")
     for name in SUITES:
         rows = [_row(entry, place) for entry, place in shown if entry.suite == name]
@@ -48,6 +60,30 @@ def list_datasets(
             print_table(f"{title(name)}: {len(rows)} datasets", columns, rows, whole=True)
     if not shown:
         say("no such dataset" + (" on this machine" if installed else ""))
+
+
+def _unpublished() -> list[Entry]:
+    """Datasets in Minari's folder that the catalogue lacks, by the names that commands take."""
+    from tql_offline.datasets.minari import folder_of, installed, shapes_of
+
+    found = []
+    for name in installed():
+        if suite_of(name) == "minari":
+            continue
+        shape, action_dim = None, None
+        with suppress(InputError):  # of discrete actions, or damaged: `info` says why
+            shape, action_dim = shapes_of(folder_of(name))
+        found.append(
+            Entry(
+                name=f"{MINARI_PREFIX}{name}",
+                suite="minari",
+                family="",
+                kind="",
+                observation_shape=shape,
+                action_dim=action_dim,
+            )
+        )
+    return found
 
 
 def _row(entry: Entry, place: str) -> tuple[str, ...]:
