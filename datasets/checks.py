@@ -462,8 +462,8 @@ def _constant_observations(view: View) -> Iterator[Finding]:
     yield Finding(
         "note",
         "observations",
-        f"{len(dims)} of {observations.shape[1]} dims of the observations ({names}) are the same "
-        "in every row from episode 0, row 0 on; leave out what does not belong to the task if the "
+        f"dims of the observations that never change from episode 0, row 0 on: {names} "
+        f"({len(dims)} of {observations.shape[1]}); drop those that the task has no use for if the "
         "environment lets you",
     )
 

@@ -191,7 +191,7 @@ def test_dims_of_observations_that_never_change_are_noted(monkeypatch):
     columns["observations"] = np.column_stack([columns["observations"], still])
     finding = only(columns)
     assert (finding.level, finding.kind) == ("note", "observations")
-    assert "9 of 12 dims of the observations (2, 3, 4, 5, 6, 7, 8, 9, …) are" in finding.sentence
+    assert "row 0 on: 2, 3, 4, 5, 6, 7, 8, 9, … (9 of 12); drop those" in finding.sentence
     images = np.zeros((len(still), 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(len(still))
     assert "observations" not in kinds(columns | {"observations": images})
