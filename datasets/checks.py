@@ -442,7 +442,7 @@ def _large_rewards(view: View, low: float, high: float) -> Iterator[Finding]:
         "note",
         "rewards",
         f"the reward is {worst:g} in {place}, too large for a critic at the usual learning rates "
-        "to follow; unless training scales rewards already, give "
+        "to follow; train with "
         f"--set dataset.reward_scale={scale:g}",
     )
 

@@ -117,6 +117,8 @@ def test_run_names_say_what_differs():
     assert run_stem(other).endswith("-implicit-mlp-xl-s3")
     assert run_stem(resolve({"entropy": {"mode": "none"}})).endswith("-flow-none-small-s0")
     assert run_stem(resolve({}, preset="bc")).endswith("task1-v0-cloning-s0")  # it has no critic
+    presets = ("iql", "ifql", "cql", "cal-ql", "bc", "flow-bc", "rebrac", "floq", "fql", "tql")
+    assert len({run_stem(resolve({}, preset=preset)) for preset in presets}) == len(presets)
 
 
 def test_method_names_are_the_literatures():

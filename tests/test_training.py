@@ -614,3 +614,14 @@ def test_eval_names_a_missing_checkpoint(scored, capsys):
     code, output = command(["eval", str(scored.path), "--policy", "best"], capsys)
     assert code == 2
     assert "learned, behaviour" in output.err
+
+
+def test_rewards_are_judged_as_training_sees_them(own, tmp_path):
+    columns = dict(np.load(own))
+    np.savez(tmp_path / "large.npz", **columns | {"rewards": 1e6 * columns["rewards"] - 1e6})
+    for scale, is_large in ((1.0, True), (1e-6, False)):
+        noted = Noting()
+        data = {"name": str(tmp_path / "large.npz"), "reward_scale": scale}
+        config = resolve(TINY | {"dataset": data, "steps": 1})
+        run(config, load(data["name"]), tmp_path / "runs", "", noted)
+        assert any("too large for a critic" in said for said in noted.sentences) == is_large

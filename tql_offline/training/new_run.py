@@ -68,12 +68,23 @@ def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
 def run_stem(config: Config) -> str:
     """Dataset, objective, size and seed, and anything else that is not TQL's own choice."""
     critic, entropy = config.critic, config.entropy.mode
-    parts = [Path(config.dataset.name).stem, config.objective]
+    parts = [Path(config.dataset.name).stem, config.objective, *_variant(config)]
     if not config.has_critic:
         return "-".join([*parts, f"s{config.seed}"])
     parts += [critic.kind] if critic.kind != "transformer" else []
     parts += [entropy] if critic.kind == "transformer" and entropy != "layerwise" else []
     return "-".join([*parts, critic.size, f"s{config.seed}"])
+
+
+def _variant(config: Config) -> list[str]:
+    """What sets a method apart from the other one of the same objective."""
+    is_other = {
+        "implicit": config.implicit.extraction == "best-of-n",
+        "conservative": config.conservative.calibrated,
+        "cloning": config.cloning.policy == "flow",
+    }
+    names = {"implicit": "best-of-n", "conservative": "calibrated", "cloning": "flow"}
+    return [names[config.objective]] if is_other.get(config.objective) else []
 
 
 def _claim(path: Path) -> bool:

@@ -94,7 +94,7 @@ def run_seeds(
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     setups = [_set_up(configs[0], dataset)]
-    findings = findings_of(dataset)
+    findings = findings_of(setups[0].dataset)  # with the rewards that training sees
     setups += [_set_up(each, dataset, setups[0]) for each in configs[1:]]
     begun = []
     with ExitStack() as stack:
