@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tql_offline.config import FLOW_POLICIES
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES
 from tql_offline.eval.report_tables import as_text
 from tql_offline.eval.run_records import Run, flatten
 
@@ -30,8 +30,6 @@ _KEPT = (
     *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
     "execution.precision",
 )
-_OBJECTIVES = ("implicit", "conservative", "rebrac", "floq", "cloning")
-"""Tables of one objective each; `flow.hidden` and `flow.flow_steps` apply to every policy."""
 _SHOWN = 4
 """Most settings that a name shows."""
 _WIDTH = 40
@@ -56,7 +54,8 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
 
 def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
     """Prefixes of settings that this objective and critic do not use."""
-    tables = [f"{table}." for table in _OBJECTIVES if table != objective]
+    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
+    tables = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
     if objective not in FLOW_POLICIES:
         tables.append("flow.alpha")
     if objective == "cloning":

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq")
+from tql_offline import config
+
+OBJECTIVES = tuple(name for name in config.OBJECTIVES if name != "cloning")
+"""Those with a critic."""
 
 
 class Unavailable(Exception):  # noqa: N818 — no error: a contender that cannot take part
