@@ -60,7 +60,7 @@ critic, and of V if it is a transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episode:
+class RecordedEpisode:
     """One evaluation episode.
 
     Attributes:
@@ -106,7 +106,7 @@ class Evaluation:
     return_mean: float
     length_mean: float
     score: float
-    details: tuple[Episode, ...]
+    details: tuple[RecordedEpisode, ...]
     versions: tuple[tuple[str, str], ...] = ()
     reference: str = ""
     normalised_by: tuple[float, float, float] | None = None
@@ -545,13 +545,13 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _episode(raw: dict[str, Any]) -> Episode:
+def _episode(raw: dict[str, Any]) -> RecordedEpisode:
     success = raw.get("success")
     if success is not None and success not in (0, 1):
         raise InputError(
             f"has an episode whose success is {shown(success)}, neither true nor false"
         )
-    return Episode(
+    return RecordedEpisode(
         seed=count(raw.get("seed")),
         total=number(raw.get("return")),
         length=count(raw.get("length")),
@@ -559,7 +559,7 @@ def _episode(raw: dict[str, Any]) -> Episode:
     )
 
 
-def _successes(episodes: tuple[Episode, ...]) -> int | None:
+def _successes(episodes: tuple[RecordedEpisode, ...]) -> int | None:
     known = [e.success for e in episodes if e.success is not None]
     return sum(known) if len(known) == len(episodes) else None
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tql_offline.eval.leaderboard import Measured, measured
 from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.rows import row_names
-from tql_offline.eval.run_records import Episode, Run
+from tql_offline.eval.run_records import RecordedEpisode, Run
 from tql_offline.eval.statistics import Scores, student_t
 
 ARMS, PULLS = 8, 200
@@ -58,7 +58,7 @@ class Pool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class SelectionCurve:
     """The expected score of the chosen policy after each pull, `(pulls,)`.
 
     Attributes:
@@ -83,7 +83,7 @@ def selection_curve(
     arms: int = ARMS,
     pulls: int = PULLS,
     repeats: int = REPEATS,
-) -> Curve:
+) -> SelectionCurve:
     """Play a bandit over the policies of a pool again and again.
 
     Args:
@@ -103,7 +103,7 @@ def selection_curve(
     # With fewer runs, nearly all choices are among the same and it covers too little: docs/log.md.
     margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
     ends = (0.0, 100.0) if pool.unit == SUCCESS else (-math.inf, math.inf)
-    return Curve(
+    return SelectionCurve(
         mean=mean,
         low=np.clip(mean - margin, *ends),
         high=np.clip(mean + margin, *ends),
@@ -200,7 +200,7 @@ class _Played:
     """A run with the single episodes of its last policy."""
 
     run: Measured
-    episodes: tuple[Episode, ...]
+    episodes: tuple[RecordedEpisode, ...]
     normalised_by: tuple[float, float, float] | None
 
 

@@ -27,7 +27,7 @@ from tql_offline.training import sweep
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.sweep import (
     Ended,
-    Run,
+    PlannedRun,
     alone,
     check_data,
     check_environments,
@@ -307,7 +307,7 @@ def written(runs, config, result=True):
 
 
 def test_states(tmp_path):
-    run = Run(name="x-s0", config=resolve({}))
+    run = PlannedRun(name="x-s0", config=resolve({}))
     assert state_of(run, tmp_path) == "to do"
     folder = written(tmp_path, run.config, result=False)
     assert state_of(run, tmp_path) == "unfinished"
@@ -325,7 +325,7 @@ def test_states(tmp_path):
 @pytest.mark.parametrize("result", [True, False])
 def test_folders_of_other_settings_are_refused(result, tmp_path):
     written(tmp_path, resolve({"flow": {"alpha": 3.0}}), result)
-    run = Run(name="x-s0", config=resolve({"flow": {"alpha": 4.0}, "polyak": 0.02}))
+    run = PlannedRun(name="x-s0", config=resolve({"flow": {"alpha": 4.0}, "polyak": 0.02}))
     with pytest.raises(InputError, match=r"x-s0 has flow\.alpha 3\.0 where the suite gives 4\.0"):
         state_of(run, tmp_path)
 
@@ -516,7 +516,7 @@ def python_signals():
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
 def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, python_signals):
-    runs = [Run(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(3)]
+    runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(3)]
 
     def stop():
         while len(sleepers) < 2 or not (tmp_path / "x-s1.log").stat().st_size:
@@ -544,7 +544,7 @@ def started_environment(tmp_path, monkeypatch, threads):
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(sweep.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
-        sweep._start(Run(name="x-s0", config=resolve({})), tmp_path, tmp_path, threads)
+        sweep._start(PlannedRun(name="x-s0", config=resolve({})), tmp_path, tmp_path, threads)
     return seen[0]
 
 
@@ -611,7 +611,7 @@ def scored(folder, *evaluations):
     ],
 )
 def test_a_runs_line_has_the_learned_policys_last_score(protocol, code, line, tmp_path):
-    run = Run(name="x-s0", config=resolve({"evaluation": {"protocol": protocol}}))
+    run = PlannedRun(name="x-s0", config=resolve({"evaluation": {"protocol": protocol}}))
     end = Ended(
         run=run, folder=RunFolder(tmp_path), log=tmp_path / "x-s0.log", code=code, seconds=90.0
     )

@@ -15,7 +15,7 @@ from tql_offline.files import write_json
 from tql_offline.runs import find_runs
 
 if TYPE_CHECKING:
-    from tql_offline.eval.selection import Curve, Pool
+    from tql_offline.eval.selection import Pool, SelectionCurve
 
 MAX_PULLS, MAX_REPEATS = 10_000, 100_000
 MAX_PLAYED = 2 * 10**7
@@ -81,7 +81,9 @@ def _table(pool: "Pool") -> tuple[str, str, str]:
     return pool.task, pool.unit, pool.setting
 
 
-def _print(task: str, unit: str, setting: str, curves: "Sequence[tuple[Pool, Curve]]") -> None:
+def _print(
+    task: str, unit: str, setting: str, curves: "Sequence[tuple[Pool, SelectionCurve]]"
+) -> None:
     from tql_offline.eval.selection import shown_pulls
 
     names = [f"{pool.method} {pool.size}".strip() for pool, _ in curves]
@@ -94,13 +96,13 @@ def _print(task: str, unit: str, setting: str, curves: "Sequence[tuple[Pool, Cur
     print_table(title, ["episodes#", *(f"{name}#" for name in names)], rows)
 
 
-def _cell(curve: "Curve", pull: int) -> str:
+def _cell(curve: "SelectionCurve", pull: int) -> str:
     mean, low, high = curve.mean[pull], curve.low[pull], curve.high[pull]
     return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _document(
-    curves: "Sequence[tuple[Pool, Curve]]", arms: int, pulls: int, repeats: int, seed: int
+    curves: "Sequence[tuple[Pool, SelectionCurve]]", arms: int, pulls: int, repeats: int, seed: int
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,

@@ -11,7 +11,7 @@ from tql_offline.cli.tables import percent_with_interval, progress_bar, say
 from tql_offline.cli.train import assign
 
 if TYPE_CHECKING:
-    from tql_offline.training.sweep import Ended, Run, State, Suite
+    from tql_offline.training.sweep import Ended, PlannedRun, State, Suite
 
 
 @app.command()
@@ -66,12 +66,14 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _list(states: "list[tuple[Run, State]]") -> None:
+def _list(states: "list[tuple[PlannedRun, State]]") -> None:
     for run, state in states:
         say(f"{state:10}  {run.name}")
 
 
-def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> "list[Ended]":
+def _train(
+    suite: "Suite", planned: "list[PlannedRun]", runs: Path, processes: int
+) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
     from tql_offline.training.sweep import GOES_ON, alone, can_go_on, discard, state_of, train_runs
 
@@ -110,7 +112,7 @@ def _train(suite: "Suite", planned: "list[Run]", runs: Path, processes: int) -> 
     return failed
 
 
-def _say_unscored(pending: "list[Run]") -> None:
+def _say_unscored(pending: "list[PlannedRun]") -> None:
     """Say before anything is trained that nothing will be scored."""
     from tql_offline.training.sweep import has_no_environment
 

@@ -79,7 +79,7 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """One run of a sweep: the name of its folder, and all its settings."""
 
     name: str
@@ -98,7 +98,7 @@ class Ended:
         seconds: time from its start to its end.
     """
 
-    run: Run
+    run: PlannedRun
     folder: RunFolder
     log: Path
     code: int
@@ -209,7 +209,7 @@ def _naming(where: str) -> Iterator[None]:
 # The runs.
 
 
-def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
+def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[PlannedRun]:
     """All runs of a suite: one per combination of labels and seed, seeds varying fastest.
 
     Args:
@@ -232,14 +232,14 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Run]:
         for seed in suite.seeds:
             name = "-".join([*(label for label, _ in combination), f"s{seed}"])
             with _naming(f"suite {suite.path}, run {name}"):
-                runs.append(Run(name=name, config=_resolve(reduce(merge, layers), seed)))
+                runs.append(PlannedRun(name=name, config=_resolve(reduce(merge, layers), seed)))
     _check_names(runs, suite.path)
     return runs
 
 
 def select(
-    runs: Sequence[Run], patterns: Sequence[str], suite: Suite
-) -> tuple[list[Run], dict[str, int]]:
+    runs: Sequence[PlannedRun], patterns: Sequence[str], suite: Suite
+) -> tuple[list[PlannedRun], dict[str, int]]:
     """Runs whose names match any of some shell patterns, and what is to be collected for them.
 
     Raises:
@@ -278,7 +278,7 @@ def _resolve(settings: Mapping[str, Any], seed: int) -> Config:
     return config
 
 
-def _check_names(runs: Sequence[Run], path: Path) -> None:
+def _check_names(runs: Sequence[PlannedRun], path: Path) -> None:
     seen: set[str] = set()
     for run in runs:
         # Some file systems ignore case.
@@ -293,7 +293,7 @@ def _check_names(runs: Sequence[Run], path: Path) -> None:
         seen.add(name)
 
 
-def check_data(run: Run, suite: Suite) -> None:
+def check_data(run: PlannedRun, suite: Suite) -> None:
     """Check that a run's data are installed, or will be when it starts.
 
     Raises:
@@ -308,13 +308,13 @@ def check_data(run: Run, suite: Suite) -> None:
         find_data(wanted.name, path, allow_broken=wanted.allow_broken)
 
 
-def check_environments(runs: Iterable[Run], suite: Suite) -> None:
+def check_environments(runs: Iterable[PlannedRun], suite: Suite) -> None:
     """Check that the environments that runs name can be made, each once.
 
     Raises:
         InputError: one cannot; the message names the first run that is scored in it.
     """
-    named: dict[str, Run] = {}
+    named: dict[str, PlannedRun] = {}
     for run in runs:
         if run.config.dataset.env_id and run.config.evaluation.enabled:
             named.setdefault(run.config.dataset.env_id, run)
@@ -323,7 +323,7 @@ def check_environments(runs: Iterable[Run], suite: Suite) -> None:
             describe(env_id)
 
 
-def has_no_environment(run: Run) -> bool:
+def has_no_environment(run: PlannedRun) -> bool:
     """Whether a run's data are a file that names no environment, so that nothing is scored."""
     wanted = run.config.dataset
     return kind_of(wanted.name) == "own" and not wanted.env_id and run.config.evaluation.enabled
@@ -353,7 +353,7 @@ def check_collected(suite: Suite) -> None:
             )
 
 
-def state_of(run: Run, runs: Path) -> State:
+def state_of(run: PlannedRun, runs: Path) -> State:
     """How far a run has come.
 
     Raises:
@@ -389,12 +389,12 @@ def first_difference(have: Config, want: Config) -> str:
     return ""
 
 
-def can_go_on(run: Run, runs: Path) -> bool:
+def can_go_on(run: PlannedRun, runs: Path) -> bool:
     """Whether an unfinished run can be resumed: its provenance was written."""
     return RunFolder(runs / run.name).provenance.is_file()
 
 
-def discard(run: Run, runs: Path) -> None:
+def discard(run: PlannedRun, runs: Path) -> None:
     """Remove the folder of a run that ended before it trained.
 
     Raises:
@@ -428,14 +428,14 @@ GOES_ON = "finished runs are kept, and the same command goes on"
 
 @dataclass(frozen=True, kw_only=True)
 class _Child:
-    run: Run
+    run: PlannedRun
     log: Path
     process: subprocess.Popen[bytes]
     started: float
 
 
 def train_runs(
-    runs: Collection[Run], folder: Path, *, processes: int, ended: Callable[[Ended], None]
+    runs: Collection[PlannedRun], folder: Path, *, processes: int, ended: Callable[[Ended], None]
 ) -> None:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
@@ -476,7 +476,7 @@ def threads_each(processes: int) -> int:
     return min(int(own), share) if own.isascii() and own.isdecimal() and int(own) else share
 
 
-def _threads_before(run: Run, folder: Path) -> int | None:
+def _threads_before(run: PlannedRun, folder: Path) -> int | None:
     """Those that an unfinished run began with, which its last bits depend on."""
     path = RunFolder(folder / run.name).provenance
     if not (can_go_on(run, folder) and path.is_file()):
@@ -485,7 +485,7 @@ def _threads_before(run: Run, folder: Path) -> int | None:
     return int(threads) if _is_whole(threads) and int(threads) > 0 else None
 
 
-def _command_to_record(run: Run) -> str:
+def _command_to_record(run: PlannedRun) -> str:
     """What repeats the run: this sweep's command for it alone, where this is one."""
     arguments = sys.argv[1:]
     if arguments[:1] != ["sweep"]:
@@ -500,7 +500,7 @@ def _command_to_record(run: Run) -> str:
     return shlex.join(["tql-offline", *kept, "--only", run.name])
 
 
-def _start(run: Run, folder: Path, configs: Path, threads: int) -> _Child:
+def _start(run: PlannedRun, folder: Path, configs: Path, threads: int) -> _Child:
     threads = _threads_before(run, folder) or threads
     environment = {"OMP_NUM_THREADS": str(threads), SWEEP_COMMAND: _command_to_record(run)}
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
@@ -516,7 +516,7 @@ def _start(run: Run, folder: Path, configs: Path, threads: int) -> _Child:
     return _Child(run=run, log=log, process=process, started=time.monotonic())
 
 
-def _command(run: Run, config: Path, folder: Path) -> list[str]:
+def _command(run: PlannedRun, config: Path, folder: Path) -> list[str]:
     train = [sys.executable, "-m", "tql_offline", "train"]
     if can_go_on(run, folder):
         return [*train, "--resume", str(folder / run.name)]
