@@ -24,6 +24,7 @@ from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training import sweep
+from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.sweep import (
     Ended,
@@ -43,6 +44,7 @@ from tql_offline.training.sweep import (
     threads_each,
     train_runs,
 )
+from tql_offline.training.sweep_cost import costs
 
 GRID = """
 seeds = [0, 7]
@@ -624,3 +626,32 @@ def test_a_runs_line_has_the_learned_policys_last_score(protocol, code, line, tm
         ("learned", 5, 50, 0.2, -7.0),
     )
     assert _outcome(end) == line
+
+
+def test_a_sweep_counts_what_it_will_cost(suite, tmp_path, capsys):
+    read = suite(
+        "seeds = [0, 1]\n[settings]\nsteps = 7\nbatch_size = 4\n"
+        "[axis.size.tiny]\ncritic.size = 'tiny'\n[axis.size.small]\ncritic.size = 'small'\n"
+        "[axis.method.tql]\n[axis.method.bc]\npreset = 'bc'\n[axis.data.maze]\n"
+        "dataset.name = 'pointmaze-medium-navigate-singletask-task1-v0'\n"
+        "[axis.data.own]\ndataset.name = 'mine.npz'\n"
+    )
+    runs = expand(read, {}, 1)
+    found = {(cost.method, cost.size): cost for cost in costs(runs)}
+    assert {key: (c.runs, c.updates, c.uncounted) for key, c in found.items()} == {
+        ("TQL", "tiny"): (4, 28, 2),
+        ("TQL", "small"): (4, 28, 2),
+        ("BC", ""): (8, 56, 4),
+    }
+    first = next(run for run in runs if run.name == "tiny-tql-maze-s0")
+    assert found["TQL", "tiny"].flops == 2 * 7 * flops_per_update(first.config, 2, 2)
+    assert found["TQL", "small"].flops > found["TQL", "tiny"].flops
+
+    only = ["--only", "tiny-*-s0", "--cost", "--runs", str(tmp_path / "runs")]
+    code, output = command(["sweep", str(read.path), *only], capsys)
+    said = " ".join(output.out.split())
+    assert code == 0
+    assert "What 4 unfinished runs cost" in said
+    assert "2 runs are on data of unknown dims" in said
+    assert f"in all {found['TQL', 'tiny'].flops / 2 + found['BC', ''].flops / 4:.3g} FLOPs" in said
+    assert not (tmp_path / "runs").exists()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.tables import percent_with_interval, progress_bar, say
+from tql_offline.cli.tables import percent_with_interval, print_table, progress_bar, say
 from tql_offline.cli.train import assign
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ def sweep(
     ] = 1,
     list_: Annotated[
         bool, typer.Option("--list", help="Print the runs and their states; train nothing.")
+    ] = False,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Count what the unfinished runs will cost; train nothing."),
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -51,6 +55,9 @@ def sweep(
     states = [(run, sweeps.state_of(run, runs)) for run in planned]
     if list_:
         _list(states)
+    if cost:
+        _print_costs([run for run, state in states if state != "finished"])
+    if list_ or cost:
         return
     sweeps.check_collected(read)
     unfinished = [run for run, state in states if state != "finished"]
@@ -69,6 +76,36 @@ def sweep(
 def _list(states: "list[tuple[PlannedRun, State]]") -> None:
     for run, state in states:
         say(f"{state:10}  {run.name}")
+
+
+def _print_costs(unfinished: "list[PlannedRun]") -> None:
+    """Print runs, updates and operations by method and size, and what the sum means."""
+    from tql_offline.training.sweep_cost import costs
+
+    with progress_bar("counting", len(unfinished)) as progress:
+        found = costs(unfinished, progress.add)
+    print_table(
+        f"What {len(unfinished):,} unfinished runs cost",
+        ("method", "size", "runs#", "updates#", "FLOPs of updates#"),
+        (
+            (
+                c.method,
+                c.size,
+                f"{c.runs:,}",
+                f"{c.updates:,}",
+                f"{c.flops:.3g}" if c.flops else "—",
+            )
+            for c in found
+        ),
+    )
+    flops, uncounted = sum(c.flops for c in found), sum(c.uncounted for c in found)
+    if uncounted:
+        say(f"{uncounted:,} runs are on data of unknown dims, and are left out of the FLOPs")
+    say(
+        f"in all {flops:.3g} FLOPs of matrix products, scoring aside: at 1e14 a second "
+        f"{flops / 1e14 / 86400:.3g} days; `tql-offline bench --size SIZE` measures how many a "
+        "second this device comes to, which for small critics are far fewer than its peak"
+    )
 
 
 def _train(
