@@ -37,7 +37,7 @@ _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
 """Repeats are reported if more than this share of transitions repeat the one before."""
-_LARGE = 1e3
+LARGE_REWARD = 1e3
 """A reward is large if it is above this or below its negative."""
 _BOUND = 1 - 2e-5
 _TOLERANCE = 1e-3
@@ -77,6 +77,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         *_last_rows(view),
         *(_jumps(view) if jumps else ()),
         *_rewards(view),
+        *_large_rewards(view),
         *_constant_observations(view),
         *_choices(view),
         *_actions(view),
@@ -89,9 +90,9 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
 def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
     """Findings from loaded data, in which only part of the observations and actions is read.
 
-    Rewards, masks and episode lengths are checked in full, steps and actions in `QUICK_ROWS` rows,
-    duplicate episodes by two rows each, and dims of observations until each has changed. Numbers
-    that are not finite are refused on loading.
+    Masks, episode lengths and rewards (but for their size, which training may scale) are checked in
+    full, steps and actions in `QUICK_ROWS` rows, duplicate episodes by two rows each, and dims of
+    observations until each has changed. Numbers that are not finite are refused on loading.
     """
     whole = view_of(episodes)
     part = _part(whole)
@@ -411,7 +412,6 @@ def _rewards(view: View) -> Iterator[Finding]:
     if view.rewards is None:
         return
     low, high = view.rewards.min(), view.rewards.max()
-    yield from _large_rewards(view, float(low), float(high))
     if low != high:
         return
     if low == 0:
@@ -431,10 +431,13 @@ def _rewards(view: View) -> Iterator[Finding]:
         )
 
 
-def _large_rewards(view: View, low: float, high: float) -> Iterator[Finding]:
+def _large_rewards(view: View) -> Iterator[Finding]:
     """Find the largest reward, if values learnt from it are out of the critic's reach."""
+    if view.rewards is None:
+        return
+    low, high = float(view.rewards.min()), float(view.rewards.max())
     worst = low if -low > high else high
-    if view.rewards is None or not np.isfinite(worst) or abs(worst) <= _LARGE:
+    if not np.isfinite(worst) or abs(worst) <= LARGE_REWARD:
         return  # a number that is not finite has a finding of its own
     place = view.place(int(np.argmax(view.rewards == worst)))
     scale = 10.0 ** -math.floor(math.log10(abs(worst)))

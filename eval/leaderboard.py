@@ -341,7 +341,7 @@ def _task(run: Run) -> str:
     """Name of a run's dataset with its task, or of the environment if there is no dataset."""
     name, recorded = _dataset(run), _string(run.provenance.get("dataset.name"))
     if name and suite_of(name) == OWN:
-        return recorded or own_name(name)
+        return recorded or (name if name.startswith(MINARI_PREFIX) else own_name(name))
     return with_task(name or _string(run.result.get("task")))
 
 
@@ -411,7 +411,7 @@ def _board(
     setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
 ) -> Board:
     is_own = setting.suite == OWN
-    runs = with_shared_names(runs) if is_own else runs
+    runs = with_shared_names(runs)
     rows = [replace(run, task=row) for run, row in zip(runs, row_names(runs), strict=True)]
     names = variant_names(rows)
     named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]

@@ -138,11 +138,12 @@ def without_scaling(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
     for run in sorted(board.runs, key=lambda run: (run.method, run.parameters or 0)):
         if run.parameters:
             sizes.setdefault(run.method, {}).setdefault(run.size, set()).add(run.task)
-    for method in sizes.keys() - {scaling.method for scaling in scalings}:
-        tasks = [task for found in sizes[method].values() for task in found]
-        if len(sizes[method]) > 1 and len(tasks) == len(set(tasks)):
+    compared = {scaling.method for scaling in scalings}
+    for method, by_size in sizes.items():
+        tasks = [task for found in by_size.values() for task in found]
+        if method not in compared and len(by_size) > 1 and len(tasks) == len(set(tasks)):
             yield (
-                f"{method}, {', '.join(sizes[method])}: no task has runs of two of these sizes, so "
+                f"{method}, {', '.join(by_size)}: no task has runs of two of these sizes, so "
                 "an effect of size cannot be told from one of the task."
             )
 

@@ -44,13 +44,18 @@ def own_name(path: str) -> str:
 
 
 def with_shared_names(runs: Sequence["Measured"]) -> list["Measured"]:
-    """Runs on one's own data; those of one content are of one task, as most of them call it."""
+    """The runs; those on one's own data of one content are of one task, as most of them call it."""
     called: dict[str, Counter[str]] = {}
     for run in runs:
-        called.setdefault(run.dataset_sha256, Counter())[run.task] += 1
-    called.pop("", None)
+        if run.setting.suite == OWN and run.dataset_sha256:
+            called.setdefault(run.dataset_sha256, Counter())[run.task] += 1
     shared = {digest: _commonest(names) for digest, names in called.items()}
-    return [replace(run, task=shared.get(run.dataset_sha256, run.task)) for run in runs]
+    return [
+        replace(run, task=shared.get(run.dataset_sha256, run.task))
+        if run.setting.suite == OWN
+        else run
+        for run in runs
+    ]
 
 
 def _commonest(names: Counter[str]) -> str:

@@ -14,14 +14,14 @@ little.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.eval.leaderboard import Measured, measured
 from tql_offline.eval.protocol import scores_success
-from tql_offline.eval.rows import row_names
+from tql_offline.eval.rows import row_names, with_shared_names
 from tql_offline.eval.run_records import RecordedEpisode, Run
 from tql_offline.eval.statistics import Scores, student_t
 
@@ -212,19 +212,22 @@ def pools(runs: Iterable[Run]) -> tuple[list[Pool], list[str]]:
     """
     found: dict[tuple[str, ...], list[_Played]] = {}
     left: list[str] = []
+    usable: list[_Played] = []
     for run in runs:
-        played = _played(run)
-        if isinstance(played, str):
-            left.append(f"{run.name} {played}")
-            continue
-        facts = played.run
+        read = _played(run)
+        if isinstance(read, str):
+            left.append(f"{run.name} {read}")
+        else:
+            usable.append(read)
+    shared = with_shared_names([played.run for played in usable])
+    for played, facts in zip(usable, shared, strict=True):
         pool = (facts.task, facts.method, facts.size, str(facts.setting))
         like = (*pool, *facts.conditions.values())
         same = next((p.run for p in found.get(like, []) if _is_copy(p.run, facts)), None)
         if same is not None:
-            left.append(f"{run.name} has the seed, settings and score of {same.name}: a copy")
+            left.append(f"{facts.name} has the seed, settings and score of {same.name}: a copy")
         else:
-            found.setdefault(like, []).append(played)
+            found.setdefault(like, []).append(replace(played, run=facts))
     alone = [each[0].run for each in found.values() if len(each) == 1]
     left += [f"{run.name} is the only run of {run.label} on {run.task}" for run in alone]
     several = [each for each in found.values() if len(each) > 1]

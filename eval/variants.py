@@ -30,6 +30,8 @@ _KEPT = (
     *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
     "execution.precision",
 )
+_BEFORE = {"conservative.after_cut": "worst"}
+"""What runs did before a setting existed that would be told apart by it."""
 _SHOWN = 4
 """Most settings that a name shows."""
 _WIDTH = 40
@@ -44,7 +46,8 @@ def settings_of(run: Run) -> dict[str, str]:
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     """The flattened settings that may change the policy of an objective."""
-    idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *_idle(objective, flat))
+    flat = _BEFORE | dict(flat) if flat else flat
+    idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *idle_settings(objective, flat))
     return {
         key: as_text(value)[:_WIDTH]
         for key, value in flat.items()
@@ -52,8 +55,13 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     }
 
 
-def _idle(objective: str, flat: Mapping[str, Any]) -> list[str]:
-    """Prefixes of settings that this objective and critic do not use."""
+def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
+    """Prefixes of settings that this objective and critic do not use.
+
+    Args:
+        objective: the objective.
+        flat: a run's flattened settings.
+    """
     # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
     tables = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
     if objective not in FLOW_POLICIES:

@@ -115,6 +115,13 @@ def test_rebrac_sees_the_ant_mazes_that_its_coefficients_were_tuned_for():
             ] == wanted
 
 
+def test_a_last_reward_that_goes_on_forever_needs_a_discount():
+    settings = {"discount": 1.0, "conservative": {"after_cut": "last"}}
+    assert resolve(settings, preset="cql").discount == 1.0
+    with pytest.raises(InputError, match="infinite where discount is 1; lower discount"):
+        resolve(settings, preset="cal-ql")
+
+
 def test_floqs_alpha_is_lower_on_large_humanoid_mazes():
     for maze, floq in (("medium", 30.0), ("large", 20.0)):
         task = {"dataset": {"name": f"humanoidmaze-{maze}-navigate-singletask-task1-v0"}}

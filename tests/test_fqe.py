@@ -1,6 +1,7 @@
 """Fitted Q evaluation on data of known answers, and as a command."""
 
 import json
+import shutil
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
+from tql_offline.training import fqe
 from tql_offline.training.fqe import (
     Fit,
     Fitting,
@@ -22,6 +24,7 @@ from tql_offline.training.fqe import (
     continues,
     evaluate_offline,
     fitted_q_evaluation,
+    is_d4rls_ant_maze,
 )
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
@@ -120,17 +123,36 @@ def test_rows_that_go_on_at_the_goal_are_no_beginnings():
     data = corridor(10, 30, goal=20)
     assert data.num_episodes == 100
     assert np.flatnonzero(~continues(data)).tolist() == list(range(0, 100, 10))
-    found = Transitions.of(data, discount=0.9, device=CPU)
+    found = Transitions.of(data, discount=0.9, device=CPU, may_continue=True)
     assert found.episode.tolist() == np.repeat(range(10), 30).tolist()
     assert found.buffer.observations[found.first_rows].unique().tolist() == [0.0]
     assert not continues(corridor(10, 15, goal=20)).any()
 
 
-@pytest.mark.parametrize("start", [None, 0.5])
-def test_episodes_begin_where_no_step_tells_an_end_from_a_beginning(start):
-    """Every observation is a step away from every other."""
-    data = walk(400, 3, reward=lambda s, _a: s, ends=lambda _s, a: a > 0, start=start)
-    assert continues(data).mean() < 0.05
+def test_in_other_data_every_episode_begins_anew(trained, data, tmp_path, monkeypatch):
+    """Some may happen to begin near the goal where the one before ended."""
+    assert (
+        len(Transitions.of(corridor(10, 30, goal=20), discount=0.9, device=CPU).first_rows) == 100
+    )
+    for name, may in (
+        ("antmaze-large-diverse-v2", True),
+        ("antmaze-large-navigate-singletask-task1-v0", False),
+        ("hopper-medium-v2", False),
+        ("antmaze.hdf5", False),
+    ):
+        assert is_d4rls_ant_maze(name) == may
+    asked = []
+    monkeypatch.setattr(fqe, "is_d4rls_ant_maze", lambda name: asked.append(name) or True)
+    monkeypatch.setattr(fqe, "continues", lambda episodes: np.arange(episodes.num_episodes) > 0)
+    shutil.copytree(trained.path, tmp_path / "run")
+    (line, _) = evaluate_offline(
+        tmp_path / "run",
+        fit=replace(SHORT, updates=2),
+        load_dataset=lambda _config: data,
+        reporter=SilentReporter(),
+    )
+    assert line["starts"] == 1
+    assert asked == ["pointmaze-medium-navigate-singletask-task1-v0"]
 
 
 def test_an_episode_after_a_cut_is_one_of_its_own():
@@ -261,6 +283,14 @@ def test_values_that_the_rewards_do_not_allow_are_no_estimate():
     assert not wild.is_settled
 
 
+@pytest.mark.parametrize("reward", [-1.0, 0.0])
+def test_a_value_may_lie_on_a_bound(reward):
+    """Of a task that is never solved, or never rewarded, whatever the policy."""
+    found = worth(lambda s, _z: -s, walk(20, 20, reward=lambda _s, _a: reward))
+    assert found.value == pytest.approx(5 * reward, abs=0.4)
+    assert found.within
+
+
 def test_bounds_hold_an_end_of_the_task():
     data = walk(4, 5, reward=lambda _s, _a: 2.0)
     assert worth(lambda s, _z: s, data, fit=TWO, discount=0.5).bounds == (0, 4)
@@ -308,16 +338,20 @@ def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, caps
     said = " ".join(output.out.split())
     assert "discounted by 0.995, from the first observations of 3 episodes of the data" in said
     assert "policies can at best be ranked" in said
+    assert "diverged" not in said
 
 
 def test_the_command_says_that_a_fit_diverged(trained, data, monkeypatch, capsys):
     """A rate that takes values beyond ±1, where the data's rewards lie within ±200."""
     monkeypatch.setattr("tql_offline.cli.eval.load_and_say", lambda _config: data)
-    monkeypatch.setattr("tql_offline.training.fqe.Fit", partial(Fit, lr=1e3, hidden=(8,)))
+    wild = partial(Fit, lr=1e3, hidden=(8,), polyak=1.0)
+    monkeypatch.setattr("tql_offline.training.fqe.Fit", wild)
     asked = ["eval", str(trained.path), "--ope", "fqe", "--policy", "learned"]
-    code, output = command([*asked, "--ope-updates", "30"], capsys)
-    assert code == 0, output.err
-    assert "to 0 alone, which networks left; this is no estimate" in " ".join(output.out.split())
+    diverged = "to 0 alone, which networks left; this is no estimate"
+    for updates, is_told in (("200", True), ("30", False)):  # 30 are too few to tell
+        code, output = command([*asked, "--ope-updates", updates], capsys)
+        assert code == 0, output.err
+        assert (diverged in " ".join(output.out.split())) == is_told
 
 
 @pytest.mark.parametrize(

@@ -1196,3 +1196,40 @@ def test_a_thousand_results_take_seconds(tmp_path):
     started = time.process_time()
     write_report([], tmp_path / "report", merged=paths)
     assert time.process_time() - started < 60  # about 10; quadratic work would take minutes
+
+
+def test_older_results_of_minari_keep_their_datasets_apart(tmp_path):
+    """Which recorded no name beside the dataset's, and end alike."""
+    names = ("minari:D4RL/pen/human-v2", "minari:D4RL/hammer/human-v2")
+    paths = []
+    for seed, name in enumerate(names):
+        path = write_result(tmp_path / f"{seed}-result.json", seed=seed)
+        document = json.loads(path.read_text()) | {
+            "dataset": name,
+            "dataset_sha256": f"{seed}" * 64,
+        }
+        document["provenance"]["dataset"].pop("name")
+        path.write_text(json.dumps(document))
+        paths.append(path)
+    (board,), _ = boards_of(paths)
+    assert board.tasks == tuple(sorted(names))
+    assert not board.notes
+
+
+def test_a_run_before_cal_qls_assumption_was_a_setting_assumed_the_worst(tmp_path):
+    calibrated = {"objective": "conservative", "conservative": {"calibrated": True}}
+    nothing = {"calibrated": True, "after_cut": "nothing"}
+    tables = [calibrated, calibrated | {"conservative": nothing}]
+    paths = [
+        write_result(tmp_path / f"{seed}-result.json", method="Cal-QL", seed=seed, settings=table)
+        for seed, table in enumerate(tables)
+    ]
+    (board,), _ = boards_of(paths)
+    assert board.measured == (
+        "Cal-QL (conservative.after_cut nothing) tiny",
+        "Cal-QL (conservative.after_cut worst) tiny",
+    )
+    worst = calibrated | {"conservative": {"calibrated": True, "after_cut": "worst"}}
+    paths[1] = write_result(paths[1], method="Cal-QL", seed=1, settings=worst)
+    (board,), _ = boards_of(paths)
+    assert board.measured == ("Cal-QL tiny",)

@@ -95,7 +95,10 @@ def test_a_note_says_what_cal_qls_floor_assumes():
     (note,) = floor_notes(resolve(settings, preset="cal-ql"), episodes)
     assert "cuts of 2 of 3 episodes are followed by nothing" in note
     (note,) = floor_notes(resolve({}, preset="cal-ql"), episodes)
-    assert "worst reward (-3) forever" in note
+    assert "followed by the worst reward (-3) forever" in note
+    (note,) = floor_notes(resolve({}, preset="cal-ql"), made(([2, 2], False)).episodes)
+    assert "followed by rewards of 0 forever" in note
+    assert not list(floor_notes(resolve({}, preset="cal-ql"), made(([2, 2], True)).episodes))
     assert not list(floor_notes(resolve(settings, preset="cql"), episodes))
     assert not list(floor_notes(resolve({}, preset="tql"), episodes))
 

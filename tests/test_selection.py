@@ -290,3 +290,14 @@ def test_nothing_to_choose_among_is_said(tmp_path, capsys):
     assert code == 2
     assert "r0 is the only run of TQL tiny" in output.err
     assert "no method has two usable runs" in output.err
+
+
+def test_files_of_one_content_are_one_pool_whatever_they_are_called(tmp_path):
+    for seed, name in enumerate(("a.npz", "there/a.npz", "b.npz", "b.npz")):
+        folder = make_run(tmp_path / str(seed), seed=seed, successes=(3, 10 * seed))
+        document = json.loads(folder.result.read_text()) | {"dataset": name}
+        document["provenance"]["dataset"]["name"] = name.removeprefix("there/")[0]
+        folder.result.write_text(json.dumps(document))
+        folder.provenance.write_text(json.dumps(document["provenance"]))
+    (found,), left = pools(map(read_run, find_runs([tmp_path])))
+    assert (found.task, found.runs, left) == ("a", ("0", "1", "2", "3"), [])

@@ -219,8 +219,22 @@ def test_environments_that_cannot_be_made_are_refused_before_the_first(suite, tm
     code, output = command(["sweep", str(read.path), "--runs", str(tmp_path / "runs")], capsys)
     assert (code, "'A-v0' cannot be made" in " ".join(output.err.split())) == (2, True)
     assert not (tmp_path / "runs").exists()
+    for env, said in (("IsNotFinite", "NaN or infinite"), ("FailsAtOnce", "no maze")):
+        fails = suite(text.replace("A-v0", f"rollout_environments:{env}-v0"))
+        with pytest.raises(InputError, match=said):
+            check_environments(expand(fails, {}, 1), fails)
     unscored = suite(text + "[axis.not.scored]\nevaluation.enabled = false\n")
     check_environments(expand(unscored, {}, 1), unscored)
+
+
+def test_a_setting_without_effect_is_no_other_run():
+    """Such as Cal-QL's in an older config of TQL."""
+    floor = {"conservative": {"after_cut": "nothing"}}
+    assert first_difference(resolve({}), resolve(floor)) == ""
+    assert first_difference(resolve({}, preset="cql"), resolve(floor, preset="cql")) == ""
+    told = first_difference(resolve({}, preset="cal-ql"), resolve(floor, preset="cal-ql"))
+    assert told == "conservative.after_cut 'worst' where the suite gives 'nothing'"
+    assert first_difference(resolve({}), resolve({"n_step": 3})) != ""
 
 
 def test_later_layers_win(suite):

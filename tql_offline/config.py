@@ -363,6 +363,17 @@ class Config(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _floor_is_finite(self) -> Self:
+        settings = self.conservative
+        calibrates = self.objective == "conservative" and settings.calibrated
+        if calibrates and settings.after_cut == "last" and self.discount == 1:
+            raise ValueError(
+                "conservative.after_cut 'last' lets the last reward go on forever, which is "
+                "infinite where discount is 1; lower discount, or choose another after_cut"
+            )
+        return self
+
     @property
     def has_critic(self) -> bool:
         """Whether a critic is trained; behaviour cloning ignores its size and entropy mode."""

@@ -109,7 +109,7 @@ def _estimate(
             f"({line['low']:.4g} to {line['high']:.4g}), discounted by {line['discount']:g}, from "
             f"the first observations of {line['starts']:,} episodes of the data"
         )
-        if not line["within"]:
+        if line["lasted"] and not line["within"]:
             least, most = line["bounds"]
             say(
                 f"note: the fit diverged, for the data's rewards allow values from {least:.4g} to "

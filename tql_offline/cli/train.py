@@ -142,12 +142,12 @@ def train(
     given = _given(flags)
     if resume is not None:
         others = _given(flags | {"dataset": flags["dataset"] | {"path": None}})
-        if others or config or preset or name or print_config or seeds:
+        if others or set_ or config or preset or name or print_config or seeds:
             raise InputError(
                 "--resume takes a run's own settings; leave all other flags out, except --path for "
                 "data that were moved"
             )
-        resume_and_show(resume, None if path is None else Path(path))
+        resume_and_show(resume, Path(path) if path else None)
         return
     settings = resolve(given, file=config, preset=preset)
     _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)

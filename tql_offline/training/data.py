@@ -65,7 +65,7 @@ def data_of(
     """
     recorded = read_provenance(folder)["dataset"]
     where = _recorded_path(config, recorded) if moved_to is None else str(moved_to)
-    named = config if where is None else _with_path(config, recorded, where)
+    named = config if where is None else _with_path(config, where)
     _refuse_lost_file(folder, named, recorded)
     dataset = load_dataset(named)
     if dataset.sha256 != recorded["sha256"]:
@@ -113,9 +113,10 @@ def _recorded_path(config: Config, recorded: Mapping[str, Any]) -> str | None:
     return path if is_file and not given.is_absolute() and given.name == Path(path).name else None
 
 
-def _with_path(config: Config, recorded: Mapping[str, Any], path: str) -> Config:
-    """A run's settings with its data at a path, which is the name of a user's own file."""
+def _with_path(config: Config, path: str) -> Config:
+    """A run's settings with its data at a path, which replaces a name that is a path itself."""
     dataset = config.dataset
-    is_name = recorded.get("source") == "own file" and not dataset.path
+    is_named = dataset.name.startswith(MINARI_PREFIX) or suite_of(dataset.name) != "own"
+    is_name = not is_named and not dataset.path
     found = {"name" if is_name else "path": path}
     return config.model_copy(update={"dataset": dataset.model_copy(update=found)})

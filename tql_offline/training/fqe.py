@@ -28,6 +28,7 @@ from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import make_adamw, polyak_update, set_learning_rate
 from tql_offline.config import Config
 from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
@@ -50,8 +51,6 @@ _DRAWS = 8
 """Policy actions that an estimate averages over, for each first observation."""
 _STEPS = 100_000
 """Steps, at most, that tell how far one goes."""
-_KNOWN = 16
-"""Known first observations, at most, that ends are compared with."""
 _TITLE = "fitting Q"
 
 
@@ -90,7 +89,8 @@ class Worth:
         starts: number of first observations that it averages over.
         lasted: whether there were enough updates for a value to settle (see `Fit`).
         bounds: the least and the greatest return that the data's rewards allow.
-        within: whether every network's values kept to them over the second half of the updates.
+        within: whether every network's values kept to them, give or take a quarter of their range,
+            over the second half of the updates.
     """
 
     value: float
@@ -150,13 +150,23 @@ def evaluate_offline(
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)
     episodes = data_of(folder, config, load_dataset, moved_to).episodes
-    data = Transitions.of(episodes, discount=config.discount, device=torch_device)
+    data = Transitions.of(
+        episodes,
+        discount=config.discount,
+        device=torch_device,
+        may_continue=is_d4rls_ant_maze(config.dataset.name),
+    )
     lines = []
     for policy in policies or agent.policies:
         worth = fitted_q_evaluation(agent, policy, data, fit=fit, reporter=reporter)
         lines.append(_line(state.step, policy, config.discount, fit, worth))
         append_jsonl(folder.off_policy, lines[-1])
     return lines
+
+
+def is_d4rls_ant_maze(name: str) -> bool:
+    """Whether a dataset is one whose episodes may go on from the one before; see `continues`."""
+    return suite_of(name) == "d4rl" and name.startswith("antmaze")
 
 
 def _line(step: int, policy: str, discount: float, fit: Fit, worth: Worth) -> dict[str, Any]:
@@ -186,16 +196,37 @@ class Transitions:
     bounds: tuple[float, float]
     horizon: float
 
+    @property
+    def loose_bounds(self) -> tuple[float, float]:
+        """The bounds with room for the error of a fit whose value lies on one of them."""
+        least, most = self.bounds
+        room = (most - least) / 4 or self.scale
+        return least - room, most + room
+
     @classmethod
-    def of(cls, episodes: Episodes, *, discount: float, device: torch.device) -> Self:
+    def of(
+        cls,
+        episodes: Episodes,
+        *,
+        discount: float,
+        device: torch.device,
+        may_continue: bool = False,
+    ) -> Self:
         """Build it from episodes with rewards in the unit of the estimate.
+
+        Args:
+            episodes: the data.
+            discount: γ.
+            device: where Q is fitted.
+            may_continue: whether episodes may go on from the one before; see `continues`.
 
         Raises:
             InputError: they need more memory than the device has free.
         """
         buffer = make_buffer(episodes, n_step=1, discount=discount, device=device)
         lengths = torch.as_tensor(episodes.lengths, device=device)
-        begins = torch.as_tensor(~continues(episodes), device=device)
+        goes_on = continues(episodes) if may_continue else np.zeros(len(lengths), dtype=np.bool_)
+        begins = torch.as_tensor(~goes_on, device=device)
         numbers = torch.cumsum(begins, dim=0) - 1
         normaliser = Normaliser(episodes.observations.shape[1]).to(device)
         normaliser.fit(episodes.observations)
@@ -211,22 +242,17 @@ class Transitions:
 
 
 def continues(episodes: Episodes) -> NDArray[np.bool_]:
-    """Which episodes go on from where the one before ended its task, `(E,)`.
+    """Which episodes of D4RL's ant mazes go on from where the one before ended its task, `(E,)`.
 
-    D4RL's ant mazes mark every step near the goal as an end, while the ant walks on: each such row
-    is an episode of its own, and none of them begins where the task does. So an episode goes on if
-    its first observation is a step away from the last one of the episode before, and that one is
-    not a step away from where episodes are known to begin: after a cut, and at the file's start.
+    These data mark every step near the goal as an end, while the ant walks on: each such row is an
+    episode of its own, and none of them begins where the task does. An episode goes on if its first
+    observation is no more than a step away from the last one of an episode that was not cut off.
+    In other data this would also be true of an episode that happens to begin near the goal.
     """
     before = episodes.last_transitions()[:-1]
     first_rows = episodes.start_rows()[episodes.last_transitions() + 1 - episodes.lengths]
-    first, last = (episodes.observations[rows] for rows in (first_rows, first_rows[1:] - 1))
-    is_step = _step_test(episodes)
-    cut = episodes.masks[before] > 0
-    known = first[np.flatnonzero(np.insert(cut, 0, True))][:_KNOWN]
-    goes_on = ~cut & is_step(last, first[1:])
-    for start in known:
-        goes_on &= ~is_step(last, start)
+    first, last = (episodes.observations[rows] for rows in (first_rows[1:], first_rows[1:] - 1))
+    goes_on = (episodes.masks[before] == 0) & _step_test(episodes)(last, first)
     return np.insert(goes_on, 0, False)
 
 
@@ -266,7 +292,7 @@ def fitted_q_evaluation(
     fitting = Fitting(agent, policy, data, fit)
     reporter.started(_TITLE, fit.updates)
     trace, traced = [], {-(-fit.updates * k // TRACED) for k in range(1, TRACED + 1)}
-    within, (least, most) = True, data.bounds
+    within, (least, most) = True, data.loose_bounds
     for step in range(1, fit.updates + 1):
         fitting.update(step)
         reporter.advanced(step, title=_TITLE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tql_offline.config import Config, DataConfig
+from tql_offline.datasets.checks import LARGE_REWARD
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
@@ -57,15 +58,28 @@ def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
     return RewardMap(scale, settings.reward_shift)
 
 
+def large_notes(episodes: Episodes) -> Iterator[str]:
+    """A note on rewards, as training sees them, that are out of a critic's reach."""
+    largest = float(np.abs(episodes.rewards).max())
+    if largest > LARGE_REWARD:
+        yield (
+            f"note: training sees rewards as large as {largest:g}, which a critic at the usual "
+            "learning rates cannot follow; lower dataset.reward_scale, return_range or reward_shift"
+        )
+
+
 def floor_notes(config: Config, episodes: Episodes) -> Iterator[str]:
-    """A note on what Cal-QL's floor assumes of the data, which says whether it can ever act."""
+    """A note on what Cal-QL's floor assumes of data with cuts."""
     settings = config.conservative
     if config.objective != "conservative" or not settings.calibrated:
         return
     cuts = int((episodes.masks[episodes.last_transitions()] > 0).sum())
+    if not cuts:
+        return
+    worst = min(float(episodes.rewards.min()), 0.0)
     follows = {
-        "worst": f"the data's worst reward ({episodes.rewards.min():g}) forever, a low floor where "
-        "rewards are dense",
+        "worst": f"{f'the worst reward ({worst:g})' if worst else 'rewards of 0'} forever, a low "
+        "floor where rewards are dense",
         "last": "the episode's last reward forever",
         "nothing": "nothing",
     }[settings.after_cut]

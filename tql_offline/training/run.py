@@ -38,7 +38,7 @@ from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
 from tql_offline.training.provenance import collect_provenance, on_cpu
 from tql_offline.training.reporters import Reporter, SeedReporter
 from tql_offline.training.result import open_run, read_provenance, write_result
-from tql_offline.training.rewards import RewardMap, floor_notes, reward_map
+from tql_offline.training.rewards import RewardMap, floor_notes, large_notes, reward_map
 from tql_offline.training.trackers import make_tracker
 from tql_offline.training.watch import make_watch
 
@@ -94,7 +94,7 @@ def run_seeds(
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     setups = [_set_up(configs[0], dataset)]
-    findings = findings_of(setups[0].dataset)  # with the rewards that training sees
+    findings = findings_of(dataset)
     setups += [_set_up(each, dataset, setups[0]) for each in configs[1:]]
     begun = []
     with ExitStack() as stack:
@@ -314,6 +314,7 @@ def _notes(begun: Sequence[_Begun]) -> Iterator[str]:
     """Notes on the runs of one or several seeds, before they train."""
     first = begun[0].setup
     yield from first.rewards.notes()
+    yield from large_notes(first.dataset.episodes)
     yield from floor_notes(first.config, first.dataset.episodes)
     yield from _unscored(begun[0])
     yield from endless(first.environment)

@@ -35,8 +35,9 @@ from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.eval.environments import describe
+from tql_offline.eval.environments import TRIAL_STEPS, reports_success
 from tql_offline.eval.run_records import flatten
+from tql_offline.eval.variants import idle_settings
 from tql_offline.files import locked, read_json, writing
 from tql_offline.presets import DEFAULT_DATASET, merge
 from tql_offline.runs import RunFolder
@@ -309,10 +310,11 @@ def check_data(run: PlannedRun, suite: Suite) -> None:
 
 
 def check_environments(runs: Iterable[PlannedRun], suite: Suite) -> None:
-    """Check that the environments that runs name can be made, each once.
+    """Try out the environments that runs name, each once.
 
     Raises:
-        InputError: one cannot; the message names the first run that is scored in it.
+        InputError: one cannot be made or fails; the message names the first run that is scored in
+            it.
     """
     named: dict[str, PlannedRun] = {}
     for run in runs:
@@ -320,7 +322,7 @@ def check_environments(runs: Iterable[PlannedRun], suite: Suite) -> None:
             named.setdefault(run.config.dataset.env_id, run)
     for env_id, run in named.items():
         with _naming(f"suite {suite.path}, run {run.name}"):
-            describe(env_id)
+            reports_success(env_id, TRIAL_STEPS)
 
 
 def has_no_environment(run: PlannedRun) -> bool:
@@ -383,8 +385,9 @@ def first_difference(have: Config, want: Config) -> str:
     'steps 5 where the suite gives 6'
     """
     old, new = (flatten(config.model_dump(mode="json")) for config in (have, want))
+    without_effect = (*idle_settings(want.objective, new), *_CHANGE_NO_RESULT)
     for key, value in new.items():
-        if key not in _CHANGE_NO_RESULT and old[key] != value:
+        if not key.startswith(without_effect) and old[key] != value:
             return f"{key} {old[key]!r} where the suite gives {value!r}"
     return ""
 
