@@ -12,16 +12,17 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
+
+from tql_offline.networks.double_backward import twice_differentiable
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
@@ -97,6 +98,18 @@ class Attention(Function):
     """
 
     @staticmethod
+    def plain(joint: Tensor, sizes: Sequence[int], return_entropy: bool) -> tuple[Tensor, Tensor]:
+        """The same in PyTorch's operations."""
+        *_, heads, _, parts = sizes
+        q, k, *v = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joint.chunk(parts, dim=-1)
+        )
+        log_p = torch.log_softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
+        p = log_p.exp()
+        out = (p @ v[0]).transpose(1, 2).flatten(2) if v else p[:, :, 0]
+        return out, -(p * log_p).sum(dim=-1) if return_entropy else log_p.new_empty(0)
+
+    @staticmethod
     def forward(
         ctx: Any, joint: Tensor, parts: int, heads: int, return_entropy: bool
     ) -> tuple[Tensor, Tensor]:
@@ -111,7 +124,7 @@ class Attention(Function):
         return out, entropy
 
     @staticmethod
-    @once_differentiable
+    @twice_differentiable(lambda ctx: (Attention.expression(ctx), ctx.saved_tensors[:1]))
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """`ds_ij = p_ij·(dp_ij - Σ_j p_ij·dp_ij - g_i·(log p_ij + e_i))`, a head at a time."""
         joint, lse, entropy = (x.contiguous() for x in ctx.saved_tensors)
@@ -119,6 +132,12 @@ class Attention(Function):
         djoint = torch.empty_like(joint)
         _call("attention_backward", ctx.sizes, joint, lse, entropy, *given, djoint)
         return djoint, None, None, None
+
+    @staticmethod
+    def expression(ctx: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`plain` of the queries, keys and values alone."""
+        has_entropy = ctx.saved_tensors[2].numel() > 0
+        return partial(Attention.plain, sizes=ctx.sizes, return_entropy=has_entropy)
 
 
 def gelu(x_RF: Tensor, bias: Tensor, out: Tensor) -> Tensor:

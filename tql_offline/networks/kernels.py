@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tql_offline.networks import cpu_kernels
+from tql_offline.networks.double_backward import twice_differentiable
 
 ROWS = 1024
 """Rows of a slice of an MLP: of 4·128 float32 they are 2 MiB, about the caches of two cores."""
@@ -51,9 +51,17 @@ def turned_off(module: ModuleType) -> Iterator[None]:
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether to use this module's kernels: on a CPU, outside `torch.compile`, without autocast."""
+    """Whether to use this module's kernels: on a CPU, outside `torch.compile`, without autocast.
+
+    Nor under `torch.func`'s transforms (`vmap`, `grad`), which see through PyTorch's own operations
+    alone.
+    """
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return enabled and on_cpu and not torch.is_autocast_enabled("cpu")
+    return enabled and on_cpu and not torch.is_autocast_enabled("cpu") and not _TRANSFORMED()
+
+
+# PyTorch has no public name for this.
+_TRANSFORMED = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 class AlignedLinear(nn.Linear):
@@ -109,6 +117,11 @@ class Gelu(Function):
     """`gelu(x)` in its tanh form."""
 
     @staticmethod
+    def plain(x: Tensor) -> Tensor:
+        """The same in PyTorch's operations."""
+        return functional.gelu(x, approximate="tanh")
+
+    @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Activate, keeping x for the backward pass."""
         ctx.save_for_backward(x)
@@ -116,7 +129,7 @@ class Gelu(Function):
         return gelu(x_RF, x.new_zeros(x.shape[-1]), torch.empty_like(x_RF)).view(x.shape)
 
     @staticmethod
-    @once_differentiable
+    @twice_differentiable(lambda ctx: (Gelu.plain, ctx.saved_tensors))
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """Multiply by the slope."""
         (x,) = ctx.saved_tensors
@@ -128,6 +141,11 @@ class Gelu(Function):
 
 class FeedForward(Function):
     """`W2·gelu(W1·x + b1) + b2` for rows `(R, D)`; weights are laid out as in `nn.Linear`."""
+
+    @staticmethod
+    def plain(x_RD: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        """The same in PyTorch's operations."""
+        return functional.linear(Gelu.plain(functional.linear(x_RD, w1, b1)), w2, b2)
 
     @staticmethod
     def forward(
@@ -142,14 +160,14 @@ class FeedForward(Function):
             hidden = kept_RF[start * ROWS :][:ROWS] if keep else scratch
             torch.mm(x, w1.T, out=hidden)
             torch.mm(gelu(hidden, b1, activated), w2.T, out=y).add_(b2)
-        ctx.save_for_backward(x_RD, kept_RF, w1, b1, w2)
+        ctx.save_for_backward(x_RD, w1, b1, w2, b2, kept_RF)
         return y_RD
 
     @staticmethod
-    @once_differentiable
+    @twice_differentiable(lambda ctx: (FeedForward.plain, ctx.saved_tensors[:5]))
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Go through slices of rows, summing the weights' gradients over slices in order."""
-        x_RD, kept_RF, w1, b1, w2 = ctx.saved_tensors
+        x_RD, w1, b1, w2, _, kept_RF = ctx.saved_tensors
         grads = tuple(map(torch.zeros_like, (w1, w1[:, 0], w2, w2[:, 0])))
         dx_RD = torch.empty_like(x_RD)
         learns = any(ctx.needs_input_grad[1:5])
@@ -174,9 +192,14 @@ class AffineProjection(Function):
     """`a_bl·P_l + r_bl·R_l + S` for `a, r (B, L)`, `P, R (L, C)`, `S (C,)`: `(B, L, C)`."""
 
     @staticmethod
+    def plain(a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor) -> Tensor:
+        """The same in PyTorch's operations."""
+        return a.unsqueeze(-1) * p + r.unsqueeze(-1) * q + shift
+
+    @staticmethod
     def forward(ctx: Any, a: Tensor, r: Tensor, p: Tensor, q: Tensor, shift: Tensor) -> Tensor:
         """Make two passes over slices of the result."""
-        ctx.save_for_backward(a, r, p, q)
+        ctx.save_for_backward(a, r, p, q, shift)
         result = a.new_empty(*a.shape, len(shift))
         if cpu_kernels.takes(p, q, shift, a, r):
             return cpu_kernels.affine(a, r, p, q, shift, result)
@@ -192,10 +215,10 @@ class AffineProjection(Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @twice_differentiable(lambda ctx: (AffineProjection.plain, ctx.saved_tensors))
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Two skinny products per token instead of sums over products as large as the result."""
-        a, r, p, q = ctx.saved_tensors
+        a, r, p, q, _ = ctx.saved_tensors
         learns = any(ctx.needs_input_grad[2:])
         if cpu_kernels.takes(p, q, gradients[0], a, r):
             return cpu_kernels.affine_backward(gradients[0], a, r, p, q, learns)

@@ -180,8 +180,15 @@ class TransformerCritic(Critic):
     ) -> Float[Tensor, "B E"] | tuple[Float[Tensor, "B E"], Float[Tensor, "N 2"]]:
         """Q of shape `(B, E)`; with `return_entropy` also the entropies `(N, 2)` in nats.
 
-        Column 0 is the `[VALUE]` query, column 1 the mean of all other queries.
+        Column 0 is the `[VALUE]` query, column 1 the mean of all other queries. Leading dims may
+        also be none or several; Q then has them, too.
+
+        Raises:
+            InputError: the shapes do not fit the critic or one another.
         """
+        self._check_shapes(observations, actions)
+        if observations.ndim != 2:
+            return self._of_leading_dims(observations, actions, return_entropy)
         scalars = torch.cat([observations, actions], dim=-1)
         slopes_LD, offsets_LD = self._token_tables()
         x_BLD = tokens_of(scalars, slopes_LD, offsets_LD)
@@ -203,6 +210,25 @@ class TransformerCritic(Critic):
         if not return_entropy:
             return q_BE
         return q_BE, torch.stack([entropy for entropy in entropies if entropy is not None])
+
+    def _check_shapes(self, observations: Tensor, actions: Tensor) -> None:
+        have, want = (observations.shape, actions.shape), (self.observation_dim, self.action_dim)
+        if (have[0][-1:], have[1][-1:]) != ((want[0],), (want[1],)) or have[0][:-1] != have[1][:-1]:
+            raise InputError(
+                f"the critic takes observations (B, {want[0]}) and actions (B, {want[1]}), in this "
+                f"order, and was given {tuple(have[0])} and {tuple(have[1])}; give these shapes"
+            )
+
+    def _of_leading_dims(
+        self, observations: Tensor, actions: Tensor, return_entropy: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        leading = observations.shape[:-1]
+        states, acts = (x.reshape(leading.numel(), x.shape[-1]) for x in (observations, actions))
+        if not return_entropy:
+            q = self(states, acts)
+            return q.view(*leading, q.shape[-1])
+        q, entropy = self(states, acts, return_entropy=True)
+        return q.view(*leading, q.shape[-1]), entropy
 
     def forward_plain(
         self, observations: Tensor, actions: Tensor, return_entropy: bool = True
@@ -303,18 +329,7 @@ def first_projection(
     if kernels.by_hand(s_BL):
         projected: Tensor = kernels.AffineProjection.apply(*tables)
         return projected
-    return affine_projection(*tables)
-
-
-def affine_projection(
-    a_BL: Float[Tensor, "B L"],
-    r_BL: Float[Tensor, "B L"],
-    p_LC: Float[Tensor, "L C"],
-    r_LC: Float[Tensor, "L C"],
-    shift_C: Float[Tensor, "C"],
-) -> Float[Tensor, "B L C"]:
-    """`a_bl·P_l + r_bl·R_l + S`."""
-    return a_BL.unsqueeze(-1) * p_LC + r_BL.unsqueeze(-1) * r_LC + shift_C
+    return kernels.AffineProjection.plain(*tables)
 
 
 def value_token_block(
