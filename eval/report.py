@@ -453,6 +453,14 @@ def _facts(caption: str, columns: tuple[str, str], flat: dict[str, Any]) -> Tabl
 # The page
 
 
+def _command(run: Run) -> str:
+    """What repeats a run."""
+    file = shlex.quote(run.folder.config.as_posix())
+    if lookup(run.provenance, "dataset.source") == "arrays":
+        return f"# from Python, on the same arrays, with the settings of {file}"
+    return f"tql-offline train --config {file}"
+
+
 def _run_section(named: tuple[str, Run], anchor: str) -> RunSection:
     name, run = named
     summary = RunSection(
@@ -473,7 +481,7 @@ def _run_section(named: tuple[str, Run], anchor: str) -> RunSection:
         seeds=tuple(_seed_lists(run)),
         settings=_facts("Settings", ("setting", "value"), run.config),
         provenance=_facts("Provenance", ("fact", "value"), run.provenance),
-        command=f"tql-offline train --config {shlex.quote(run.folder.config.as_posix())}",
+        command=_command(run),
     )
 
 

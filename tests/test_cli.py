@@ -184,6 +184,14 @@ def test_alpha_without_a_use_is_refused(preset, instead, capsys):
     assert instead in capsys.readouterr().err
 
 
+def test_a_setting_that_two_flags_give_is_refused(capsys):
+    asked = ["train", "--steps", "50", "--print-config"]
+    for twice in (["--set", "steps=300"], ["--set", "seed=1", "--set", "seed=2"]):
+        code, output = command([*asked, *twice], capsys)
+        assert (code, "two values; leave one out" in output.err) == (2, True)
+    assert command([*asked, "--set", "steps=50"], capsys)[0] == 0
+
+
 def test_alpha_of_an_objective_of_ones_own_is_refused_in_a_sentence(monkeypatch, capsys):
     monkeypatch.setitem(OBJECTIVES, "cautious", OBJECTIVES["rebrac"])
     with pytest.raises(SystemExit) as stop:

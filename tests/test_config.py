@@ -115,6 +115,36 @@ def test_rebrac_sees_the_ant_mazes_that_its_coefficients_were_tuned_for():
             ] == wanted
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": True}, "valid integer"),
+        ({"steps": "100"}, "valid integer"),
+        ({"steps": 1.0}, "valid integer"),
+        ({"discount": "0.9"}, "valid number"),
+        ({"dataset": {"normalise": 1}}, "valid boolean"),
+        ({"dataset": {"normalise": "yes"}}, "valid boolean"),
+        ({"flow": {"hidden": [8, True]}}, "valid integer"),
+        ({"entropy": {"targets_nats": [["1", 1], [1, 1]]}}, "valid number"),
+    ],
+)
+def test_values_of_another_type_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        resolve(settings)
+
+
+def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
+    config = resolve({"discount": 1, "flow": {"alpha": 3, "hidden": [8, 8]}})
+    assert (config.discount, config.flow.alpha, config.flow.hidden) == (1.0, 3.0, (8, 8))
+    assert resolve({"entropy": {"targets_nats": [[1, 1], [1, 1]]}}).entropy.targets_nats
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfsteps = 7\n")
+    assert resolve({}, file=file).steps == 7
+
+
 def test_a_last_reward_that_goes_on_forever_needs_a_discount():
     settings = {"discount": 1.0, "conservative": {"after_cut": "last"}}
     assert resolve(settings, preset="cql").discount == 1.0

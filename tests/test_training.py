@@ -12,6 +12,7 @@ from stand_ins import Noting, raising
 from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.agents.flow_q import FlowQ
 from tql_offline.config import OBJECTIVES, resolve
+from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
@@ -639,3 +640,21 @@ def test_rewards_are_judged_as_training_sees_them(own, tmp_path):
         config = resolve(TINY | {"dataset": data, "steps": 1})
         run(config, load(data["name"]), tmp_path / "runs", "", noted)
         assert any("training sees rewards as large" in s for s in noted.sentences) == is_large
+
+
+def test_a_run_on_arrays_is_for_python_alone(own, tmp_path, capsys):
+    columns = {name: column for name, column in np.load(own).items() if name != "masks"}
+    data = from_arrays(columns, "mine")
+    config = resolve(TINY | {"dataset": {"name": "mine"}, "steps": 2, "checkpoint_every": 1})
+    folder = run(config, data, tmp_path / "runs", "", SilentReporter())
+    folder.result.unlink()
+    for words in (["train", "--resume"], ["inspect"], ["eval", "--ope", "fqe"]):
+        code, output = command([*words, str(folder.path)], capsys)
+        said = "was trained on arrays from Python, which no command has"
+        assert (code, said in " ".join(output.err.split())) == (2, True)
+    resume(folder.path, lambda _config: data, SilentReporter())
+    assert folder.result.exists()
+    assert command(["report", str(folder.path), "--out", str(tmp_path / "out")], capsys)[0] == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "# from Python, on the same arrays, with the settings of" in page
+    assert "train --config" not in page

@@ -54,12 +54,13 @@ Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 ProperFraction = Annotated[float, Field(gt=0, lt=1)]
+Pair = Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)]
 
 
 class Table(BaseModel):
-    """A table of settings: frozen, unknown keys refused."""
+    """A table of settings: frozen; unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def are_bounds(bounds: Sequence[float]) -> bool:
@@ -83,6 +84,7 @@ class DataConfig(Table):
         (),
         description="least and greatest action of your own file and its environment, mapped to -1 "
         "and 1; empty: already -1 and 1",
+        strict=False,  # TOML has lists
     )
     return_range: float = Field(
         0.0,
@@ -131,10 +133,11 @@ class EntropyConfig(Table):
     # Only uniform attention reaches ln(tokens): a temperature would grow without bound.
     target: ProperFraction = Field(0.8, description="target entropy as a fraction of ln(tokens)")
     last_target: ProperFraction = Field(0.65, description="the same for the last layer")
-    targets_nats: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(
+    targets_nats: tuple[Pair, ...] = Field(
         (),
         description="([VALUE], others) per layer in nats, instead of the fractions; "
         "V takes the same fractions of its own ln(tokens)",
+        strict=False,  # TOML has lists
     )
 
 
@@ -144,7 +147,10 @@ class FlowConfig(Table):
     alpha: PositiveFloat = Field(300.0, description="weight of staying near the behaviour flow")
     flow_steps: Many = Field(10, description="Euler steps of the behaviour flow")
     hidden: tuple[Many, ...] = Field(
-        (512, 512, 512, 512), max_length=32, description="policy layer widths"
+        (512, 512, 512, 512),
+        max_length=32,
+        description="policy layer widths",
+        strict=False,  # TOML has lists
     )
 
     @field_validator("hidden")

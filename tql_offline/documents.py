@@ -82,7 +82,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
             beyond TOML's 64 bits: `tomllib` accepts any size in hexadecimal, and Python cannot
             print some of them.
     """
-    text = data.decode("utf-8")
+    text = data.decode("utf-8-sig")  # some editors put a byte order mark in front
     _check_lines(text)
     try:
         document = tomllib.loads(text)

@@ -315,6 +315,10 @@ def assign(flags: dict[str, Any], assignment: str) -> None:
             raise InputError(
                 f"--set {assignment!r} names a setting inside {table!r}, which has none"
             )
+    if flags.get(key) not in (None, value):
+        raise InputError(
+            f"--set {assignment!r} and another flag give {dotted.strip()} two values; leave one out"
+        )
     flags[key] = value
 
 

@@ -67,7 +67,15 @@ def data_of(
     where = _recorded_path(config, recorded) if moved_to is None else str(moved_to)
     named = config if where is None else _with_path(config, where)
     _refuse_lost_file(folder, named, recorded)
-    dataset = load_dataset(named)
+    try:
+        dataset = load_dataset(named)
+    except InputError as error:
+        if recorded.get("source") != "arrays":
+            raise
+        raise InputError(
+            f"run {folder.path} was trained on arrays from Python, which no command has; call "
+            "`resume`, `inspect_run` or `evaluate_offline` with a load_dataset that makes them"
+        ) from error
     if dataset.sha256 != recorded["sha256"]:
         raise InputError(
             f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
