@@ -658,3 +658,26 @@ def test_a_run_on_arrays_is_for_python_alone(own, tmp_path, capsys):
     page = (tmp_path / "out" / "report.md").read_text()
     assert "# from Python, on the same arrays, with the settings of" in page
     assert "train --config" not in page
+
+
+def test_a_method_of_ones_own_is_trained_and_used_by_its_modules_name(own, tmp_path, capsys):
+    method = ["--objective", "test_training:MineQ", "--size", "tiny", "--batch-size", "8"]
+    quick = ["--dataset", str(own), "--steps", "4", "--set", "flow.hidden=[8]"]
+    runs = ["--runs", str(tmp_path / "runs")]
+    assert command(["train", *method, *quick, *runs], capsys)[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "mine-MineQ-tiny-s0"
+    assert read_json(folder / "result.json")["method"] == "MineQ-transformer"
+    (folder / "result.json").unlink()
+    for words in (["train", "--resume"], ["inspect", "--grid", "2"], ["report"]):
+        assert command([*words, str(folder)], capsys)[0] == 0
+    for objective, said in (
+        ("no_such:MineQ", "cannot be imported (No module named 'no_such')"),
+        ("test_training:NoQ", "cannot be imported"),
+        ("os:system", "no subclass of tql_offline.agents.Agent"),
+        ("os.path", "must be one of flow"),
+        ("os:system('x')", "must be one of flow"),
+    ):
+        code, output = command(["train", "--objective", objective, *quick, *runs], capsys)
+        assert (code, said in " ".join(output.err.split())) == (2, True), output.err
+    assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -6,6 +6,7 @@ complete and is written to the run folder; it is enough to repeat the run withou
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,8 @@ OBJECTIVES = {
     "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
 """Objective → its agent. A new method is one line here, or an entry added by your own code."""
+_OWN_OBJECTIVE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+"""`module:Class`."""
 FLOW_POLICIES = ("flow", "floq")
 """Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
 
@@ -346,8 +349,10 @@ class Config(Table):
     @field_validator("objective")
     @classmethod
     def _known(cls, objective: str) -> str:
-        if objective not in OBJECTIVES:
-            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
+        if objective not in OBJECTIVES and not _OWN_OBJECTIVE.fullmatch(objective):
+            raise ValueError(
+                f"must be one of {', '.join(OBJECTIVES)}, or module:Class of an agent of your own"
+            )
         return objective
 
     @model_validator(mode="after")
@@ -400,7 +405,8 @@ class Config(Table):
             "floq": "floq",
             "cloning": {"gaussian": "BC", "flow": "flow BC"}[self.cloning.policy],
         }
-        name, mode = names.get(self.objective, self.objective), self.entropy.mode
+        own = self.objective.rpartition(":")[2]
+        name, mode = names.get(self.objective, own), self.entropy.mode
         if self.critic.kind == "mlp" or not self.has_critic:
             return name
         if self.objective == "flow":

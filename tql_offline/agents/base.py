@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tql_offline.batch import Batch
 from tql_offline.config import OBJECTIVES, Config
+from tql_offline.errors import InputError
 from tql_offline.networks import Normaliser
 
 META = torch.device("meta")
@@ -75,12 +76,34 @@ class Agent(ABC):
 def make_agent(
     config: Config, observation_dim: int, action_dim: int, device: torch.device
 ) -> Agent:
-    """The agent of a config's objective, with initial weights drawn from the config's seed."""
+    """The agent of a config's objective, with initial weights drawn from the config's seed.
+
+    Raises:
+        InputError: the objective is of one's own, and cannot be imported or is no agent.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        make = resolve_name(OBJECTIVES[config.objective])
-        agent: Agent = make(config, observation_dim, action_dim, device)
-    return agent
+        return _agent_of(config.objective)(config, observation_dim, action_dim, device)
+
+
+def _agent_of(objective: str) -> Callable[..., Agent]:
+    """The class of an objective, or of `module:Class`, which is imported.
+
+    Raises:
+        InputError: there is no such module or class, or it is no agent.
+    """
+    try:
+        found: Callable[..., Agent] = resolve_name(OBJECTIVES.get(objective, objective))
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"objective {objective!r} cannot be imported ({error}); install its module, or, where "
+            "it lies in the working directory, set PYTHONPATH=. before the command"
+        ) from error
+    if objective not in OBJECTIVES and not (isinstance(found, type) and issubclass(found, Agent)):
+        raise InputError(
+            f"objective {objective!r} is no subclass of tql_offline.agents.Agent; make it one"
+        )
+    return found
 
 
 def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:

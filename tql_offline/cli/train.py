@@ -57,7 +57,7 @@ def train(
         bool, typer.Option("--allow-broken", help="Train on data known to be broken.")
     ] = False,
     objective: Annotated[
-        str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}. Default: flow.")
+        str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}, or module:Class. Default: flow.")
     ] = None,
     critic: Annotated[
         str | None, typer.Option(help="transformer or mlp. Default: transformer.")

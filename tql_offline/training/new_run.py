@@ -68,7 +68,7 @@ def new_run_folder(runs: Path, config: Config, name: str) -> RunFolder:
 def run_stem(config: Config) -> str:
     """Dataset, objective, size and seed, and anything else that is not TQL's own choice."""
     critic, entropy = config.critic, config.entropy.mode
-    parts = [Path(config.dataset.name).stem, config.objective, *_variant(config)]
+    parts = [Path(config.dataset.name).stem, config.objective.rpartition(":")[2], *_variant(config)]
     if not config.has_critic:
         return "-".join([*parts, f"s{config.seed}"])
     parts += [critic.kind] if critic.kind != "transformer" else []
