@@ -45,7 +45,11 @@ def train(
         typer.Option(help=f"Name, .npz or HDF5 file, or folder. Default: {DEFAULT_DATASET}."),
     ] = None,
     path: Annotated[
-        str | None, typer.Option(help="File to use for that name instead of the installed one.")
+        str | None,
+        typer.Option(
+            help="File to use for that name instead of the installed one; with --resume, where the "
+            "data are now."
+        ),
     ] = None,
     slices: Annotated[
         int | None, typer.Option(help="Number of a folder's npz slices to use, from the first.")
