@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
