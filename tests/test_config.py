@@ -133,6 +133,13 @@ def test_values_of_another_type_are_refused(settings, said):
         resolve(settings)
 
 
+def test_a_quoted_dotted_key_is_told_how_it_is_written(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('"critic.size" = "tiny"\n')
+    with pytest.raises(InputError, match=r"critic\.size.*one key with a dot .* without quotes"):
+        resolve({}, file=file)
+
+
 def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     config = resolve({"discount": 1, "flow": {"alpha": 3, "hidden": [8, 8]}})
     assert (config.discount, config.flow.alpha, config.flow.hidden) == (1.0, 3.0, (8, 8))

@@ -17,7 +17,7 @@ from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import resume, run, run_seeds
-from tql_offline.training.watch import Watch, largest_return, make_watch
+from tql_offline.training.watch import Warned, Watch, largest_return, make_watch, stop_error
 
 TOKENS = 43
 EVEN, FLAT = [[3.0, 3.0]] * 2, [[3.0, 3.0], [0.4, 0.4]]
@@ -274,3 +274,10 @@ def test_the_command_ends_with_code_2(explosive, tmp_path, exploding, monkeypatc
     assert end.value.code == 2
     assert "tql-offline: Q explodes at update 8" in capsys.readouterr().err
     assert json.loads((tmp_path / "r" / "warnings.jsonl").read_text())["rule"] == "exploding_q"
+
+
+def test_a_stop_before_the_first_checkpoint_advises_no_resuming():
+    warned = Warned(rule="exploding_q", step=1, since=0, sentence="Q is 1e9")
+    assert "there is no checkpoint yet" in str(stop_error(warned, ""))
+    assert "resume" not in str(stop_error(warned, ""))
+    assert str(stop_error(warned, "runs/a/1")).endswith("and resume")

@@ -495,6 +495,11 @@ def validate(document: Mapping[str, Any], source: str) -> Config:
 def _sentence(error: Mapping[str, Any], source: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
+        if "." in str(error["loc"][-1]):
+            return (
+                f"{shown(key)} in {source} is one key with a dot in it; write a table with a key, "
+                "which in TOML is the dotted key without quotes"
+            )
         return f"unknown setting {shown(key)} in {source}; {_nearest(key)}"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"

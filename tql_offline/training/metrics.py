@@ -108,8 +108,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
     """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
-    last = f"is {last_checkpoint}" if last_checkpoint else "does not exist"
+    last = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "none is saved"
     return InputError(
-        f"{what} by update {step}; the last good checkpoint {last}, "
-        "so lower optimizer.critic_lr or raise batch_size"
+        f"{what} by update {step}; {last}, so lower optimizer.critic_lr or raise batch_size"
     )

@@ -109,10 +109,11 @@ def return_bounds(episodes: Episodes, discount: float) -> tuple[float, float]:
 
 def stop_error(warned: Warned, last_good: str) -> InputError:
     """The error of a run that a rule stops; `last_good` is empty if there is no checkpoint."""
-    last = f"is {last_good}" if last_good else "does not exist"
+    last = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
+    go_on = "resume" if last_good else "train anew"
     return InputError(
-        f"{warned.sentence}, and watch.{warned.rule} is 'stop'; the last good checkpoint {last}, "
-        f"so change the settings, or set watch.{warned.rule} to 'warn' and resume"
+        f"{warned.sentence}, and watch.{warned.rule} is 'stop'; {last}, so change the settings, or "
+        f"set watch.{warned.rule} to 'warn' and {go_on}"
     )
 
 
