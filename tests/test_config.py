@@ -120,7 +120,8 @@ def test_rebrac_sees_the_ant_mazes_that_its_coefficients_were_tuned_for():
     [
         ({"steps": True}, "valid integer"),
         ({"steps": "100"}, "valid integer"),
-        ({"steps": 1.0}, "valid integer"),
+        ({"steps": 1.5}, "valid integer"),
+        ({"steps": float("inf")}, "valid integer"),
         ({"discount": "0.9"}, "valid number"),
         ({"dataset": {"normalise": 1}}, "valid boolean"),
         ({"dataset": {"normalise": "yes"}}, "valid boolean"),
@@ -141,7 +142,8 @@ def test_a_quoted_dotted_key_is_told_how_it_is_written(tmp_path):
 
 
 def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
-    config = resolve({"discount": 1, "flow": {"alpha": 3, "hidden": [8, 8]}})
+    config = resolve({"steps": 1e6, "discount": 1, "flow": {"alpha": 3, "hidden": [8, 8]}})
+    assert (config.steps, type(config.steps)) == (1_000_000, int)
     assert (config.discount, config.flow.alpha, config.flow.hidden) == (1.0, 3.0, (8, 8))
     assert resolve({"entropy": {"targets_nats": [[1, 1], [1, 1]]}}).entropy.targets_nats
 

@@ -65,6 +65,16 @@ class Table(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, values: Any) -> Any:
+        """Take 1e6 for 1000000."""
+        if not isinstance(values, dict):
+            return values
+        counts = {name for name, field in cls.model_fields.items() if field.annotation is int}
+        whole = {n: int(v) for n, v in values.items() if type(v) is float and v.is_integer()}
+        return values | {name: whole[name] for name in whole.keys() & counts}
+
 
 def are_bounds(bounds: Sequence[float]) -> bool:
     """Whether `bounds` is a valid pair of least and greatest action."""
