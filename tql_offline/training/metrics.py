@@ -108,7 +108,9 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
     """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
-    last = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "none is saved"
+    last = "there is no checkpoint yet"
+    if last_checkpoint:
+        last = f"the last good checkpoint is {last_checkpoint}"
     return InputError(
         f"{what} by update {step}; {last}, so lower optimizer.critic_lr or raise batch_size"
     )
