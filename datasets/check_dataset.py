@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import Finding, check, check_spaces
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.episodes import BOUNDS_SETTING
+from tql_offline.datasets.episodes import BOUNDS_SETTING, shared_bounds
 from tql_offline.datasets.load import (
     WITHOUT_MASKS,
     checked_bounds,
@@ -117,9 +115,8 @@ def _shared_bounds(env_id: str) -> str:
         return "LOW,HIGH"
     from tql_offline.eval.environments import action_bounds  # imports MuJoCo: only when needed
 
-    low, high = action_bounds(env_id)
-    are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
-    return f"{low[0]:g},{high[0]:g}" if are_one else "LOW,HIGH"
+    bounds = shared_bounds(*action_bounds(env_id))
+    return f"{bounds[0]:g},{bounds[1]:g}" if bounds else "LOW,HIGH"
 
 
 def _teleports(data: str) -> bool:

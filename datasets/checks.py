@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.views import View, view_of
+from tql_offline.errors import listed
 
 _LISTED = 8
 """Number of dims that a finding about several of them names."""
@@ -461,7 +462,7 @@ def _constant_observations(view: View) -> Iterator[Finding]:
         dims = dims[(observations[rows][:, dims] == observations[0, dims]).all(axis=0)]
         if not len(dims):
             return
-    names = ", ".join([*map(str, dims[:_LISTED]), *(["…"] if len(dims) > _LISTED else [])])
+    names = listed([*map(str, dims)], _LISTED)
     yield Finding(
         "note",
         "observations",

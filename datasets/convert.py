@@ -29,7 +29,7 @@ import numpy as np
 
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.episodes import Array, shared_bounds
 from tql_offline.datasets.minari import bounds_of, metadata_of, read_space
 from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
@@ -116,10 +116,11 @@ def needed_setting(manifest: Mapping[str, Any]) -> str:
     if "action_bounds" not in manifest:
         return ""
     low, high = manifest["action_bounds"]
-    if len({*low}) == len({*high}) == 1:
+    if bounds := shared_bounds(low, high):
+        least, most = bounds
         return (
-            f"actions keep their numbers, from {low[0]:g} to {high[0]:g}: train with "
-            f"--set 'dataset.action_bounds=[{low[0]:.9g},{high[0]:.9g}]'"
+            f"actions keep their numbers, from {least:g} to {most:g}: train with "
+            f"--set 'dataset.action_bounds=[{least:.9g},{most:.9g}]'"
         )
     return (
         f"actions keep their numbers, whose bounds differ by dim (from {shown(low)} to "

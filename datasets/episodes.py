@@ -110,6 +110,16 @@ class Episodes:
         return np.cumsum(self.lengths) - 1
 
 
+def shared_bounds(low: Sequence[float], high: Sequence[float]) -> tuple[float, float] | None:
+    """The least and the greatest action that all dims share; None if they share none.
+
+    >>> shared_bounds([-2, -2], [2, 2]), shared_bounds([-2, -1], [2, 1])
+    ((-2, 2), None)
+    """
+    are_shared = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
+    return (low[0], high[0]) if are_shared else None
+
+
 def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
     """Episode lengths of a file in OGBench's layout, where every episode keeps its last row.
 

@@ -330,12 +330,13 @@ def _read_flat(path: Path, slices: int) -> tuple[Mapping[str, Array], "Future[st
 def _load_minari(
     name: str, given: Path | None, env_id: str | None, slices: int, bounds: Sequence[float]
 ) -> Dataset:
-    if not _is_converted(given or folder_of(name)):
+    is_converted = _is_converted(given or folder_of(name))
+    if not is_converted:
         refuse_bounds(name, bounds)
     if slices:
         raise InputError(f"{given or name} is not a folder of slices; leave --slices out")
     folder = _minari_folder(name, given)
-    if _is_converted(folder):
+    if is_converted:
         digest = in_background(lambda: slices_sha256(files_of(folder)))
         columns = read_minari(folder)
         if bounds:  # integers are scaled, too, as those of files are

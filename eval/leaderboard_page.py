@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tql_offline.errors import listed
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.leaderboard import (
     Board,
@@ -30,7 +31,6 @@ from tql_offline.eval.report_tables import (
     counted,
     figure,
     grouped,
-    listed,
     make_table,
     number_cell,
 )

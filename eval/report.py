@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, listed
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
@@ -53,7 +53,6 @@ from tql_offline.eval.report_tables import (
     as_text,
     cell,
     grouped,
-    listed,
     make_table,
     number_cell,
 )

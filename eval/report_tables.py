@@ -40,15 +40,6 @@ def make_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cel
     return Table(caption=caption, columns=tuple(columns), numeric=frozenset(numeric), rows=held)
 
 
-def listed(names: Sequence[str], most: int) -> str:
-    """Name the first `most` of `names`, and say if there are more.
-
-    >>> listed(["a", "b", "c"], 2)
-    'a, b, …'
-    """
-    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
-
-
 def counted(number: int, noun: str) -> str:
     """A number of things.
 

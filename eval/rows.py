@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from tql_offline.eval.report_tables import listed
+from tql_offline.errors import listed
 from tql_offline.eval.variants import differing
 
 if TYPE_CHECKING:

@@ -342,17 +342,22 @@ def test_only_a_runs_own_protocol_can_lack_scores(tmp_path):
     )
 
 
+def leave_out_success(folder):
+    """Make a run's evaluations those of an environment that reports none."""
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    for line in lines:
+        line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
+        line["success_rate"] = None
+    write_lines(folder.evaluations, lines)
+    folder.result.unlink()
+
+
 def test_wilson_intervals_are_explained_only_beside_success_rates(run, tmp_path):
     twin = make_run(tmp_path / "twin", steps=2000, seed=1)
     for page in written([run, twin], tmp_path / "rates"):
         assert page.count("Intervals are 95 % Wilson intervals") == 1
     for folder in (run, twin):
-        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
-        for line in lines:
-            line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
-            line["success_rate"] = None
-        write_lines(folder.evaluations, lines)
-        folder.result.unlink()
+        leave_out_success(folder)
     for page in written([run, twin], tmp_path / "returns"):
         assert "Wilson" not in page
 
@@ -505,12 +510,7 @@ def test_command_block_survives_backticks_in_the_path(tmp_path):
 
 
 def test_without_success_the_return_is_the_answer(run, tmp_path):
-    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
-    for line in lines:
-        line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
-        line["success_rate"] = None
-    write_lines(run.evaluations, lines)
-    run.result.unlink()
+    leave_out_success(run)
     html, markdown = written([run], tmp_path / "out")
     assert "mean return -322 over 50 episodes" in markdown
     assert rows(markdown, "Scores")[1][2].strip() == "—"

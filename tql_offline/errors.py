@@ -1,6 +1,7 @@
 """The one error a user is meant to read."""
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 _SHOWN = 120
@@ -28,3 +29,12 @@ def shown(value: Any) -> str:
     except ValueError:  # an int of more digits than Python prints
         return f"a {type(value).__name__} too long to print"
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Name the first `most` of `names`, and say if there are more.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b, …'
+    """
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])

@@ -100,14 +100,14 @@ class Attention(Function):
     @staticmethod
     def plain(joint: Tensor, sizes: Sequence[int], return_entropy: bool) -> tuple[Tensor, Tensor]:
         """The same in PyTorch's operations."""
+        from tql_offline.networks import attention  # which imports this module
+
         *_, heads, _, parts = sizes
-        q, k, *v = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joint.chunk(parts, dim=-1)
-        )
-        log_p = torch.log_softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
+        q, k, *v = (attention.split_heads(part, heads) for part in joint.chunk(parts, dim=-1))
+        log_p = attention.attention_log_weights(q, k)
         p = log_p.exp()
         out = (p @ v[0]).transpose(1, 2).flatten(2) if v else p[:, :, 0]
-        return out, -(p * log_p).sum(dim=-1) if return_entropy else log_p.new_empty(0)
+        return out, attention.weights_entropy(log_p) if return_entropy else log_p.new_empty(0)
 
     @staticmethod
     def forward(

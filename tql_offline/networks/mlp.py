@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tql_offline.networks import kernels
 from tql_offline.networks.attention import at_least_float32
@@ -21,7 +20,7 @@ class Gelu(nn.Module):
         if kernels.by_hand(x):
             activated: Tensor = kernels.Gelu.apply(x)
             return activated
-        return functional.gelu(x, approximate="tanh")
+        return kernels.Gelu.plain(x)
 
 
 def mlp(

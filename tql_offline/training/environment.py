@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tql_offline.config import Config, DataConfig
+from tql_offline.datasets.episodes import shared_bounds
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -90,9 +91,11 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
     low, high = action_bounds(env_id)
     want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
     if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
-        are_one = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
-        setting = f"--set dataset.action_bounds=[{low[0]:g},{high[0]:g}]"
-        in_its_unit = f"if own data are in its unit, train with {setting}, else " if are_one else ""
+        in_its_unit = ""
+        if bounds_of_all := shared_bounds(low, high):
+            least, most = bounds_of_all
+            setting = f"--set dataset.action_bounds=[{least:g},{most:g}]"
+            in_its_unit = f"if own data are in its unit, train with {setting}, else "
         raise InputError(
             f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
             f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"

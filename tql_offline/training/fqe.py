@@ -42,7 +42,7 @@ from tql_offline.training.device import pick_device
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.rescoring import check_policies
 from tql_offline.training.result import open_run
-from tql_offline.training.watch import return_bound, return_bounds
+from tql_offline.training.watch import return_bounds
 
 METHOD = "fqe"
 TRACED = 10
@@ -183,7 +183,6 @@ class Transitions:
         episode: `(N,)` episode of each transition, continuations counted with what they continue.
         first_rows: `(E,)` observation row at which each episode begins, continuations left out.
         normaliser: normaliser of the observations.
-        scale: divisor that brings returns within ±1.
         bounds: the least and the greatest return that the rewards allow.
         horizon: steps that a value looks ahead.
     """
@@ -192,9 +191,14 @@ class Transitions:
     episode: Tensor
     first_rows: Tensor
     normaliser: Normaliser
-    scale: float
     bounds: tuple[float, float]
     horizon: float
+
+    @property
+    def scale(self) -> float:
+        """Divisor that brings returns within ±1."""
+        least, most = self.bounds
+        return max(-least, most) or 1.0
 
     @property
     def loose_bounds(self) -> tuple[float, float]:
@@ -235,7 +239,6 @@ class Transitions:
             episode=torch.repeat_interleave(numbers, lengths),
             first_rows=buffer.start_rows[(torch.cumsum(lengths, dim=0) - lengths)[begins]],
             normaliser=normaliser,
-            scale=return_bound(episodes, discount) or 1.0,
             bounds=return_bounds(episodes, discount),
             horizon=float(min(1 / max(1 - discount, 1e-9), episodes.lengths.max())),
         )

@@ -108,9 +108,12 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
     """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
-    last = "there is no checkpoint yet"
-    if last_checkpoint:
-        last = f"the last good checkpoint is {last_checkpoint}"
+    last = checkpoint_told(last_checkpoint)
     return InputError(
         f"{what} by update {step}; {last}, so lower optimizer.critic_lr or raise batch_size"
     )
+
+
+def checkpoint_told(last: str) -> str:
+    """What a stopped run leaves: its last good checkpoint, or none where `last` is empty."""
+    return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"

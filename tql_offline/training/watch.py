@@ -16,6 +16,7 @@ from tql_offline.config import Config, WatchConfig
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.eval.attention_health import alarm_sentence
+from tql_offline.training.metrics import checkpoint_told
 
 VALUES = ("q_mean", "target_mean", "value_mean")
 """Metrics that are estimates of returns."""
@@ -109,7 +110,7 @@ def return_bounds(episodes: Episodes, discount: float) -> tuple[float, float]:
 
 def stop_error(warned: Warned, last_good: str) -> InputError:
     """The error of a run that a rule stops; `last_good` is empty if there is no checkpoint."""
-    last = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
+    last = checkpoint_told(last_good)
     go_on = "resume" if last_good else "train anew"
     return InputError(
         f"{warned.sentence}, and watch.{warned.rule} is 'stop'; {last}, so change the settings, or "
