@@ -214,7 +214,7 @@ print(int(told), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults["given back"] > 2 * faults["kept"]
 
 
-def agent_and_buffer(method="flow"):
+def agent_and_buffer(method="flow", **over):
     rng = np.random.default_rng(0)
     episodes = Episodes(
         observations=rng.standard_normal((42, 3), dtype=np.float32),
@@ -224,7 +224,8 @@ def agent_and_buffer(method="flow"):
         lengths=np.array([20, 20]),
     )
     buffer = make_buffer(episodes, n_step=1, discount=0.9, device=CPU)
-    return build(method, flow={"hidden": [16, 16], "flow_steps": 2}, batch_size=16), buffer
+    small = {"flow": {"hidden": [16, 16], "flow_steps": 2}, "batch_size": 16}
+    return build(method, **small | over), buffer
 
 
 def three_updates(agent, buffer):

@@ -1,0 +1,103 @@
+"""Launches of several updates on a machine without a GPU: recorded and replayed as CUDA graphs are.
+
+What a graph replays are operations on fixed memory. All that Python decided while they were
+recorded (a number that it read or counted, a branch that it took) is the same in every replay.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from agent_cases import METHODS
+from test_execution import agent_and_buffer, assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tql_offline.networks import cpu_kernels
+from tql_offline.training.compile import WARM_UP, Graphed
+from tql_offline.training.metrics import MetricsWindow
+
+
+class Recording(TorchDispatchMode):
+    """In place of `torch.cuda.CUDAGraph`, on a CPU, where recording has to run what it records."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before, self.own = [], {}, set()
+
+    def register_generator_state(self, generator):
+        self.generator = generator
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "reads a number"
+        given = storages((arguments, keywords))
+        for key, storage in given.items():
+            if key not in self.own and key not in self.before:
+                self.before[key] = (storage, storage.clone())
+        result = function(*arguments, **(keywords or {}))
+        self.own |= storages(result).keys() - self.before.keys()
+        self.calls.append((function, arguments, keywords or {}, result))
+        return result
+
+    @contextmanager
+    def recording(self):
+        """Record what runs, and undo it."""
+        state = self.generator.get_state()
+        with self:
+            yield
+        self.generator.set_state(state)
+        for storage, bytes_ in self.before.values():
+            storage.copy_(bytes_)
+
+    @torch.no_grad()
+    def replay(self):
+        """Run every operation again, its results into the memory that they had."""
+        for function, arguments, keywords, result in self.calls:
+            again = function(*arguments, **keywords)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def storages(tree):
+    """The memory of all tensors in a tree, by its address."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
+
+
+@pytest.fixture(autouse=True)
+def recorded_graphs(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "usable", lambda: False)  # these would not be recorded
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_options: graph.recording())
+    for name in ("current_stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _device: None)
+
+
+def trained(method, updates, *, launches):
+    """Weights, optimizer states and metrics after so many updates; rates as on a GPU."""
+    settings = {"steps": updates, "execution": {"updates_per_launch": 4}}
+    agent, buffer = agent_and_buffer(method, **settings)
+    for optimizer in agent.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+    window, generator = MetricsWindow(), torch.Generator().manual_seed(0)
+    graphed = Graphed(agent.config, agent, buffer, generator, window)
+    step = 0
+    while step < updates:
+        step += graphed(step + 1, updates - step if launches else 1)
+    assert (graphed.graph is not None) == launches
+    return agent, window.flush(), generator.get_state()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_updates_are_the_updates_one_by_one(method):
+    """Three launches of four, after single ones while it warms up."""
+    updates = 16 + WARM_UP
+    want, metrics, state = trained(method, updates, launches=False)
+    have, launched, drawn = trained(method, updates, launches=True)
+    assert_close(launched, metrics, rtol=1e-5)  # sums of sums
+    assert torch.equal(drawn, state)
+    for name, network in want.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(have.networks[name].state_dict()[key], value), (name, key)
