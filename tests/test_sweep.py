@@ -23,7 +23,7 @@ from tql_offline.errors import InputError
 from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
-from tql_offline.training import sweep
+from tql_offline.training import stopping, sweep
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.sweep import (
@@ -544,6 +544,35 @@ def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, p
         train_runs(runs, tmp_path, processes=2, ended=lambda _: None)
     assert [process.returncode for process in sleepers] == [-signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_run_ends_with_its_sweep_even_if_that_is_killed(monkeypatch, tmp_path):
+    """Its input is a pipe that the system closes with the sweep."""
+    script = "import time; from tql_offline.training.stopping import end_with_input as end; end()"
+    ends = [sys.executable, "-c", f"{script}; print('ready', flush=True); time.sleep(60)"]
+    monkeypatch.setattr(sweep, "_command", lambda *_: ends)
+    child = sweep._start(PlannedRun(name="x-s0", config=resolve({})), tmp_path, tmp_path, 1)
+    while not child.log.stat().st_size:
+        assert child.process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert child.process.poll() is None
+    child.process.stdin.close()
+    assert child.process.wait(30) == -signal.SIGTERM
+
+
+def test_one_stop_may_arrive_as_two_signals(monkeypatch):
+    """Ctrl-C reaches a run and its sweep, which then ends the run."""
+    now = [0.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    stop = stopping.Stop()
+    stop.request()
+    now[0] += stopping.SAME_STOP_SECONDS / 2
+    stop.request()
+    assert stop.requested
+    now[0] += stopping.SAME_STOP_SECONDS
+    with pytest.raises(KeyboardInterrupt):
+        stop.request()
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,14 @@
 """`tql-offline report`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tql_offline.cli import app, printable
-from tql_offline.cli.tables import progress_bar, say
+from tql_offline.cli import app
+from tql_offline.cli.tables import progress_bar, say, warn
 from tql_offline.errors import InputError
 from tql_offline.runs import find_results, find_runs
-
-MOST_WARNINGS = 10
-"""Most warnings printed on the terminal; the report lists more."""
 
 
 @app.command()
@@ -38,13 +34,5 @@ def report(
     merged = find_results(merge or [])
     with progress_bar("reporting runs", len(folders)) as progress:
         files = write_report(folders, out, progress.reach, merged=merged, published=published)
-    _warn(files.warnings)
+    warn(files.warnings, "warning")
     say("\n".join(map(str, (files.html, files.markdown, *files.boards))))
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    """Say what was left out: at most `MOST_WARNINGS`, then how many more there are."""
-    for warning in warnings[:MOST_WARNINGS]:
-        typer.echo(f"warning: {printable(warning)}", err=True)
-    if len(warnings) > MOST_WARNINGS:
-        typer.echo(f"and {len(warnings) - MOST_WARNINGS} more", err=True)

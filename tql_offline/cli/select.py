@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tql_offline.cli import app, printable
-from tql_offline.cli.tables import print_table, progress_bar, say
+from tql_offline.cli import app
+from tql_offline.cli.tables import print_table, progress_bar, say, warn
 from tql_offline.errors import InputError
 from tql_offline.files import write_json
 from tql_offline.runs import find_runs
@@ -52,8 +52,7 @@ def select(
             read.append(read_run(folder))
             progress.add(1)
     found, left_out = pools(read)
-    for sentence in left_out:
-        typer.echo(f"left out: {printable(sentence)}", err=True)
+    warn(left_out, "left out")
     if not found:
         raise InputError(
             "no method has two usable runs of one task and size to choose among; train more of "

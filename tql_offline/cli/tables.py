@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import typer
 from numpy.typing import ArrayLike
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,11 +25,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tql_offline.cli import printable
 from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.statistics import mean_std, wilson_interval
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _BINS = 24
+MOST_WARNINGS = 10
 PLAIN_SECONDS = 15.0
 """Seconds between progress lines where the output is a log, not a terminal."""
 
@@ -38,6 +41,14 @@ console = Console(stderr=False, highlight=False)
 def say(text: str) -> None:
     """Print one line."""
     console.print(escape(text), soft_wrap=True)
+
+
+def warn(sentences: Sequence[str], kind: str) -> None:
+    """Print what was left out to standard error, at most `MOST_WARNINGS`, and how many more."""
+    for sentence in sentences[:MOST_WARNINGS]:
+        typer.echo(f"{kind}: {printable(sentence)}", err=True)
+    if len(sentences) > MOST_WARNINGS:
+        typer.echo(f"and {len(sentences) - MOST_WARNINGS} more", err=True)
 
 
 def print_table(

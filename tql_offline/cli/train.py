@@ -19,6 +19,7 @@ from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
+from tql_offline.training.stopping import end_with_input
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
@@ -120,6 +121,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a critic and policies on an offline dataset, and score them."""
+    end_with_input()
     flags: dict[str, Any] = {
         "objective": objective,
         "steps": steps,

@@ -1,10 +1,16 @@
 """Stopping a run cleanly: Ctrl-C and SIGTERM as requests."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SAME_STOP_SECONDS = 2.0
+ENDS_WITH_INPUT = "TQL_OFFLINE_ENDS_WITH_INPUT"
+"""Set where standard input is a pipe whose other end the starting program holds."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
@@ -15,12 +21,15 @@ class Stop:
     """A request to stop by Ctrl-C or SIGTERM, honoured where weights and metrics are consistent.
 
     An update is finished first; an evaluation, which changes no weights, is abandoned at once, and
-    so is everything at a second request.
+    so is everything at a second request. One stop may arrive as two signals: a terminal's Ctrl-C
+    reaches a sweep and its runs, and a cluster ends all processes of a job, upon which the sweep
+    ends its runs. So what follows within `SAME_STOP_SECONDS` is the same request.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.at_once = False
+        self._first = 0.0
 
     def request(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Note the request; the signature is that of a signal handler.
@@ -29,7 +38,10 @@ class Stop:
             KeyboardInterrupt: the request need not wait.
         """
         del number, frame
+        if self.requested and time.monotonic() < self._first + SAME_STOP_SECONDS:
+            return
         forced, self.requested = self.at_once or self.requested, True
+        self._first = time.monotonic()
         if forced:
             raise KeyboardInterrupt
 
@@ -45,3 +57,18 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def end_with_input() -> None:
+    """Where `ENDS_WITH_INPUT` is set, end as by SIGTERM once the program that started this is gone.
+
+    Its end of the pipe is closed even if it was killed.
+    """
+    if os.environ.pop(ENDS_WITH_INPUT, ""):
+        threading.Thread(target=_end_after_input, daemon=True).start()
+
+
+def _end_after_input() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

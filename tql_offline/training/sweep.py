@@ -44,6 +44,7 @@ from tql_offline.runs import RunFolder
 from tql_offline.training.new_run import check
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run
+from tql_offline.training.stopping import ENDS_WITH_INPUT
 
 MAX_RUNS = 100_000
 MAX_NAME = 200
@@ -442,7 +443,8 @@ def train_runs(
 ) -> None:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
-    An exception, Ctrl-C or a signal that ends this program ends the processes, too.
+    An exception, Ctrl-C or a signal that ends this program ends the processes, too, each with a
+    checkpoint.
 
     Args:
         runs: runs without a folder, or that can be resumed.
@@ -469,7 +471,7 @@ def train_runs(
             for child in children:
                 child.process.terminate()
             for child in children:
-                child.process.wait()
+                _wait(child.process)
 
 
 def threads_each(processes: int) -> int:
@@ -505,13 +507,17 @@ def _command_to_record(run: PlannedRun) -> str:
 
 def _start(run: PlannedRun, folder: Path, configs: Path, threads: int) -> _Child:
     threads = _threads_before(run, folder) or threads
-    environment = {"OMP_NUM_THREADS": str(threads), SWEEP_COMMAND: _command_to_record(run)}
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        SWEEP_COMMAND: _command_to_record(run),
+        ENDS_WITH_INPUT: "1",
+    }
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
     config.write_text(run.config.to_toml(), encoding="utf-8")
     with writing(log), log.open("wb") as output:
         process = subprocess.Popen(
             _command(run, config, folder),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
@@ -531,9 +537,17 @@ def _ended(child: _Child, folder: Path) -> Ended:
         run=child.run,
         folder=RunFolder(folder / child.run.name),
         log=child.log,
-        code=child.process.wait(),
+        code=_wait(child.process),
         seconds=time.monotonic() - child.started,
     )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code, once there is one."""
+    code = process.wait()
+    if process.stdin is not None:
+        process.stdin.close()  # not before: a run ends with its input
+    return code
 
 
 @contextmanager
