@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 
 MINARI_PREFIX = "minari:"
 """Before a name or a folder: a dataset of Minari's, or the environment that it names."""
@@ -49,14 +49,14 @@ def parse_name(name: str) -> DatasetName:
     """
     if not _NAME.fullmatch(name) or name.count("-") < 2:
         raise InputError(
-            f"{name!r} is not a dataset name such as cube-double-play-singletask-task1-v0; "
+            f"{shown(name)} is not a dataset name such as cube-double-play-singletask-task1-v0; "
             "see `tql-offline datasets list`, and put 'minari:' before one of Minari's"
         )
     match = _SINGLETASK.fullmatch(name)
     if match is None:
         if "-singletask" in name:
             raise InputError(
-                f"{name!r} names no task of a dataset; tasks are task1 to task5, "
+                f"{shown(name)} names no task of a dataset; tasks are task1 to task5, "
                 "as in cube-double-play-singletask-task1-v0"
             )
         head, _kind, version = name.rsplit("-", 2)

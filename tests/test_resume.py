@@ -194,6 +194,7 @@ def test_each_of_several_seeds_keeps_its_newest_checkpoints(data, tmp_path):
     [
         (signal.SIGINT, "logged", 10),
         (signal.SIGTERM, "started", 12),
+        (signal.SIGUSR1, "logged", 10),
         slowly(signal.SIGTERM, "logged", 10),
         slowly(signal.SIGINT, "started", 12),
     ],

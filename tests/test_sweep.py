@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from command_line import command
-from filelock import FileLock
 
 from tql_offline.cli import main
 from tql_offline.cli.sweep import _outcome
@@ -22,14 +22,13 @@ from tql_offline.cores import usable_cores
 from tql_offline.errors import InputError
 from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import stopping, sweep
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.sweep import (
     Ended,
     PlannedRun,
-    alone,
     check_data,
     check_environments,
     cores_each,
@@ -37,10 +36,12 @@ from tql_offline.training.sweep import (
     expand,
     find_suite,
     first_difference,
-    last_line,
+    is_taken,
+    last_words,
     read_suite,
     select,
     state_of,
+    taken,
     threads_each,
     train_runs,
 )
@@ -351,17 +352,37 @@ def test_what_changes_no_result_is_the_same_run():
     assert first_difference(*configs) == ""
 
 
-def test_one_sweep_at_a_time(suite, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "train_runs", lambda *_, **__: None)
-    read = suite(f'[settings]\ndataset.name = "{DEFAULT_DATASET}"')
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    with FileLock(runs / ".sweep.lock"):
-        code, output = command(["sweep", str(read.path), "--runs", str(runs)], capsys)
-    assert code == 2
-    assert "another sweep is at work" in output.err
-    assert output.err.count("\n") == 1
-    with alone(runs):
+class Quiet:
+    """Keeps the names of runs that are passed over."""
+
+    def __init__(self):
+        self.left = {}
+
+    def begun(self, run, how):
+        pass
+
+    def passed(self, run, why):
+        self.left[run.name] = why
+
+    def ended(self, end):
+        assert end.code == 0, end.said
+
+
+def test_sweeps_share_a_folder(tmp_path, monkeypatch):
+    """Each takes what no other process trains, and leaves what others have finished meanwhile."""
+    runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(4)]
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", "print('trained')"])
+    written(tmp_path, runs[1].config, result=False).path.rename(tmp_path / "x-s1")
+    written(tmp_path, runs[2].config, result=True).path.rename(tmp_path / "x-s2")
+    reporter = Quiet()
+    with taken(runs[0], tmp_path), claimed(RunFolder(tmp_path / "x-s1")):
+        assert [is_taken(run, tmp_path) for run in runs] == [True, True, False, False]
+        train_runs(runs, tmp_path, processes=2, reporter=reporter)
+    assert list(reporter.left) == ["x-s0", "x-s1", "x-s2"]
+    assert "another process is training" in reporter.left["x-s1"]
+    assert "finished" in reporter.left["x-s2"]
+    assert [log.stem for log in tmp_path.glob("*.log")] == ["x-s3"]
+    with taken(runs[3], tmp_path):  # free again
         pass
 
 
@@ -451,7 +472,7 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     runs = tmp_path / "runs"
     arguments = ["sweep", small(WILD + TAME), "--runs", str(runs), "--processes", "2"]
     code, output = command([*arguments, "--list"], capsys)
-    assert (code, output.out) == (0, "to do       wild-s0\nto do       tame-s0\n")
+    assert (code, output.out) == (0, "to do        wild-s0\nto do        tame-s0\n")
     assert not runs.exists()
 
     code, output = command(arguments, capsys)
@@ -463,7 +484,7 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
     assert any(line.startswith("tame-s0: not scored, 0.") for line in lines)
     log = runs / "wild-s0.log"
     assert lines[-1].startswith("wild-s0 failed with exit code 2: tql-offline: ")
-    assert last_line(log) in lines[-1]
+    assert last_words(log) in lines[-1]
     assert str(log) in lines[-1]
     folder = RunFolder(runs / "tame-s0")
     assert read_json(folder.provenance)["threads"] == cores_each(2)
@@ -471,7 +492,7 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
 
     # Another number of processes makes no other run; another setting does.
     code, output = command([*arguments, "--processes", "1", "--list"], capsys)
-    assert (code, output.out) == (0, "unfinished  wild-s0\nfinished    tame-s0\n")
+    assert (code, output.out) == (0, "unfinished   wild-s0\nfinished     tame-s0\n")
     code, output = command([*arguments, "--set", "steps=4"], capsys)
     assert code == 2
     assert "wild-s0 has steps 3 where the suite gives 4" in output.err
@@ -485,7 +506,8 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "train_runs", lambda *_, **__: None)
+    real = sweep._command
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", ""])
     path = small(TAME)
     (run,) = expand(read_suite(Path(path)), {}, 1)
     folder = written(tmp_path, run.config, result=False).path.rename(tmp_path / "tame-s0")
@@ -493,14 +515,17 @@ def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, m
         (folder / "provenance.json").write_text("{}")
     how = "goes on" if trained else "starts again from nothing"
     code, output = command(["sweep", path, "--runs", str(tmp_path)], capsys)
-    assert code == 0
+    assert code == 1  # nothing was trained
     assert f"tame-s0: was not finished, {how}" in output.out
     assert folder.exists() == trained
-    commands = sweep._command(run, Path("c.toml"), tmp_path)
+    commands = real(run, Path("c.toml"), tmp_path)
     assert ("--resume" in commands) == trained
 
 
 SLEEP = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(60)"]
+
+
+NEW = PlannedRun(name="x-s0", config=resolve({}))
 
 
 @pytest.fixture
@@ -529,7 +554,12 @@ def python_signals():
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "error"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, SystemExit),
+        (signal.SIGUSR1, SystemExit),
+    ],
 )
 def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, python_signals):
     runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(3)]
@@ -541,7 +571,7 @@ def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, p
 
     threading.Thread(target=stop).start()
     with pytest.raises(error):
-        train_runs(runs, tmp_path, processes=2, ended=lambda _: None)
+        train_runs(runs, tmp_path, processes=2, reporter=Quiet())
     assert [process.returncode for process in sleepers] == [-signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -551,7 +581,7 @@ def test_a_run_ends_with_its_sweep_even_if_that_is_killed(monkeypatch, tmp_path)
     script = "import time; from tql_offline.training.stopping import end_with_input as end; end()"
     ends = [sys.executable, "-c", f"{script}; print('ready', flush=True); time.sleep(60)"]
     monkeypatch.setattr(sweep, "_command", lambda *_: ends)
-    child = sweep._start(PlannedRun(name="x-s0", config=resolve({})), tmp_path, tmp_path, 1)
+    child = sweep._start(NEW, tmp_path, tmp_path, 1, ExitStack())
     while not child.log.stat().st_size:
         assert child.process.poll() is None
         time.sleep(0.01)
@@ -559,6 +589,17 @@ def test_a_run_ends_with_its_sweep_even_if_that_is_killed(monkeypatch, tmp_path)
     assert child.process.poll() is None
     child.process.stdin.close()
     assert child.process.wait(30) == -signal.SIGTERM
+
+
+def test_what_nohup_ignores_stays_ignored():
+    with stopping.Stop().handling():
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.Stop().handling():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_one_stop_may_arrive_as_two_signals(monkeypatch):
@@ -589,14 +630,13 @@ def started_environment(tmp_path, monkeypatch, threads):
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(sweep.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
-        sweep._start(PlannedRun(name="x-s0", config=resolve({})), tmp_path, tmp_path, threads)
+        sweep._start(NEW, tmp_path, tmp_path, threads, ExitStack())
     return seen[0]
 
 
 def test_an_unfinished_run_goes_on_with_the_threads_it_began_with(tmp_path, monkeypatch):
     assert started_environment(tmp_path, monkeypatch, 2)["OMP_NUM_THREADS"] == "2"
-    folder = RunFolder(tmp_path / "x-s0")
-    folder.path.mkdir()
+    folder = written(tmp_path, NEW.config, result=False)
     for recorded, want in ((5, "5"), (None, "2"), ("5", "2"), (0, "2")):
         write_json(folder.provenance, {"threads": recorded})
         assert started_environment(tmp_path, monkeypatch, 2)["OMP_NUM_THREADS"] == want
@@ -633,12 +673,18 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(small, tmp_path, capsys, mo
     assert "stopped; finished runs are kept" in output.err
 
 
-def test_last_line_of_a_log(tmp_path):
-    log = tmp_path / "x.log"
-    log.write_bytes(b"one\n\xfftwo \n\n")
-    assert last_line(log) == "�two"
-    log.write_bytes(b"")
-    assert last_line(log) == ""
+@pytest.mark.parametrize(
+    ("log", "begin", "said"),
+    [
+        (b"one\n\xfftwo \n\n", 0, "�two"),
+        (b"", 0, ""),
+        (b"tql-offline: why\nupdate 3 of an orphan\n", 0, "tql-offline: why"),
+        (b"tql-offline: long ago\nTraceback\n", 22, "Traceback"),
+    ],
+)
+def test_what_a_process_said_last(log, begin, said, tmp_path):
+    (tmp_path / "x.log").write_bytes(log)
+    assert last_words(tmp_path / "x.log", begin) == said
 
 
 def scored(folder, *evaluations):
@@ -658,7 +704,7 @@ def scored(folder, *evaluations):
 def test_a_runs_line_has_the_learned_policys_last_score(protocol, code, line, tmp_path):
     run = PlannedRun(name="x-s0", config=resolve({"evaluation": {"protocol": protocol}}))
     end = Ended(
-        run=run, folder=RunFolder(tmp_path), log=tmp_path / "x-s0.log", code=code, seconds=90.0
+        run=run, folder=RunFolder(tmp_path), log=tmp_path / "x", said="", code=code, seconds=90.0
     )
     assert _outcome(end) == "x-s0: failed, 1.5 min"  # it has no result
     scored(
@@ -695,6 +741,27 @@ def test_a_sweep_counts_what_it_will_cost(suite, tmp_path, capsys):
     said = " ".join(output.out.split())
     assert code == 0
     assert "What 4 unfinished runs cost" in said
-    assert "2 runs are on data of unknown dims" in said
+    assert "2 runs are on data that are in no catalogue" in said
     assert f"in all {found['TQL', 'tiny'].flops / 2 + found['BC', ''].flops / 4:.3g} FLOPs" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_with_data_that_were_moved(small, tmp_path, capsys):
+    """To scratch space of another job, say: the same bytes under the same name."""
+    path, runs = small(TAME), tmp_path / "runs"
+    arguments = ["sweep", path, "--runs", str(runs)]
+    code, _ = command(arguments, capsys)
+    assert code == 0
+    (runs / "tame-s0" / "result.json").unlink()
+    (tmp_path / "scratch").mkdir()
+    data = (tmp_path / "mine.npz").rename(tmp_path / "scratch" / "mine.npz")
+    moved = [*arguments, "--set", f"dataset.name={data}"]
+    code, output = command(moved, capsys)
+    assert code == 0
+    assert "tame-s0: was not finished, goes on" in output.out
+    assert command([*moved, "--list"], capsys)[1].out == "finished     tame-s0\n"
+
+    data.write_bytes(data.read_bytes() + b"x")
+    code, output = command([*moved, "--list"], capsys)
+    assert code == 2
+    assert "has dataset.name" in output.err

@@ -187,6 +187,10 @@ def rewind_jsonl(path: Path, step: int) -> None:
     write_atomic(path, "".join(kept))
 
 
+class BusyError(InputError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Hold a lock file's lock, creating its folder if needed.
@@ -196,7 +200,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         busy: what to say if another process holds it.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        BusyError: another process holds it.
+        InputError: it cannot be written.
     """
     lock = FileLock(path, timeout=0)
     with writing(path):
@@ -204,7 +209,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout as error:
-            raise InputError(busy) from error
+            raise BusyError(busy) from error
     try:
         yield
     finally:

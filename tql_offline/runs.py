@@ -173,7 +173,8 @@ def claimed(folder: RunFolder) -> AbstractContextManager[None]:
     """Keep other processes from training in a run folder.
 
     Raises:
-        InputError: another one does.
+        BusyError: another one does.
+        InputError: the folder cannot be written.
     """
     return locked(
         folder.path / ".lock",

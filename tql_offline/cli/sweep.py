@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
-from tql_offline.cli.tables import percent_with_interval, print_table, progress_bar, say
+from tql_offline.cli.tables import (
+    Counter,
+    percent_with_interval,
+    print_table,
+    progress_bar,
+    say,
+)
 from tql_offline.cli.train import assign
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ def sweep(
         read = replace(read, collect=collect)
     states = [(run, sweeps.state_of(run, runs)) for run in planned]
     if list_:
-        _list(states)
+        _list(states, runs)
     if cost:
         _print_costs([run for run, state in states if state != "finished"])
     if list_ or cost:
@@ -73,9 +79,12 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _list(states: "list[tuple[PlannedRun, State]]") -> None:
+def _list(states: "list[tuple[PlannedRun, State]]", runs: Path) -> None:
+    from tql_offline.training.sweep import is_taken
+
     for run, state in states:
-        say(f"{state:10}  {run.name}")
+        shown = "in training" if state != "finished" and is_taken(run, runs) else state
+        say(f"{shown:11}  {run.name}")
 
 
 def _print_costs(unfinished: "list[PlannedRun]") -> None:
@@ -100,7 +109,12 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
     )
     flops, uncounted = sum(c.flops for c in found), sum(c.uncounted for c in found)
     if uncounted:
-        say(f"{uncounted:,} runs are on data of unknown dims, and are left out of the FLOPs")
+        say(
+            f"{uncounted:,} runs are on data that are in no catalogue, and are left out of the "
+            "FLOPs: a run's own are 'flops_per_update' in its provenance.json"
+        )
+    if not flops:
+        return
     say(
         f"in all {flops:.3g} FLOPs of matrix products, scoring aside: at 1e14 a second "
         f"{flops / 1e14 / 86400:.3g} days; `tql-offline bench --size SIZE` measures how many a "
@@ -112,41 +126,49 @@ def _train(
     suite: "Suite", planned: "list[PlannedRun]", runs: Path, processes: int
 ) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
-    from tql_offline.training.sweep import GOES_ON, alone, can_go_on, discard, state_of, train_runs
+    from tql_offline.training.sweep import GOES_ON, state_of, train_runs
 
-    failed: list[Ended] = []
-    with alone(runs):
-        # Looked at again: another sweep may have been running until now.
-        states = {run.name: state_of(run, runs) for run in planned}
-        pending = [run for run in planned if states[run.name] != "finished"]
-        say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")
-        if pending:
-            _collect(suite)
-            _say_unscored(pending)
-        for run in pending:
-            if states[run.name] == "unfinished":
-                goes_on = can_go_on(run, runs)
-                if not goes_on:
-                    discard(run, runs)
-                how = "goes on" if goes_on else "starts again from nothing"
-                say(f"{run.name}: was not finished, {how}")
-        with progress_bar("runs", len(pending)) as progress:
+    pending = [run for run in planned if state_of(run, runs) != "finished"]
+    say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")
+    if pending:
+        _collect(suite)
+        _say_unscored(pending)
+    with progress_bar("runs", len(pending)) as progress:
+        reporter = _Reporter(progress)
+        try:
+            train_runs(pending, runs, processes=processes, reporter=reporter)
+        except KeyboardInterrupt as stop:
+            stop.add_note(GOES_ON)
+            raise
+        except SystemExit:  # by a signal
+            say(f"stopped; {GOES_ON}")
+            raise
+    return reporter.failed
 
-            def ended(end: "Ended") -> None:
-                if not end.succeeded:
-                    failed.append(end)
-                say(_outcome(end))
-                progress.add(1)
 
-            try:
-                train_runs(pending, runs, processes=processes, ended=ended)
-            except KeyboardInterrupt as stop:
-                stop.add_note(GOES_ON)
-                raise
-            except SystemExit:  # by a signal
-                say(f"stopped; {GOES_ON}")
-                raise
-    return failed
+class _Reporter:
+    """Prints a line per run, and keeps those that failed."""
+
+    def __init__(self, progress: Counter) -> None:
+        self.progress = progress
+        self.failed: list[Ended] = []
+
+    def begun(self, run: "PlannedRun", how: str) -> None:
+        """Say how a run begins that is not new."""
+        if how:
+            say(f"{run.name}: {how}")
+
+    def passed(self, run: "PlannedRun", why: str) -> None:
+        """Say that the run is left to others."""
+        say(f"{run.name}: passed over, {why}")
+        self.progress.add(1)
+
+    def ended(self, end: "Ended") -> None:
+        """Print the run's score."""
+        if not end.succeeded:
+            self.failed.append(end)
+        say(_outcome(end))
+        self.progress.add(1)
 
 
 def _say_unscored(pending: "list[PlannedRun]") -> None:
@@ -198,7 +220,5 @@ def _score(end: "Ended") -> str:
 
 
 def _say_failure(end: "Ended") -> None:
-    from tql_offline.training.sweep import last_line
-
-    said = last_line(end.log) or "it printed nothing"
+    said = end.said or "it printed nothing"
     say(f"{end.run.name} failed with exit code {end.code}: {said} (all of it in {end.log})")

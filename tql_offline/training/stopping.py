@@ -1,4 +1,4 @@
-"""Stopping a run cleanly: Ctrl-C and SIGTERM as requests."""
+"""Stopping a run cleanly: Ctrl-C and the signals that end a job as requests."""
 
 import os
 import signal
@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 SAME_STOP_SECONDS = 2.0
+ENDING = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # the last as clusters are often told to
+    if hasattr(signal, name)
+]
 ENDS_WITH_INPUT = "TQL_OFFLINE_ENDS_WITH_INPUT"
 """Set where standard input is a pipe whose other end the starting program holds."""
 
@@ -18,7 +23,7 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
 
 
 class Stop:
-    """A request to stop by Ctrl-C or SIGTERM, honoured where weights and metrics are consistent.
+    """A request to stop by one of `ENDING`, honoured where weights and metrics are consistent.
 
     An update is finished first; an evaluation, which changes no weights, is abandoned at once, and
     so is everything at a second request. One stop may arrive as two signals: a terminal's Ctrl-C
@@ -47,11 +52,14 @@ class Stop:
 
     @contextmanager
     def handling(self) -> Iterator[None]:
-        """Treat Ctrl-C and SIGTERM as requests while the block runs, in the main thread."""
+        """Treat `ENDING` as requests while the block runs, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {n: signal.signal(n, self.request) for n in (signal.SIGINT, signal.SIGTERM)}
+        # nohup ignores SIGHUP, which then stays so; shells let background jobs ignore SIGINT.
+        always = (signal.SIGINT, signal.SIGTERM)
+        heard = [n for n in ENDING if n in always or signal.getsignal(n) is not signal.SIG_IGN]
+        before = {n: signal.signal(n, self.request) for n in heard}
         try:
             yield
         finally:

@@ -1,12 +1,13 @@
 """A sweep: the runs of a grid that one TOML file describes, each trained in its own process.
 
     runs/
-      .sweep.lock         held while a sweep is at work
+      .sweep/<name>.lock  held by the sweep that trains a run
       <name>/             a run's folder (tql_offline/runs.py)
-      <name>.log          what its process printed
+      <name>.log          what its processes printed
 
 A sweep keeps no state of its own: a run is finished when its folder holds a result with the
-settings that the suite gives it, so a stopped sweep continues when it is started again.
+settings that the suite gives it, so a stopped sweep continues when it is started again, and several
+sweeps may share a folder: each takes the next run that no other process trains.
 """
 
 import math
@@ -20,31 +21,32 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tql_offline.config import Config, DataConfig, read_toml, resolve
 from tql_offline.cores import usable_cores
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.environments import TRIAL_STEPS, reports_success
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.variants import idle_settings
-from tql_offline.files import locked, read_json, writing
+from tql_offline.files import BusyError, locked, read_json, writing
 from tql_offline.presets import DEFAULT_DATASET, merge
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, claimed
 from tql_offline.training.new_run import check
 from tql_offline.training.provenance import SWEEP_COMMAND
-from tql_offline.training.result import open_run
-from tql_offline.training.stopping import ENDS_WITH_INPUT
+from tql_offline.training.result import open_run, read_provenance
+from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT
 
 MAX_RUNS = 100_000
 MAX_NAME = 200
@@ -95,7 +97,8 @@ class Ended:
     Attributes:
         run: the run.
         folder: its folder, if the process made one.
-        log: what the process printed.
+        log: what the run's processes printed.
+        said: what this one said last; empty if it printed nothing.
         code: its exit code, negative for a signal.
         seconds: time from its start to its end.
     """
@@ -103,6 +106,7 @@ class Ended:
     run: PlannedRun
     folder: RunFolder
     log: Path
+    said: str
     code: int
     seconds: float
 
@@ -233,7 +237,7 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Planne
         layers = [settings, *(above for _, above in combination), over]
         for seed in suite.seeds:
             name = "-".join([*(label for label, _ in combination), f"s{seed}"])
-            with _naming(f"suite {suite.path}, run {name}"):
+            with _naming(f"suite {suite.path}, run {shown(name)[1:-1]}"):
                 runs.append(PlannedRun(name=name, config=_resolve(reduce(merge, layers), seed)))
     _check_names(runs, suite.path)
     return runs
@@ -286,11 +290,13 @@ def _check_names(runs: Sequence[PlannedRun], path: Path) -> None:
         # Some file systems ignore case.
         name = run.name.lower()
         if name in seen:
-            raise InputError(f"two runs of suite {path} are named {run.name}; change a label")
+            raise InputError(
+                f"two runs of suite {path} are named {shown(run.name)}; change a label"
+            )
         if len(name) > MAX_NAME:
             raise InputError(
-                f"run {run.name} of suite {path} has a name of {len(name)} characters; shorten its "
-                f"labels to {MAX_NAME} in all"
+                f"run {shown(run.name)} of suite {path} has a name of {len(name)} characters; "
+                f"shorten its labels to {MAX_NAME} in all"
             )
         seen.add(name)
 
@@ -368,7 +374,8 @@ def state_of(run: PlannedRun, runs: Path) -> State:
     if path.is_dir() and all(map(_is_passing, path.iterdir())):
         return "unfinished"  # ended before its settings were written
     folder, config = open_run(path)
-    if difference := first_difference(config, run.config):
+    is_moved = moved_data(folder, config, run.config) is not None
+    if difference := first_difference(config, run.config, is_moved=is_moved):
         raise InputError(
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
         )
@@ -379,14 +386,36 @@ def _is_passing(file: Path) -> bool:
     return file.suffix == ".part" or file.name == ".lock"
 
 
-def first_difference(have: Config, want: Config) -> str:
+def moved_data(folder: RunFolder, have: Config, want: Config) -> Path | None:
+    """Where the data file of a run is now, if the suite names another place for the same bytes."""
+    old, new = (Path(config.dataset.path or config.dataset.name) for config in (have, want))
+    if old == new or old.name != new.name or not (new.is_file() and folder.provenance.is_file()):
+        return None
+    recorded = read_provenance(folder)["dataset"]
+    state = new.stat()
+    same = recorded["sha256"] == _sha256(new, state.st_mtime_ns, state.st_size)
+    return new if same else None
+
+
+@lru_cache
+def _sha256(path: Path, _mtime: int, _size: int) -> str:
+    """The digest of a file, which many runs of a sweep share."""
+    return file_sha256(path)
+
+
+def first_difference(have: Config, want: Config, *, is_moved: bool = False) -> str:
     """The first setting that makes two configs train different runs, with both values, or "".
+
+    Where the data `is_moved`, the paths of the file are not compared.
 
     >>> first_difference(Config(steps=5), Config(steps=6))
     'steps 5 where the suite gives 6'
     """
     old, new = (flatten(config.model_dump(mode="json")) for config in (have, want))
     without_effect = (*idle_settings(want.objective, new), *_CHANGE_NO_RESULT)
+    if is_moved:
+        are_paths = all(kind_of(config.dataset.name) == "own" for config in (have, want))
+        without_effect += ("dataset.path", *(["dataset.name"] if are_paths else []))
     for key, value in new.items():
         if not key.startswith(without_effect) and old[key] != value:
             return f"{key} {old[key]!r} where the suite gives {value!r}"
@@ -413,16 +442,30 @@ def discard(run: PlannedRun, runs: Path) -> None:
         shutil.rmtree(aside)
 
 
-def alone(runs: Path) -> AbstractContextManager[None]:
-    """Keep other sweeps out of a folder of runs.
+@contextmanager
+def taken(run: PlannedRun, runs: Path) -> Iterator[None]:
+    """Keep other sweeps from a run.
 
     Raises:
-        InputError: another one is at work there, or it cannot be written.
+        BusyError: another sweep, or a training by hand, is at it.
+        InputError: the folder cannot be written.
     """
-    return locked(
-        runs / ".sweep.lock",
-        f"another sweep is at work in {runs}; wait for its end, or choose another --runs",
-    )
+    with locked(runs / ".sweep" / f"{run.name}.lock", "another sweep trains it"):
+        if (runs / run.name).is_dir():
+            with claimed(RunFolder(runs / run.name)):
+                pass
+        yield
+
+
+def is_taken(run: PlannedRun, runs: Path) -> bool:
+    """Whether another process trains a run."""
+    if not (runs / ".sweep" / f"{run.name}.lock").exists() and not (runs / run.name).is_dir():
+        return False  # nothing is written to find that out
+    try:
+        with taken(run, runs):
+            return False
+    except BusyError:
+        return True
 
 
 # Training.
@@ -434,26 +477,41 @@ GOES_ON = "finished runs are kept, and the same command goes on"
 class _Child:
     run: PlannedRun
     log: Path
+    log_begin: int
     process: subprocess.Popen[bytes]
     started: float
+    claim: ExitStack
+
+
+class SweepReporter(Protocol):
+    """Is told how a sweep proceeds."""
+
+    def begun(self, run: PlannedRun, how: str) -> None:
+        """A run begins; `how` is empty for a new one."""
+
+    def passed(self, run: PlannedRun, why: str) -> None:
+        """A run is passed over."""
+
+    def ended(self, end: Ended) -> None:
+        """A run's process has ended."""
 
 
 def train_runs(
-    runs: Collection[PlannedRun], folder: Path, *, processes: int, ended: Callable[[Ended], None]
+    runs: Collection[PlannedRun], folder: Path, *, processes: int, reporter: SweepReporter
 ) -> None:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
-    An exception, Ctrl-C or a signal that ends this program ends the processes, too, each with a
-    checkpoint.
+    A run that another process trains, or has finished meanwhile, is passed over. An exception,
+    Ctrl-C or a signal that ends this program ends the processes, too, each with a checkpoint.
 
     Args:
-        runs: runs without a folder, or that can be resumed.
+        runs: runs that were not finished.
         folder: folder of runs.
         processes: runs at a time.
-        ended: called with each run when its process has ended.
+        reporter: told of each run.
 
     Raises:
-        InputError: a log cannot be written.
+        InputError: a log cannot be written, or a folder holds another run.
     """
     waiting = deque(runs)
     children: list[_Child] = []
@@ -462,16 +520,44 @@ def train_runs(
         try:
             while waiting or children:
                 while waiting and len(children) < processes:
-                    children.append(_start(waiting.popleft(), folder, Path(configs), threads))
+                    run = waiting.popleft()
+                    with ExitStack() as claim:
+                        try:
+                            reporter.begun(run, _prepare(run, folder, claim))
+                        except BusyError as error:
+                            reporter.passed(run, str(error))
+                            continue
+                        children.append(_start(run, folder, Path(configs), threads, claim))
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
-                    ended(_ended(child, folder))
+                    reporter.ended(_ended(child, folder))
                 time.sleep(POLL_SECONDS)
         finally:
             for child in children:
                 child.process.terminate()
             for child in children:
-                _wait(child.process)
+                _wait(child)
+
+
+def _prepare(run: PlannedRun, folder: Path, claim: ExitStack) -> str:
+    """Claim a run for this sweep, and clear away what cannot go on.
+
+    Returns:
+        How the run begins; "" for a new one.
+
+    Raises:
+        BusyError: another process trains the run, or has finished it meanwhile.
+    """
+    claim.enter_context(taken(run, folder))
+    state = state_of(run, folder)
+    if state == "finished":
+        raise BusyError("another sweep has finished it")
+    if state == "to do":
+        return ""
+    if can_go_on(run, folder):
+        return "was not finished, goes on"
+    discard(run, folder)
+    return "was not finished, starts again from nothing"
 
 
 def threads_each(processes: int) -> int:
@@ -505,7 +591,7 @@ def _command_to_record(run: PlannedRun) -> str:
     return shlex.join(["tql-offline", *kept, "--only", run.name])
 
 
-def _start(run: PlannedRun, folder: Path, configs: Path, threads: int) -> _Child:
+def _start(run: PlannedRun, folder: Path, configs: Path, threads: int, claim: ExitStack) -> _Child:
     threads = _threads_before(run, folder) or threads
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -514,7 +600,8 @@ def _start(run: PlannedRun, folder: Path, configs: Path, threads: int) -> _Child
     }
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
     config.write_text(run.config.to_toml(), encoding="utf-8")
-    with writing(log), log.open("wb") as output:
+    with writing(log), log.open("ab") as output:
+        begin = output.tell()
         process = subprocess.Popen(
             _command(run, config, folder),
             stdin=subprocess.PIPE,
@@ -522,13 +609,22 @@ def _start(run: PlannedRun, folder: Path, configs: Path, threads: int) -> _Child
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
         )
-    return _Child(run=run, log=log, process=process, started=time.monotonic())
+    return _Child(
+        run=run,
+        log=log,
+        log_begin=begin,
+        process=process,
+        started=time.monotonic(),
+        claim=claim.pop_all(),
+    )
 
 
 def _command(run: PlannedRun, config: Path, folder: Path) -> list[str]:
     train = [sys.executable, "-m", "tql_offline", "train"]
     if can_go_on(run, folder):
-        return [*train, "--resume", str(folder / run.name)]
+        path = folder / run.name
+        moved = moved_data(*open_run(path), run.config)
+        return [*train, "--resume", str(path), *(["--path", str(moved)] if moved else [])]
     return [*train, "--config", str(config), "--runs", str(folder), "--name", run.name]
 
 
@@ -537,24 +633,25 @@ def _ended(child: _Child, folder: Path) -> Ended:
         run=child.run,
         folder=RunFolder(folder / child.run.name),
         log=child.log,
-        code=_wait(child.process),
+        said=last_words(child.log, child.log_begin),
+        code=_wait(child),
         seconds=time.monotonic() - child.started,
     )
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code, once there is one."""
-    code = process.wait()
-    if process.stdin is not None:
-        process.stdin.close()  # not before: a run ends with its input
+def _wait(child: _Child) -> int:
+    """The exit code, once there is one; the run may then be claimed by others."""
+    code = child.process.wait()
+    if child.process.stdin is not None:
+        child.process.stdin.close()  # not before: a run ends with its input
+    child.claim.close()
     return code
 
 
 @contextmanager
 def _raised_signals() -> Iterator[None]:
     """Raise SystemExit where a signal would end this process at once and orphan its children."""
-    numbers = [n for n in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None]
-    caught = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    caught = [n for n in ENDING if signal.getsignal(n) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         caught = []  # Python lets no other thread catch signals
     for number in caught:
@@ -570,12 +667,17 @@ def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank; empty if there is none."""
+def last_words(log: Path, begin: int = 0) -> str:
+    """The last sentence of an error in a log, or else its last line that is not blank, or "".
+
+    A process that the run had before may still write its own lines.
+    """
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        file.seek(max(begin, log.stat().st_size - LOG_TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    errors = [line for line in lines if line.startswith("tql-offline: ")]
+    return (errors or lines or [""])[-1]
 
 
 def last_evaluation(folder: RunFolder) -> dict[str, Any] | None:
