@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every GPU check and timing: benchmarks/gpu.sh OUTDIR [SECTION…], all sections in order if none is named.
-# Needs PyTorch with CUDA and the package's pure-Python dependencies; no simulator. JAX (with flax and
-# optax) and d3rlpy are timed where they are installed. `collapse` needs cube-double with its rewards
+# Needs PyTorch with CUDA, the package's dependencies but the simulators (Gymnasium counts: environments are imported),
+# pytest and pytest-timeout. JAX (with flax and optax) and d3rlpy are timed where they are installed. `collapse` needs cube-double with its rewards
 # written in, made where OGBench is installed:
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
 # Compiling takes most of the time: 40 to 60 s a size and precision where nothing is cached.
@@ -23,11 +23,21 @@ bench() { # NAME FLAGS…
   grep -v ': round \|: preparing' "$out/$name.txt"
 }
 
-# Do graphs, compiled losses and precisions give the same updates? Golden cases on the GPU?
-tests() {
-  timeout 300 python3 -m pytest -q -p no:cacheprovider tests/test_triton_attention.py \
-    tests/test_cuda.py tests/test_devices.py tests/test_golden.py --show-capture=no 2>&1 | tee "$out/tests.txt"
+check() { # NAME ARGUMENTS…
+  local name=$1
+  shift
+  timeout 280 python3 -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=8 --show-capture=no \
+    "$@" 2>&1 | tee "$out/$name.txt" | grep -v PASSED
 }
+
+# Do graphs and precisions give the same updates? Golden cases on the GPU?
+tests() { check tests tests/test_cuda.py tests/test_devices.py tests/test_golden.py -k 'not compiled'; }
+
+# Do compiled losses? (three compilations)
+compiled_tests() { check tests-compiled tests/test_cuda.py tests/test_devices.py -k compiled; }
+
+# Does the attention kernel? (its float32 products take minutes to compile)
+triton_tests() { check tests-triton tests/test_triton_attention.py; }
 
 # Is small at 1,000 updates/s? Are eight seeds of it at four times one's throughput? (1 to 2 minutes)
 small() {
@@ -39,8 +49,11 @@ small() {
 xl() { bench xl --size xl --ways bfloat16 --no-peers --no-memory --seconds 4 --rounds 4; }
 
 # At three times JAX's rate? XLA takes minutes to compile xl the first time.
-small_peers() { bench small-peers --size small --ways bfloat16,tf32,ours,eager --no-memory --seconds 3 --rounds 4; }
-xl_peers() { bench xl-peers --size xl --ways 'bfloat16,tf32,plain path' --seconds 4 --rounds 4; }
+# Ratios are over `ours`, in float32 as JAX's rows are that do not say TF32.
+small_peers() { bench small-peers --size small --ways ours,tf32,bfloat16,eager --no-memory --seconds 3 --rounds 4; }
+xl_peers() {
+  BENCH_SECONDS=550 bench xl-peers --size xl --ways 'ours,tf32,bfloat16,plain path' --no-memory --seconds 4 --rounds 4
+}
 
 # Every size; IQL and CQL beside d3rlpy's and CORL's.
 sizes() { bench sizes --size tiny,medium,large,xxl --ways 'ours,bfloat16' --no-peers --no-memory --seconds 3 --rounds 3; }
@@ -76,7 +89,9 @@ collapse() {
   python3 benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"
 }
 
-[ $# -gt 0 ] || set -- tests precision small xl profile small_peers xl_peers mlps sizes attention collapse
+# The first seven take some 13 minutes with nothing compiled yet.
+[ $# -gt 0 ] || set -- tests small xl attention profile small_peers compiled_tests triton_tests \
+  precision xl_peers mlps sizes collapse
 for section in "$@"; do
   started=$SECONDS
   "$section"

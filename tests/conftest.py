@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 # Two test processes with two threads each spin against one another on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if shutil.which("nvidia-smi") is None:
+if shutil.which("nvidia-smi") is None and not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when PyTorch first imports Triton
 
 

@@ -140,7 +140,7 @@ def test_figures_of_known_contenders(clock, monkeypatch):
 
     monkeypatch.setattr(compare, "make_contender", make)
     monkeypatch.setattr(compare, "matrix_product", lambda *_: sleeper(clock, 0.25, flops=20))
-    result = compare.compare(SMALL, ["ours", "absent", "JAX/Flax"], 8.0, 2, memory=False)
+    result = compare.compare(SMALL, ["ours", "absent", "JAX/Flax"], 8.0, 2)
     mine, jax = result["rows"]
     assert mine["updates_per_second"] == 2.0
     assert mine["updates_per_cpu_second"] == 1.0
@@ -176,7 +176,7 @@ def test_tf32_is_set_for_whom_it_is_and_has_a_peak_of_its_own(monkeypatch):
     monkeypatch.setattr(
         compare, "matrix_product", lambda _, *kind: kinds.append(kind) or contender(kind[1])
     )
-    compare.compare(SMALL, ["ours", "tf32"], seconds=1e-6, rounds=2, memory=False)
+    compare.compare(SMALL, ["ours", "tf32"], seconds=1e-6, rounds=2)
     assert sorted(kinds, key=str) == [(torch.float32, False), (torch.float32, True)]
     for turn in (used[:4], used[4:8], used[8:]):  # the warm-up, and two rounds
         assert turn == ["highest", "high", *turn[2:]]
@@ -184,7 +184,11 @@ def test_tf32_is_set_for_whom_it_is_and_has_a_peak_of_its_own(monkeypatch):
 
 
 def test_who_takes_part():
-    assert peers_of(SMALL) == ["JAX/Flax", "JAX/Flax, scan of 10"]
+    assert peers_of(SMALL) == [
+        "JAX/Flax",
+        "JAX/Flax, scan of 10",
+        "JAX/Flax, scan of 10, TF32",
+    ]
     assert peers_of(replace(SMALL, objective="implicit")) == []  # nobody else's is a transformer
     mlp = replace(SMALL, objective="implicit", hidden=(8,))
     assert peers_of(mlp) == ["CORL-style", "d3rlpy", "d3rlpy, graph"]
@@ -214,6 +218,20 @@ def test_memory_sees_a_contenders_tensors(monkeypatch):
     monkeypatch.setattr(compare, "make_contender", make)
     found = memory.measure(SMALL, "any")
     assert 2 * 2**26 <= found <= 2.2 * 2**26
+
+
+def test_rates_are_written_before_memory_is_measured(tmp_path, monkeypatch):
+    file = tmp_path / "bench.json"
+    result = {"title": "x", "rows": [{"name": "ours"}]}
+    monkeypatch.setattr(compare, "compare", lambda *_: result)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "add_memory", interrupted)
+    with pytest.raises(SystemExit):
+        main(["bench", "--size", "tiny", "--device", "cpu", "--no-peers", "--out", str(file)])
+    assert json.loads(file.read_text())["results"] == [result]
 
 
 def test_the_command_writes_its_figures(tmp_path, capsys):

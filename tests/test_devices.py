@@ -69,10 +69,12 @@ WAYS: list[Any] = [
         pytest.param("cuda", objective, execution, marks=needs_gpu)
         for objective, execution in [
             *((objective, {}) for objective in OBJECTIVES),
-            ("flow", {"compile": "on"}),
             ("flow", {"precision": "tf32"}),
-            ("flow", {"compile": "on", "precision": "bfloat16"}),
         ]
+    ),
+    *(
+        pytest.param("cuda", "flow", how, marks=needs_gpu, id=f"compiled-{len(how)}")
+        for how in ({"compile": "on"}, {"compile": "on", "precision": "bfloat16"})
     ),
 ]
 

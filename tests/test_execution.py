@@ -300,6 +300,27 @@ def test_bfloat16_keeps_weights_targets_entropies_and_losses_in_float32(method):
         np.testing.assert_allclose(have[name], value, rtol=0.1, atol=0.05, err_msg=name)
 
 
+def test_bfloat16_casts_weights_anew_where_no_gradients_were_wanted_before():
+    """In older releases of PyTorch the cast that is kept has no history."""
+    weight = torch.ones(2, 2, requires_grad=True)
+    casts = []
+
+    class Agent:
+        losses = ("loss",)
+
+        def loss(self):
+            with torch.no_grad():
+                weight @ weight
+            casts.append(torch.is_autocast_cache_enabled())
+            return (weight @ weight).sum()
+
+    agent = Agent()
+    execution.set_precision(agent, "bfloat16", "cpu")
+    agent.loss().backward()
+    assert casts == [False]
+    assert weight.grad is not None
+
+
 @pytest.mark.parametrize(
     "how", [{"precision": "bfloat16"}, {"compile": "on"}], ids=["bfloat16", "compiled"]
 )

@@ -73,6 +73,26 @@ def walk(episodes, length, *, reward, ends=lambda _s, _a: False, start=None):
     return Episodes(**arrays, lengths=np.array(lengths))
 
 
+def test_many_first_observations_are_acted_on_in_parts(monkeypatch):
+    """Best-of-n asks the run's critic n times a row."""
+    episodes = walk(10, 3, reward=lambda _s, _a: 1.0)
+    sizes = []
+
+    def policy(observations, noise):
+        sizes.append(len(observations))
+        return 0.5 * observations + 0.1 * noise
+
+    def values():
+        data = Transitions.of(episodes, discount=0.9, device=CPU)
+        return Fitting(Policy(policy), "learned", data, TWO).values()
+
+    want = values()
+    monkeypatch.setattr(fqe, "_ROWS_AT_ONCE", 4)
+    sizes.clear()
+    assert torch.equal(values(), want)
+    assert set(sizes) == {4, 2}
+
+
 def worth(policy, episodes, discount=0.8, fit=SHORT):
     data = Transitions.of(episodes, discount=discount, device=CPU)
     return fitted_q_evaluation(Policy(policy), "learned", data, fit=fit, reporter=SilentReporter())

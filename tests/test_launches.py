@@ -4,6 +4,7 @@ What a graph replays are operations on fixed memory. All that Python decided whi
 recorded (a number that it read or counted, a branch that it took) is the same in every replay.
 """
 
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -70,7 +71,7 @@ def recorded_graphs(monkeypatch):
     monkeypatch.setattr(cpu_kernels, "usable", lambda: False)  # these would not be recorded
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_options: graph.recording())
-    for name in ("current_stream", "default_stream"):
+    for name in ("current_stream", "default_stream", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda _device: None)
 
 
@@ -88,6 +89,21 @@ def trained(method, updates, *, launches):
         step += graphed(step + 1, updates - step if launches else 1)
     assert (graphed.graph is not None) == launches
     return agent, window.flush(), generator.get_state()
+
+
+def test_no_garbage_is_collected_while_launches_are_recorded(monkeypatch):
+    """A dead run's graph, destroyed meanwhile, would end the recording (pytorch#161037)."""
+    seen = []
+    real = Graphed._update
+
+    def update(self, step):
+        seen.append(gc.isenabled())
+        return real(self, step)
+
+    monkeypatch.setattr(Graphed, "_update", update)
+    trained("cloning flow", 4 + WARM_UP + 1, launches=True)
+    assert seen == [True] * 4 + [False] * 4
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -66,7 +66,6 @@ def compare(
     names: Sequence[str],
     seconds: float,
     rounds: int,
-    memory: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Time contenders of a workload's update, in turn.
@@ -76,7 +75,6 @@ def compare(
         names: names from `WAYS` and `peers_of(workload)`; ratios are of the first one's rates.
         seconds: seconds per contender.
         rounds: rounds that the seconds are divided into.
-        memory: whether to measure peak memory too, in a process per contender.
         say: called with a sentence on what is going on.
 
     Returns:
@@ -104,13 +102,16 @@ def compare(
         for timing in (*timings.values(), *peaks.values()):
             timing.run_round()
     first = next(iter(timings.values()))
-    rows = [row(name, timing, first, peaks) for name, timing in timings.items()]
-    if memory:
-        del timings, first, timing, contender  # to free the GPU's memory
-        for line in rows:
-            say(f"{workload}: memory of {line['name']}")
-            line["peak_memory_bytes"] = peak_memory(workload, line["name"])
-    return found | {"rows": rows}
+    return found | {"rows": [row(name, timing, first, peaks) for name, timing in timings.items()]}
+
+
+def add_memory(
+    workload: Workload, rows: Sequence[dict[str, Any]], say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Measure the peak memory of a comparison's contenders, each in a process of its own."""
+    for line in rows:
+        say(f"{workload}: memory of {line['name']}")
+        line["peak_memory_bytes"] = peak_memory(workload, line["name"])
 
 
 def make_contender(name: str, workload: Workload, data: Transitions) -> Contender:

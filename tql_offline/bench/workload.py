@@ -104,6 +104,7 @@ Make = Callable[[Workload, Transitions], Contender]
 _JAX = {
     "JAX/Flax": "jax_tql:make_single",
     "JAX/Flax, scan of 10": "jax_tql:make_scan",
+    "JAX/Flax, scan of 10, TF32": "jax_tql:make_tf32_scan",
 }
 PEERS: dict[tuple[str, bool], dict[str, str]] = {
     ("flow", False): _JAX,

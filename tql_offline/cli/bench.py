@@ -71,7 +71,7 @@ def bench(
     """Time whole updates: ours, its plain path and others' equivalents, beside matrix products."""
     share_machine(min(threads, MOST))
     # Imported here: they import PyTorch.
-    from tql_offline.bench.compare import compare, known_names
+    from tql_offline.bench.compare import add_memory, compare, known_names
     from tql_offline.bench.workload import peers_of
     from tql_offline.training.device import pick_device
 
@@ -82,12 +82,18 @@ def bench(
     for workload in workloads(sizes, objectives, batch_sizes, hidden, where.type):
         names = split(ways, known_names(workload), "way")
         names += [name for name in peers_of(workload) if peers and name not in names]
-        results.append(compare(workload, names, seconds, rounds, memory, say))
+        results.append(compare(workload, names, seconds, rounds, say))
+        _write(out, document | {"results": results})  # measuring memory may outlast patience
+        if memory:
+            add_memory(workload, results[-1]["rows"], say)
+            _write(out, document | {"results": results})
         show(results[-1])
-        if out:
-            text = json.dumps(document | {"results": results}, indent=2)
-            with writing(out):
-                out.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _write(out: Path | None, document: dict[str, Any]) -> None:
+    if out:
+        with writing(out):
+            out.write_text(f"{json.dumps(document, indent=2)}\n", encoding="utf-8")
 
 
 def check_writable(out: Path) -> None:

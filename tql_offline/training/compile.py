@@ -11,10 +11,12 @@ ways that differ only in speed and rounding:
 What cannot be compiled runs the slower way, and a note says why.
 """
 
+import gc
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, Protocol
@@ -162,7 +164,9 @@ def set_matrix_precision(precision: str) -> None:
 def _autocast(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
     @wraps(function)
     def in_bfloat16(*arguments: Any) -> Any:
-        with torch.autocast(device_type, torch.bfloat16):
+        # Without its cache, whose casts have no history where a network was used without gradients
+        # before: until PyTorch 2.12 it would silently get none afterwards (pytorch#165068).
+        with torch.autocast(device_type, torch.bfloat16, cache_enabled=False):
             return function(*arguments)
 
     return in_bfloat16
@@ -286,6 +290,7 @@ class Graphed(_OneByOne):
         self.position = torch.zeros(1, dtype=torch.int64, device=generator.device)
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None
         self.captured = MetricsWindow()
 
     def __call__(self, step: int, most: int) -> int:
@@ -314,16 +319,30 @@ class Graphed(_OneByOne):
         """Record K updates; recording runs none of them."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        # On the seed's own stream: on PyTorch's shared one all seeds' graphs would share one
-        # workspace for products, and several are launched at once (pytorch#193402). Another thread
-        # may score policies meanwhile, which must not break the recording.
+        # On a stream of its own: graphs of one stream share a workspace for products, which goes
+        # with the first of them, and several are launched at once (pytorch#193402).
         here = torch.cuda.current_stream(self.generator.device)
         shared = here == torch.cuda.default_stream(self.generator.device)
-        stream = None if shared else here
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        self.stream = torch.cuda.Stream(self.generator.device) if shared else here
+        # Another thread may score policies meanwhile, which must not break the recording.
+        recording = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        with _no_collection(), recording:
             for offset in range(self.count):
                 self.captured.add(self._update(step + offset))
         return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect garbage first and not meanwhile: a dead run's graph, destroyed, ends a recording."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def updates_of_a_launch(config: Config) -> int:

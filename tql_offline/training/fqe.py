@@ -49,6 +49,7 @@ TRACED = 10
 """Estimates made over the course of a fit."""
 _DRAWS = 8
 """Policy actions that an estimate averages over, for each first observation."""
+_ROWS_AT_ONCE = 4096
 _STEPS = 100_000
 """Steps, at most, that tell how far one goes."""
 _TITLE = "fitting Q"
@@ -376,6 +377,8 @@ class Fitting:
     def _q_of_policy(self, critic: MLPCritic, observations: Tensor) -> Float[Tensor, "B M"]:
         count = (len(observations), self.agent.noise_dim(self.policy))
         noise = torch.randn(count, generator=self.generator, device=observations.device)
-        actions = self.agent.act(self.policy, observations, noise)
+        # In parts: best-of-n asks the run's critic n times a row, for all starts at once.
+        parts = zip(observations.split(_ROWS_AT_ONCE), noise.split(_ROWS_AT_ONCE), strict=True)
+        actions = torch.cat([self.agent.act(self.policy, *part) for part in parts])
         q: Tensor = critic(self.data.normaliser(observations), actions)
         return q
