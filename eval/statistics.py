@@ -11,6 +11,7 @@ there are no bounds. tests/test_statistics.py simulates the coverage of every in
 docs/leaderboard.md says where they fail.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -507,13 +508,15 @@ def size_trend(
 
     Within each task the runs' scores are permuted among the sizes (Jonckheere, 1954). The null
     hypothesis is that scores have the same distribution at every size, so unequal spreads count
-    against it too. The p-values count the observed order itself, so they are never 0.
+    against it too. The p-values are exact if there are at most `permutations` ways to deal the
+    scores of all tasks to the sizes. The observed order is one of them or, where the others are
+    drawn, counted in, so p-values are never 0.
 
     Args:
         sizes: per task, the parameters of each run.
         table: per task, the score of each run.
-        generator: permutes the scores.
-        permutations: number of permutations.
+        generator: permutes the scores; not used where p-values are exact.
+        permutations: number of permutations drawn, and the most that are enumerated instead.
 
     Raises:
         InputError: sizes and scores do not fit, or no task has two sizes.
@@ -524,24 +527,55 @@ def size_trend(
     if pairs == 0:
         raise InputError("no task has runs of two sizes; a trend needs at least two")
     observed = sum(_concordance(s, t[None])[0] for s, t in zip(signs, tasks, strict=True))
-    dealt = np.zeros(permutations)
-    for sign, task in zip(signs, tasks, strict=True):
-        dealt += _concordance(sign, generator.permuted(np.tile(task, (permutations, 1)), axis=1))
+    is_exact = math.prod(map(num_deals, sizes)) <= permutations
+    dealt = np.zeros(1 if is_exact else permutations)
+    for size, sign, task in zip(sizes, signs, tasks, strict=True):
+        if is_exact:  # every deal of this task with every one of those before
+            dealt = np.add.outer(dealt, _concordance(sign, _every_deal(size, task))).ravel()
+        else:
+            drawn = generator.permuted(np.tile(task, (permutations, 1)), axis=1)
+            dealt += _concordance(sign, drawn)
     ordered = [
         _concordance(_size_signs(np.sort(size), task), np.sort(task)[None])[0]
         for size, task in zip(sizes, tasks, strict=True)
     ]
     return Trend(
         concordance=float(observed / pairs),
-        p_rise=_share(dealt >= observed),
-        p_fall=_share(dealt <= observed),
-        least_p=min(1.0, 2 * _share(dealt >= sum(ordered))),
+        p_rise=_share(dealt >= observed, is_exact),
+        p_fall=_share(dealt <= observed, is_exact),
+        least_p=min(1.0, 2 * _share(dealt >= sum(ordered), is_exact)),
     )
 
 
-def _share(deals: NDArray[np.bool_]) -> float:
-    """The share of permutations, with the observed order counted in, that are as far out."""
-    return float((1 + deals.sum()) / (1 + len(deals)))
+def _share(deals: NDArray[np.bool_], is_exact: bool) -> float:
+    """The share as far out, of all deals or of those drawn with the observed one counted in."""
+    more = 0 if is_exact else 1
+    return float((more + deals.sum()) / (more + len(deals)))
+
+
+def num_deals(sizes: ArrayLike) -> int:
+    """Number of ways to deal scores to runs of these sizes, irrespective of order within a size.
+
+    >>> num_deals([1, 1, 1, 2, 2, 2])
+    20
+    """
+    counts = np.unique(sizes, return_counts=True)[1].tolist()
+    return math.factorial(sum(counts)) // math.prod(map(math.factorial, counts))
+
+
+def _every_deal(sizes: ArrayLike, task: Scores) -> Scores:
+    """The scores in every way of dealing them to runs of these sizes; `(num_deals, runs)`."""
+    counts = np.unique(sizes, return_counts=True)[1].tolist()
+    level = np.full((1, len(task)), len(counts))  # of each score; at first, none
+    for index, count in enumerate(counts):
+        left = sum(counts[index:])
+        free = np.argsort(-level, axis=1, kind="stable")[:, :left]
+        chosen = free[:, list(itertools.combinations(range(left), count))].reshape(-1, count)
+        level = np.repeat(level, math.comb(left, count), axis=0)
+        np.put_along_axis(level, chosen, index, axis=1)
+    dealt = np.empty(level.shape)
+    dealt[:, np.argsort(sizes, kind="stable")] = task[np.argsort(level, axis=1, kind="stable")]
+    return dealt
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -391,28 +392,79 @@ def test_one_run_per_task_has_no_interval():
 def test_a_trend_in_one_task_is_kendalls():
     """Exactly, where there are few runs and no ties."""
     sizes, scores = [1, 2, 3, 4, 5, 6], [3.0, 1.0, 4.0, 5.0, 2.0, 9.0]
-    got = size_trend([sizes], [scores], np.random.default_rng(0), permutations=40_000)
+    got = size_trend([sizes], [scores], np.random.default_rng(0))
     rises = stats.kendalltau(sizes, scores, alternative="greater", method="exact")
     falls = stats.kendalltau(sizes, scores, alternative="less", method="exact")
     assert got.concordance == pytest.approx(rises.statistic)
-    assert got.p_rise == pytest.approx(rises.pvalue, abs=0.01)
-    assert got.p_fall == pytest.approx(falls.pvalue, abs=0.01)
+    assert got.p_rise == pytest.approx(rises.pvalue)
+    assert got.p_fall == pytest.approx(falls.pvalue)
+    drawn = size_trend([sizes], [scores], np.random.default_rng(0), permutations=719)
+    assert drawn.p_rise == pytest.approx(rises.pvalue, abs=0.05)
+    assert drawn.p_fall == pytest.approx(falls.pvalue, abs=0.05)
+
+
+def concordance(sizes, scores):
+    """Pairs in which the larger run scored more, minus those in which it scored less."""
+    pairs = itertools.combinations(zip(sizes, scores, strict=True), 2)
+    return sum(int(np.sign(b[0] - a[0]) * np.sign(b[1] - a[1])) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scores"),
+    [
+        ([[1, 1, 1, 2, 2, 2]], [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]),
+        ([[1, 1, 1, 2, 2, 2]], [[6.0, 2.0, 3.0, 4.0, 5.0, 1.0]]),
+        ([[2, 1, 1, 3, 2, 1]], [[4.0, 1.0, 1.0, 4.0, 0.0, 2.0]]),
+        ([[2, 1, 1, 1, 1, 1, 2, 1]], [[9.0, 1.0, 2.0, 3.0, 0.0, 4.0, 8.0, 8.5]]),
+        ([[1, 2, 1, 2], [1, 1, 2, 2]], [[1.0, 0.0, 2.0, 3.0], [1.0, 5.0, 5.0, 7.0]]),
+    ],
+)
+def test_few_deals_are_all_counted(sizes, scores):
+    """Against every permutation of every task's scores, one by one, whatever the generator."""
+    dealt = [
+        sum(map(concordance, sizes, deal))
+        for deal in itertools.product(*(itertools.permutations(task) for task in scores))
+    ]
+    observed = sum(map(concordance, sizes, scores))
+    best = sum(map(concordance, map(sorted, sizes), map(sorted, scores)))
+    rises, falls, perfect = (
+        np.mean(share)
+        for share in (
+            [deal >= observed for deal in dealt],
+            [deal <= observed for deal in dealt],
+            [deal >= best for deal in dealt],
+        )
+    )
+    for seed in (0, 1):
+        got = size_trend(sizes, scores, np.random.default_rng(seed))
+        assert (got.p_rise, got.p_fall) == pytest.approx((rises, falls), rel=1e-12)
+        assert got.least_p == pytest.approx(min(1, 2 * perfect), rel=1e-12)
+
+
+@pytest.mark.parametrize(("counts", "deals"), [((3, 3), 20), ((2, 7), 36)])
+def test_a_perfect_order_of_two_sizes_is_one_deal_of_all(counts, deals):
+    sizes, scores = np.repeat([1, 2], counts), np.arange(float(sum(counts)))
+    got = size_trend([sizes], [scores], np.random.default_rng(0))
+    assert (got.p_rise, got.p_fall) == (1 / deals, 1.0)
+    assert got.p == got.least_p == 2 / deals
+    falls = size_trend([sizes], [-scores], np.random.default_rng(0))
+    assert (falls.p_rise, falls.p_fall) == (1.0, 1 / deals)
 
 
 @pytest.mark.parametrize(
     ("counts", "tasks", "least"),
-    [((3, 3), 1, 2 / 20), ((2, 2), 2, 2 / 36), ((3, 3, 3, 3), 1, 0)],
+    [((3, 3), 1, 2 / 20), ((2, 2), 2, 2 / 36), ((3, 3, 3, 3), 1, 2 / 10_001)],
 )
 def test_a_perfect_order_of_few_runs_is_not_unlikely(counts, tasks, least):
     """Of C(6, 3) = 20 deals of three and three runs one is in perfect order."""
     sizes = [np.repeat(np.arange(len(counts)), counts)] * tasks
     scores = [np.arange(float(sum(counts)))] * tasks
     got = size_trend(sizes, scores, np.random.default_rng(0))
-    assert got.least_p == pytest.approx(least, abs=0.015)
+    assert got.least_p == pytest.approx(least)
     assert got.p == pytest.approx(got.least_p)
     shuffled = [np.roll(task, 1) for task in scores]
     again = size_trend(sizes, shuffled, np.random.default_rng(0))
-    assert again.least_p == pytest.approx(least, abs=0.015)
+    assert again.least_p == pytest.approx(least)
     assert again.p > again.least_p
 
 
