@@ -37,6 +37,7 @@ from tql_offline.eval.report_tables import (
 from tql_offline.eval.rows import MAX_NAMED
 from tql_offline.eval.scaling import Scaling, SizePoint, best_of, scaling_of
 from tql_offline.eval.statistics import (
+    SIGNIFICANCE,
     Estimate,
     checked_table,
     estimate_improvement,
@@ -488,18 +489,21 @@ def trend_sentences(
 
     Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
     """
-    for scaling, p in zip(scalings, holm([s.trend.p for s in scalings]), strict=True):
-        yield trend_sentence(scaling, p, len(scalings), digits, brief=brief)
+    found = [scaling.trend.p for scaling in scalings]
+    for i, (scaling, p) in enumerate(zip(scalings, holm(found), strict=True)):
+        least_p = holm([*found[:i], scaling.trend.least_p, *found[i + 1 :]])[i]
+        yield trend_sentence(scaling, p, least_p, len(scalings), digits, brief=brief)
 
 
 def trend_sentence(
-    scaling: Scaling, p: float, tests: int, digits: int, *, brief: bool = False
+    scaling: Scaling, p: float, least_p: float, tests: int, digits: int, *, brief: bool = False
 ) -> str:
     """The answer for one method.
 
     Args:
         scaling: the method's scaling.
         p: two-sided p-value, corrected for `tests` methods.
+        least_p: the same if this method's scores were in perfect order.
         tests: number of methods tested.
         digits: decimals of a difference of scores.
         brief: whether to leave out the evidence and the tasks that disagree.
@@ -508,16 +512,20 @@ def trend_sentence(
     evidence = "" if brief else f" ({_evidence(scaling, p, tests)})"
     return (
         f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
-        f"{_confounded(scaling)}{_answer(scaling, p, tests)}{evidence}; "
-        f"{_change(scaling, digits)}.{'' if brief else _within(scaling, digits)}"
+        f"{_confounded(scaling)}{_answer(scaling, p, least_p, tests)}{evidence}; "
+        f"{_change(scaling, tests, digits)}.{_enough(scaling, least_p, tests)}"
+        f"{'' if brief else _within(scaling, digits)}"
     )
 
 
-def _change(scaling: Scaling, digits: int) -> str:
+def _change(scaling: Scaling, tests: int, digits: int) -> str:
     """The largest size against the smallest: the difference or, without an average, task counts."""
     first, last = scaling.points[0], scaling.points[-1]
     if not scaling.by_task:
-        return f"{last.size} against {first.size}: {between(last.difference, digits, '+').text}"
+        is_uncorrected = tests > 1 and not math.isnan(last.difference.low)
+        single = f" (not corrected for {tests} methods)" if is_uncorrected else ""
+        difference = between(last.difference, digits, "+").text
+        return f"{last.size} against {first.size}: {difference}{single}"
     less = f", and less on {scaling.fallen}" if scaling.fallen else ""
     return (
         f"{last.size} scores more than {first.size} on {scaling.risen} of "
@@ -542,15 +550,25 @@ def _confounded(scaling: Scaling) -> str:
     return f"these runs also differ in {names}, so size is not the only difference: "
 
 
-def _answer(scaling: Scaling, p: float, tests: int) -> str:
+def _answer(scaling: Scaling, p: float, least_p: float, tests: int) -> str:
     trend = scaling.trend
     if scaling.alike:
         return "all runs of a task score the same, so no effect of size can show"
-    if tests * trend.least_p >= 0.05:
-        return "too few runs to show a trend with size, whatever their order"
-    if p < 0.05:
+    if least_p >= SIGNIFICANCE:
+        are_few = trend.fewest_runs < trend.runs_enough(tests)
+        which = "too few runs" if are_few else "too many equal scores"
+        return f"{which} to show a trend with size, whatever their order"
+    if p < SIGNIFICANCE:
         return f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
     return "no trend with size is shown"
+
+
+def _enough(scaling: Scaling, least_p: float, tests: int) -> str:
+    """How many runs could show a trend, where these are too few."""
+    runs, each = scaling.trend.runs_enough(tests), " on each task" if len(scaling.tasks) > 1 else ""
+    if scaling.alike or least_p < SIGNIFICANCE or scaling.trend.fewest_runs >= runs:
+        return ""
+    return f" A trend can show from {runs} runs of each size{each} on."
 
 
 def _within(scaling: Scaling, digits: int) -> str:

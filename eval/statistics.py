@@ -30,6 +30,8 @@ Statistic = Callable[[Sequence[Scores]], Any]
 """Maps one `(..., runs)` array per task to `(...)`."""
 
 RESAMPLES = 10_000
+SIGNIFICANCE = 0.05
+"""A trend is claimed below this p-value, corrected for all methods of a board."""
 _LEAST_TAIL = 5e-4
 """Least tail of a bootstrap quantile: only 5 of `RESAMPLES` lie further out."""
 _BLOCK_CELLS = 2**22
@@ -484,17 +486,39 @@ class Trend:
         p_rise: chance of at least this concordance if size did not matter.
         p_fall: chance of at most this concordance if size did not matter.
         least_p: `p` if these scores were in perfect order; with few runs, no order is unlikely.
+        sizes: number of different sizes on each task.
+        fewest_runs: fewest runs of a size on a task.
     """
 
     concordance: float
     p_rise: float
     p_fall: float
     least_p: float
+    sizes: tuple[int, ...]
+    fewest_runs: int
 
     @property
     def p(self) -> float:
         """Two-sided p-value, of a trend in either direction."""
         return min(1.0, 2 * min(self.p_rise, self.p_fall))
+
+    def runs_enough(self, tests: int) -> int:
+        """Fewest runs of each size on each task that, without ties, can show a trend.
+
+        Their perfect order is significant whatever the p-values of the other tests.
+
+        Args:
+            tests: number of tests that p-values are corrected for.
+        """
+        runs = 1
+        while not math.prod(num_deals([*range(n)] * runs) for n in self.sizes) > _deals(tests):
+            runs += 1
+        return runs
+
+
+def _deals(tests: int) -> float:
+    """Number of equally likely deals above which one and its reverse are significant."""
+    return 2 * tests / SIGNIFICANCE
 
 
 def size_trend(
@@ -527,6 +551,7 @@ def size_trend(
     if pairs == 0:
         raise InputError("no task has runs of two sizes; a trend needs at least two")
     observed = sum(_concordance(s, t[None])[0] for s, t in zip(signs, tasks, strict=True))
+    counts = [np.unique(size, return_counts=True)[1] for size in sizes]
     is_exact = math.prod(map(num_deals, sizes)) <= permutations
     dealt = np.zeros(1 if is_exact else permutations)
     for size, sign, task in zip(sizes, signs, tasks, strict=True):
@@ -544,6 +569,8 @@ def size_trend(
         p_rise=_share(dealt >= observed, is_exact),
         p_fall=_share(dealt <= observed, is_exact),
         least_p=min(1.0, 2 * _share(dealt >= sum(ordered), is_exact)),
+        sizes=tuple(map(len, counts)),
+        fewest_runs=int(min(map(np.min, counts))),
     )
 
 

@@ -408,7 +408,9 @@ def test_runs_whose_perfect_order_is_likely_are_too_few(tmp_path):
     (board,), _ = boards_of(paths)
     (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
     assert "too few runs to show a trend with size, whatever their order" in sentence
-    assert "p = 0.1" in sentence
+    assert "two-sided p = 0.100)" in sentence
+    assert "] (not" not in sentence, "one method"
+    assert sentence.endswith("]. A trend can show from 4 runs of each size on.")
     assert "no trend" not in sentence
 
 
@@ -640,22 +642,56 @@ def test_several_methods_need_more_runs_for_any_trend(tmp_path):
     few = "too few runs to show a trend with size, whatever their order"
     (board,), _ = boards_of(paths)
     scalings = scaling_of(board, np.random.default_rng(0))
-    assert [few in sentence for sentence in trend_sentences(scalings)] == [True, True]
-    assert [few in sentence for sentence in trend_sentences(scalings[:1])] == [False]
+    both, alone = trend_sentences(scalings), trend_sentences(scalings[:1])
+    for sentence in (*both, *trend_sentences(scalings, brief=True)):
+        assert few in sentence
+        assert sentence.endswith(
+            "large against tiny: +70.0 [+65.5, +74.5] (not corrected for 2 methods). "
+            "A trend can show from 5 runs of each size on."
+        )
+    assert [few in sentence for sentence in alone] == [False]
 
 
-def sentence_of(tmp_path, scores):
-    """What is said of sizes by their successes of 50 on two tasks, over six seeds."""
-    paths = [
+def test_a_method_beside_a_sure_one_needs_no_more_runs(tmp_path):
+    """Of Holm's two tests the second is not corrected: 2 of 70 deals are enough for it."""
+    scores = {"tiny": [(5, 1)], "large": [(40, 1)]}
+    sure, few = (
+        scaling_of(boards_of(paths)[0][0], np.random.default_rng(0))[0]
+        for paths in (
+            results_of(tmp_path / "a", scores, seeds=8), results_of(tmp_path / "b", scores, seeds=4)
+        )
+    )  # fmt: skip
+    said = list(trend_sentences([sure, few]))
+    assert ["scores rise with size" in sentence for sentence in said] == [True, True]
+    assert "two-sided p = 0.029, Holm-corrected for 2 methods" in said[1]
+
+
+def test_scores_that_are_mostly_equal_are_not_called_few_runs(tmp_path):
+    """Half of all deals have the one run that differs among the larger: as likely as not."""
+    paths = results_of(tmp_path, {"tiny": [(50, 0)], "large": [(50, 0)]})
+    write_result(paths[0], successes=(49,) * 3)
+    (board,), _ = boards_of(paths)
+    (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
+    assert "too many equal scores to show a trend with size, whatever their order" in sentence
+    assert "can show from" not in sentence
+
+
+def results_of(tmp_path, scores, seeds=6):
+    """Results of sizes by their successes of 50 on each task."""
+    return [
         write_result(
             tmp_path / f"{size}-{seed}-{task}-result.json",
             size=size, seed=seed, task=TASKS[task], successes=(k + seed * step,) * 3,
         )
         for size, tasks in scores.items()
         for task, (k, step) in enumerate(tasks)
-        for seed in range(6)
+        for seed in range(seeds)
     ]  # fmt: skip
-    (board,), _ = boards_of(paths)
+
+
+def sentence_of(tmp_path, scores):
+    """What is said of sizes by their successes of 50 on two tasks, over six seeds."""
+    (board,), _ = boards_of(results_of(tmp_path, scores))
     (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
     return sentence
 

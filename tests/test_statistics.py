@@ -441,6 +441,25 @@ def test_few_deals_are_all_counted(sizes, scores):
         assert got.least_p == pytest.approx(min(1, 2 * perfect), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "tasks", "tests", "enough"),
+    [(2, 1, 1, 4), (2, 1, 2, 5), (2, 2, 1, 3), (2, 2, 10, 4), (3, 1, 1, 2), (5, 1, 1, 1)],
+)
+def test_runs_that_are_enough_are_the_fewest_whose_perfect_order_is_significant(
+    sizes, tasks, tests, enough
+):
+    def least(runs):
+        size, scores = np.repeat(np.arange(sizes), runs), np.arange(float(runs * sizes))
+        return size_trend([size] * tasks, [scores] * tasks, np.random.default_rng(0))
+
+    assert least(1).sizes == (sizes,) * tasks
+    assert {least(runs).runs_enough(tests) for runs in (1, 2)} == {enough}
+    found = [tests * least(runs).least_p < 0.05 for runs in (max(1, enough - 1), enough)]
+    assert found == [enough == 1, True]
+    unlike = size_trend([[1, 1, 2, 2, 2]], [[1.0, 2, 3, 4, 5]], np.random.default_rng(0))
+    assert unlike.fewest_runs == 2
+
+
 @pytest.mark.parametrize(("counts", "deals"), [((3, 3), 20), ((2, 7), 36)])
 def test_a_perfect_order_of_two_sizes_is_one_deal_of_all(counts, deals):
     sizes, scores = np.repeat([1, 2], counts), np.arange(float(sum(counts)))
