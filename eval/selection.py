@@ -41,7 +41,8 @@ class Pool:
 
     Attributes:
         task: the task, with the conditions that distinguish it from other pools'.
-        setting: the setting under which the scores were played.
+        setting: the setting under which the episodes were played, which may be of another protocol
+            than the runs' own.
         unit: unit of the scores: `success %`, `normalised score` or `return`.
         episodes: for each run, `(episodes,)` scores of single episodes of its last policy.
         bounds: scores that are the bandit's rewards 0 and 1.
@@ -197,9 +198,10 @@ def ucb(totals: Scores, counts: Scores, pulls: int) -> Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class _Played:
-    """A run with the single episodes of its last policy."""
+    """A run with the single episodes of its last policy, played under a protocol."""
 
     run: Measured
+    protocol: str
     episodes: tuple[RecordedEpisode, ...]
     normalised_by: tuple[float, float, float] | None
 
@@ -265,15 +267,21 @@ def _played(run: Run) -> _Played | str:
     if scores_success(scored.setting.protocol) and any(e.success is None for e in most.details):
         return "has an episode of which it is not known whether it succeeded"
     own = [e.normalised_by for e in learned if e.protocol == scored.setting.protocol]
-    return _Played(run=scored, episodes=most.details, normalised_by=own[-1])
+    return _Played(
+        run=scored,
+        protocol=most.protocol,
+        episodes=most.details,
+        normalised_by=own[-1],
+    )
 
 
 def _pool(runs: Sequence[_Played], task: str) -> Pool:
     first = runs[0].run
     scores, unit, bounds = _scores(runs)
+    protocols = " and ".join(dict.fromkeys(played.protocol for played in runs))
     return Pool(
         task=task,
-        setting=str(first.setting),
+        setting=str(first.setting._replace(protocol=protocols)),
         method=first.method,
         size=first.size,
         unit=unit,

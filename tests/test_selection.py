@@ -224,6 +224,30 @@ def test_more_episodes_of_the_last_policy_are_taken(tmp_path):
     (found,), _ = pools(map(read_run, folders))
     assert list(map(len, found.episodes)) == [200, 200]
     assert found.unit == "success %", "of the runs' own protocol"
+    assert found.setting.startswith("unifloral v1, ogbench data"), "of the episodes"
+
+
+def test_a_pools_setting_names_every_protocol_that_was_played(tmp_path, capsys):
+    """The runs' own is quick:8; one of them has more episodes of another protocol."""
+    for seed in (0, 1):
+        folder = make_run(tmp_path / "runs" / f"r{seed}", seed=seed, behaviour=None)
+        own = {"name": "quick:8", "version": 1, "counted": "last"}
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        for line in lines:
+            line["protocol"] = own
+        if seed:
+            more = {"name": "unifloral:40", "version": 1, "counted": "last"}
+            lines.append(lines[-1] | {"protocol": more, "episodes": lines[-1]["episodes"] * 2})
+        folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = json.loads(folder.result.read_text())
+        folder.result.write_text(json.dumps(result | {"protocol": own}))
+    (found,), _ = pools(map(read_run, find_runs([tmp_path / "runs"])))
+    assert found.setting.startswith("quick:8 v1 and unifloral:40 v1, ogbench data")
+    code, output = command(["select", str(tmp_path / "runs"), "--repeats", "9"], capsys)
+    assert code == 0
+    printed = " ".join(output.out.split())
+    assert "episodes (quick:8 v1 and unifloral:40 v1, ogbench data" in printed
+    assert "all 2 of a pool's runs are the arms where it has fewer than --arms 8" in printed
 
 
 @pytest.mark.parametrize(
@@ -266,6 +290,7 @@ def test_the_command_prints_a_table_and_writes_the_curves(tmp_path, capsys):
     code, output = command(["select", str(tmp_path / "runs"), *flags], capsys)
     assert code == 0, output.err
     assert "6 runs × 50" in output.out
+    assert "a pool's runs" not in output.out, "it has more than --arms"
     document = json.loads((tmp_path / "s.json").read_text())
     (curve,) = document["curves"]
     assert document["schema"] == "tql-offline/selection/1"

@@ -66,6 +66,11 @@ def select(
         curves.append((pool, curve))
     for table in dict.fromkeys(map(_table, found)):
         _print(*table, [(pool, curve) for pool, curve in curves if _table(pool) == table])
+    if few := sorted({len(pool.runs) for pool in found if len(pool.runs) < arms}):
+        say(
+            f"all {' or '.join(map(str, few))} of a pool's runs are the arms where it has fewer "
+            f"than --arms {arms}"
+        )
     if any(np.isnan(curve.low).all() for _, curve in curves):
         say(
             "no interval where a pool has fewer than two runs an arm: choices are then nearly all "
