@@ -51,7 +51,7 @@ from tql_offline.eval.statistics import (
     median_of_tasks,
     widened_tail,
 )
-from tql_offline.eval.variants import Settings, differing, settings_of, variant_names
+from tql_offline.eval.variants import Settings, choices, differing, settings_of, variant_names
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
@@ -164,7 +164,8 @@ class Board:
         scores: cells by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
         runs: the runs in the `measured` columns; the task of each is its row.
-        notes: what a reader must know about the rows' data and the reported columns.
+        notes: what a reader must know about the columns' settings, the rows' data and the reported
+            columns.
     """
 
     setting: Setting
@@ -432,7 +433,12 @@ def _board(
         scores=scores | reported_scores(beside),
         fraction=known.bold if known else BOLD,
         runs=tuple(distinct),
-        notes=(*contents(runs), *(aliases(runs) if is_own else ()), *_notes(beside)),
+        notes=(
+            *choices(rows, names),
+            *contents(runs),
+            *(aliases(runs) if is_own else ()),
+            *_notes(beside),
+        ),
     )
 
 

@@ -5,10 +5,11 @@ Options that cannot change a policy do not count as settings here.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tql_offline.config import FLOW_POLICIES, OBJECTIVES
+from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
 from tql_offline.eval.run_records import Run, flatten
 
@@ -94,6 +95,27 @@ def variant_names(runs: Sequence["Measured"]) -> list[str]:
         different = differing(run.settings for run in found)
         keys.setdefault(method, {}).update(dict.fromkeys(different))
     return [_name(run, tuple(keys[run.method])) for run in runs]
+
+
+def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
+    """Yield a caution about choosing where some runs differ in settings alone, if any do.
+
+    Args:
+        runs: as `variant_names` takes them.
+        names: what it returns of them.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    pairs = sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].parameters or 0)
+    for run, name in pairs:
+        if run.settings:
+            found.setdefault((run.label, run.task), set()).add(name)
+    labels = dict.fromkeys(label for (label, _), each in found.items() if len(each) > 1)
+    if labels:
+        yield (
+            f"Several settings are shown of {listed(list(labels), _SHOWN)}. The best of them by "
+            "these scores is biased upwards: choose on tuning seeds and report fresh seeds "
+            "(docs/selection.md)."
+        )
 
 
 def _name(run: "Measured", keys: tuple[str, ...]) -> str:

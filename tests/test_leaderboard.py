@@ -381,6 +381,38 @@ def test_runs_of_unlike_settings_are_columns_of_their_own(tmp_path):
     assert board.measured == ("TQL tiny",)
 
 
+def test_choosing_among_settings_by_the_scores_shown_is_warned_of(tmp_path):
+    """Three α of one size on one task; one α per task, or settings not known, are no choice."""
+
+    def results(folder, *cells):
+        return [
+            with_settings(
+                write_result(
+                    tmp_path / folder / f"{i}-result.json", task=TASKS[task], size=size, seed=i
+                ),
+                **({"flow": {"alpha": alpha}} if alpha else {}),
+            )
+            for i, (task, size, alpha) in enumerate(cells)
+        ]  # fmt: skip
+
+    (board,), _ = boards_of(
+        results("a", *((0, s, a) for s in ("tiny", "large") for a in (1, 3, 9)))
+    )
+    section = board_section(board, "b")
+    (note,) = [sentence for sentence in section.sentences if "biased" in sentence]
+    assert note.startswith("Several settings are shown of TQL tiny, TQL large. The best of them")
+    assert "docs/selection.md" in note
+    for folder, cells in {
+        "b": ((0, "tiny", 1), (0, "large", 3), (1, "tiny", 3)),
+        "c": ((0, "tiny", 1), (0, "tiny", 1)),
+    }.items():
+        (board,), _ = boards_of(results(folder, *cells))
+        assert board.notes == ()
+    cells = (0, "large", 1), (0, "large", 3), (0, "tiny", 1), (0, "tiny", None)
+    (board,), _ = boards_of(results("d", *cells))
+    assert board.notes[0].startswith("Several settings are shown of TQL large. The best of them")
+
+
 def test_a_trend_is_claimed_at_5_percent_over_both_directions_and_all_methods(tmp_path):
     (board,), _ = boards_of(by_size(tmp_path, {}))
     (scaling,) = scaling_of(board, np.random.default_rng(0))
