@@ -23,7 +23,7 @@ from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.eval.protocol import known_protocol, protocol_label
 from tql_offline.eval.published import Published
-from tql_offline.eval.report_scores import CountedScore
+from tql_offline.eval.report_scores import CountedScore, setting_of
 from tql_offline.eval.rows import (
     DIGEST,
     OWN,
@@ -106,6 +106,8 @@ class Measured:
         reference: what the score was normalised by, in words; empty if it was not.
         conditions: what runs of one row have in common, as far as known: data, environment, step
             limit, reference.
+        behaviour: score of the policy cloned from the same data, in the same episodes; NaN if there
+            is none.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Measured:
     counted: int
     reference: str
     conditions: Mapping[str, str]
+    behaviour: float = math.nan
 
     @property
     def label(self) -> str:
@@ -335,7 +338,23 @@ def measured(run: Run) -> Measured | str:
         counted=score.counted,
         reference=score.last.reference,
         conditions={key: value for known in conditions for key, value in known.items()},
+        behaviour=_behaviour(run, score.last),
     )
+
+
+def _behaviour(run: Run, learned: Evaluation) -> float:
+    """Score of the last behaviour policy in the episodes of an evaluation; NaN if there is none."""
+    behaviour = (e for e in run.evaluations if e.policy == "behaviour")
+    scores = [e.score for e in behaviour if _have_same_episodes(e, learned)]
+    return scores[-1] if scores else math.nan
+
+
+def _have_same_episodes(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations played the same episodes, as far as these were recorded."""
+    if setting_of(one) != setting_of(other) or one.episodes != other.episodes:
+        return False
+    seeds, others = ([episode.seed for episode in e.details] for e in (one, other))
+    return not (seeds and others) or seeds == others
 
 
 def _task(run: Run) -> str:

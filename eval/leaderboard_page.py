@@ -10,6 +10,7 @@ from tql_offline.errors import listed
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.leaderboard import (
     Board,
+    Measured,
     Summary,
     TaskScore,
     average,
@@ -120,6 +121,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
             *trend_sentences(scalings, digits_of(percent)),
             *unknown,
             *without_average(board, scalings),
+            *below_behaviour(board),
             *claim_sentences(board, printed),
             *left_out(board, core),
             *shortfall(board),
@@ -157,6 +159,31 @@ def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
             "Plain returns are on each task's own scale, so they have no average and no profile "
             f"over several tasks{by_size}."
         )
+
+
+def below_behaviour(board: Board) -> Iterator[str]:
+    """Yield where every run of a method scores less than a policy cloned from its data."""
+    methods: dict[str, dict[str, list[Measured]]] = {}
+    for run in sorted(board.runs, key=lambda run: (run.method, run.parameters or 0)):
+        cell = f"of {run.size} on {run.task}" if run.size else f"on {run.task}"
+        methods.setdefault(run.method, {}).setdefault(cell, []).append(run)
+    for method, cells in methods.items():
+        below = {cell: runs for cell, runs in cells.items() if _is_below(runs)}
+        if not below:
+            continue
+        where = "" if len(below) == len(cells) else f" {listed(list(below), MAX_NAMED)}"
+        without = sum(math.isnan(run.behaviour) for runs in below.values() for run in runs)
+        more = f" ({_have(without)} no score of it)" if without else ""
+        yield (
+            f"{method}: every run{where} scores below the behaviour policy cloned from the same "
+            f"data, in the same episodes{more}."
+        )
+
+
+def _is_below(runs: Sequence[Measured]) -> bool:
+    """Whether there are behaviour scores, and every run that has one scores less."""
+    known = [run for run in runs if not math.isnan(run.behaviour)]
+    return bool(known) and all(run.score < run.behaviour for run in known)
 
 
 def left_out(board: Board, core: Board) -> Iterator[str]:

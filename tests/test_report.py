@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -13,6 +14,8 @@ from report_runs import PROTOCOLS, make_run, write_lines, write_result
 
 from tql_offline.errors import InputError
 from tql_offline.eval import plots, report, report_plots, report_scores
+from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import MAX_DEPTH, flatten, read_run
@@ -375,6 +378,58 @@ def test_the_answers_of_boards_come_first(tmp_path):
         assert page.count("Jonckheere") == 1, "where the board is"
     assert "Score by size" in html
     assert html.count("<figcaption>Success rate, %</figcaption>") <= 1 + len(runs)
+
+
+def told_of_behaviour(tmp_path, *runs):
+    """What the board says of scores below the behaviour's: `(size, learned, behaviour)` per run."""
+    folders = [
+        make_run(tmp_path / f"r{i}", size=size, seed=i, successes=(learned,), behaviour=behaviour)
+        for i, (size, learned, behaviour) in enumerate(runs)
+    ]
+    (board,), _ = make_boards(map(measured, map(read_run, folders)))
+    sentences = board_section(board, "b").sentences
+    return [sentence for sentence in sentences if "behaviour" in sentence]
+
+
+BELOW = "scores below the behaviour policy cloned from the same data, in the same episodes"
+MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
+
+
+@pytest.mark.parametrize(
+    ("runs", "told"),
+    [
+        ([("tiny", 10, 11), ("tiny", 3, 5)], f"TQL: every run {BELOW}."),
+        ([("tiny", 10, 11), ("tiny", 3, None)], f"TQL: every run {BELOW} (1 has no score of it)."),
+        (
+            [("tiny", 10, 11), ("small", 12, 11), ("small", 1, 11)],
+            f"TQL: every run of tiny on {MAZE} {BELOW}.",
+        ),
+        (
+            [("tiny", 10, 11), ("small", 12, None)],
+            f"TQL: every run of tiny on {MAZE} {BELOW}.",
+        ),
+        ([("tiny", 10, 11), ("tiny", 11, 11)], None),
+        ([("tiny", 10, None), ("tiny", 11, None)], None),
+    ],
+)
+def test_methods_that_score_below_their_datas_behaviour_are_told(tmp_path, runs, told):
+    assert told_of_behaviour(tmp_path, *runs) == [told] * (told is not None)
+
+
+def test_behaviour_of_other_episodes_is_not_compared_with(tmp_path):
+    folder = make_run(tmp_path / "r", successes=(10,), behaviour=20)
+    assert measured(read_run(folder)).behaviour == 40.0
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    for change in (
+        {"protocol": {"name": "quick:9", "version": 1, "counted": "last"}},
+        {"episodes": lines[1]["episodes"][::2]},
+        {"episodes": [e | {"seed": e["seed"] + 50} for e in lines[1]["episodes"]]},
+        {"env_id": "another-v0"},
+    ):
+        write_lines(folder.evaluations, [lines[0], lines[1] | change])
+        assert math.isnan(measured(read_run(folder)).behaviour)
+    folder.evaluations.unlink()
+    assert measured(read_run(folder)).behaviour == 40.0, "by result.json, without seeds"
 
 
 def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
