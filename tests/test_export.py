@@ -29,7 +29,7 @@ from tql_offline.eval import protocol as protocols
 from tql_offline.eval.rollout import evaluate
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.files import append_jsonl, read_jsonl
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, find_runs
 from tql_offline.sharing import export as export_module
 from tql_offline.sharing import hub as hub_module
 from tql_offline.sharing import onnx_policies
@@ -355,6 +355,18 @@ def test_by_hand_an_episode_of_a_seed_gets_the_evaluations_noise(evaluated, tmp_
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_among_runs_is_no_run(trained, tmp_path):
+    folder = trained()
+    runs = tmp_path / "runs"
+    shutil.copytree(folder.path, runs / "run")
+    model = export_run(folder.path, runs / "model", onnx=False).folder
+    assert [run.path.name for run in find_runs([runs])] == ["run"]
+    with pytest.raises(InputError, match="lies in .*, only exported models; give a run"):
+        find_runs([model])
+    shutil.copy(model / "model.json", runs / "run")
+    assert [run.path.name for run in find_runs([runs])] == ["run"], "it was trained here"
 
 
 @pytest.mark.slow

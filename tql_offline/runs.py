@@ -28,6 +28,8 @@ from tql_offline.errors import InputError
 from tql_offline.files import locked
 
 RESULT_SCHEMA = "tql-offline/result/1"
+MODEL_DOCUMENT = "model.json"
+"""The file by which an exported model's folder is recognised (sharing/model.py)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class RunFolder:
 
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:
-    """Run folders at or below the given paths, sorted by path.
+    """Run folders at or below the given paths, sorted by path, without exported models.
 
     Raises:
         InputError: a path does not exist, or no run lies below any of them.
@@ -128,10 +130,20 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
         below = (p for p in _below(path) if p.is_dir() and not p.name.startswith("."))
         candidates = [path, *below] if path.is_dir() else []
         found.update(p for p in candidates if RunFolder(p).config.is_file())
-    if not found:
+    runs = [folder for folder in map(RunFolder, sorted(found)) if not _is_model(folder)]
+    if not runs:
         names = ", ".join(str(p) for p in paths)
-        raise InputError(f"no run folder (one with a config.toml) lies in {names}")
-    return [RunFolder(p) for p in sorted(found)]
+        but = ", only exported models" if found else ""
+        raise InputError(
+            f"no run folder (one with a config.toml) lies in {names}{but}; give a run that `train` "
+            "or `sweep` wrote, or a folder of such runs"
+        )
+    return runs
+
+
+def _is_model(folder: RunFolder) -> bool:
+    """Whether `export` wrote this folder: it has a run's settings, and no trace of training."""
+    return (folder.path / MODEL_DOCUMENT).is_file() and not folder.provenance.exists()
 
 
 def find_results(paths: list[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ from tql_offline.config import Config, read_toml, validate
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.noise import noise_generator
 from tql_offline.files import read_json
-from tql_offline.runs import RunFolder
+from tql_offline.runs import MODEL_DOCUMENT, RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.training.checkpoint import read_numbers
 from tql_offline.training.device import pick_device
@@ -43,7 +43,7 @@ class ModelFolder:
     @property
     def document(self) -> Path:
         """`model.json`."""
-        return self.path / "model.json"
+        return self.path / MODEL_DOCUMENT
 
     @property
     def config(self) -> Path:
