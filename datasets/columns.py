@@ -4,9 +4,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
-import h5py
-
-from tql_offline.datasets.hdf5 import read_hdf5
+from tql_offline.datasets.hdf5 import opened_hdf5, read_hdf5
 from tql_offline.datasets.npz import read_npz
 from tql_offline.datasets.reading import FLAT_COLUMNS, Columns, Wanted, damage_named, is_there
 from tql_offline.errors import InputError
@@ -63,7 +61,7 @@ def is_flat(path: Path) -> bool:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return any(f"{name}.npy" in archive.NameToInfo for name in FLAT_COLUMNS)
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return any(name in file for name in FLAT_COLUMNS)
     except Exception:  # any fault is reported on reading
         return False

@@ -213,7 +213,7 @@ def _write_hdf5(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
             raise InputError(
                 f"column {shown(name)} of {column.dtype} has no place in an HDF5 file; leave it out"
             )
-    with h5py.File(path, "w", track_order=True) as file:
+    with h5py.File(path, "w", track_order=True, locking=False) as file:  # as it is read
         for name, column in columns.items():
             packing = {"compression": "gzip", "shuffle": True} if packed and column.size > 1 else {}
             file.create_dataset(name, data=column, **packing)

@@ -35,13 +35,25 @@ _SCATTER_BYTES = 2**17
 """Block size for rows that span several chunks: a part of what a core's own cache holds."""
 
 
+def opened_hdf5(path: Path, **options: Any) -> h5py.File:
+    """Open a file to read, without a lock.
+
+    HDF5 locks files by default, and a file system without locks refuses that: a good file could not
+    be read there.
+
+    Raises:
+        OSError: it is not a sound HDF5 file, or cannot be read.
+    """
+    return h5py.File(path, "r", locking=False, **options)
+
+
 def read_hdf5(path: Path, wanted: Wanted) -> Columns:
     """Read the columns of a file; a damaged one may raise any error, see `damage_named`.
 
     Raises:
         InputError: it holds something that is not a plain column, or claims more than it can hold.
     """
-    with h5py.File(path, "r", rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
+    with opened_hdf5(path, rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
         names = _names(path, file, wanted.flat)
         items = {name: hdf5_item(path, file, name) for name in names}
         check_size(path, sum(map(claimed_bytes, items.values())))

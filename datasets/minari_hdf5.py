@@ -9,7 +9,13 @@ import h5py
 import numpy as np
 
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.hdf5 import check_layout, claimed_bytes, hdf5_column, hdf5_item
+from tql_offline.datasets.hdf5 import (
+    check_layout,
+    claimed_bytes,
+    hdf5_column,
+    hdf5_item,
+    opened_hdf5,
+)
 from tql_offline.datasets.minari import Leaf, RawEpisode, data_folder, metadata_of
 from tql_offline.datasets.reading import (
     MAX_COLUMNS,
@@ -80,7 +86,7 @@ def _opened(data: Path) -> Iterator[tuple[Path, h5py.File]]:
     if not is_there(path):
         raise InputError(f"{path} does not exist; check the path")
     named = damage_named(path, "Minari file", "get the dataset again")
-    with named, h5py.File(path, "r") as file:
+    with named, opened_hdf5(path) as file:
         yield path, file
 
 

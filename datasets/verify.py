@@ -99,8 +99,10 @@ def _check_hdf5(path: Path) -> None:
     """Check that an HDF5 file is as long as it says and has the columns, reading no array."""
     import h5py  # slow to import, so only if a file's digest is not known
 
+    from tql_offline.datasets.hdf5 import opened_hdf5
+
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             # A link that is not hard could lead out of the file.
             links = {name: file.get(name, getlink=True) for name in HDF5_COLUMNS}
             missing = [

@@ -1,9 +1,11 @@
 """Every suite's reader gives the same alignment; environments are recovered, not trusted."""
 
+import fcntl
 import json
 import shutil
 import sys
 import warnings
+from contextlib import ExitStack, contextmanager
 
 import gymnasium
 import h5py
@@ -17,8 +19,10 @@ from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.catalogue import find
+from tql_offline.datasets.columns import is_flat
 from tql_offline.datasets.load import load
 from tql_offline.datasets.returns import n_step_table
+from tql_offline.datasets.verify import _check_hdf5
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
 from tql_offline.eval.protocol import get
@@ -401,6 +405,27 @@ def test_a_flat_file_that_is_wrong_is_one_sentence(fault, tmp_path):
     with pytest.raises(InputError) as caught:
         load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def locked_elsewhere(*paths):
+    """HDF5 is refused its own lock, as on a file system without locks."""
+    with ExitStack() as stack:
+        for path in paths:
+            fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_EX)
+            with pytest.raises(OSError, match="unable to lock file"):
+                h5py.File(path, "r")
+        yield
+
+
+def test_files_are_read_without_locks(tmp_path):
+    path = write_d4rl(tmp_path / "flat.hdf5", flat_columns())
+    file = record("made/counting-v0") / "data" / "main_data.hdf5"
+    with locked_elsewhere(path, file):
+        assert is_flat(path)
+        assert load(str(path)).episodes.num_episodes
+        assert load("minari:made/counting-v0").episodes.num_episodes
+        _check_hdf5(path)
 
 
 # Minari.
