@@ -1,6 +1,7 @@
 """A run that was stopped at any moment goes on to the same bits as one that never was."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -244,6 +245,43 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
     (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
     with pytest.raises(InputError, match=r"critic\.safetensors is damaged"):
         go_on(data, tmp_path / "r")
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """The file system answers a request for a lock with an error."""
+    return lambda number: monkeypatch.setattr(
+        fcntl, "flock", raising(OSError(number, os.strerror(number)))
+    )
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_no_run_begins(data, tmp_path, no_flock, number):
+    no_flock(number)
+    with pytest.raises(InputError, match=r"has no locks.*another folder for --runs, or mount"):
+        run(resolve(SETTINGS), data, tmp_path, "r", SilentReporter())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ("4711\nnode7?pidns-f0000001\n9\n", "process 4711 on host 'node7' is gone"),
+        ("", "no other process is at work there"),  # left by a lock of the system's
+    ],
+)
+def test_without_locks_the_holder_is_named(data, whole, tmp_path, no_flock, held, said):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 8, kill))
+    lock = tmp_path / "r" / ".lock"
+    lock.write_text(held)
+    no_flock(errno.ENOSYS)
+    with pytest.raises(InputError) as caught:
+        go_on(data, tmp_path / "r")
+    assert str(caught.value).endswith(f"wait for its end, or delete {lock} if {said}")
+    lock.unlink()
+    assert contents(go_on(data, tmp_path / "r")) == contents(whole)
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize("mode", ["layerwise", slowly("none"), slowly("single")])

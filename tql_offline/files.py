@@ -4,15 +4,17 @@ A file is written under another name and renamed into place; what a killed proce
 recognised by its name (`remove_parts`).
 """
 
+import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tql_offline.documents import (
     MAX_DOCUMENT_BYTES,
@@ -21,10 +23,14 @@ from tql_offline.documents import (
     read_bounded,
     require_plain,
 )
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 
 MAX_LINES_BYTES = 2**30
 """A larger JSON-lines file is not ours: a run of a million lines takes less than half of it."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What NFS without lockd and Lustre mounted without `flock` answer."""
+_MAX_LOCK_BYTES = 1024
 
 
 @contextmanager
@@ -201,19 +207,53 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it.
-        InputError: it cannot be written.
+        InputError: it cannot be written, or the file system has no locks.
     """
     lock = FileLock(path, timeout=0)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire()
+            _acquire(lock, path)
         except Timeout as error:
-            raise BusyError(busy) from error
+            is_soft = isinstance(lock, SoftFileLock)
+            raise BusyError(f"{busy}{_unless_gone(path)}" if is_soft else busy) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path) -> None:
+    """Acquire a lock; one that has to do without the system's becomes a `SoftFileLock`.
+
+    Raises:
+        InputError: the file system has no locks.
+        OSError: the file cannot be written.
+        Timeout: another process holds the lock.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "flock not supported", UserWarning)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        # Older versions of the library raise the latter where newer ones take a soft lock.
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise InputError(
+            f"the file system of {path.parent} has no locks, by which processes keep out of one "
+            "another's runs; choose another folder for --runs, or mount this one with flock"
+        ) from error
+
+
+def _unless_gone(path: Path) -> str:
+    """What to do about a soft lock, which outlives a process that dies on another machine."""
+    process = "no other process is at work there"
+    with suppress(InputError, ValueError):
+        holder, host, *_ = read_bounded(path, _MAX_LOCK_BYTES).decode("ascii").splitlines()
+        if holder.isdecimal() and host.isprintable():
+            # filelock appends the container's process namespace.
+            process = f"process {holder} on host {shown(host.partition('?pidns-')[0])} is gone"
+    return f", or delete {path} if {process}"
 
 
 def read_json(path: Path, most: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:

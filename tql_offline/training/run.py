@@ -1,7 +1,7 @@
 """A whole run: from loaded data and settings to result.json."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,14 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.references import other_limit
-from tql_offline.files import read_jsonl, remove_parts, rewind_jsonl, write_atomic, write_json
+from tql_offline.files import (
+    read_jsonl,
+    remove,
+    remove_parts,
+    rewind_jsonl,
+    write_atomic,
+    write_json,
+)
 from tql_offline.networks import cpu_kernels
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
@@ -100,12 +107,24 @@ def run_seeds(
     with ExitStack() as stack:
         for setup, its_name in zip(setups, names, strict=True):
             folder = new_run_folder(runs, setup.config, its_name)
-            stack.enter_context(claimed(folder))
+            stack.enter_context(_claimed_new(folder))
             write_atomic(folder.config, setup.config.to_toml())
             write_json(folder.provenance, _provenance(setup, seeds, findings))
             begun.append(_Begun(setup=setup, folder=folder))
         _train(begun, findings, reporter)
     return [one.folder for one in begun]
+
+
+@contextmanager
+def _claimed_new(folder: RunFolder) -> Iterator[None]:
+    """Claim a folder just made; it goes again if that is refused."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder))
+        except InputError:
+            remove(folder.path)
+            raise
+        yield
 
 
 def resume(
