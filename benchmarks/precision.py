@@ -185,7 +185,7 @@ def curves_of(folder: Path) -> Curves:
     lines, successes = {}, defaultdict(list)
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         run = RunFolder(path)
-        if not run.result.is_file():
+        if not run.is_finished():
             raise InputError(f"run {path} is unfinished; delete it, and train it anew")
         lines[int(path.name.rpartition("-")[2])] = list(read_jsonl(run.metrics))
         for line in read_jsonl(run.evaluations) if run.evaluations.is_file() else ():

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 from concurrent.futures import Future
 from dataclasses import replace
@@ -245,6 +246,25 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
     (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
     with pytest.raises(InputError, match=r"critic\.safetensors is damaged"):
         go_on(data, tmp_path / "r")
+
+
+@pytest.mark.parametrize("left", [b"", b'{"schema": "tql-', b"\0" * 40])
+def test_a_result_cut_short_is_written_anew(data, whole, tmp_path, left):
+    folder = RunFolder(shutil.copytree(whole.path, tmp_path / whole.path.name))
+    folder.result.write_bytes(left)
+    assert not folder.is_finished()
+    assert go_on(data, folder.path).result.read_bytes() == whole.result.read_bytes()
+    assert contents(folder) == contents(whole)
+    assert folder.is_finished()
+
+
+def test_a_result_cut_short_without_a_checkpoint_costs_no_score(data, whole, tmp_path):
+    folder = RunFolder(shutil.copytree(whole.path, tmp_path / "r"))
+    folder.result.write_text("{")
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(InputError, match=r"result\.json cannot be read.*copy the whole run"):
+        go_on(data, folder.path)
+    assert folder.evaluations.read_bytes() == whole.evaluations.read_bytes()
 
 
 @pytest.fixture

@@ -330,6 +330,8 @@ def test_states(tmp_path):
     assert state_of(run, tmp_path) == "unfinished"
     folder.result.write_text("{}")
     assert state_of(run, tmp_path) == "finished"
+    folder.result.write_text("{")  # half of a copy
+    assert state_of(run, tmp_path) == "unfinished"
     discard(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
     folder.path.mkdir()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError
-from tql_offline.files import locked
+from tql_offline.files import locked, read_json
 
 RESULT_SCHEMA = "tql-offline/result/1"
 MODEL_DOCUMENT = "model.json"
@@ -92,6 +92,14 @@ class RunFolder:
     def videos(self) -> Path:
         """`videos/`, episodes played again."""
         return self.path / "videos"
+
+    def is_finished(self) -> bool:
+        """Whether the run has a result that can be read; a copy may be cut short."""
+        try:
+            read_json(self.result)
+        except InputError:
+            return False
+        return True
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""

@@ -148,11 +148,7 @@ def resume(
     """
     folder, config = open_run(path)
     with claimed(folder):
-        if folder.result.is_file():
-            raise InputError(
-                f"run {path} is finished, and so is the schedule of its learning rates; there is "
-                "nothing to resume, so train anew with more --steps"
-            )
+        _refuse_finished(folder)
         device = pick_device(config.device)
         check_execution(config, device)
         provenance = read_provenance(folder)
@@ -171,6 +167,20 @@ def resume(
         findings = _other_threads(provenance) if step else ()
         _train([_Begun(setup=setup, folder=folder, step=step)], tuple(findings), reporter)
     return folder
+
+
+def _refuse_finished(folder: RunFolder) -> None:
+    if folder.is_finished():
+        raise InputError(
+            f"run {folder.path} is finished, and so is the schedule of its learning rates; there "
+            "is nothing to resume, so train anew with more --steps"
+        )
+    # From nothing, the scores of a run that once ended would be lost.
+    if folder.result.exists() and not folder.checkpoint_steps():
+        raise InputError(
+            f"{folder.result} cannot be read, and the run has no checkpoint to write it anew from; "
+            "copy the whole run again"
+        )
 
 
 def _other_threads(provenance: Mapping[str, Any]) -> Iterator[str]:

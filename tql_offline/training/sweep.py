@@ -113,7 +113,7 @@ class Ended:
     @property
     def succeeded(self) -> bool:
         """Whether the run is finished."""
-        return self.code == 0 and self.folder.result.is_file()
+        return self.code == 0 and self.folder.is_finished()
 
 
 # The suite file.
@@ -379,7 +379,7 @@ def state_of(run: PlannedRun, runs: Path) -> State:
         raise InputError(
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
         )
-    return "finished" if folder.result.is_file() else "unfinished"
+    return "finished" if folder.is_finished() else "unfinished"
 
 
 def _is_passing(file: Path) -> bool:
