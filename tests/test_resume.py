@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from marks import slowly
-from stand_ins import raising
+from stand_ins import Noting, raising
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
@@ -243,9 +243,66 @@ def test_what_cannot_be_resumed_is_refused(data, whole, tmp_path):
         go_on(replace(data, digest=other), tmp_path / "r")
     with claimed(RunFolder(tmp_path / "r")), pytest.raises(InputError, match="another process"):
         go_on(data, tmp_path / "r")
-    (tmp_path / "r" / "checkpoints" / "7" / "critic.safetensors").write_bytes(b"\x00" * 9)
-    with pytest.raises(InputError, match=r"critic\.safetensors is damaged"):
+    for file in (tmp_path / "r" / "checkpoints").rglob("critic.safetensors"):
+        file.write_bytes(b"\x00" * 9)
+    with pytest.raises(InputError, match=r"/7/critic\.safetensors is damaged.*train the run anew"):
         go_on(data, tmp_path / "r")
+    assert RunFolder(tmp_path / "r").checkpoint_steps() == [6, 7]
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory):
+    """A run killed after update 20, with its log up to there; to be copied."""
+    path = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS | {"keep_checkpoints": 3}), data, path, "r", At("logged", 4, kill))
+    assert RunFolder(path / "r").checkpoint_steps() == [12, 14, 18]
+    return path / "r"
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("critic.safetensors", cut),
+        ("optimizers.safetensors", cut),
+        ("optimizers.safetensors", lambda file: file.unlink()),
+        ("random.safetensors", cut),
+        ("window.safetensors", cut),
+        ("state.json", cut),
+    ],
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    data, whole, stopped, tmp_path, name, damage
+):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    for step in (14, 18):
+        damage(folder.checkpoints / str(step) / name)
+    reporter = Noting()
+    resume(folder.path, lambda _config: data, reporter)
+    assert contents(folder) == contents(whole)
+    assert folder.checkpoint_steps() == [18, 21, 24]
+    assert not list(folder.checkpoints.glob("*.damaged"))
+    for step, note in zip((18, 14), reporter.sentences[:2], strict=True):
+        assert f"goes on from {folder.checkpoints}/12, because {folder.checkpoints}/{step}" in note
+        assert note.endswith(f"kept as {folder.checkpoints}/{step}.damaged")
+
+
+def test_a_damaged_checkpoint_does_not_count_among_the_newest(data, whole, stopped, tmp_path):
+    """Killed again before its step, with one checkpoint to keep."""
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    settings = resolve(SETTINGS | {"keep_checkpoints": 1})
+    folder.config.write_text(settings.to_toml())
+    for step in (14, 18):
+        cut(folder.checkpoints / str(step) / "optimizers.safetensors")
+    with pytest.raises(Killed):
+        resume(folder.path, lambda _config: data, At("advanced_training", 3, kill))
+    assert folder.checkpoint_steps() == [14]
+    assert (folder.checkpoints / "18.damaged" / "critic.safetensors").is_file()
+    assert contents(go_on(data, folder.path)) == contents(whole)
 
 
 @pytest.mark.parametrize("left", [b"", b'{"schema": "tql-', b"\0" * 40])

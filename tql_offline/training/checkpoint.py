@@ -6,6 +6,7 @@ checkpoints/<step>/
   random.safetensors        "generator": state of the training generator
   window.safetensors        sums and counts of the metrics since the last log step
   state.json                schema, step, dims; a folder without it is not a checkpoint
+checkpoints/<step>.damaged/ one that a run could not go on from, until its step is saved again
 """
 
 import os
@@ -83,6 +84,7 @@ def save(
             _save_file(tensors, aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
             put_folder(aside, final)
+            shutil.rmtree(_damaged(final), ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
@@ -97,6 +99,23 @@ def delete(checkpoint: Path) -> None:
     aside = part_of(checkpoint)
     checkpoint.rename(aside)
     remove(aside)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that cannot be read, so that it counts as none; returns its new path.
+
+    Raises:
+        InputError: it cannot be renamed.
+    """
+    aside = _damaged(checkpoint)
+    with writing(aside):
+        remove(aside)
+        checkpoint.rename(aside)
+    return aside
+
+
+def _damaged(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.damaged")
 
 
 def non_finite_parameter(agent: Agent) -> str:

@@ -135,6 +135,8 @@ def resume(
 ) -> RunFolder:
     """Resume a stopped run from its last checkpoint; it ends as if it had never stopped.
 
+    Where that checkpoint is damaged, the last one that is not takes its place.
+
     On a CPU with the same number of threads, metrics, evaluations and weights are bit-identical.
 
     Args:
@@ -157,16 +159,49 @@ def resume(
         setup = _set_up(config, dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
-        step = max(folder.checkpoint_steps(), default=0)
-        if step:
-            saved = folder.checkpoints / str(step)
-            checkpoint.load_networks(saved, setup.agent)
-            checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
+        step = _load_newest(folder, setup, reporter)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
         findings = _other_threads(provenance) if step else ()
         _train([_Begun(setup=setup, folder=folder, step=step)], tuple(findings), reporter)
     return folder
+
+
+def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
+    """Load the newest checkpoint that can be read; returns its step, 0 if there is none at all.
+
+    Newer ones are set aside: they would count as the newest when old ones are deleted.
+
+    Raises:
+        InputError: none can be read.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for step in reversed(folder.checkpoint_steps()):
+        saved = folder.checkpoints / str(step)
+        try:
+            checkpoint.read_state(saved)
+            checkpoint.load_networks(saved, setup.agent)
+            checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
+        except InputError as error:
+            damaged.append((saved, _fault(error)))
+            continue
+        for path, fault in damaged:
+            reporter.noted(
+                f"note: the run goes on from {saved}, because {fault}; the newer "
+                f"checkpoint is kept as {checkpoint.set_aside(path)}"
+            )
+        return step
+    if damaged:
+        raise InputError(
+            f"run {folder.path} has no checkpoint that can be read ({damaged[0][1]}); "
+            "restore one from a copy, or train the run anew"
+        )
+    return 0
+
+
+def _fault(error: InputError) -> str:
+    """What an error says without its advice, which is to use another checkpoint."""
+    return str(error).rpartition("; ")[0]
 
 
 def _refuse_finished(folder: RunFolder) -> None:
