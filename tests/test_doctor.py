@@ -7,7 +7,7 @@ import ogbench
 import pytest
 import torch
 
-from tql_offline import doctor
+from tql_offline import cores, doctor
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.doctor import Finding, diagnose
 from tql_offline.networks import cpu_kernels
@@ -228,6 +228,7 @@ def test_nothing_raises_when_every_check_fails(monkeypatch):
 def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "there is no C compiler (gcc)")
     found = finding("kernels in C")
     assert (found.state, found.mend) == ("warning", "apt-get install gcc")
@@ -236,3 +237,54 @@ def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     assert finding("kernels in C").mend == "unset CC"
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "")
     assert finding("kernels in C").state == "ok"
+
+
+@pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
+def test_a_home_that_cannot_be_written_is_named_and_not_the_compiler(monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file, not a folder")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    cpu_kernels._library.cache_clear()
+    try:
+        found = finding("kernels in C")
+    finally:
+        cpu_kernels._library.cache_clear()
+    assert (found.state, found.mend) == ("warning", "export HOME=/path/to/a/writable/folder")
+    assert f"({home}/.tql-offline/compiled cannot be written (Not a directory))" in found.detail
+
+
+@pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
+def test_a_compiler_that_fails_is_not_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "gcc failed: no space")
+    monkeypatch.delenv("CC", raising=False)
+    assert finding("kernels in C").mend == ""
+    for own in ("gcc -O1", "gcc 'unclosed"):
+        monkeypatch.setenv("CC", own)
+        assert finding("kernels in C").mend == "unset CC"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("0::/job/step\n", {"memory.max": "max", "job/memory.max": "2000", "job/step/x": ""}, 2000),
+        ("0::/job/step\n", {"job/memory.max": "2000", "job/step/memory.max": "1000"}, 1000),
+        ("0::/\n", {"memory.max": "3000"}, 3000),
+        ("0::/job\n", {"memory.max": "max", "other/memory.max": "1000"}, None),
+        ("4:cpu:/job\n9:memory:/job\n", {"memory/job/memory.limit_in_bytes": "4000"}, 4000),
+        ("", {}, None),
+    ],
+)
+def test_memory_is_limited_by_a_group_and_those_above_it(
+    monkeypatch, tmp_path, membership, files, limit
+):
+    monkeypatch.setattr(cores, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
+    cores.MEMBERSHIP.write_text(membership)
+    for name, text in files.items():
+        path = cores.CONTROL_GROUPS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert doctor._memory_limit() == limit

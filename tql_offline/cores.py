@@ -16,7 +16,7 @@ def usable_cores() -> int:
     it, rounded up: with a process for every core of the machine, processes would wait for one
     another.
     """
-    return math.ceil(min([_runs_on(), *map(_quota, _groups())]))
+    return math.ceil(min([_runs_on(), *map(_quota, control_groups("cpu"))]))
 
 
 def limit_threads() -> None:
@@ -60,15 +60,19 @@ def _quota(group: Path) -> float:
     return cores if cores > 0 else math.inf  # -1 also means no limit
 
 
-def _groups() -> Iterator[Path]:
-    """Folders of this process's control groups and their ancestors, in either kernel interface."""
+def control_groups(controller: str) -> Iterator[Path]:
+    """Folders of this process's control groups and their ancestors, in either kernel interface.
+
+    Args:
+        controller: what the groups limit, "cpu" or "memory".
+    """
     try:
         lines = MEMBERSHIP.read_text().splitlines()
     except (OSError, ValueError):
         return
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = CONTROL_GROUPS / controllers
         # In a container the path may be the host's, and the root the container's own group.

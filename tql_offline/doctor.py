@@ -9,6 +9,7 @@ import shutil
 import tomllib
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from tql_offline.cores import usable_cores
+from tql_offline.cores import control_groups, usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.version import __version__, installed_version
 
@@ -191,8 +192,19 @@ def _c_kernels() -> list[Finding]:
     detail = f"none ({lack}); updates on a CPU take a fifth longer"
     if torch.cuda.is_available() or not cpu_kernels.has_vectors():
         return [Finding(topic=topic, state="ok", detail=detail)]
-    mend = "unset CC" if os.environ.get("CC") else "apt-get install gcc"
-    return [Finding(topic=topic, state="warning", detail=detail, mend=mend)]
+    return [Finding(topic=topic, state="warning", detail=detail, mend=_kernels_mend())]
+
+
+def _kernels_mend() -> str:
+    """The command that fixes a lack of kernels in C; "" if what the compiler said has to tell."""
+    from tql_offline.networks import cpu_kernels
+
+    is_own = bool(os.environ.get("CC"))
+    if not cpu_kernels.has_compiler():
+        return "unset CC" if is_own else "apt-get install gcc"
+    if not cpu_kernels.can_keep():
+        return "export HOME=/path/to/a/writable/folder"
+    return "unset CC" if is_own else ""
 
 
 def _cores() -> list[Finding]:
@@ -210,12 +222,16 @@ def _memory() -> list[Finding]:
 
 
 def _memory_limit() -> int | None:
-    """The memory limit of this control group in bytes, or None if it has none."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    """The least memory limit of this process's control groups in bytes, or None without one."""
+    limits = map(_limit_of, control_groups("memory"))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit_of(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):  # newer and older kernel interface
+        with suppress(OSError, ValueError):  # no such group here, or "max"
+            return int((group / name).read_text(encoding="ascii"))
+    return None
 
 
 def _rendering() -> list[Finding]:

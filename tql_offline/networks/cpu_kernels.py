@@ -194,8 +194,33 @@ def _library() -> ctypes.CDLL | UnavailableError:
             return ctypes.CDLL(str(compiled()))
     except UnavailableError as why:
         return why
-    except (OSError, RuntimeError, ValueError) as error:  # no home, a full disk, an unclosed quote
+    except OSError as error:  # no home, a full disk
+        refused = f"{error.filename} cannot be written ({error.strerror})"
+        return UnavailableError(refused if error.filename else str(error))
+    except (RuntimeError, ValueError) as error:  # no user, an unclosed quote
         return UnavailableError(str(error))
+
+
+def has_compiler() -> bool:
+    """Whether the C compiler's command exists."""
+    try:
+        return any(map(shutil.which, _compiler()[:1]))
+    except ValueError:  # an unclosed quote
+        return False
+
+
+def can_keep() -> bool:
+    """Whether what is compiled can be written to its folder, or one that it would be made in."""
+    try:
+        folder = compiled_folder()
+    except RuntimeError:
+        return False
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or "gcc")
 
 
 def compiled_folder() -> Path:
@@ -216,7 +241,7 @@ def compiled() -> Path:
     """
     if not has_vectors():
         raise UnavailableError("the CPU has no AVX2")
-    command = [*shlex.split(os.environ.get("CC") or "gcc"), *FLAGS]
+    command = [*_compiler(), *FLAGS]
     sources = [str(SOURCE), *_openmp()]
     made_of = "\n".join([SOURCE.read_text(), *command, *sources])
     name = f"cpu_kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
