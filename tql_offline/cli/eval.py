@@ -1,7 +1,8 @@
 """`tql-offline eval`."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -109,15 +110,26 @@ def _estimate(
             f"({line['low']:.4g} to {line['high']:.4g}), discounted by {line['discount']:g}, from "
             f"the first observations of {line['starts']:,} episodes of the data"
         )
-        if line["lasted"] and not line["within"]:
-            least, most = line["bounds"]
-            say(
-                f"note: the fit diverged, for the data's rewards allow values from {least:.4g} to "
-                f"{most:.4g} alone, which networks left; this is no estimate"
-            )
-        elif not line["settled"]:
-            say(
-                f"note: it was still changing after {fit.updates:,} updates, or that is too few to "
-                "tell; raise --ope-updates"
-            )
+        for sentence in _doubts(line, fit.updates):
+            say(f"note: {sentence}")
     say("note: from data alone, policies can at best be ranked; these are not scores")
+
+
+def _doubts(line: Mapping[str, Any], updates: int) -> Iterator[str]:
+    """Why an estimate is not to be relied on, a sentence each."""
+    if not line["within"]:
+        least, most = line["bounds"]
+        # Networks that begin out of bounds may not have had the updates to come within them.
+        why, left = (
+            ("the fit diverged, for ", "left") if line["lasted"] else ("", "did not keep to")
+        )
+        yield (
+            f"{why}the data's rewards allow values from {least:.4g} to {most:.4g} alone, which "
+            f"networks {left}; this is no estimate"
+        )
+    # A fit that diverged needs other data or settings, not more updates.
+    if not line["lasted"] or (line["within"] and not line["settled"]):
+        yield (
+            f"it was still changing after {updates:,} updates, or that is too few to tell; raise "
+            "--ope-updates"
+        )
