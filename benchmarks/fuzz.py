@@ -421,13 +421,13 @@ def read_config(_folder: Path, file: Path) -> None:
 
 def read_suite(_folder: Path, file: Path) -> None:
     """A sweep's suite and all its runs."""
-    from tql_offline.training import sweep
+    from tql_offline.training import suite as suites
 
-    suite = sweep.read_suite(file)
-    sweep.check_collected(suite)
-    for run in sweep.expand(suite, {}, 2):
+    suite = suites.read_suite(file)
+    suites.check_collected(suite)
+    for run in suites.expand(suite, {}, 2):
         with suppress(InputError):  # its data are not here
-            sweep.check_data(run, suite)
+            suites.check_data(run, suite)
 
 
 def read_run(folder: Path, _file: Path) -> None:

@@ -24,22 +24,25 @@ from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import stopping, sweep
+from tql_offline.training import suite as suites
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
-from tql_offline.training.sweep import (
-    Ended,
+from tql_offline.training.suite import (
     PlannedRun,
     check_data,
     check_environments,
     cores_each,
-    discard,
     expand,
     find_suite,
+    read_suite,
+    select,
+)
+from tql_offline.training.sweep import (
+    Ended,
+    discard,
     first_difference,
     is_taken,
     last_words,
-    read_suite,
-    select,
     state_of,
     taken,
     threads_each,
@@ -262,7 +265,7 @@ def test_later_layers_win(suite):
 
 
 def test_runs_at_once_share_the_cores_unless_the_suite_says_how(suite, monkeypatch):
-    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
+    monkeypatch.setattr(suites, "usable_cores", lambda: 8)
     assert [cores_each(n) for n in (1, 3, 8, 20)] == [8, 2, 1, 1]
     (run,) = expand(suite("[axis.a.x]"), {}, 3)
     assert run.config.evaluation.processes == 2
@@ -435,8 +438,8 @@ def test_a_dataset_collected_with_other_episodes_is_refused(suite, tmp_path, cap
     manifest.write_text('{"episodes": 100}')
     read = suite("[collect]\ncube-single-play-v0 = 1000\n")
     with pytest.raises(InputError, match="100 episodes.*1000.*TQL_OFFLINE_DATA"):
-        sweep.check_collected(read)
-    sweep.check_collected(suite("[collect]\ncube-single-play-v0 = 100\n"))
+        suites.check_collected(read)
+    suites.check_collected(suite("[collect]\ncube-single-play-v0 = 100\n"))
 
 
 WILD = "[axis.rate.wild.optimizer]\ncritic_lr = 1e30\npolicy_lr = 1e30\nwarmup = 0\n"
@@ -622,7 +625,7 @@ def test_one_stop_may_arrive_as_two_signals(monkeypatch):
     ("own", "threads"), [("", 4), ("2", 2), ("9", 4), ("none", 4), ("0", 4), ("-1", 4)]
 )
 def test_a_run_has_its_share_of_threads_and_no_more_than_the_user_set(own, threads, monkeypatch):
-    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
+    monkeypatch.setattr(suites, "usable_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", own)
     assert threads_each(2) == threads
 

@@ -17,7 +17,8 @@ from tql_offline.cli.tables import (
 from tql_offline.cli.train import assign
 
 if TYPE_CHECKING:
-    from tql_offline.training.sweep import Ended, PlannedRun, State, Suite
+    from tql_offline.training.suite import PlannedRun, Suite
+    from tql_offline.training.sweep import Ended, State
 
 
 @app.command()
@@ -48,28 +49,29 @@ def sweep(
 ) -> None:
     """Train all runs of a grid; rerunning the command resumes a stopped sweep."""
     from tql_offline.datasets.collect import official_size
-    from tql_offline.training import sweep as sweeps
+    from tql_offline.training import suite as suites
+    from tql_offline.training.sweep import state_of
 
     over: dict[str, Any] = {}
     for assignment in set_ or []:
         assign(over, assignment)
-    read = sweeps.read_suite(sweeps.find_suite(suite))
-    planned = sweeps.expand(read, over, processes)
+    read = suites.read_suite(suites.find_suite(suite))
+    planned = suites.expand(read, over, processes)
     if only:
-        planned, collect = sweeps.select(planned, only, read)
+        planned, collect = suites.select(planned, only, read)
         read = replace(read, collect=collect)
-    states = [(run, sweeps.state_of(run, runs)) for run in planned]
+    states = [(run, state_of(run, runs)) for run in planned]
     if list_:
         _list(states, runs)
     if cost:
         _print_costs([run for run, state in states if state != "finished"])
     if list_ or cost:
         return
-    sweeps.check_collected(read)
+    suites.check_collected(read)
     unfinished = [run for run, state in states if state != "finished"]
     for run in unfinished:
-        sweeps.check_data(run, read)
-    sweeps.check_environments(unfinished, read)
+        suites.check_data(run, read)
+    suites.check_environments(unfinished, read)
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
     failed = _train(read, planned, runs, processes)
@@ -173,7 +175,7 @@ class _Reporter:
 
 def _say_unscored(pending: "list[PlannedRun]") -> None:
     """Say before anything is trained that nothing will be scored."""
-    from tql_offline.training.sweep import has_no_environment
+    from tql_offline.training.suite import has_no_environment
 
     names = [run.name for run in pending if has_no_environment(run)]
     if names:

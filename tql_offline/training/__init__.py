@@ -8,7 +8,7 @@ A run
     compile      how updates run: torch.compile, CUDA graphs, precision → device, memory
     stopping     Ctrl-C and SIGTERM
     reporters    where progress goes
-    sweep        a grid of runs → sweep_cost: what it will cost
+    suite        a grid of runs → sweep: trains them; sweep_cost: what it will cost
 
 What it writes
     metrics, trackers               numbers at log steps

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import find_or_none
 from tql_offline.training.arithmetic import flops_per_update
-from tql_offline.training.sweep import PlannedRun
+from tql_offline.training.suite import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
