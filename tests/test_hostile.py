@@ -37,7 +37,7 @@ from tql_offline.eval.run_records import MAX_KEYS, flatten
 from tql_offline.eval.run_records import read_run as read_for_report
 from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, find_results, find_runs
-from tql_offline.training import checkpoint, sweep
+from tql_offline.training import checkpoint, suite, sweep
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import check
 from tql_offline.training.result import open_run
@@ -816,7 +816,7 @@ def test_untouched_checkpoints_are_read(saved):
 def test_hostile_suites_are_refused(tmp_path, text):
     path = tmp_path / "suite.toml"
     path.write_text(text, encoding="utf-8")
-    refused(lambda: sweep.expand(sweep.read_suite(path), {}, 2))
+    refused(lambda: suite.expand(suite.read_suite(path), {}, 2))
 
 
 @pytest.fixture(scope="module")
