@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every GPU check and timing: benchmarks/gpu.sh OUTDIR [SECTION…], all sections in order if none is named.
-# Needs PyTorch with CUDA, the package's dependencies but the simulators (Gymnasium counts: environments are imported),
-# pytest and pytest-timeout. JAX (with flax and optax) and d3rlpy are timed where they are installed. `collapse` needs cube-double with its rewards
-# written in, made where OGBench is installed:
+# Needs PyTorch with CUDA, the package's dependencies but the simulators (not without Gymnasium, which is imported),
+# pytest and pytest-timeout. JAX (with flax and optax) and d3rlpy are timed where they are installed. `collapse` needs
+# cube-double with its rewards written in, made where OGBench is installed:
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
 # Compiling takes most of the time: 40 to 60 s a size and precision where nothing is cached.
 # It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn.
@@ -26,8 +26,8 @@ bench() { # NAME FLAGS…
 check() { # NAME ARGUMENTS…
   local name=$1
   shift
-  timeout 280 python3 -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=8 --show-capture=no \
-    "$@" 2>&1 | tee "$out/$name.txt" | grep -v PASSED
+  timeout 280 python3 -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=8 \
+    --show-capture=no "$@" 2>&1 | tee "$out/$name.txt" | grep -v PASSED
 }
 
 # Do graphs and precisions give the same updates? Golden cases on the GPU?
@@ -89,7 +89,7 @@ collapse() {
   python3 benchmarks/collapse.py draw "$out/collapse" --out "$out/collapse.svg" 2>&1 | tee "$out/collapse.md"
 }
 
-# The first seven take some 13 minutes with nothing compiled yet.
+# The first seven are what fits into a quarter of an hour with nothing compiled yet (an estimate).
 [ $# -gt 0 ] || set -- tests small xl attention profile small_peers compiled_tests triton_tests \
   precision xl_peers mlps sizes collapse
 for section in "$@"; do

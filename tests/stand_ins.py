@@ -29,3 +29,19 @@ class Noting(SilentReporter):
 
     def noted(self, sentence):
         self.sentences.append(sentence)
+
+
+class SilentSweep:
+    """Keeps why runs were passed over."""
+
+    def __init__(self):
+        self.left = {}
+
+    def begun(self, run, how):
+        pass
+
+    def passed(self, run, why):
+        self.left[run.name] = why
+
+    def ended(self, end):
+        assert end.code == 0, end.said

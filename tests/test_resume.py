@@ -291,6 +291,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         assert note.endswith(f"kept as {folder.checkpoints}/{step}.damaged")
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError()])
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_not_damaged(
+    data, whole, stopped, tmp_path, monkeypatch, error
+):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load_file", raising(error))
+        with pytest.raises(InputError, match="cannot be read .*; see that it can, and try again"):
+            go_on(data, folder.path)
+    assert folder.checkpoint_steps() == [12, 14, 18]
+    assert contents(go_on(data, folder.path)) == contents(whole)
+
+
 def test_a_damaged_checkpoint_does_not_count_among_the_newest(data, whole, stopped, tmp_path):
     """Killed again before its step, with one checkpoint to keep."""
     folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))

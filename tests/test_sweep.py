@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from stand_ins import SilentSweep, raising
 
 from tql_offline.cli import main
 from tql_offline.cli.sweep import _outcome
@@ -357,33 +359,17 @@ def test_what_changes_no_result_is_the_same_run():
     assert first_difference(*configs) == ""
 
 
-class Quiet:
-    """Keeps the names of runs that are passed over."""
-
-    def __init__(self):
-        self.left = {}
-
-    def begun(self, run, how):
-        pass
-
-    def passed(self, run, why):
-        self.left[run.name] = why
-
-    def ended(self, end):
-        assert end.code == 0, end.said
-
-
 def test_sweeps_share_a_folder(tmp_path, monkeypatch):
     """Each takes what no other process trains, and leaves what others have finished meanwhile."""
     runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(4)]
     monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", "print('trained')"])
     written(tmp_path, runs[1].config, result=False).path.rename(tmp_path / "x-s1")
     written(tmp_path, runs[2].config, result=True).path.rename(tmp_path / "x-s2")
-    reporter = Quiet()
+    reporter = SilentSweep()
     with taken(runs[0], tmp_path), claimed(RunFolder(tmp_path / "x-s1")):
         assert [is_taken(run, tmp_path) for run in runs] == [True, True, False, False]
         train_runs(runs, tmp_path, processes=2, reporter=reporter)
-    assert list(reporter.left) == ["x-s0", "x-s1", "x-s2"]
+    assert list(reporter.left) == ["x-s2", "x-s0", "x-s1"]  # busy ones are looked at twice
     assert "another process is training" in reporter.left["x-s1"]
     assert "finished" in reporter.left["x-s2"]
     assert [log.stem for log in tmp_path.glob("*.log")] == ["x-s3"]
@@ -576,7 +562,7 @@ def test_a_stopped_sweep_ends_its_processes(number, error, sleepers, tmp_path, p
 
     threading.Thread(target=stop).start()
     with pytest.raises(error):
-        train_runs(runs, tmp_path, processes=2, reporter=Quiet())
+        train_runs(runs, tmp_path, processes=2, reporter=SilentSweep())
     assert [process.returncode for process in sleepers] == [-signal.SIGTERM] * 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -605,6 +591,83 @@ def test_what_nohup_ignores_stays_ignored():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes as Linux shows them")
+def test_runs_of_a_killed_sweep_end(tmp_path):
+    """Each alone holds the end of its own pipe, whatever sweeps start beside it."""
+    script = """
+import sys
+from pathlib import Path
+from stand_ins import SilentSweep
+from tql_offline.config import resolve
+from tql_offline.training import sweep
+from tql_offline.training.suite import PlannedRun
+child = "import os, time; from tql_offline.training.stopping import end_with_input as end; end()"
+child += "; print(os.getpid(), flush=True); time.sleep(60)"
+sweep._command = lambda *_: [sys.executable, "-c", child]
+runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in (0, 1)]
+sweep.train_runs(runs, Path(sys.argv[1]), processes=2, reporter=SilentSweep())
+"""
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, env=environment) as process:
+        logs = [tmp_path / f"x-s{seed}.log" for seed in (0, 1)]
+        while not all(log.is_file() and log.read_text().strip() for log in logs):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    ends = time.monotonic() + 20
+    for number in (int(log.read_text()) for log in logs):
+        while is_alive(number):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+
+
+def is_alive(number):
+    """Whether a process runs; one that nobody waits for stays as a zombie."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_stops_a_sweep_may_come_twice(tmp_path, monkeypatch, python_signals):
+    """Its runs, which take it for one request, are still waited for."""
+    slow = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), exit(7)))"
+    slow += "; print('ready', flush=True); time.sleep(60)"
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", slow])
+
+    def stop():
+        log = tmp_path / "x-s0.log"
+        while not (log.is_file() and log.stat().st_size):
+            time.sleep(0.01)
+        for pause in (0.3, 0.0):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(pause)
+
+    ended = []
+    real = sweep._wait
+    monkeypatch.setattr(sweep, "_wait", lambda child: ended.append(real(child)))
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit):
+        train_runs([NEW], tmp_path, processes=1, reporter=SilentSweep())
+    assert ended == [7]
+
+
+def test_a_run_that_begins_anew_meanwhile_is_no_foreign_folder(tmp_path, monkeypatch):
+    folder = written(tmp_path, NEW.config, result=False)
+    folder.config.unlink()
+    (folder.path / "metrics.jsonl").touch()
+    monkeypatch.setattr(sweep.time, "sleep", lambda _: shutil.rmtree(folder.path))
+    assert state_of(NEW, tmp_path) == "to do"
+
+
+def test_a_folder_that_may_only_be_read_is_listed(tmp_path, monkeypatch):
+    written(tmp_path, NEW.config, result=False)
+    monkeypatch.setattr(sweep, "locked", raising(InputError("cannot be written")))
+    assert not is_taken(NEW, tmp_path)
 
 
 def test_one_stop_may_arrive_as_two_signals(monkeypatch):

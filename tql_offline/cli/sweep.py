@@ -1,5 +1,6 @@
 """`tql-offline sweep`."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +75,8 @@ def sweep(
     suites.check_environments(unfinished, read)
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
-    failed = _train(read, planned, runs, processes)
+    say(f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished")
+    failed = _train(read, unfinished, runs, processes)
     for ended in failed:
         _say_failure(ended)
     if failed:
@@ -125,13 +127,11 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
 
 
 def _train(
-    suite: "Suite", planned: "list[PlannedRun]", runs: Path, processes: int
+    suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int
 ) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
     from tql_offline.training.sweep import GOES_ON, state_of, train_runs
 
-    pending = [run for run in planned if state_of(run, runs) != "finished"]
-    say(f"{len(planned) - len(pending)} of {len(planned)} runs are finished")
     if pending:
         _collect(suite)
         _say_unscored(pending)
@@ -145,6 +145,9 @@ def _train(
         except SystemExit:  # by a signal
             say(f"stopped; {GOES_ON}")
             raise
+    left = sum(state_of(run, runs) != "finished" for run in pending) - len(reporter.failed)
+    if left > 0:
+        say(f"{left} runs are left to other processes; --list shows how far they are")
     return reporter.failed
 
 
@@ -223,4 +226,6 @@ def _score(end: "Ended") -> str:
 
 def _say_failure(end: "Ended") -> None:
     said = end.said or "it printed nothing"
+    if end.code < 0 and not said.startswith("tql-offline: "):
+        said = f"it was ended by {signal.Signals(-end.code).name}"
     say(f"{end.run.name} failed with exit code {end.code}: {said} (all of it in {end.log})")

@@ -6,7 +6,7 @@ A run
     data, rewards, environment      what it trains on and is scored in
     loop         updates, and at their steps log, score and save
     compile      how updates run: torch.compile, CUDA graphs, precision → device, memory
-    stopping     Ctrl-C and SIGTERM
+    stopping     Ctrl-C, SIGTERM and other signals that end a job
     reporters    where progress goes
     suite        a grid of runs → sweep: trains them; sweep_cost: what it will cost
 

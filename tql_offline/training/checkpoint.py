@@ -132,14 +132,24 @@ def non_finite_parameter(agent: Agent) -> str:
     return next((key for (key, _), fine in zip(named, finite, strict=True) if not fine), "")
 
 
+class DamagedError(InputError):
+    """A checkpoint's files are not what was once written, as after a copy that was cut short."""
+
+
 def read_state(checkpoint: Path) -> State:
     """Read `state.json` of a checkpoint folder.
 
     Raises:
-        InputError: it is missing, damaged, or of another schema.
+        DamagedError: it is no JSON object.
+        InputError: it cannot be read, is of another schema, or has bad numbers.
     """
     path = checkpoint / "state.json"
-    document = read_json(path)
+    try:
+        document = read_json(path)
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise DamagedError(str(error)) from error
     if document.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema {shown(document.get('schema'))} where {SCHEMA!r} is needed; "
@@ -187,7 +197,7 @@ def load_network(path: Path, network: nn.Module, device: torch.device | None = N
             "restore both from the same run"
         ) from error
     if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise InputError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
+        raise DamagedError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
 
 
 def save_network(network: nn.Module, path: Path) -> None:
@@ -218,7 +228,7 @@ def load_training_state(
         if window is not None:
             window.restore(_load(checkpoint / "window.safetensors"), generator.device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
+        raise DamagedError(
             f"{checkpoint} lacks part of the training state ({_last_line(error)}); "
             "continue from another one"
         ) from error
@@ -340,13 +350,17 @@ def _damage_named(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(
+        raise DamagedError(
             f"{path} is missing; restore it, use another checkpoint, or use the version of "
             "tql-offline that wrote this one"
         ) from error
+    except (OSError, MemoryError) as error:  # of this moment, not of the file
+        raise InputError(
+            f"{path} cannot be read ({_last_line(error)}); see that it can, and try again"
+        ) from error
     # What the library raises on hostile bytes is undocumented.
     except Exception as error:
-        raise InputError(
+        raise DamagedError(
             f"{path} is damaged ({_last_line(error)}); use another checkpoint"
         ) from error
 

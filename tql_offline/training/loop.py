@@ -71,8 +71,8 @@ def train(trainings: Sequence[Training]) -> None:
     Raises:
         InputError: a loss or a parameter is no longer finite (seen at log steps and before a
             checkpoint, where the device is waited for anyway).
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written, with a note that names
-            it and the command that resumes.
+        KeyboardInterrupt: Ctrl-C or another signal to stop, after a checkpoint was written, with a
+            note that names it and the command that resumes.
     """
     stop = Stop()
     try:

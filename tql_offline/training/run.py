@@ -173,7 +173,7 @@ def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
     Newer ones are set aside: they would count as the newest when old ones are deleted.
 
     Raises:
-        InputError: none can be read.
+        InputError: all are damaged, or one cannot be read at the moment or does not fit the run.
     """
     damaged: list[tuple[Path, str]] = []
     for step in reversed(folder.checkpoint_steps()):
@@ -182,7 +182,7 @@ def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
             checkpoint.read_state(saved)
             checkpoint.load_networks(saved, setup.agent)
             checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
-        except InputError as error:
+        except checkpoint.DamagedError as error:
             damaged.append((saved, _fault(error)))
             continue
         for path, fault in damaged:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,10 +37,12 @@ from tql_offline.files import BusyError, locked, read_json, writing
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
-from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT
+from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT, SAME_STOP_SECONDS
 from tql_offline.training.suite import PlannedRun, cores_each, is_whole
 
 POLL_SECONDS = 0.1
+LOOKS = 3
+"""How often a run is looked at before it counts as another process's, or as no run."""
 LOG_TAIL_BYTES = 2**16
 
 _CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
@@ -83,7 +85,17 @@ def state_of(run: PlannedRun, runs: Path) -> State:
     Raises:
         InputError: its folder holds a run with other settings, or no run.
     """
-    path = runs / run.name
+    for look in range(LOOKS):
+        try:
+            return _state_of(run, runs / run.name)
+        except (OSError, InputError):  # another sweep may just be beginning it anew
+            if look == LOOKS - 1:
+                raise
+            time.sleep(POLL_SECONDS)
+    raise AssertionError
+
+
+def _state_of(run: PlannedRun, path: Path) -> State:
     if not path.exists():
         return "to do"
     if path.is_dir() and all(map(_is_passing, path.iterdir())):
@@ -181,6 +193,8 @@ def is_taken(run: PlannedRun, runs: Path) -> bool:
             return False
     except BusyError:
         return True
+    except InputError:  # a folder that may only be read
+        return False
 
 
 # Training.
@@ -216,8 +230,9 @@ def train_runs(
 ) -> None:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
-    A run that another process trains, or has finished meanwhile, is passed over. An exception,
-    Ctrl-C or a signal that ends this program ends the processes, too, each with a checkpoint.
+    A run that another process trains, or has finished meanwhile, is looked at again at the end, and
+    then passed over. An exception, Ctrl-C or a signal that ends this program ends the processes,
+    too, each with a checkpoint once it trains.
 
     Args:
         runs: runs that were not finished.
@@ -228,51 +243,75 @@ def train_runs(
     Raises:
         InputError: a log cannot be written, or a folder holds another run.
     """
-    waiting = deque(runs)
+    waiting, busy = deque((run, False) for run in runs), deque[tuple[PlannedRun, bool]]()
     children: list[_Child] = []
     threads = threads_each(processes)
     with TemporaryDirectory(prefix="tql-offline-") as configs, _raised_signals():
         try:
-            while waiting or children:
+            while waiting or busy or children:
+                if not waiting and not children:
+                    waiting, busy = busy, waiting
                 while waiting and len(children) < processes:
-                    run = waiting.popleft()
-                    with ExitStack() as claim:
-                        try:
-                            reporter.begun(run, _prepare(run, folder, claim))
-                        except BusyError as error:
+                    run, was_busy = waiting.popleft()
+                    try:
+                        children += _begin(run, folder, Path(configs), threads, reporter)
+                    except BusyError as error:
+                        if was_busy:
                             reporter.passed(run, str(error))
-                            continue
-                        children.append(_start(run, folder, Path(configs), threads, claim))
+                        else:
+                            busy.append((run, True))
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
                     reporter.ended(_ended(child, folder))
                 time.sleep(POLL_SECONDS)
         finally:
-            for child in children:
-                child.process.terminate()
-            for child in children:
-                _wait(child)
+            _end(children)
 
 
-def _prepare(run: PlannedRun, folder: Path, claim: ExitStack) -> str:
-    """Claim a run for this sweep, and clear away what cannot go on.
+def _end(children: Collection[_Child]) -> None:
+    """End processes, and wait for them; what stops this one may come twice (see `Stop`)."""
+    for child in children:
+        child.process.terminate()
+    patience = time.monotonic() + SAME_STOP_SECONDS
+    with _deaf():
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, patience - time.monotonic()))
+    for child in children:
+        _wait(child)
 
-    Returns:
-        How the run begins; "" for a new one.
+
+def _begin(
+    run: PlannedRun, folder: Path, configs: Path, threads: int, reporter: SweepReporter
+) -> list[_Child]:
+    """Claim a run and start its process; returns none if another sweep has finished it meanwhile.
 
     Raises:
-        BusyError: another process trains the run, or has finished it meanwhile.
+        BusyError: another process trains the run.
     """
+    with ExitStack() as claim:
+        _claim(run, folder, claim)
+        state = state_of(run, folder)
+        if state == "finished":
+            reporter.passed(run, "another sweep has finished it")
+            return []
+        how = ""
+        if state == "unfinished" and can_go_on(run, folder):
+            how = "was not finished, goes on"
+        elif state == "unfinished":
+            discard(run, folder)
+            how = "was not finished, starts again from nothing"
+        reporter.begun(run, how)
+        return [_start(run, folder, configs, threads, claim)]
+
+
+def _claim(run: PlannedRun, folder: Path, claim: ExitStack) -> None:
+    for _ in range(LOOKS - 1):
+        with suppress(BusyError):  # by a sweep that only looks, as `--list` does
+            claim.enter_context(taken(run, folder))
+            return
+        time.sleep(POLL_SECONDS)
     claim.enter_context(taken(run, folder))
-    state = state_of(run, folder)
-    if state == "finished":
-        raise BusyError("another sweep has finished it")
-    if state == "to do":
-        return ""
-    if can_go_on(run, folder):
-        return "was not finished, goes on"
-    discard(run, folder)
-    return "was not finished, starts again from nothing"
 
 
 def threads_each(processes: int) -> int:
@@ -284,10 +323,9 @@ def threads_each(processes: int) -> int:
 
 def _threads_before(run: PlannedRun, folder: Path) -> int | None:
     """Those that an unfinished run began with, which its last bits depend on."""
-    path = RunFolder(folder / run.name).provenance
-    if not (can_go_on(run, folder) and path.is_file()):
+    if not can_go_on(run, folder):
         return None
-    threads: Any = read_json(path).get("threads")
+    threads: Any = read_json(RunFolder(folder / run.name).provenance).get("threads")
     return int(threads) if is_whole(threads) and int(threads) > 0 else None
 
 
@@ -376,6 +414,18 @@ def _raised_signals() -> Iterator[None]:
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Hear none of `ENDING` while the block runs, in the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in ENDING if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _exit(number: int, _frame: object) -> None:
