@@ -485,7 +485,8 @@ class Trend:
             the share in which the larger scored more, minus the share in which it scored less.
         p_rise: chance of at least this concordance if size did not matter.
         p_fall: chance of at most this concordance if size did not matter.
-        least_p: `p` if these scores were in perfect order; with few runs, no order is unlikely.
+        least_p: `p` if these scores were in perfect order, rising or falling, whichever is rarer:
+            no order of them has a smaller one. With few runs, no order is unlikely.
         sizes: number of different sizes on each task.
         fewest_runs: fewest runs of a size on a task.
     """
@@ -560,18 +561,28 @@ def size_trend(
         else:
             drawn = generator.permuted(np.tile(task, (permutations, 1)), axis=1)
             dealt += _concordance(sign, drawn)
-    ordered = [
-        _concordance(_size_signs(np.sort(size), task), np.sort(task)[None])[0]
-        for size, task in zip(sizes, tasks, strict=True)
-    ]
+    lowest, highest = _extremes(sizes, tasks)
+    rarest = min(_share(dealt <= lowest, is_exact), _share(dealt >= highest, is_exact))
     return Trend(
         concordance=float(observed / pairs),
         p_rise=_share(dealt >= observed, is_exact),
         p_fall=_share(dealt <= observed, is_exact),
-        least_p=min(1.0, 2 * _share(dealt >= sum(ordered), is_exact)),
+        least_p=min(1.0, 2 * rarest),
         sizes=tuple(map(len, counts)),
         fewest_runs=int(min(map(np.min, counts))),
     )
+
+
+def _extremes(sizes: Sequence[ArrayLike], tasks: Sequence[Scores]) -> tuple[float, float]:
+    """Concordance of the perfect falling and of the perfect rising order, summed over tasks.
+
+    With ties and unequal numbers of runs, one is not the other's negative: the falling order of
+    1, 0, 0 at a smaller and two larger sizes has no tie between the sizes, the rising one has.
+    """
+    signs = [_size_signs(np.sort(size), task) for size, task in zip(sizes, tasks, strict=True)]
+    orders = [np.array([np.sort(task)[::-1], np.sort(task)]) for task in tasks]
+    falling, rising = sum(map(_concordance, signs, orders), start=np.zeros(2)).tolist()
+    return falling, rising
 
 
 def _share(deals: NDArray[np.bool_], is_exact: bool) -> float:

@@ -705,6 +705,21 @@ def test_scores_that_are_mostly_equal_are_not_called_few_runs(tmp_path):
     (board,), _ = boards_of(paths)
     (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
     assert "too many equal scores to show a trend with size, whatever their order" in sentence
+
+
+def test_a_falling_order_that_is_rarer_than_the_rising_one_is_a_trend(tmp_path):
+    """Four runs of tiny with all episodes, eight of large with none: 2 of C(12, 4) = 495 deals."""
+    paths = [
+        write_result(
+            tmp_path / f"{size}-{seed}-result.json", size=size, seed=seed, successes=(k,) * 3
+        )
+        for size, k, seeds in (("tiny", 50, 4), ("large", 0, 8))
+        for seed in range(seeds)
+    ]
+    (board,), _ = boards_of(paths)
+    (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
+    assert "scores fall with size" in sentence
+    assert "p = 0.004" in sentence
     assert "can show from" not in sentence
 
 

@@ -21,6 +21,7 @@ from tql_offline.eval.statistics import (
     mean_of_tasks,
     mean_std,
     median_of_tasks,
+    num_deals,
     performance_profile,
     size_trend,
     t_interval,
@@ -417,6 +418,9 @@ def concordance(sizes, scores):
         ([[2, 1, 1, 3, 2, 1]], [[4.0, 1.0, 1.0, 4.0, 0.0, 2.0]]),
         ([[2, 1, 1, 1, 1, 1, 2, 1]], [[9.0, 1.0, 2.0, 3.0, 0.0, 4.0, 8.0, 8.5]]),
         ([[1, 2, 1, 2], [1, 1, 2, 2]], [[1.0, 0.0, 2.0, 3.0], [1.0, 5.0, 5.0, 7.0]]),
+        ([[1, 1, 2, 2, 2, 2]], [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0]]),
+        ([[1, 1, 2, 2, 2, 2]], [[0.0, 0.0, 1.0, 1.0, 1.0, 1.0]]),
+        ([[1, 2, 2], [1, 2, 2, 2]], [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]]),
     ],
 )
 def test_few_deals_are_all_counted(sizes, scores):
@@ -426,19 +430,46 @@ def test_few_deals_are_all_counted(sizes, scores):
         for deal in itertools.product(*(itertools.permutations(task) for task in scores))
     ]
     observed = sum(map(concordance, sizes, scores))
-    best = sum(map(concordance, map(sorted, sizes), map(sorted, scores)))
-    rises, falls, perfect = (
-        np.mean(share)
-        for share in (
-            [deal >= observed for deal in dealt],
-            [deal <= observed for deal in dealt],
-            [deal >= best for deal in dealt],
+
+    def shares(value):
+        return np.mean([deal >= value for deal in dealt]), np.mean(
+            [deal <= value for deal in dealt]
         )
-    )
+
+    least = min(1, 2 * min(min(shares(deal)) for deal in set(dealt)))
     for seed in (0, 1):
         got = size_trend(sizes, scores, np.random.default_rng(seed))
-        assert (got.p_rise, got.p_fall) == pytest.approx((rises, falls), rel=1e-12)
-        assert got.least_p == pytest.approx(min(1, 2 * perfect), rel=1e-12)
+        assert (got.p_rise, got.p_fall) == pytest.approx(shares(observed), rel=1e-12)
+        assert got.least_p == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize("permutations", [10_000, 20], ids=["enumerated", "drawn"])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_no_order_is_less_likely_than_the_least_likely_one(tasks, permutations):
+    """Of the same deals, enumerated or drawn, for tables with ties and unequal counts."""
+    generator = np.random.default_rng(tasks)
+    for _ in range(200):
+        counts = generator.integers(1, 5, size=(tasks, 2))
+        sizes = [generator.permutation(np.repeat([1, 2], count)) for count in counts]
+        scores = [generator.integers(0, 3, size=len(size)).astype(float) for size in sizes]
+        orders = [scores]
+        for sign in (1, -1):  # the two that are rarest, and a random one
+            ranks = [np.argsort(np.argsort(size, kind="stable")) for size in sizes]
+            ordered = [sign * np.sort(sign * task) for task in scores]
+            orders.append([task[rank] for task, rank in zip(ordered, ranks, strict=True)])
+        found = [
+            size_trend(sizes, order, np.random.default_rng(0), permutations=permutations)
+            for order in orders
+        ]
+        assert all(trend.least_p <= trend.p for trend in found)
+        if math.prod(map(num_deals, sizes)) <= permutations:
+            assert {trend.least_p for trend in found} == {min(trend.p for trend in found)}
+
+
+def test_a_falling_order_can_be_rarer_than_the_rising_one():
+    """One of C(12, 4) = 495 deals gives all full scores to the four runs of the smaller size."""
+    got = size_trend([[1] * 4 + [2] * 8], [[100.0] * 4 + [0.0] * 8], np.random.default_rng(0))
+    assert got.p == got.least_p == 2 / 495
 
 
 @pytest.mark.parametrize(
