@@ -1,3 +1,5 @@
+import errno
+import os
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -239,20 +241,41 @@ def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     assert finding("kernels in C").state == "ok"
 
 
-@pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
-def test_a_home_that_cannot_be_written_is_named_and_not_the_compiler(monkeypatch, tmp_path):
-    home = tmp_path / "home"
-    home.write_text("a file, not a folder")
+def kernels_at(monkeypatch, home):
+    """What is found of the kernels in C with this home folder and without a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("HOME", str(home))
     cpu_kernels._library.cache_clear()
     try:
-        found = finding("kernels in C")
+        return finding("kernels in C")
     finally:
         cpu_kernels._library.cache_clear()
+
+
+@pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
+def test_a_home_that_cannot_be_written_is_named_and_not_the_compiler(monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file, not a folder")
+    found = kernels_at(monkeypatch, home)
     assert (found.state, found.mend) == ("warning", "export HOME=/path/to/a/writable/folder")
     assert f"({home}/.tql-offline/compiled cannot be written (Not a directory))" in found.detail
+
+
+@pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())
+def test_a_home_that_cannot_be_searched_is_named(monkeypatch, tmp_path):
+    """What such a folder answers is raised here, since root may search every one."""
+    home, exists = tmp_path / "home", Path.exists
+
+    def refusing(path):
+        if path.is_relative_to(home):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refusing)
+    found = kernels_at(monkeypatch, home)
+    assert (found.state, found.mend) == ("warning", "export HOME=/path/to/a/writable/folder")
+    assert "cannot be written (Permission denied)" in found.detail
 
 
 @pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())

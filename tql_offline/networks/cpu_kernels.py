@@ -213,9 +213,9 @@ def can_keep() -> bool:
     """Whether what is compiled can be written to its folder, or one that it would be made in."""
     try:
         folder = compiled_folder()
-    except RuntimeError:
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+    except (RuntimeError, OSError):  # no home, or one in a folder that may not be searched
         return False
-    place = next(path for path in (folder, *folder.parents) if path.exists())
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
