@@ -17,11 +17,12 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.behaviours import (
@@ -43,7 +43,7 @@ from tql_offline.datasets.behaviours import (
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.files import flush, read_json, write_json, written_aside
+from tql_offline.files import flush, locked, read_json, write_json, written_aside
 
 SPLITS = ("train", "val")
 ROWS_PER_SHARD = 5000
@@ -51,7 +51,11 @@ ROWS_PER_SHARD = 5000
 MIN_SHARDS = 64
 """Small collections are cut finer than `ROWS_PER_SHARD`, so that they also keep many cores busy."""
 
+_PATIENCE_SECONDS = 60.0
+"""How long to wait without a word for a process that may have died."""
+
 Progress = Callable[[int], None]
+Noted = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,7 @@ def collect(
     processes: int | None = None,
     progress: Progress = lambda _: None,
     force: bool = False,
+    noted: Noted = warnings.warn,
 ) -> Collected:
     """Collect a dataset, or resume where an interrupted call with the same settings stopped.
 
@@ -188,6 +193,7 @@ def collect(
         processes: worker processes, by default one per core; 1 works in this process.
         progress: called with the number of transitions done since the last call.
         force: overwrite existing files, and drop parts collected with other settings.
+        noted: called with a sentence if this call waits for another process that may have died.
 
     Raises:
         InputError: the dataset cannot be collected, a number is out of range, other files are in
@@ -200,7 +206,7 @@ def collect(
     found = None if force else _finished(places, order)
     if found is not None and not places.parts.exists():
         return found
-    with _alone(places):
+    with _alone(places, noted):
         # Another process may have finished it while this one waited.
         found = None if force else _finished(places, order)
         if found is None:
@@ -344,21 +350,16 @@ def _collected(places: _Places, order: _Order, sha256: dict[str, str]) -> Collec
 
 
 @contextmanager
-def _alone(places: _Places) -> Iterator[None]:
+def _alone(places: _Places, noted: Noted) -> Iterator[None]:
     """Keep other processes from collecting the same dataset: they wait, and find it finished.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or its file system has no locks.
     """
+    busy = f"another process is collecting {places.split(0)}; wait until it has finished"
     try:
-        places.out.mkdir(parents=True, exist_ok=True)
-        with FileLock(places.lock):
-            try:
-                yield
-            finally:
-                # Windows does not delete an open file; the next call takes it over.
-                with suppress(OSError):
-                    places.lock.unlink()
+        with locked(places.lock, busy, timeout=_PATIENCE_SECONDS, noted=noted, removed=True):
+            yield
     except OSError as error:
         raise InputError(
             f"{error.filename or places.out} cannot be written ({error.strerror}); make room or "

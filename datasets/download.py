@@ -24,7 +24,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx
-from filelock import FileLock, Timeout
 
 from tql_offline.datasets import catalogue
 from tql_offline.datasets.catalogue import Entry, PublishedFile
@@ -40,7 +39,7 @@ from tql_offline.datasets.mirrors import (
 from tql_offline.datasets.names import suite_folder
 from tql_offline.datasets.verify import MAX_FILE_BYTES, Unsound, sound, starts_like, verify
 from tql_offline.errors import InputError
-from tql_offline.files import read_json, write_json
+from tql_offline.files import locked, read_json, write_json
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes received so far and its full length in bytes; from several
@@ -385,20 +384,10 @@ def _at_once(jobs: list[_Job], workers: int) -> list[Downloaded | InputError]:
 
 def _fetch_alone(job: _Job) -> Downloaded:
     """Fetch one file under a lock that keeps other processes out."""
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(job.lock, timeout=0):
-            try:
-                # Another process may have finished it between the first look and the lock.
-                return _present(job) or _fetch(job)
-            finally:
-                # Windows does not delete an open file; the next download takes it over.
-                with suppress(OSError):
-                    job.lock.unlink()
-    except Timeout as error:
-        raise InputError(
-            f"another process is downloading {job.path}; wait until it has finished"
-        ) from error
+    busy = f"another process is downloading {job.path}; wait until it has finished"
+    with locked(job.lock, busy, removed=True):
+        # Another process may have finished it between the first look and the lock.
+        return _present(job) or _fetch(job)
 
 
 def _fetch(job: _Job) -> Downloaded:

@@ -26,6 +26,18 @@ def private_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def no_flock(monkeypatch):
+    """The file system answers a request for a lock with an error."""
+    import fcntl
+
+    from stand_ins import raising
+
+    return lambda number: monkeypatch.setattr(
+        fcntl, "flock", raising(OSError(number, os.strerror(number)))
+    )
+
+
+@pytest.fixture
 def same_threads():
     """PyTorch's number of threads is the same afterwards."""
     import torch

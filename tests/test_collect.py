@@ -1,9 +1,12 @@
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 import zipfile
@@ -558,5 +561,51 @@ def test_numbers_out_of_range_are_named(tmp_path, settings, message):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.* cannot be written"):
+    with pytest.raises(InputError, match=r"cannot be written to .*/file/out"):
         collect(MAZE, out=tmp_path / "file" / "out", episodes=1, steps=1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_nothing_is_collected(tmp_path, no_flock, number):
+    no_flock(number)
+    with pytest.raises(InputError, match=r"has no locks.*; choose another folder, or mount"):
+        collect(MAZE, out=tmp_path / "out", episodes=1, steps=1, processes=1)
+    assert not list((tmp_path / "out").glob("*.npz"))
+
+
+def test_without_locks_the_process_waited_for_is_named(tmp_path, monkeypatch, no_flock):
+    """Once told that it is gone, the user deletes its file, and the collection begins."""
+    lock, told = module._Places(tmp_path / "out", MAZE).lock, []
+    lock.parent.mkdir()
+    lock.write_text("4711\nnode7\n")
+
+    def noted(sentence):
+        told.append(sentence)
+        lock.unlink()
+
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    no_flock(errno.ENOSYS)
+    done = collect(MAZE, out=lock.parent, episodes=1, steps=1, processes=1, noted=noted)
+    assert told == [
+        f"another process is collecting {done.train}; wait until it has finished, or delete "
+        f"{lock} if process 4711 on host 'node7' is gone"
+    ]
+    assert done.train.is_file()
+    assert not lock.exists()
+
+
+def test_the_end_of_another_collection_is_waited_for_in_silence(tmp_path, monkeypatch):
+    """The system's lock ends with its process, so there is nothing to say about it."""
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.0)
+    told, released = [], []
+
+    def release():
+        released.append(True)
+        fcntl.flock(other, fcntl.LOCK_UN)
+
+    with module._Places(tmp_path, MAZE).lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        threading.Timer(0.3, release).start()
+        collect(MAZE, out=tmp_path, episodes=1, steps=1, processes=1, noted=told.append)
+        assert released
+    assert told == []

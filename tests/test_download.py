@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -522,6 +523,25 @@ def test_two_processes_do_not_write_one_part(site, folder, fetch):
     with FileLock(folder / f"{TRAIN}.lock"), pytest.raises(InputError, match="another process"):
         fetch(mirrors=[site.mirror()])
     fetch(mirrors=[site.mirror()])
+
+
+def test_without_locks_nothing_is_downloaded(site, folder, fetch, no_flock):
+    no_flock(errno.ENOLCK)
+    with pytest.raises(InputError, match=r"has no locks.*; choose another folder, or mount"):
+        fetch(mirrors=[site.mirror()])
+    assert site.log == []
+
+
+def test_without_locks_the_process_that_downloads_is_named(site, folder, fetch, no_flock):
+    folder.mkdir()
+    lock = folder / f"{TRAIN}.lock"
+    lock.write_text("4711\nnode7\n")
+    no_flock(errno.ENOSYS)
+    with pytest.raises(InputError, match=r"or delete .* if process 4711 on host 'node7' is gone"):
+        fetch(mirrors=[site.mirror()])
+    lock.unlink()
+    fetch(mirrors=[site.mirror()])
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize("name", ["../../escape-x-v0", "/etc/passwd", "no-such-dataset-v0"])

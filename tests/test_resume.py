@@ -1,7 +1,6 @@
 """A run that was stopped at any moment goes on to the same bits as one that never was."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -335,14 +334,6 @@ def test_a_result_cut_short_without_a_checkpoint_costs_no_score(data, whole, tmp
     with pytest.raises(InputError, match=r"result\.json cannot be read.*copy the whole run"):
         go_on(data, folder.path)
     assert folder.evaluations.read_bytes() == whole.evaluations.read_bytes()
-
-
-@pytest.fixture
-def no_flock(monkeypatch):
-    """The file system answers a request for a lock with an error."""
-    return lambda number: monkeypatch.setattr(
-        fcntl, "flock", raising(OSError(number, os.strerror(number)))
-    )
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

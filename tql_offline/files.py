@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -198,33 +198,65 @@ class BusyError(InputError):
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(
+    path: Path,
+    busy: str,
+    *,
+    timeout: float = 0,
+    noted: Callable[[str], None] | None = None,
+    advice: str = "choose another folder",
+    removed: bool = False,
+) -> Iterator[None]:
     """Hold a lock file's lock, creating its folder if needed.
 
     Args:
         path: the lock file.
         busy: what to say if another process holds it.
+        timeout: seconds to wait for another process.
+        noted: if given, waiting has no end, since that process's work is wanted. Called after
+            `timeout` with what to say of a soft lock, whose holder may have died.
+        advice: what to do where the file system has no locks.
+        removed: whether to remove the lock file in the end.
 
     Raises:
         BusyError: another process holds it.
         InputError: it cannot be written, or the file system has no locks.
     """
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _acquire(lock, path)
+            _acquire(lock, path, timeout, advice)
         except Timeout as error:
             is_soft = isinstance(lock, SoftFileLock)
-            raise BusyError(f"{busy}{_unless_gone(path)}" if is_soft else busy) from error
+            sentence = f"{busy}{_unless_gone(path)}" if is_soft else busy
+            if noted is None:
+                raise BusyError(sentence) from error
+            if is_soft:
+                noted(sentence)
+            _acquire(lock, path, -1, advice)
     try:
         yield
     finally:
-        lock.release()
+        _release(lock, path, removed)
 
 
-def _acquire(lock: BaseFileLock, path: Path) -> None:
+def _release(lock: BaseFileLock, path: Path, removed: bool) -> None:
+    # A soft lock's file goes with its release; by then, one at its path may be another process's.
+    if removed and not isinstance(lock, SoftFileLock):
+        with suppress(OSError):  # Windows does not delete an open file; the next holder uses it
+            path.unlink()
+    lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, timeout: float, advice: str) -> None:
     """Acquire a lock; one that has to do without the system's becomes a `SoftFileLock`.
+
+    Args:
+        lock: the lock.
+        path: its file.
+        timeout: seconds to wait for another process; a negative number waits without end.
+        advice: what to do where the file system has no locks.
 
     Raises:
         InputError: the file system has no locks.
@@ -234,14 +266,14 @@ def _acquire(lock: BaseFileLock, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "flock not supported", UserWarning)
-            lock.acquire()
+            lock.acquire(timeout)
     except (OSError, NotImplementedError) as error:
         # Older versions of the library raise the latter where newer ones take a soft lock.
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
         raise InputError(
             f"the file system of {path.parent} has no locks, by which processes keep out of one "
-            "another's runs; choose another folder for --runs, or mount this one with flock"
+            f"another's files; {advice}, or mount this one with flock"
         ) from error
 
 

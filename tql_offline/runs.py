@@ -30,6 +30,8 @@ from tql_offline.files import locked, read_json
 RESULT_SCHEMA = "tql-offline/result/1"
 MODEL_DOCUMENT = "model.json"
 """The file by which an exported model's folder is recognised (sharing/model.py)."""
+RUNS_ELSEWHERE = "choose another folder for --runs"
+"""Advice where the file system of a folder of runs has no locks."""
 
 
 @dataclass(frozen=True)
@@ -199,4 +201,5 @@ def claimed(folder: RunFolder) -> AbstractContextManager[None]:
     return locked(
         folder.path / ".lock",
         f"another process is training run {folder.path}; wait for its end",
+        advice=RUNS_ELSEWHERE,
     )

@@ -34,7 +34,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.variants import idle_settings
 from tql_offline.files import BusyError, locked, read_json, writing
-from tql_offline.runs import RunFolder, claimed
+from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
 from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT, SAME_STOP_SECONDS
@@ -177,7 +177,8 @@ def taken(run: PlannedRun, runs: Path) -> Iterator[None]:
         BusyError: another sweep, or a training by hand, is at it.
         InputError: the folder cannot be written.
     """
-    with locked(runs / ".sweep" / f"{run.name}.lock", "another sweep trains it"):
+    lock = runs / ".sweep" / f"{run.name}.lock"
+    with locked(lock, "another sweep trains it", advice=RUNS_ELSEWHERE):
         if (runs / run.name).is_dir():
             with claimed(RunFolder(runs / run.name)):
                 pass
