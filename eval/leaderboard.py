@@ -106,8 +106,10 @@ class Measured:
         reference: what the score was normalised by, in words; empty if it was not.
         conditions: what runs of one row have in common, as far as known: data, environment, step
             limit, reference.
-        behaviour: score of the policy cloned from the same data, in the same episodes; NaN if there
-            is none.
+        behaviour: score of the policy cloned from the same data, in as many episodes and, as far as
+            seeds were recorded, the same ones; NaN if there is none.
+        in_same_episodes: whether recorded seeds show that `behaviour` and all evaluations that
+            count are of the same episodes.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Measured:
     reference: str
     conditions: Mapping[str, str]
     behaviour: float = math.nan
+    in_same_episodes: bool = False
 
     @property
     def label(self) -> str:
@@ -315,6 +318,7 @@ def measured(run: Run) -> Measured | str:
         return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
+    behaviour = _behaviour(run, score.last)
     return Measured(
         name=run.name,
         setting=settings.pop(),
@@ -338,23 +342,28 @@ def measured(run: Run) -> Measured | str:
         counted=score.counted,
         reference=score.last.reference,
         conditions={key: value for known in conditions for key, value in known.items()},
-        behaviour=_behaviour(run, score.last),
+        behaviour=behaviour.score if behaviour else math.nan,
+        in_same_episodes=behaviour is not None
+        and all(_have_same_episodes(behaviour, e) for e in score.evaluations),
     )
 
 
-def _behaviour(run: Run, learned: Evaluation) -> float:
-    """Score of the last behaviour policy in the episodes of an evaluation; NaN if there is none."""
-    behaviour = (e for e in run.evaluations if e.policy == "behaviour")
-    scores = [e.score for e in behaviour if _have_same_episodes(e, learned)]
-    return scores[-1] if scores else math.nan
+def _behaviour(run: Run, learned: Evaluation) -> Evaluation | None:
+    """The last evaluation of the behaviour policy that may be of another one's episodes."""
+    behaviour = [e for e in run.evaluations if e.policy == "behaviour"]
+    like = [e for e in behaviour if _have_same_episodes(e, learned) is not False]
+    return like[-1] if like else None
 
 
-def _have_same_episodes(one: Evaluation, other: Evaluation) -> bool:
-    """Whether two evaluations played the same episodes, as far as these were recorded."""
+def _have_same_episodes(one: Evaluation, other: Evaluation) -> bool | None:
+    """Whether two evaluations played the same episodes; None if their seeds do not tell."""
     if setting_of(one) != setting_of(other) or one.episodes != other.episodes:
         return False
-    seeds, others = ([episode.seed for episode in e.details] for e in (one, other))
-    return not (seeds and others) or seeds == others
+    pairs = [(a.seed, b.seed) for a, b in zip(one.details, other.details, strict=False)]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if any(a != b for a, b in known):
+        return False
+    return True if len(known) == one.episodes else None
 
 
 def _task(run: Run) -> str:

@@ -172,11 +172,14 @@ def below_behaviour(board: Board) -> Iterator[str]:
         if not below:
             continue
         where = "" if len(below) == len(cells) else f" {listed(list(below), MAX_NAMED)}"
-        without = sum(math.isnan(run.behaviour) for runs in below.values() for run in runs)
+        told = [run for runs in below.values() for run in runs]
+        without = sum(math.isnan(run.behaviour) for run in told)
+        are_same = all(run.in_same_episodes for run in told if not math.isnan(run.behaviour))
+        episodes = ", in the same episodes" if are_same else ""
         more = f" ({_have(without)} no score of it)" if without else ""
         yield (
             f"{method}: every run{where} scores below the behaviour policy cloned from the same "
-            f"data, in the same episodes{more}."
+            f"data{episodes}{more}."
         )
 
 

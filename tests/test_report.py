@@ -386,6 +386,11 @@ def told_of_behaviour(tmp_path, *runs):
         make_run(tmp_path / f"r{i}", size=size, seed=i, successes=(learned,), behaviour=behaviour)
         for i, (size, learned, behaviour) in enumerate(runs)
     ]
+    return told_of(folders)
+
+
+def told_of(folders):
+    """What the board of these runs says of scores below the behaviour's."""
     (board,), _ = make_boards(map(measured, map(read_run, folders)))
     sentences = board_section(board, "b").sentences
     return [sentence for sentence in sentences if "behaviour" in sentence]
@@ -430,6 +435,41 @@ def test_behaviour_of_other_episodes_is_not_compared_with(tmp_path):
         assert math.isnan(measured(read_run(folder)).behaviour)
     folder.evaluations.unlink()
     assert measured(read_run(folder)).behaviour == 40.0, "by result.json, without seeds"
+
+
+def without_seeds(line, most=50):
+    """A line of evaluations.jsonl of which the first episodes have no seed."""
+    episodes = [e | {"seed": None} for e in line["episodes"][:most]]
+    return line | {"episodes": [*episodes, *line["episodes"][most:]]}
+
+
+@pytest.mark.parametrize(
+    "unrecorded",
+    [
+        lambda lines: [without_seeds(line) for line in lines],
+        lambda lines: [lines[0], without_seeds(lines[1])],
+        lambda lines: [without_seeds(line, 1) for line in lines],
+        lambda _: [],  # only result.json, without episodes
+    ],
+    ids=["all", "the behaviour's", "of one episode", "no episodes"],
+)
+def test_the_same_episodes_are_claimed_of_recorded_seeds_alone(tmp_path, unrecorded):
+    folders = [make_run(tmp_path / f"r{i}", seed=i, successes=(10,), behaviour=20) for i in (0, 1)]
+    lines = [json.loads(line) for line in folders[0].evaluations.read_text().splitlines()]
+    assert told_of(folders) == [f"TQL: every run {BELOW}."]
+    write_lines(folders[0].evaluations, unrecorded(lines))
+    assert measured(read_run(folders[0])).behaviour == 40.0
+    assert told_of(folders) == [f"TQL: every run {BELOW.removesuffix(', in the same episodes')}."]
+
+
+def test_the_same_episodes_are_claimed_of_all_evaluations_that_count(tmp_path):
+    folder = make_run(
+        tmp_path / "r", protocol="ogbench-singletask", successes=(9, 10, 11), behaviour=20
+    )
+    assert told_of([folder]) == [f"TQL: every run {BELOW}."]
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    write_lines(folder.evaluations, [without_seeds(lines[0]), *lines[1:]])
+    assert told_of([folder]) == [f"TQL: every run {BELOW.removesuffix(', in the same episodes')}."]
 
 
 def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
