@@ -43,7 +43,8 @@ from tql_offline.datasets.behaviours import (
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.files import flush, locked, read_json, write_json, written_aside
+from tql_offline.files import flush, read_json, write_json, written_aside
+from tql_offline.locks import locked
 
 SPLITS = ("train", "val")
 ROWS_PER_SHARD = 5000

@@ -39,7 +39,8 @@ from tql_offline.datasets.mirrors import (
 from tql_offline.datasets.names import suite_folder
 from tql_offline.datasets.verify import MAX_FILE_BYTES, Unsound, sound, starts_like, verify
 from tql_offline.errors import InputError
-from tql_offline.files import locked, read_json, write_json
+from tql_offline.files import read_json, write_json
+from tql_offline.locks import locked
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes received so far and its full length in bytes; from several

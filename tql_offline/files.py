@@ -4,17 +4,13 @@ A file is written under another name and renamed into place; what a killed proce
 recognised by its name (`remove_parts`).
 """
 
-import errno
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from tql_offline.documents import (
     MAX_DOCUMENT_BYTES,
@@ -23,14 +19,10 @@ from tql_offline.documents import (
     read_bounded,
     require_plain,
 )
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError
 
 MAX_LINES_BYTES = 2**30
 """A larger JSON-lines file is not ours: a run of a million lines takes less than half of it."""
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What NFS without lockd and Lustre mounted without `flock` answer."""
-_MAX_LOCK_BYTES = 1024
 
 
 @contextmanager
@@ -191,101 +183,6 @@ def rewind_jsonl(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} line {number} has no step; remove it") from error
     write_atomic(path, "".join(kept))
-
-
-class BusyError(InputError):
-    """Another process holds a lock."""
-
-
-@contextmanager
-def locked(
-    path: Path,
-    busy: str,
-    *,
-    timeout: float = 0,
-    noted: Callable[[str], None] | None = None,
-    advice: str = "choose another folder",
-    removed: bool = False,
-) -> Iterator[None]:
-    """Hold a lock file's lock, creating its folder if needed.
-
-    Args:
-        path: the lock file.
-        busy: what to say if another process holds it.
-        timeout: seconds to wait for another process.
-        noted: if given, waiting has no end, since that process's work is wanted. Called after
-            `timeout` with what to say of a soft lock, whose holder may have died.
-        advice: what to do where the file system has no locks.
-        removed: whether to remove the lock file in the end.
-
-    Raises:
-        BusyError: another process holds it.
-        InputError: it cannot be written, or the file system has no locks.
-    """
-    lock = FileLock(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _acquire(lock, path, timeout, advice)
-        except Timeout as error:
-            is_soft = isinstance(lock, SoftFileLock)
-            sentence = f"{busy}{_unless_gone(path)}" if is_soft else busy
-            if noted is None:
-                raise BusyError(sentence) from error
-            if is_soft:
-                noted(sentence)
-            _acquire(lock, path, -1, advice)
-    try:
-        yield
-    finally:
-        _release(lock, path, removed)
-
-
-def _release(lock: BaseFileLock, path: Path, removed: bool) -> None:
-    # A soft lock's file goes with its release; by then, one at its path may be another process's.
-    if removed and not isinstance(lock, SoftFileLock):
-        with suppress(OSError):  # Windows does not delete an open file; the next holder uses it
-            path.unlink()
-    lock.release()
-
-
-def _acquire(lock: BaseFileLock, path: Path, timeout: float, advice: str) -> None:
-    """Acquire a lock; one that has to do without the system's becomes a `SoftFileLock`.
-
-    Args:
-        lock: the lock.
-        path: its file.
-        timeout: seconds to wait for another process; a negative number waits without end.
-        advice: what to do where the file system has no locks.
-
-    Raises:
-        InputError: the file system has no locks.
-        OSError: the file cannot be written.
-        Timeout: another process holds the lock.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "flock not supported", UserWarning)
-            lock.acquire(timeout)
-    except (OSError, NotImplementedError) as error:
-        # Older versions of the library raise the latter where newer ones take a soft lock.
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
-        raise InputError(
-            f"the file system of {path.parent} has no locks, by which processes keep out of one "
-            f"another's files; {advice}, or mount this one with flock"
-        ) from error
-
-
-def _unless_gone(path: Path) -> str:
-    """What to do about a soft lock, which outlives a process that dies on another machine."""
-    process = "no other process is at work there"
-    with suppress(InputError, ValueError):
-        holder, host, *_ = read_bounded(path, _MAX_LOCK_BYTES).decode("ascii").splitlines()
-        if holder.isdecimal() and host.isprintable():
-            # filelock appends the container's process namespace.
-            process = f"process {holder} on host {shown(host.partition('?pidns-')[0])} is gone"
-    return f", or delete {path} if {process}"
 
 
 def read_json(path: Path, most: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError
-from tql_offline.files import locked, read_json
+from tql_offline.files import read_json
+from tql_offline.locks import locked
 
 RESULT_SCHEMA = "tql-offline/result/1"
 MODEL_DOCUMENT = "model.json"

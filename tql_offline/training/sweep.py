@@ -33,7 +33,8 @@ from tql_offline.datasets.load import kind_of
 from tql_offline.errors import InputError
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.variants import idle_settings
-from tql_offline.files import BusyError, locked, read_json, writing
+from tql_offline.files import read_json, writing
+from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
