@@ -3,10 +3,13 @@
     python benchmarks/precision.py train --runs precision --seeds 0-2
     python benchmarks/precision.py table precision --json precision.json
 
-On a GPU these are its own. A CPU has neither, so there their products are **emulated**: what goes
-into a product is rounded as a tensor core rounds it and summed in float32, forward and backward, by
-PyTorch's operations; what autocast makes bfloat16 is rounded to it. That shows what the rounding
-does to learning, not what a GPU's kernels do. Policies are scored in float32.
+or, where a CPU has products of bfloat16, with those (precision.toml has the commands), and `table`.
+
+On a GPU `train` takes its own. A CPU has no TF32 and mostly no bfloat16, so there products are
+**emulated**: what goes into a product is rounded as a tensor core rounds it and summed in float32,
+forward and backward, by PyTorch's operations; what autocast makes bfloat16 is rounded to it. That
+shows what the rounding does to learning, not what a GPU's kernels do. Policies are scored in
+float32.
 
 Whatever rounds otherwise goes another way after some hundred updates, float32 too. So there is a
 **control**: float32 by PyTorch's own operations instead of our kernels, the same equations in
@@ -183,14 +186,15 @@ def curves_of(folder: Path) -> Curves:
         InputError: one of them is unfinished.
     """
     lines, successes = {}, defaultdict(list)
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for path in sorted(p for p in folder.iterdir() if RunFolder(p).config.is_file()):
         run = RunFolder(path)
         if not run.is_finished():
             raise InputError(f"run {path} is unfinished; delete it, and train it anew")
-        lines[int(path.name.rpartition("-")[2])] = list(read_jsonl(run.metrics))
+        lines[int(path.name.rpartition("-")[2].removeprefix("s"))] = list(read_jsonl(run.metrics))
         for line in read_jsonl(run.evaluations) if run.evaluations.is_file() else ():
             if line["policy"] == "learned":
-                successes[line["step"]].append(line["successes"])
+                wins = sum(episode["success"] for episode in line["episodes"])
+                successes[line["step"]].append(wins)
     first, *_ = recorded = list(lines.values())
     values = {}
     for layer, j in np.ndindex(np.shape(first[0]["entropy"])):
@@ -267,12 +271,13 @@ def table(arguments: argparse.Namespace) -> None:
         print(markdown(scored))
     if arguments.json:
         facts = read_json(next(arguments.runs.glob("*/*/provenance.json")))
+        by_sweep = facts["command"][:2] == ["tql-offline", "sweep"]  # of precision.toml
         document = {
             "command": " ".join(["python", *sys.argv]),
             "git_commit": git_commit(),
             "device": facts["device"],
             "versions": facts["versions"],
-            "emulated": on_cpu(facts),
+            "emulated": on_cpu(facts) and not by_sweep,
             "differences": rows,
             "distances": apart,
             "successes of 50, by update": scored,

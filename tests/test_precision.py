@@ -1,6 +1,7 @@
 """Emulated precisions: products are rounded as tensor cores do, and runs of each are compared."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from own_data import write_own
 
 from benchmarks import precision
+from tql_offline.config import resolve
+from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.files import read_json
 from tql_offline.networks import kernels
+from tql_offline.training.reporters import SilentReporter
 
 
 def test_tf32_keeps_ten_bits_and_rounds_ties_to_even():
@@ -42,6 +46,32 @@ def test_without_runs_to_compare_with_it_ends_in_a_sentence(tmp_path, capsys):
         precision.main(["table", str(tmp_path)])
     assert stop.value.code == 2
     assert f"{tmp_path} has no runs in float32; train them first" in capsys.readouterr().err
+
+
+def test_scores_are_read_from_a_sweeps_runs(tmp_path, monkeypatch, capsys):
+    """As precision.toml has them."""
+    data = load(str(write_own(tmp_path / "mine.npz", (20, 20), 3)))
+    base = {"critic": {"size": "tiny"}, "steps": 3, "dataset": {"name": str(data.path)}}
+    monkeypatch.setattr(sys, "argv", ["tql-offline", "sweep", "precision.toml"])
+    for name, wins in (("float32", 2), ("bfloat16", 1)):
+        settings = resolve(base | {"flow": {"hidden": [8]}, "batch_size": 4})
+        folder = precision.runs.run(settings, data, tmp_path / name, f"{name}-s0", SilentReporter())
+        episodes = [{"success": number < wins} for number in range(3)]
+        line = {"step": 3, "policy": "learned", "episodes": episodes}
+        folder.evaluations.write_text(json.dumps(line))
+    for other in (".sweep", "float32-s0.log"):
+        (tmp_path / "float32" / other).mkdir()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for name in ("float32", "bfloat16"):
+        (tmp_path / name).rename(runs / name)
+    precision.main(["table", str(runs), "--json", str(tmp_path / "out.json")])
+    document = read_json(tmp_path / "out.json")
+    assert document["successes of 50, by update"] == [
+        {"precision": "bfloat16", "3": "1"},
+        {"precision": "float32", "3": "2"},
+    ]
+    assert "| float32 | 2 |" in capsys.readouterr().out
 
 
 def test_runs_of_every_precision_are_compared(tmp_path, capsys, monkeypatch):
