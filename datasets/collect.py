@@ -17,7 +17,6 @@ import os
 import shutil
 import signal
 import threading
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,11 +51,7 @@ ROWS_PER_SHARD = 5000
 MIN_SHARDS = 64
 """Small collections are cut finer than `ROWS_PER_SHARD`, so that they also keep many cores busy."""
 
-_PATIENCE_SECONDS = 60.0
-"""How long to wait without a word for a process that may have died."""
-
 Progress = Callable[[int], None]
-Noted = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +175,6 @@ def collect(
     processes: int | None = None,
     progress: Progress = lambda _: None,
     force: bool = False,
-    noted: Noted = warnings.warn,
 ) -> Collected:
     """Collect a dataset, or resume where an interrupted call with the same settings stopped.
 
@@ -194,7 +188,6 @@ def collect(
         processes: worker processes, by default one per core; 1 works in this process.
         progress: called with the number of transitions done since the last call.
         force: overwrite existing files, and drop parts collected with other settings.
-        noted: called with a sentence if this call waits for another process that may have died.
 
     Raises:
         InputError: the dataset cannot be collected, a number is out of range, other files are in
@@ -207,7 +200,7 @@ def collect(
     found = None if force else _finished(places, order)
     if found is not None and not places.parts.exists():
         return found
-    with _alone(places, noted):
+    with _alone(places):
         # Another process may have finished it while this one waited.
         found = None if force else _finished(places, order)
         if found is None:
@@ -351,7 +344,7 @@ def _collected(places: _Places, order: _Order, sha256: dict[str, str]) -> Collec
 
 
 @contextmanager
-def _alone(places: _Places, noted: Noted) -> Iterator[None]:
+def _alone(places: _Places) -> Iterator[None]:
     """Keep other processes from collecting the same dataset: they wait, and find it finished.
 
     Raises:
@@ -359,7 +352,7 @@ def _alone(places: _Places, noted: Noted) -> Iterator[None]:
     """
     busy = f"another process is collecting {places.split(0)}; wait until it has finished"
     try:
-        with locked(places.lock, busy, timeout=_PATIENCE_SECONDS, noted=noted, removed=True):
+        with locked(places.lock, busy, waits=True, removed=True):
             yield
     except OSError as error:
         raise InputError(

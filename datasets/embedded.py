@@ -1,6 +1,5 @@
 """The embedded dataset, collected locally if it is missing, without a network."""
 
-import warnings
 from collections.abc import Callable
 
 from tql_offline.datasets.collect import collect
@@ -18,24 +17,15 @@ def is_installed(name: str) -> bool:
     return any((folder / file).is_file() for folder in (downloaded_folder(), collected_folder()))
 
 
-def load_embedded(
-    progress: Callable[[int], None] = lambda _: None, noted: Callable[[str], None] = warnings.warn
-) -> Dataset:
+def load_embedded(progress: Callable[[int], None] = lambda _: None) -> Dataset:
     """Load the embedded dataset, collecting it first if it is missing.
 
     Args:
         progress: called with the number of transitions collected since the last call.
-        noted: called with a sentence if it waits for another process that may have died.
 
     Raises:
         InputError: it cannot be collected, or the existing file is damaged.
     """
     if not is_installed(DEFAULT_DATASET):
-        collect(
-            DEFAULT_DATASET,
-            out=collected_folder(),
-            episodes=EPISODES,
-            progress=progress,
-            noted=noted,
-        )
+        collect(DEFAULT_DATASET, out=collected_folder(), episodes=EPISODES, progress=progress)
     return load(DEFAULT_DATASET)

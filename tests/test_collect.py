@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from marks import slowly
 
+from tql_offline import locks
 from tql_offline.datasets import behaviours
 from tql_offline.datasets import collect as module
 from tql_offline.datasets.behaviours import (
@@ -575,29 +576,27 @@ def test_without_locks_nothing_is_collected(tmp_path, no_flock, number):
 
 def test_without_locks_the_process_waited_for_is_named(tmp_path, monkeypatch, no_flock):
     """Once told that it is gone, the user deletes its file, and the collection begins."""
-    lock, told = module._Places(tmp_path / "out", MAZE).lock, []
+    lock = module._Places(tmp_path / "out", MAZE).lock
     lock.parent.mkdir()
     lock.write_text("4711\nnode7\n")
-
-    def noted(sentence):
-        told.append(sentence)
-        lock.unlink()
-
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "SOFT_PATIENCE_SECONDS", 0.1)
     no_flock(errno.ENOSYS)
-    done = collect(MAZE, out=lock.parent, episodes=1, steps=1, processes=1, noted=noted)
-    assert told == [
-        f"another process is collecting {done.train}; wait until it has finished, or delete "
-        f"{lock} if process 4711 on host 'node7' is gone"
-    ]
-    assert done.train.is_file()
+    order = {"out": lock.parent, "episodes": 1, "steps": 1, "processes": 1}
+    with pytest.raises(InputError) as error:
+        collect(MAZE, **order)
+    assert str(error.value) == (
+        f"another process is collecting {tmp_path / 'out' / MAZE}.npz; wait until it has finished, "
+        f"or delete {lock} if process 4711 on host 'node7' is gone"
+    )
+    lock.unlink()
+    assert collect(MAZE, **order).train.is_file()
     assert not lock.exists()
 
 
-def test_the_end_of_another_collection_is_waited_for_in_silence(tmp_path, monkeypatch):
-    """The system's lock ends with its process, so there is nothing to say about it."""
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.0)
-    told, released = [], []
+def test_the_end_of_another_collection_is_waited_for(tmp_path, monkeypatch):
+    """The system's lock ends with its process."""
+    monkeypatch.setattr(locks, "SOFT_PATIENCE_SECONDS", 0.0)
+    released = []
 
     def release():
         released.append(True)
@@ -606,6 +605,5 @@ def test_the_end_of_another_collection_is_waited_for_in_silence(tmp_path, monkey
     with module._Places(tmp_path, MAZE).lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         threading.Timer(0.3, release).start()
-        collect(MAZE, out=tmp_path, episodes=1, steps=1, processes=1, noted=told.append)
+        collect(MAZE, out=tmp_path, episodes=1, steps=1, processes=1)
         assert released
-    assert told == []

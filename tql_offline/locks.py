@@ -2,7 +2,7 @@
 
 import errno
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tql_offline.files import writing
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What NFS without lockd and Lustre mounted without `flock` answer."""
 _MAX_LOCK_BYTES = 1024
+SOFT_PATIENCE_SECONDS = 60.0
 
 
 class BusyError(InputError):
@@ -26,8 +27,7 @@ def locked(
     path: Path,
     busy: str,
     *,
-    timeout: float = 0,
-    noted: Callable[[str], None] | None = None,
+    waits: bool = False,
     advice: str = "choose another folder",
     removed: bool = False,
 ) -> Iterator[None]:
@@ -36,9 +36,8 @@ def locked(
     Args:
         path: the lock file.
         busy: what to say if another process holds it.
-        timeout: seconds to wait for another process.
-        noted: if given, waiting has no end, since that process's work is wanted. Called after
-            `timeout` with what to say of a soft lock, whose holder may have died.
+        waits: whether to wait for another process to end. For a soft lock, whose holder may have
+            died, at most `SOFT_PATIENCE_SECONDS`.
         advice: what to do where the file system has no locks.
         removed: whether to remove the lock file in the end.
 
@@ -50,14 +49,13 @@ def locked(
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _acquire(lock, path, timeout, advice)
+            _acquire(lock, path, SOFT_PATIENCE_SECONDS if waits else 0, advice)
         except Timeout as error:
             is_soft = isinstance(lock, SoftFileLock)
-            sentence = f"{busy}{_unless_gone(path)}" if is_soft else busy
-            if noted is None:
-                raise BusyError(sentence) from error
             if is_soft:
-                noted(sentence)
+                raise BusyError(f"{busy}{_unless_gone(path)}") from error
+            if not waits:
+                raise BusyError(busy) from error
             _acquire(lock, path, -1, advice)
     try:
         yield

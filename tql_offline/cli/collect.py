@@ -46,6 +46,5 @@ def collect(
             processes=processes,
             progress=progress.add,
             force=force,
-            noted=say,
         )
     say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")

@@ -197,13 +197,7 @@ def _collect(suite: "Suite") -> None:
     missing = {name: count for name, count in suite.collect.items() if not is_installed(name)}
     for name, episodes in missing.items():
         with progress_bar(f"collecting {name}", total_steps(name, episodes)) as progress:
-            done = collect(
-                name,
-                out=collected_folder(),
-                episodes=episodes,
-                progress=progress.add,
-                noted=say,
-            )
+            done = collect(name, out=collected_folder(), episodes=episodes, progress=progress.add)
         say(f"{done.train}: {done.rows:,} rows, sha256 {done.train_sha256}")
 
 

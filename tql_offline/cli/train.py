@@ -291,7 +291,7 @@ def _load(config: Config) -> "Dataset":
     if wanted.name == DEFAULT_DATASET and not wanted.path and not is_installed(wanted.name):
         say(f"{wanted.name} is not here yet: collecting {EPISODES} episodes of it")
         with progress_bar("collecting", total_steps(wanted.name, EPISODES)) as progress:
-            return load_embedded(progress.add, say)
+            return load_embedded(progress.add)
     path = Path(wanted.path) if wanted.path else None
     return load(
         wanted.name,
