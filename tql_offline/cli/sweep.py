@@ -147,7 +147,7 @@ def _train(
             raise
     left = sum(state_of(run, runs) != "finished" for run in pending) - len(reporter.failed)
     if left > 0:
-        say(f"{left} runs are left to other processes; --list shows how far they are")
+        say(f"left to other processes: {left}; --list shows how far they are")
     return reporter.failed
 
 
