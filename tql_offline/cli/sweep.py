@@ -130,7 +130,7 @@ def _train(
     suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int
 ) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
-    from tql_offline.training.sweep import GOES_ON, state_of, train_runs
+    from tql_offline.training.sweep import GOES_ON, train_runs
 
     if pending:
         _collect(suite)
@@ -138,16 +138,15 @@ def _train(
     with progress_bar("runs", len(pending)) as progress:
         reporter = _Reporter(progress)
         try:
-            train_runs(pending, runs, processes=processes, reporter=reporter)
+            left = train_runs(pending, runs, processes=processes, reporter=reporter)
         except KeyboardInterrupt as stop:
             stop.add_note(GOES_ON)
             raise
         except SystemExit:  # by a signal
             say(f"stopped; {GOES_ON}")
             raise
-    left = sum(state_of(run, runs) != "finished" for run in pending) - len(reporter.failed)
-    if left > 0:
-        say(f"left to other processes: {left}; --list shows how far they are")
+    if left:
+        say(f"left to other processes: {len(left)}; --list shows how far they are")
     return reporter.failed
 
 

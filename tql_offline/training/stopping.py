@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 SAME_STOP_SECONDS = 2.0
 ENDING = [
@@ -50,21 +52,26 @@ class Stop:
         if forced:
             raise KeyboardInterrupt
 
-    @contextmanager
-    def handling(self) -> Iterator[None]:
-        """Treat `ENDING` as requests while the block runs, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def handling(self) -> AbstractContextManager[None]:
+        """Treat `ENDING` as requests while a block runs, in the main thread."""
         # nohup ignores SIGHUP, which then stays so; shells let background jobs ignore SIGINT.
         always = (signal.SIGINT, signal.SIGTERM)
-        heard = [n for n in ENDING if n in always or signal.getsignal(n) is not signal.SIG_IGN]
-        before = {n: signal.signal(n, self.request) for n in heard}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        heard = (n for n in ENDING if n in always or signal.getsignal(n) is not signal.SIG_IGN)
+        return handled(heard, self.request)
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Have signals handled while the block runs, if it does so in the main thread, as it must."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def end_with_input() -> None:

@@ -16,16 +16,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
@@ -38,7 +37,7 @@ from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
-from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT, SAME_STOP_SECONDS
+from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT, SAME_STOP_SECONDS, handled
 from tql_offline.training.suite import PlannedRun, cores_each, is_whole
 
 POLL_SECONDS = 0.1
@@ -49,6 +48,7 @@ LOG_TAIL_BYTES = 2**16
 _CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
 
 State = Literal["finished", "unfinished", "to do"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +86,8 @@ def state_of(run: PlannedRun, runs: Path) -> State:
     Raises:
         InputError: its folder holds a run with other settings, or no run.
     """
-    for look in range(LOOKS):
-        try:
-            return _state_of(run, runs / run.name)
-        except (OSError, InputError):  # another sweep may just be beginning it anew
-            if look == LOOKS - 1:
-                raise
-            time.sleep(POLL_SECONDS)
-    raise AssertionError
+    # Another sweep may just be beginning it anew.
+    return _in_some_looks(lambda: _state_of(run, runs / run.name), OSError, InputError)
 
 
 def _state_of(run: PlannedRun, path: Path) -> State:
@@ -108,6 +102,15 @@ def _state_of(run: PlannedRun, path: Path) -> State:
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
         )
     return "finished" if folder.is_finished() else "unfinished"
+
+
+def _in_some_looks(look: Callable[[], Result], *passing: type[Exception]) -> Result:
+    """Do something that may fail for a moment, `LOOKS` times at most."""
+    for _ in range(LOOKS - 1):
+        with suppress(*passing):
+            return look()
+        time.sleep(POLL_SECONDS)
+    return look()
 
 
 def _is_passing(file: Path) -> bool:
@@ -178,17 +181,20 @@ def taken(run: PlannedRun, runs: Path) -> Iterator[None]:
         BusyError: another sweep, or a training by hand, is at it.
         InputError: the folder cannot be written.
     """
-    lock = runs / ".sweep" / f"{run.name}.lock"
-    with locked(lock, "another sweep trains it", advice=RUNS_ELSEWHERE):
+    with locked(_lock_of(run, runs), "another sweep trains it", advice=RUNS_ELSEWHERE):
         if (runs / run.name).is_dir():
             with claimed(RunFolder(runs / run.name)):
                 pass
         yield
 
 
+def _lock_of(run: PlannedRun, runs: Path) -> Path:
+    return runs / ".sweep" / f"{run.name}.lock"
+
+
 def is_taken(run: PlannedRun, runs: Path) -> bool:
     """Whether another process trains a run."""
-    if not (runs / ".sweep" / f"{run.name}.lock").exists() and not (runs / run.name).is_dir():
+    if not _lock_of(run, runs).exists() and not (runs / run.name).is_dir():
         return False  # nothing is written to find that out
     try:
         with taken(run, runs):
@@ -228,8 +234,8 @@ class SweepReporter(Protocol):
 
 
 def train_runs(
-    runs: Collection[PlannedRun], folder: Path, *, processes: int, reporter: SweepReporter
-) -> None:
+    runs: Iterable[PlannedRun], folder: Path, *, processes: int, reporter: SweepReporter
+) -> list[PlannedRun]:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
     A run that another process trains, or has finished meanwhile, is looked at again at the end, and
@@ -242,40 +248,52 @@ def train_runs(
         processes: runs at a time.
         reporter: told of each run.
 
+    Returns:
+        The runs that are left to other processes.
+
     Raises:
         InputError: a log cannot be written, or a folder holds another run.
     """
-    waiting, busy = deque((run, False) for run in runs), deque[tuple[PlannedRun, bool]]()
+    with _raised_signals():
+        busy = _train_round(runs, folder, processes, reporter)
+        left = _train_round([run for run, _ in busy], folder, processes, reporter)
+    for run, why in left:
+        reporter.passed(run, why)
+    return [run for run, _ in left]
+
+
+def _train_round(
+    runs: Iterable[PlannedRun], folder: Path, processes: int, reporter: SweepReporter
+) -> list[tuple[PlannedRun, str]]:
+    """Train the runs that no other process trains; returns the others, each with what holds it."""
+    waiting, busy = deque(runs), list[tuple[PlannedRun, str]]()
     children: list[_Child] = []
-    threads = threads_each(processes)
-    with TemporaryDirectory(prefix="tql-offline-") as configs, _raised_signals():
+    with TemporaryDirectory(prefix="tql-offline-") as configs:
         try:
-            while waiting or busy or children:
-                if not waiting and not children:
-                    waiting, busy = busy, waiting
+            while waiting or children:
                 while waiting and len(children) < processes:
-                    run, was_busy = waiting.popleft()
+                    run = waiting.popleft()
                     try:
-                        children += _begin(run, folder, Path(configs), threads, reporter)
+                        child = _begin(run, folder, Path(configs), processes, reporter)
                     except BusyError as error:
-                        if was_busy:
-                            reporter.passed(run, str(error))
-                        else:
-                            busy.append((run, True))
+                        busy.append((run, str(error)))
+                        continue
+                    children += [child] if child else []
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
                     reporter.ended(_ended(child, folder))
                 time.sleep(POLL_SECONDS)
         finally:
             _end(children)
+    return busy
 
 
-def _end(children: Collection[_Child]) -> None:
+def _end(children: Iterable[_Child]) -> None:
     """End processes, and wait for them; what stops this one may come twice (see `Stop`)."""
     for child in children:
         child.process.terminate()
     patience = time.monotonic() + SAME_STOP_SECONDS
-    with _deaf():
+    with handled(ENDING, signal.SIG_IGN):
         for child in children:
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, patience - time.monotonic()))
@@ -284,19 +302,20 @@ def _end(children: Collection[_Child]) -> None:
 
 
 def _begin(
-    run: PlannedRun, folder: Path, configs: Path, threads: int, reporter: SweepReporter
-) -> list[_Child]:
-    """Claim a run and start its process; returns none if another sweep has finished it meanwhile.
+    run: PlannedRun, folder: Path, configs: Path, processes: int, reporter: SweepReporter
+) -> _Child | None:
+    """Claim a run and start its process; returns None if another sweep has finished it meanwhile.
 
     Raises:
         BusyError: another process trains the run.
     """
     with ExitStack() as claim:
-        _claim(run, folder, claim)
+        # By a sweep that only looks, as `--list` does, it is held for a moment.
+        _in_some_looks(lambda: claim.enter_context(taken(run, folder)), BusyError)
         state = state_of(run, folder)
         if state == "finished":
             reporter.passed(run, "another sweep has finished it")
-            return []
+            return None
         how = ""
         if state == "unfinished" and can_go_on(run, folder):
             how = "was not finished, goes on"
@@ -304,16 +323,7 @@ def _begin(
             discard(run, folder)
             how = "was not finished, starts again from nothing"
         reporter.begun(run, how)
-        return [_start(run, folder, configs, threads, claim)]
-
-
-def _claim(run: PlannedRun, folder: Path, claim: ExitStack) -> None:
-    for _ in range(LOOKS - 1):
-        with suppress(BusyError):  # by a sweep that only looks, as `--list` does
-            claim.enter_context(taken(run, folder))
-            return
-        time.sleep(POLL_SECONDS)
-    claim.enter_context(taken(run, folder))
+        return _start(run, folder, configs, threads_each(processes), claim)
 
 
 def threads_each(processes: int) -> int:
@@ -403,31 +413,9 @@ def _wait(child: _Child) -> int:
     return code
 
 
-@contextmanager
-def _raised_signals() -> Iterator[None]:
+def _raised_signals() -> AbstractContextManager[None]:
     """Raise SystemExit where a signal would end this process at once and orphan its children."""
-    caught = [n for n in ENDING if signal.getsignal(n) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        caught = []  # Python lets no other thread catch signals
-    for number in caught:
-        signal.signal(number, _exit)
-    try:
-        yield
-    finally:
-        for number in caught:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Hear none of `ENDING` while the block runs, in the main thread."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, signal.SIG_IGN) for n in ENDING if is_main}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled((n for n in ENDING if signal.getsignal(n) is signal.SIG_DFL), _exit)
 
 
 def _exit(number: int, _frame: object) -> None:
