@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tql_offline.cli.train import parse_seeds
 from tql_offline.config import Config, resolve
 from tql_offline.datasets.embedded import load_embedded
 from tql_offline.datasets.load import load
@@ -43,6 +42,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, t_interval
 from tql_offline.files import read_json, read_jsonl, write_atomic
 from tql_offline.networks import kernels
+from tql_offline.number_lists import parse_numbers
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training import run as runs
@@ -140,7 +140,7 @@ def settings(arguments: argparse.Namespace, precision: str, seed: int) -> Config
 def train(arguments: argparse.Namespace) -> None:
     """One run after the other, each in `RUNS/PRECISION`."""
     dataset = load(str(arguments.path)) if arguments.path else load_embedded()
-    for seed in parse_seeds(arguments.seeds):
+    for seed in parse_numbers(arguments.seeds, "--seeds"):
         for precision in arguments.precisions.split(","):
             config = settings(arguments, precision, seed)
             on_gpu = pick_device(config.device).type == "cuda"

@@ -16,7 +16,6 @@ import torch
 from agent_cases import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tql_offline.cli.train import parse_seeds
 from tql_offline.config import resolve
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
@@ -470,17 +469,6 @@ def test_a_launch_ends_where_there_is_more_to_do():
         step = next_event(Training, step)
         stops.append(step)
     assert stops == [5, 7, 10, 11, 14, 15, 20, 21, 23]
-
-
-@pytest.mark.parametrize("text", ["", "3", "0-2,7", "5,1"])
-def test_seeds_are_read(text):
-    assert parse_seeds(text) == {"": (), "3": (3,), "0-2,7": (0, 1, 2, 7), "5,1": (5, 1)}[text]
-
-
-@pytest.mark.parametrize("text", ["a", "1-", "3-1", "1,1", "0-99999", "-1", "1,,2", "9" * 30])
-def test_bad_seeds_are_refused(text):
-    with pytest.raises(InputError, match="--seeds"):
-        parse_seeds(text)
 
 
 def test_the_way_updates_are_run_is_recorded(alone):

@@ -28,6 +28,7 @@ from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import stopping, sweep
 from tql_offline.training import suite as suites
 from tql_offline.training.arithmetic import flops_per_update
+from tql_offline.training.device import gpu_names
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.suite import (
     PlannedRun,
@@ -41,6 +42,7 @@ from tql_offline.training.suite import (
 )
 from tql_offline.training.sweep import (
     Ended,
+    Share,
     discard,
     first_difference,
     is_taken,
@@ -286,6 +288,8 @@ BAD = {
     "label with a line": ('[axis.a."x\\n"]', r"label 'x\\n'"),
     "empty label": ('[axis.a.""]', "label ''"),
     "no seeds": ("seeds = []", "seeds of suite"),
+    "no range of seeds": ('seeds = "7-0"', "'seeds' of suite"),
+    "empty range of seeds": ('seeds = ""', "seeds of suite"),
     "seeds that are no list": ("seeds = 3", "seeds of suite"),
     "seed twice": ("seeds = [1, 1]", "seeds of suite"),
     "seed too large": ("seeds = [4294967296]", "seeds of suite"),
@@ -572,7 +576,7 @@ def test_a_run_ends_with_its_sweep_even_if_that_is_killed(monkeypatch, tmp_path)
     script = "import time; from tql_offline.training.stopping import end_with_input as end; end()"
     ends = [sys.executable, "-c", f"{script}; print('ready', flush=True); time.sleep(60)"]
     monkeypatch.setattr(sweep, "_command", lambda *_: ends)
-    child = sweep._start(NEW, tmp_path, tmp_path, 1, ExitStack())
+    child = sweep._start(NEW, tmp_path, tmp_path, Share(threads=1), ExitStack())
     while not child.log.stat().st_size:
         assert child.process.poll() is None
         time.sleep(0.01)
@@ -693,13 +697,73 @@ def test_a_run_has_its_share_of_threads_and_no_more_than_the_user_set(own, threa
     assert threads_each(2) == threads
 
 
-def started_environment(tmp_path, monkeypatch, threads):
+def started_environment(tmp_path, monkeypatch, threads, gpu=""):
     """What a run's process is given."""
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(sweep.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
-        sweep._start(NEW, tmp_path, tmp_path, threads, ExitStack())
+        sweep._start(NEW, tmp_path, tmp_path, Share(threads=threads, gpu=gpu), ExitStack())
     return seen[0]
+
+
+def test_a_run_sees_the_gpu_of_its_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert started_environment(tmp_path, monkeypatch, 1)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert started_environment(tmp_path, monkeypatch, 1, "5")["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+def test_runs_are_spread_over_gpus(tmp_path, monkeypatch):
+    """Each takes the GPU that is free, or has the fewest runs."""
+    says = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)"
+    first = f"{says}; time.sleep(60)"
+    monkeypatch.setattr(
+        sweep,
+        "_command",
+        lambda run, *_: [sys.executable, "-c", first if run.name == "x-s0" else says],
+    )
+    runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(5)]
+
+    class Reporter(SilentSweep):
+        def ended(self, end):
+            if end.run.name == "x-s4":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train_runs(runs, tmp_path, processes=2, reporter=Reporter(), gpus=("4", "GPU-a1"))
+    seen = [(tmp_path / f"x-s{seed}.log").read_text().split()[0] for seed in range(5)]
+    assert seen == ["4", *["GPU-a1"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("own", "numbers", "names"),
+    [("", (0, 2), ("0", "2")), ("4, 5,MIG-7", (2, 0), ("MIG-7", "4")), ("", (), ())],
+)
+def test_gpus_are_those_that_the_process_sees(own, numbers, names, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", own)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert gpu_names(numbers) == names
+    with pytest.raises(InputError, match="GPU 3 and PyTorch sees 3"):
+        gpu_names((0, 3))
+
+
+def test_a_sweep_runs_as_many_at_once_as_it_has_gpus(suite, tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def trained(runs, folder, **options):
+        given.update(options)
+        return []
+
+    monkeypatch.setattr(sweep, "train_runs", trained)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(suites, "check_environments", lambda *_: None)
+    arguments = ["sweep", str(suite("seeds = '0-7'").path), "--runs", str(tmp_path / "runs")]
+    for options, want in (
+        (["--gpus", "0-2"], (3, ("0", "1", "2"))),
+        (["--gpus", "1", "--processes", "2"], (2, ("1",))),
+        ([], (1, ())),
+    ):
+        assert command([*arguments, *options], capsys)[0] == 0
+        assert (given["processes"], given["gpus"]) == want
 
 
 def test_an_unfinished_run_goes_on_with_the_threads_it_began_with(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`tql-offline sweep`."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from tql_offline.cli.tables import (
     say,
 )
 from tql_offline.cli.train import assign
+from tql_offline.number_lists import parse_numbers
 
 if TYPE_CHECKING:
     from tql_offline.training.suite import PlannedRun, Suite
@@ -30,8 +32,15 @@ def sweep(
     ],
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     processes: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; they share the cores.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at a time; they share the cores. Default: 1, or one for each of --gpus.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        str, typer.Option(help="GPUs to spread the runs over, one for each run: 0-3 or 0,2.")
+    ] = "",
     list_: Annotated[
         bool, typer.Option("--list", help="Print the runs and their states; train nothing.")
     ] = False,
@@ -51,8 +60,11 @@ def sweep(
     """Train all runs of a grid; rerunning the command resumes a stopped sweep."""
     from tql_offline.datasets.collect import official_size
     from tql_offline.training import suite as suites
+    from tql_offline.training.device import gpu_names
     from tql_offline.training.sweep import state_of
 
+    numbers = parse_numbers(gpus, "--gpus")
+    processes = processes or len(numbers) or 1
     over: dict[str, Any] = {}
     for assignment in set_ or []:
         assign(over, assignment)
@@ -68,6 +80,7 @@ def sweep(
         _print_costs([run for run, state in states if state != "finished"])
     if list_ or cost:
         return
+    names = gpu_names(numbers)
     suites.check_collected(read)
     unfinished = [run for run, state in states if state != "finished"]
     for run in unfinished:
@@ -76,7 +89,7 @@ def sweep(
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
     say(f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished")
-    failed = _train(read, unfinished, runs, processes)
+    failed = _train(read, unfinished, runs, processes, names)
     for ended in failed:
         _say_failure(ended)
     if failed:
@@ -127,7 +140,7 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
 
 
 def _train(
-    suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int
+    suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int, gpus: Sequence[str]
 ) -> "list[Ended]":
     """Train what is not finished; returns the runs that failed."""
     from tql_offline.training.sweep import GOES_ON, train_runs
@@ -138,7 +151,7 @@ def _train(
     with progress_bar("runs", len(pending)) as progress:
         reporter = _Reporter(progress)
         try:
-            left = train_runs(pending, runs, processes=processes, reporter=reporter)
+            left = train_runs(pending, runs, processes=processes, reporter=reporter, gpus=gpus)
         except KeyboardInterrupt as stop:
             stop.add_note(GOES_ON)
             raise

@@ -17,16 +17,13 @@ from tql_offline.cli.tables import (
 from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
+from tql_offline.number_lists import parse_numbers
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training.stopping import end_with_input
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
-
-MAX_SEEDS = 64
-"""More seeds at once than this must be a mistake."""
-MAX_SEED_DIGITS = 9
 
 
 @app.command()
@@ -162,7 +159,7 @@ def train(
         return
     if seeds and seed is not None:
         raise InputError("--seed and --seeds are both given; leave one out")
-    train_and_show(settings, runs, name, parse_seeds(seeds))
+    train_and_show(settings, runs, name, parse_numbers(seeds, "--seeds"))
 
 
 def _refuse_idle(
@@ -220,33 +217,6 @@ def train_and_show(
     if len(last) > 1:
         print_spread(last)
     return folders
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse seeds such as `0-7` or `0,3,5`, in their order; "" gives none.
-
-    Raises:
-        InputError: it is neither, a seed is named twice, or there are too many.
-
-    >>> parse_seeds("0-2,7")
-    (0, 1, 2, 7)
-    """
-    seeds: list[int] = []
-    for part in text.split(",") if text else []:
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        if not all(
-            end.isascii() and end.isdecimal() and len(end) <= MAX_SEED_DIGITS for end in ends
-        ):
-            raise InputError(f"--seeds {text!r} is not of the form 0-7 or 0,3,5; correct it")
-        if int(ends[1]) - int(ends[0]) >= MAX_SEEDS:
-            raise InputError(f"--seeds {text!r} names more than {MAX_SEEDS} seeds; name fewer")
-        seeds += range(int(ends[0]), int(ends[1]) + 1)
-    if len(set(seeds)) < len(seeds) or (text and not seeds):
-        raise InputError(f"--seeds {text!r} names a seed twice, or none; correct it")
-    if len(seeds) > MAX_SEEDS:
-        raise InputError(f"--seeds {text!r} names more than {MAX_SEEDS} seeds; name fewer")
-    return tuple(seeds)
 
 
 def resume_and_show(path: Path, moved_to: Path | None = None) -> None:

@@ -22,6 +22,7 @@ from tql_offline.datasets.names import collected_folder, downloaded_folder, pars
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.environments import TRIAL_STEPS, reports_success
 from tql_offline.files import read_json
+from tql_offline.number_lists import parse_numbers
 from tql_offline.presets import DEFAULT_DATASET, merge
 from tql_offline.training.new_run import check
 
@@ -111,12 +112,14 @@ def _table(document: Mapping[str, Any], key: str, path: Path) -> Settings:
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
+    if isinstance(seeds, str) and seeds:
+        return parse_numbers(seeds, f"'seeds' of suite {path}")
     numbers = seeds if isinstance(seeds, list) else []
     fit = all(is_whole(seed) and 0 <= seed < 2**32 for seed in numbers)
     if not numbers or not fit or len(set(numbers)) < len(numbers):
         raise InputError(
             f"seeds of suite {path} are {shown(seeds)}; list different whole numbers from 0 to "
-            f"{2**32 - 1}"
+            f"{2**32 - 1}, or write '0-7'"
         )
     return tuple(numbers)
 

@@ -17,8 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -211,8 +211,22 @@ GOES_ON = "finished runs are kept, and the same command goes on"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What of the machine a run gets.
+
+    Attributes:
+        threads: of PyTorch.
+        gpu: the one GPU that it sees, as CUDA_VISIBLE_DEVICES names it; empty for all.
+    """
+
+    threads: int
+    gpu: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Child:
     run: PlannedRun
+    share: Share
     log: Path
     log_begin: int
     process: subprocess.Popen[bytes]
@@ -234,7 +248,12 @@ class SweepReporter(Protocol):
 
 
 def train_runs(
-    runs: Iterable[PlannedRun], folder: Path, *, processes: int, reporter: SweepReporter
+    runs: Iterable[PlannedRun],
+    folder: Path,
+    *,
+    processes: int,
+    reporter: SweepReporter,
+    gpus: Sequence[str] = (),
 ) -> list[PlannedRun]:
     """Train runs, some at a time, each in its own process; one that fails stops no other.
 
@@ -247,6 +266,7 @@ def train_runs(
         folder: folder of runs.
         processes: runs at a time.
         reporter: told of each run.
+        gpus: GPUs as CUDA_VISIBLE_DEVICES names them; a run sees only the one with the fewest runs.
 
     Returns:
         The runs that are left to other processes.
@@ -255,15 +275,19 @@ def train_runs(
         InputError: a log cannot be written, or a folder holds another run.
     """
     with _raised_signals():
-        busy = _train_round(runs, folder, processes, reporter)
-        left = _train_round([run for run, _ in busy], folder, processes, reporter)
+        busy = _train_round(runs, folder, processes, gpus, reporter)
+        left = _train_round([run for run, _ in busy], folder, processes, gpus, reporter)
     for run, why in left:
         reporter.passed(run, why)
     return [run for run, _ in left]
 
 
 def _train_round(
-    runs: Iterable[PlannedRun], folder: Path, processes: int, reporter: SweepReporter
+    runs: Iterable[PlannedRun],
+    folder: Path,
+    processes: int,
+    gpus: Sequence[str],
+    reporter: SweepReporter,
 ) -> list[tuple[PlannedRun, str]]:
     """Train the runs that no other process trains; returns the others, each with what holds it."""
     waiting, busy = deque(runs), list[tuple[PlannedRun, str]]()
@@ -273,8 +297,10 @@ def _train_round(
             while waiting or children:
                 while waiting and len(children) < processes:
                     run = waiting.popleft()
+                    gpu = freest(gpus, [child.share.gpu for child in children])
+                    share = Share(threads=threads_each(processes), gpu=gpu)
                     try:
-                        child = _begin(run, folder, Path(configs), processes, reporter)
+                        child = _begin(run, folder, Path(configs), share, reporter)
                     except BusyError as error:
                         busy.append((run, str(error)))
                         continue
@@ -302,7 +328,7 @@ def _end(children: Iterable[_Child]) -> None:
 
 
 def _begin(
-    run: PlannedRun, folder: Path, configs: Path, processes: int, reporter: SweepReporter
+    run: PlannedRun, folder: Path, configs: Path, share: Share, reporter: SweepReporter
 ) -> _Child | None:
     """Claim a run and start its process; returns None if another sweep has finished it meanwhile.
 
@@ -323,7 +349,7 @@ def _begin(
             discard(run, folder)
             how = "was not finished, starts again from nothing"
         reporter.begun(run, how)
-        return _start(run, folder, configs, threads_each(processes), claim)
+        return _start(run, folder, configs, share, claim)
 
 
 def threads_each(processes: int) -> int:
@@ -331,6 +357,16 @@ def threads_each(processes: int) -> int:
     own = os.environ.get("OMP_NUM_THREADS", "")
     share = cores_each(processes)
     return min(int(own), share) if own.isascii() and own.isdecimal() and int(own) else share
+
+
+def freest(gpus: Sequence[str], taken: Sequence[str]) -> str:
+    """The GPU on which the fewest runs are, the first of several; empty if there is no choice.
+
+    >>> freest(["0", "1"], ["0"]), freest(["0", "1"], []), freest([], [])
+    ('1', '0', '')
+    """
+    runs = Counter(taken)
+    return min(gpus, key=lambda gpu: runs[gpu], default="")
 
 
 def _threads_before(run: PlannedRun, folder: Path) -> int | None:
@@ -356,12 +392,12 @@ def _command_to_record(run: PlannedRun) -> str:
     return shlex.join(["tql-offline", *kept, "--only", run.name])
 
 
-def _start(run: PlannedRun, folder: Path, configs: Path, threads: int, claim: ExitStack) -> _Child:
-    threads = _threads_before(run, folder) or threads
+def _start(run: PlannedRun, folder: Path, configs: Path, share: Share, claim: ExitStack) -> _Child:
     environment = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(_threads_before(run, folder) or share.threads),
         SWEEP_COMMAND: _command_to_record(run),
         ENDS_WITH_INPUT: "1",
+        **({"CUDA_VISIBLE_DEVICES": share.gpu} if share.gpu else {}),
     }
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
     config.write_text(run.config.to_toml(), encoding="utf-8")
@@ -376,6 +412,7 @@ def _start(run: PlannedRun, folder: Path, configs: Path, threads: int, claim: Ex
         )
     return _Child(
         run=run,
+        share=share,
         log=log,
         log_begin=begin,
         process=process,

@@ -1,0 +1,21 @@
+"""Lists of seeds and GPUs as a user writes them."""
+
+import pytest
+
+from tql_offline.errors import InputError
+from tql_offline.number_lists import parse_numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("", ()), ("3", (3,)), ("0-2,7", (0, 1, 2, 7)), ("5, 1", (5, 1))]
+)
+def test_numbers_are_read_in_their_order(text, numbers):
+    assert parse_numbers(text, "--seeds") == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "1-", "3-1", "1,1", "0-99999", "-1", "1,,2", "9" * 30, "0-40,50-90"]
+)
+def test_bad_lists_are_refused_by_the_name_of_their_option(text):
+    with pytest.raises(InputError, match="^--gpus "):
+        parse_numbers(text, "--gpus")

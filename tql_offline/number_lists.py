@@ -1,0 +1,40 @@
+"""Lists of whole numbers as a user writes them: `0-7` or `0,3,5`."""
+
+from tql_offline.errors import InputError, shown
+
+MAX_NUMBERS = 64
+"""More seeds or GPUs at once than this must be a mistake."""
+_MAX_DIGITS = 9
+
+
+def parse_numbers(text: str, what: str) -> tuple[int, ...]:
+    """Parse numbers such as `0-7` or `0,3,5`, in their order; "" gives none.
+
+    Args:
+        text: what the user wrote.
+        what: where, for the message, as `--seeds`.
+
+    Raises:
+        InputError: it is neither, a number is named twice, or there are too many.
+
+    >>> parse_numbers("0-2,7", "--seeds")
+    (0, 1, 2, 7)
+    """
+    numbers: list[int] = []
+    for part in text.split(",") if text else []:
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdecimal() and len(end) <= _MAX_DIGITS for end in ends):
+            raise InputError(f"{what} {shown(text)} is not of the form 0-7 or 0,3,5; correct it")
+        if int(ends[1]) - int(ends[0]) >= MAX_NUMBERS:
+            raise _too_many(text, what)
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    if len(set(numbers)) < len(numbers) or (text and not numbers):
+        raise InputError(f"{what} {shown(text)} names a number twice, or none; correct it")
+    if len(numbers) > MAX_NUMBERS:
+        raise _too_many(text, what)
+    return tuple(numbers)
+
+
+def _too_many(text: str, what: str) -> InputError:
+    return InputError(f"{what} {shown(text)} names more than {MAX_NUMBERS}; name fewer")
