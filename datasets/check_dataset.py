@@ -7,7 +7,7 @@ from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import Finding, check, check_spaces
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.episodes import BOUNDS_SETTING, shared_bounds
+from tql_offline.datasets.episodes import BOUNDS_SETTING, OutOfBoundsError, shared_bounds
 from tql_offline.datasets.load import (
     WITHOUT_MASKS,
     checked_bounds,
@@ -39,8 +39,8 @@ def check_dataset(
     bounds = checked_bounds(action_bounds)
     try:
         return _all_findings(data, env_id, bounds)
-    except InputError as error:
-        raise InputError(_advised(error, env_id)) from error
+    except OutOfBoundsError as error:
+        raise _advised(error, env_id) from error
 
 
 def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
@@ -96,27 +96,25 @@ def _refused(load_columns: Callable[[], object], env_id: str) -> Iterator[Findin
     try:
         load_columns()
     except InputError as error:
-        said = _advised(error, env_id)
+        said = _advised(error, env_id) if isinstance(error, OutOfBoundsError) else error
         yield Finding("warning", "refused", f"training refuses it: {said}")
 
 
-def _advised(error: InputError, env_id: str) -> str:
+def _advised(error: OutOfBoundsError, env_id: str) -> OutOfBoundsError:
     """What training says, with the option of `datasets check` beside training's setting."""
-    if BOUNDS_SETTING not in str(error):
-        return str(error)
-    option = f"--action-bounds LOW,HIGH (in training: {BOUNDS_SETTING})"
-    said = str(error).replace(BOUNDS_SETTING, option)
-    return said.replace("LOW,HIGH", _shared_bounds(env_id))
+    low, high = _shared_bounds(env_id)
+    setting = BOUNDS_SETTING.format(low=low, high=high)
+    return OutOfBoundsError(error.fault, f"--action-bounds {low},{high} (in training: {setting})")
 
 
-def _shared_bounds(env_id: str) -> str:
-    """Bounds that an environment has in every dim, `-2,2`; `LOW,HIGH` if it has none such."""
-    if not env_id:
-        return "LOW,HIGH"
-    from tql_offline.eval.environments import action_bounds  # imports MuJoCo: only when needed
+def _shared_bounds(env_id: str) -> tuple[str, str]:
+    """Bounds that an environment has in every dim; LOW and HIGH if it has none such."""
+    bounds = None
+    if env_id:
+        from tql_offline.eval.environments import action_bounds  # imports MuJoCo: only when needed
 
-    bounds = shared_bounds(*action_bounds(env_id))
-    return f"{bounds[0]:g},{bounds[1]:g}" if bounds else "LOW,HIGH"
+        bounds = shared_bounds(*action_bounds(env_id))
+    return (f"{bounds[0]:g}", f"{bounds[1]:g}") if bounds else ("LOW", "HIGH")
 
 
 def _teleports(data: str) -> bool:

@@ -31,9 +31,9 @@ from tql_offline.datasets.catalogue import Entry
 from tql_offline.datasets.episodes import (
     ACTION_BOUND,
     ACTION_TOLERANCE,
-    BOUNDS_SETTING,
     Array,
     Episodes,
+    OutOfBoundsError,
 )
 from tql_offline.datasets.names import d4rl_folder
 from tql_offline.datasets.reading import Floats
@@ -166,9 +166,9 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
 
     bad = first_bad(actions, is_outside)
     if bad is not None and not clips:
-        raise InputError(
+        raise OutOfBoundsError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {bad[0]}, dim {bad[1]}, "
-            f"outside [-1, 1]; name their bounds by {BOUNDS_SETTING}, or scale the actions into it"
+            "outside [-1, 1]"
         )
     outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector
-from tql_offline.errors import InputError
+from tql_offline.errors import AdvisedError, InputError
 
 Array = NDArray[np.generic]
 
@@ -34,8 +34,23 @@ ACTION_BOUND = 1 - 1e-5
 ACTION_TOLERANCE = 1e-3
 """How far outside [-1, 1] an action in a user's own file may lie and still count as rounding."""
 
-BOUNDS_SETTING = "--set dataset.action_bounds=[LOW,HIGH]"
+BOUNDS_SETTING = "--set dataset.action_bounds=[{low},{high}]"
 """How training is told the bounds of a user's own actions."""
+_ANY_BOUNDS = BOUNDS_SETTING.format(low="LOW", high="HIGH")
+
+
+class OutOfBoundsError(AdvisedError):
+    """Actions of a user's own data lie outside [-1, 1].
+
+    Args:
+        fault: which, and where.
+        option: how the caller is told their bounds.
+    """
+
+    def __init__(self, fault: str, option: str = _ANY_BOUNDS) -> None:
+        super().__init__(fault, f"name their bounds by {option}, or scale the actions into it")
+        self.args = (fault, option)
+
 
 Column = TypeVar("Column", bound=np.generic)
 

@@ -32,9 +32,9 @@ from tql_offline.datasets.digests import in_background, sha256_in_background
 from tql_offline.datasets.episodes import (
     ACTION_BOUND,
     ACTION_TOLERANCE,
-    BOUNDS_SETTING,
     Array,
     Episodes,
+    OutOfBoundsError,
     drop_last_rows,
     lengths_from_terminals,
 )
@@ -503,10 +503,9 @@ def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
     bad = first_bad(actions, lambda block: np.abs(block) > 1 + ACTION_TOLERANCE)
     if bad is not None:
-        raise InputError(
+        raise OutOfBoundsError(
             f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
-            f"dim {bad[1]}, outside [-1, 1]; name their bounds by {BOUNDS_SETTING}, or scale the "
-            "actions into it"
+            f"dim {bad[1]}, outside [-1, 1]"
         )
 
 

@@ -15,6 +15,22 @@ class InputError(Exception):
     """
 
 
+class AdvisedError(InputError):
+    """Bad input whose fault and advice are also told apart, for a caller that advises otherwise.
+
+    >>> str(AdvisedError("run.toml is empty", "write it again"))
+    'run.toml is empty; write it again'
+    """
+
+    def __init__(self, fault: str, advice: str) -> None:
+        super().__init__(fault, advice)
+        self.fault, self.advice = fault, advice
+
+    def __str__(self) -> str:
+        """The whole sentence."""
+        return f"{self.fault}; {self.advice}"
+
+
 def shown(value: Any) -> str:
     """Quote a foreign value for an error message: short and on one line, whatever it is.
 

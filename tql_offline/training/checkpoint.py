@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.documents import require_plain
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import AdvisedError, InputError, shown
 from tql_offline.files import part_of, put_folder, read_json, remove, write_json, writing
 from tql_offline.runs import RunFolder
 from tql_offline.training.metrics import MetricsWindow
 
 SCHEMA = "tql-offline/checkpoint/1"
+USE_ANOTHER = "use another checkpoint"
 
 MAX_HEADER_BYTES = 2**23
 """Most bytes of a tensor file's header; each tensor takes about a hundred."""
@@ -132,7 +133,7 @@ def non_finite_parameter(agent: Agent) -> str:
     return next((key for (key, _), fine in zip(named, finite, strict=True) if not fine), "")
 
 
-class DamagedError(InputError):
+class DamagedError(AdvisedError):
     """A checkpoint's files are not what was once written, as after a copy that was cut short."""
 
 
@@ -149,7 +150,7 @@ def read_state(checkpoint: Path) -> State:
     except InputError as error:
         if isinstance(error.__cause__, OSError):
             raise
-        raise DamagedError(str(error)) from error
+        raise DamagedError(f"{path} holds no JSON object", USE_ANOTHER) from error
     if document.get("schema") != SCHEMA:
         raise InputError(
             f"{path} has schema {shown(document.get('schema'))} where {SCHEMA!r} is needed; "
@@ -197,7 +198,7 @@ def load_network(path: Path, network: nn.Module, device: torch.device | None = N
             "restore both from the same run"
         ) from error
     if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise DamagedError(f"{path} has {wrong[0]!r} not finite; use another checkpoint")
+        raise DamagedError(f"{path} has {wrong[0]!r} not finite", USE_ANOTHER)
 
 
 def save_network(network: nn.Module, path: Path) -> None:
@@ -229,8 +230,7 @@ def load_training_state(
             window.restore(_load(checkpoint / "window.safetensors"), generator.device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{checkpoint} lacks part of the training state ({_last_line(error)}); "
-            "continue from another one"
+            f"{checkpoint} lacks part of the training state ({_last_line(error)})", USE_ANOTHER
         ) from error
 
 
@@ -351,8 +351,8 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DamagedError(
-            f"{path} is missing; restore it, use another checkpoint, or use the version of "
-            "tql-offline that wrote this one"
+            f"{path} is missing",
+            f"restore it, {USE_ANOTHER}, or use the version of tql-offline that wrote this one",
         ) from error
     except (OSError, MemoryError) as error:  # of this moment, not of the file
         raise InputError(
@@ -360,9 +360,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         ) from error
     # What the library raises on hostile bytes is undocumented.
     except Exception as error:
-        raise DamagedError(
-            f"{path} is damaged ({_last_line(error)}); use another checkpoint"
-        ) from error
+        raise DamagedError(f"{path} is damaged ({_last_line(error)})", USE_ANOTHER) from error
 
 
 def _check_header_length(path: Path) -> None:

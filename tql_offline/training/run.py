@@ -183,7 +183,7 @@ def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
             checkpoint.load_networks(saved, setup.agent)
             checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
         except checkpoint.DamagedError as error:
-            damaged.append((saved, _fault(error)))
+            damaged.append((saved, error.fault))
             continue
         for path, fault in damaged:
             reporter.noted(
@@ -197,11 +197,6 @@ def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
             "restore one from a copy, or train the run anew"
         )
     return 0
-
-
-def _fault(error: InputError) -> str:
-    """What an error says without its advice, which is to use another checkpoint."""
-    return str(error).rpartition("; ")[0]
 
 
 def _refuse_finished(folder: RunFolder) -> None:
