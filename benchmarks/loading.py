@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,6 @@ def put_on_device(path: Path, device: torch.device) -> tuple[Dataset, Buffer, fl
     return dataset, buffer, loaded
 
 
-def column_bytes(buffer: Buffer) -> int:
-    """Of all columns on the device."""
-    return sum(getattr(buffer, column.name).nbytes for column in fields(buffer))
-
-
 @dataclass
 class Times:
     """Seconds of one turn.
@@ -208,7 +203,7 @@ def peak_memory(way: str, path: Path, small: Path, device: str) -> tuple[int, in
             return 0
         dataset, buffer, _ = put_on_device(file, where)
         dataset.digest.result()
-        return column_bytes(buffer)
+        return buffer.nbytes
 
     run(small)
     Path("/proc/self/clear_refs").write_text("5")  # the maximum begins anew

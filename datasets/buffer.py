@@ -1,4 +1,7 @@
-"""The device-resident buffer: every column on the training device, indices drawn there."""
+"""The buffer: every column on the training device, indices drawn there.
+
+Data that a device cannot hold stay in main memory, and indices are drawn there, too.
+"""
 
 from collections import deque
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ _STAGING_BYTES = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """A dataset's columns on one device; the next observation is a row of the same matrix.
+    """A dataset's columns in one place; the next observation is a row of the same matrix.
 
     Attributes:
         observations: `(N + E, n_s)` every episode's observations, its last one included; images
@@ -30,6 +33,7 @@ class Buffer:
         returns_to_go: `(N,)`.
         start_rows: `(N,)` row of s; int32 if that can count all rows, otherwise int64.
         end_rows: `(N,)` row of the observation to bootstrap from, of the same type.
+        device: where batches go: the columns' own, unless these stay in main memory.
     """
 
     observations: Tensor
@@ -39,11 +43,17 @@ class Buffer:
     returns_to_go: Tensor
     start_rows: Tensor
     end_rows: Tensor
+    device: torch.device
 
     @property
     def num_transitions(self) -> int:
         """N, the number of transitions."""
         return len(self.actions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in vars(self).values() if isinstance(column, Tensor))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw transitions uniformly with replacement, without leaving the device."""
@@ -52,8 +62,19 @@ class Buffer:
         )
         return self.take(index)
 
+    def sample_on_host(self, batch_size: int, *seeds: int) -> Batch:
+        """`sample` by NumPy's generator of these seeds, whose numbers no device is waited for."""
+        random = np.random.default_rng(seeds)
+        return self.take(torch.from_numpy(random.integers(self.num_transitions, size=batch_size)))
+
     def take(self, index: Tensor) -> Batch:
         """The transitions at the given indices `(B,)`."""
+        batch = self._take(index.to(self.actions.device))
+        if self.actions.device.type == self.device.type:
+            return batch
+        return Batch(*(_sent(column, self.device) for column in batch))
+
+    def _take(self, index: Tensor) -> Batch:
         start_rows, end_rows = self.start_rows[index], self.end_rows[index]
         # m steps later in the same episode is m transitions later; if the episode ended, the
         # transition found there starts at another row.
@@ -76,6 +97,13 @@ def _floats(observations: Tensor) -> Tensor:
     return numbers.div_(255) if observations.dtype == torch.uint8 else numbers
 
 
+def _sent(column: Tensor, device: torch.device) -> Tensor:
+    """A batch's column on a device, which copies it while the host goes on."""
+    if device.type != "cuda":
+        return column.to(device)
+    return column.pin_memory().to(device, non_blocking=True)
+
+
 def make_buffer(
     episodes: Episodes,
     *,
@@ -83,10 +111,11 @@ def make_buffer(
     discount: float,
     device: torch.device,
     after_cut: AfterCut = "worst",
+    on_host: bool = False,
 ) -> Buffer:
     """Put a dataset on a device.
 
-    On a CPU, observations and actions share the dataset's memory, which must no longer change.
+    In main memory, observations and actions share the dataset's, which must no longer change.
     Other devices get a copy, made a part at a time.
 
     Args:
@@ -95,6 +124,7 @@ def make_buffer(
         discount: γ in (0, 1].
         device: where training runs.
         after_cut: what returns-to-go assume beyond a cut; see `returns_to_go`.
+        on_host: keep the columns in main memory and copy batches alone.
 
     Raises:
         InputError: the columns need more memory than the device has free.
@@ -111,8 +141,10 @@ def make_buffer(
         "start_rows": start_rows,
         "end_rows": np.add(start_rows, table.steps, out=table.steps),
     }
-    _check_memory(sum(column.nbytes for column in columns.values()), device)
-    return Buffer(**{name: _on_device(column, device) for name, column in columns.items()})
+    home = torch.device("cpu") if on_host else device
+    _check_memory(sum(column.nbytes for column in columns.values()), home)
+    there = {name: _on_device(column, home) for name, column in columns.items()}
+    return Buffer(**there, device=device)
 
 
 def _on_device(column: Array, device: torch.device) -> Tensor:
@@ -153,5 +185,6 @@ def _check_memory(needed: int, device: torch.device) -> None:
     if needed > 0.9 * free:
         raise InputError(
             f"the dataset needs {needed / 2**30:.1f} GiB on {device}, which has {free / 2**30:.1f} "
-            "GiB free; use a smaller dataset or a device with more memory"
+            "GiB free; keep it in main memory (training: --set execution.data=host), or use a "
+            "device with more memory"
         )

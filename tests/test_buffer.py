@@ -131,6 +131,33 @@ def test_sampling_is_uniform_and_seeded():
     assert chi_square < 99 + 5 * np.sqrt(2 * 99)
 
 
+def test_data_in_main_memory_give_the_rows_of_the_buffer():
+    """On PyTorch's device without memory: batches alone go there, columns stay."""
+    episodes = make_episodes([10] * 10, dims=3)
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    here = make_buffer(episodes, n_step=2, discount=0.9, device=cpu, on_host=True)
+    there = make_buffer(episodes, n_step=2, discount=0.9, device=meta, on_host=True)
+    index = torch.from_numpy(np.random.default_rng((7, 3)).integers(100, size=16))
+    batches = [b.sample_on_host(16, 7, 3) for b in (here, there)]
+    for have, sent, want in zip(*batches, here.take(index), strict=True):
+        assert torch.equal(have, want)
+        assert (sent.device, sent.shape) == (meta, want.shape)
+    assert there.observations.device == cpu
+    assert there.sample(16, torch.Generator().manual_seed(0)).actions.device == meta
+
+
+def test_sampling_in_main_memory_is_uniform_over_updates():
+    buffer = make_buffer(
+        make_episodes([10] * 10), n_step=1, discount=0.9, device=torch.device("cpu")
+    )
+    draws = [buffer.sample_on_host(20, seed, step) for seed in (0, 1) for step in range(500)]
+    drawn = torch.cat([batch.rewards for batch in draws]).long()
+    counts = torch.bincount(drawn, minlength=101)[1:]
+    # 100 cells of expected count 200: chi-square of 99 degrees, 5 sigma above its mean.
+    assert ((counts - 200.0) ** 2 / 200).sum() < 99 + 5 * np.sqrt(2 * 99)
+    assert not torch.equal(drawn[:10_000], drawn[10_000:])
+
+
 def test_table_of_a_long_window_stays_inside_the_episode():
     table = n_step_table(make_episodes([3, 3]), n=100, discount=1.0)
     assert table.steps.tolist() == [3, 2, 1, 3, 2, 1]

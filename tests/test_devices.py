@@ -70,6 +70,7 @@ WAYS: list[Any] = [
         for objective, execution in [
             *((objective, {}) for objective in OBJECTIVES),
             ("flow", {"precision": "tf32"}),
+            ("flow", {"data": "host"}),
         ]
     ),
     *(
@@ -86,7 +87,8 @@ def test_a_whole_run(data, device, objective, execution, tmp_path):
     folder = run(config, data, tmp_path, "r", SilentReporter())
     recorded = read_json(folder.provenance)["execution"]
     compiled = execution.get("compile", "off") == "on"
-    mode = ("compiled" if compiled else "eager") + (", graphed" if device == "cuda" else "")
+    is_graphed = device == "cuda" and "data" not in execution
+    mode = ("compiled" if compiled else "eager") + (", graphed" if is_graphed else "")
     assert (recorded["mode"], recorded["reason"]) == (mode, "")
     assert [line["step"] for line in read_jsonl(folder.metrics)] == [20, 40, 60]
     assert all(line["seconds"] > 0 for line in read_jsonl(folder.timing))

@@ -17,7 +17,7 @@ from agent_cases import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tql_offline.config import resolve
-from tql_offline.datasets.buffer import make_buffer
+from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.errors import InputError
 from tql_offline.files import read_json, read_jsonl
@@ -233,6 +233,19 @@ def three_updates(agent, buffer):
     for step in (1, 2, 3):
         assert one(step, 1) == 1
     return window.flush()
+
+
+def test_every_update_on_data_in_main_memory_draws_a_batch_of_its_own(monkeypatch):
+    agent, buffer = agent_and_buffer(seed=5, execution={"data": "host"})
+    real, seen = Buffer.sample_on_host, []
+
+    def sample(self, size, *seeds):
+        seen.append((size, *seeds))
+        return real(self, size, *seeds)
+
+    monkeypatch.setattr(Buffer, "sample_on_host", sample)
+    three_updates(agent, buffer)
+    assert seen == [(16, 5, step) for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("method", TRACED)

@@ -337,7 +337,6 @@ def test_changed_byte_is_noticed(tmp_path, kind, column):
 
 MEASURE = """
 import os, sys
-from dataclasses import fields
 from pathlib import Path
 import torch
 from tql_offline.datasets.buffer import make_buffer
@@ -359,7 +358,7 @@ def measure(way, path):
     dataset, buffer = loaded(path)
     if way == "twice":
         dataset.episodes.observations.copy()
-    size = sum(getattr(buffer, field.name).nbytes for field in fields(buffer))
+    size = buffer.nbytes
     ratio = (resident("VmHWM") - before) / size
     # At once: the children write to one pipe.
     os.write(1, f"{way} {Path(path).name} {ratio}\\n".encode())
@@ -492,10 +491,13 @@ def test_device_that_cannot_hold_the_columns_gets_none(monkeypatch):
     with pytest.raises(InputError) as caught:
         make_buffer(data, n_step=1, discount=0.9, device=device)
     assert str(caught.value) == (
-        "the dataset needs 0.9 GiB on cuda, which has 1.0 GiB free; use a smaller dataset or a "
-        "device with more memory"
+        "the dataset needs 0.9 GiB on cuda, which has 1.0 GiB free; keep it in main memory "
+        "(training: --set execution.data=host), or use a device with more memory"
     )
     assert not copied
+    make_buffer(data, n_step=1, discount=0.9, device=device, on_host=True)
+    assert sum(copied) == need
+    copied.clear()
     free[0] += 20
     make_buffer(data, n_step=1, discount=0.9, device=device)
     assert sum(copied) == need

@@ -118,6 +118,15 @@ def test_a_run_with_two_controlled_transformers_goes_on_to_the_same_bits(data, t
     assert contents(go_on(data, tmp_path / "r")) == contents(whole)
 
 
+def test_a_run_on_data_in_main_memory_goes_on_to_the_same_bits(data, whole, tmp_path):
+    config = resolve(SETTINGS | {"execution": {"data": "host"}})
+    there = run(config, data, tmp_path, "whole", SilentReporter())
+    with pytest.raises(Killed):
+        run(config, data, tmp_path, "r", At("advanced", 8, kill))
+    assert contents(go_on(data, tmp_path / "r")) == contents(there)
+    assert contents(there)["metrics.jsonl"] != contents(whole)["metrics.jsonl"]
+
+
 def test_a_run_may_be_killed_again_and_again(data, whole, tmp_path):
     with pytest.raises(Killed):
         run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 8, kill))

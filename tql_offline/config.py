@@ -282,6 +282,11 @@ class ExecutionConfig(Table):
     updates_per_launch: int = Field(
         10, ge=0, le=1000, description="updates per CUDA graph on a GPU; 0: no graph"
     )
+    data: Literal["device", "host"] = Field(
+        "device",
+        description="where the dataset lies; host: main memory, for data larger than a GPU's, "
+        "without CUDA graphs and with batches of other random numbers",
+    )
 
 
 Reaction = Literal["warn", "stop", "off"]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import learning_rate, set_learning_rate
+from tql_offline.batch import Batch
 from tql_offline.config import Config, Schedule
 from tql_offline.datasets.buffer import Buffer
 from tql_offline.errors import InputError
@@ -121,7 +122,7 @@ def prepare(
         _try_triton(agent, buffer, config.batch_size)
     one = _OneByOne(config, agent, buffer, generator, window)
     updates: Updates = one
-    if on_gpu and settings.updates_per_launch:
+    if on_gpu and settings.updates_per_launch and settings.data == "device":
         mode = f"{mode}, graphed"
         updates = Graphed(config, agent, buffer, generator, window)
     return updates, Execution(
@@ -211,7 +212,7 @@ def compile_losses(
 
 def _try_losses(agent: Agent, buffer: Buffer, batch_size: int) -> None:
     """Run both passes of the losses once, changing no weights and no random state of the run."""
-    device = buffer.actions.device
+    device = buffer.device
     index = torch.arange(batch_size, device=device) % buffer.num_transitions
     batch = buffer.take(index)
     noise = agent.draw_noise(batch.actions, torch.Generator(device).manual_seed(0))
@@ -263,9 +264,14 @@ class _OneByOne:
         settings, steps = self.config.optimizer, self.config.steps
         schedule = (step - 1, settings.warmup, steps, settings.schedule)
         set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *schedule)
-        batch = self.buffer.sample(self.config.batch_size, self.generator)
-        self.window.add(self.agent.update(batch, self.generator, step))
+        self.window.add(self.agent.update(self._sample(step), self.generator, step))
         return 1
+
+    def _sample(self, step: int) -> Batch:
+        size, seed = self.config.batch_size, self.config.seed
+        if self.config.execution.data == "host":
+            return self.buffer.sample_on_host(size, seed, step)
+        return self.buffer.sample(size, self.generator)
 
 
 class Graphed(_OneByOne):
@@ -312,8 +318,7 @@ class Graphed(_OneByOne):
             for group in optimizer.param_groups:
                 group["lr"].copy_(rate)
         self.position.add_(1)
-        batch = self.buffer.sample(self.config.batch_size, self.generator)
-        return self.agent.update(batch, self.generator, step)
+        return self.agent.update(self._sample(step), self.generator, step)
 
     def _capture(self, step: int) -> torch.cuda.CUDAGraph:
         """Record K updates; recording runs none of them."""

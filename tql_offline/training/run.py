@@ -276,6 +276,7 @@ def _set_up(config: Config, dataset: Dataset, like: _Setup | None = None) -> _Se
             discount=config.discount,
             device=device,
             after_cut=config.conservative.after_cut,
+            on_host=config.execution.data == "host",
         )
     else:
         buffer = like.buffer
