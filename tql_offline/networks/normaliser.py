@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 ROUNDING = 1e-6
 """Rounding error relative to a number: some units in the last place of float32."""
+_BLOCK = 2**14
+"""Rows whose squares are summed at once."""
 
 
 class Normaliser(nn.Module):
@@ -28,7 +30,7 @@ class Normaliser(nn.Module):
         rounding error of a constant.
         """
         mean = observations.mean(axis=0, dtype=np.float64)
-        std = observations.std(axis=0, dtype=np.float64)
+        std = _deviation(observations, mean)
         varies = std > ROUNDING * np.maximum(np.abs(mean), 1.0)
         self.mean.copy_(torch.as_tensor(mean))
         self.std.copy_(torch.as_tensor(np.where(varies, std, 1.0)))
@@ -36,3 +38,15 @@ class Normaliser(nn.Module):
     def forward(self, observations: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
         """`(s - mean)/std`."""
         return (observations - self.mean) / self.std
+
+
+def _deviation(rows: NDArray[np.generic], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`rows.std(axis=0)` in the same order of sums, without a float64 copy of all rows."""
+    room = np.zeros((min(_BLOCK, len(rows)) + 1, len(mean)))  # the sum so far, then squares
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        squares = np.subtract(some, mean, out=room[1 : len(some) + 1])
+        np.square(squares, out=squares)
+        room[0] = np.add.reduce(room[: len(some) + 1], axis=0)
+    deviation: NDArray[np.float64] = np.sqrt(room[0] / len(rows))
+    return deviation
