@@ -75,6 +75,7 @@ def cost(settings: dict[str, Any], kind: str, size: str) -> Cost:
     """
     config = config_of(settings, kind, size)
     flops = flops_per_update(config, OBSERVATION_DIM, ACTION_DIM)
+    assert flops is not None
     two, four = (kept_bytes(config, rows) for rows in (2, 4))
     return Cost(flops / 2 / BATCH, (two + (BATCH - 2) * (four - two) / 2) / BATCH)
 

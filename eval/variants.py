@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tql_offline.config import FLOW_POLICIES, OBJECTIVES
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES, is_own
 from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
 from tql_offline.eval.run_records import Run, flatten
@@ -33,40 +33,45 @@ _KEPT = (
 )
 _BEFORE = {"conservative.after_cut": "worst"}
 """What runs did before a setting existed that would be told apart by it."""
+UNSET = "unset"
 _SHOWN = 4
 """Most settings that a name shows."""
 _WIDTH = 40
+_CODE = 8
+"""Digits shown of the SHA-256 of one's own method's code."""
 
 
 def settings_of(run: Run) -> dict[str, str]:
     """The settings a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
     flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
-    return effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
+    settings = effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
+    code = run.provenance.get("own_method.sha256")
+    return settings | ({"code": as_text(code)[:_CODE]} if code else {})
 
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     """The flattened settings that may change the policy of an objective."""
     flat = _BEFORE | dict(flat) if flat else flat
     idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *idle_settings(objective, flat))
+    kept = (*_KEPT, *(["objective"] if is_own(objective) else []))
     return {
         key: as_text(value)[:_WIDTH]
         for key, value in flat.items()
-        if key in _KEPT or not key.startswith(idle)
+        if key in kept or not key.startswith(idle)
     }
 
 
 def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
     """Prefixes of settings that this objective and critic do not use.
 
+    A method of one's own may build on any of the package's, and use its settings.
+
     Args:
         objective: the objective.
         flat: a run's flattened settings.
     """
-    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
-    tables = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
-    if objective not in FLOW_POLICIES:
-        tables.append("flow.alpha")
+    tables = [] if is_own(objective) else _other_tables(objective)
     if objective == "cloning":
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
     if flat.get("critic.kind") == "mlp":
@@ -76,11 +81,20 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
     return tables
 
 
+def _other_tables(objective: str) -> list[str]:
+    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
+    tables = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
+    return tables if objective in FLOW_POLICIES else [*tables, "flow.alpha"]
+
+
 def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
     """Keys whose known values differ; a run of an older version may lack some keys."""
+    tables = [dict(table) for table in settings]
+    own = {key for table in tables for key in table if key.startswith("own.")}
     values: dict[str, set[str]] = {}
-    for table in settings:
-        for key, value in table.items():
+    for table in tables:
+        # A method's own setting that was not given is not one that is unknown.
+        for key, value in {**dict.fromkeys(own if table else (), UNSET), **table}.items():
             values.setdefault(key, set()).add(value)
     return tuple(key for key, found in values.items() if len(found) > 1)
 
@@ -123,7 +137,7 @@ def _name(run: "Measured", keys: tuple[str, ...]) -> str:
         return run.method
     if not run.settings:
         return f"{run.method} (settings unknown)"
-    told = [f"{key} {run.settings.get(key, 'unset')}" for key in keys[:_SHOWN]]
+    told = [f"{key} {run.settings.get(key, UNSET)}" for key in keys[:_SHOWN]]
     more = [f"variant {_variant(run, keys)}"] if len(keys) > _SHOWN else []
     return f"{run.method} ({', '.join(told + more)})"
 

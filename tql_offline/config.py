@@ -6,6 +6,7 @@ complete and is written to the run folder; it is enough to repeat the run withou
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -38,6 +39,9 @@ OBJECTIVES = {
 """Objective → its agent. A new method is one line here, or an entry added by your own code."""
 _OWN_OBJECTIVE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 """`module:Class`."""
+_OWN_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
+_METHODS = ("TQL", "FQL", "IQL", "IFQL", "CQL", "ReBRAC", "floq", "BC")
+"""Names of methods that a class of one's own could have."""
 FLOW_POLICIES = ("flow", "floq")
 """Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
 
@@ -46,6 +50,8 @@ MAX_WEIGHTS = 2**30
 """Most weights of one policy network, computed from its layer widths: 4 GiB."""
 
 MAX_COUNT = 10**9
+MAX_OWN = 64
+"""Most settings of a method of one's own."""
 MAX_ACTION = 1e30
 MAX_TEXT = 4096
 """Most characters in a path or a name."""
@@ -74,6 +80,15 @@ class Table(BaseModel):
         counts = {name for name, field in cls.model_fields.items() if field.annotation is int}
         whole = {n: int(v) for n, v in values.items() if type(v) is float and v.is_integer()}
         return values | {name: whole[name] for name in whole.keys() & counts}
+
+
+def is_own(objective: str) -> bool:
+    """Whether an objective is an agent outside this package.
+
+    >>> is_own("flow"), is_own("my_methods:MyQ")
+    (False, True)
+    """
+    return not OBJECTIVES.get(objective, objective).startswith("tql_offline.agents.")
 
 
 def are_bounds(bounds: Sequence[float]) -> bool:
@@ -324,6 +339,58 @@ class EvaluationConfig(Table):
     )
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be a setting of one's own."""
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    if isinstance(value, int):
+        return abs(value) < 2**63  # what TOML holds
+    return isinstance(value, float) and math.isfinite(value)
+
+
+class OwnConfig(Table):
+    """Settings of a method of one's own, whatever it calls them.
+
+    >>> OwnConfig(beta=3.0)["beta"]
+    3.0
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _are_named(self) -> Self:
+        if len(self.names) > MAX_OWN:
+            raise ValueError(f"may have {MAX_OWN} settings at most")
+        for name in self.names:
+            if not _OWN_NAME.fullmatch(name):
+                raise ValueError(f"{shown(name)} must be a name of letters, digits and underscores")
+            if not _is_plain(self[name]):
+                raise ValueError(f"{name} must be a finite number, a text, true or false")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The settings that were given."""
+        return tuple(self.__pydantic_extra__ or ())
+
+    def __getitem__(self, name: str) -> Any:
+        """A setting's value.
+
+        Raises:
+            InputError: it was not given.
+        """
+        if name not in self.names:
+            raise InputError(
+                f"setting own.{name}, which the objective reads, is not given; "
+                f"give it as --set own.{name}=VALUE, or in the table [own] of a config file"
+            )
+        return (self.__pydantic_extra__ or {})[name]
+
+    def get(self, name: str, default: Any) -> Any:
+        """A setting's value, or `default` if it was not given."""
+        return self[name] if name in self.names else default
+
+
 class Config(Table):
     """Everything needed to repeat a run."""
 
@@ -360,6 +427,7 @@ class Config(Table):
     execution: ExecutionConfig = ExecutionConfig()
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    own: OwnConfig = OwnConfig()
 
     @field_validator("objective")
     @classmethod
@@ -369,6 +437,15 @@ class Config(Table):
                 f"must be one of {', '.join(OBJECTIVES)}, or module:Class of an agent of your own"
             )
         return objective
+
+    @model_validator(mode="after")
+    def _own_settings_are_read(self) -> Self:
+        if self.own.names and not is_own(self.objective):
+            raise ValueError(
+                f"own.{self.own.names[0]} is given, and objective {self.objective!r} reads no "
+                "settings of your own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _targets_fit_depth(self) -> Self:
@@ -421,7 +498,9 @@ class Config(Table):
             "cloning": {"gaussian": "BC", "flow": "flow BC"}[self.cloning.policy],
         }
         own = self.objective.rpartition(":")[2]
-        name, mode = names.get(self.objective, own), self.entropy.mode
+        # A class that is called FQL is not the package's.
+        named = self.objective if own in _METHODS else own
+        name, mode = names.get(self.objective, named), self.entropy.mode
         if self.critic.kind == "mlp" or not self.has_critic:
             return name
         if self.objective == "flow":
@@ -469,6 +548,10 @@ def resolve(
     return validate(merge(overrides, given), source=" or ".join(sources))
 
 
+_LATER = {"own"}
+"""Tables that a complete config file of an older version lacks."""
+
+
 def _refuse_other_preset(
     from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
 ) -> None:
@@ -477,7 +560,7 @@ def _refuse_other_preset(
     The file sets everything, so what a preset sets for the new data, objective or size would not
     take effect, except where the flags set the same.
     """
-    if not from_file.keys() >= Config.model_fields.keys():
+    if not from_file.keys() >= Config.model_fields.keys() - _LATER:
         return
     documents = from_file, merge(from_file, flags)
     before, now = (merge(_what_presets_set(document), flags) for document in documents)

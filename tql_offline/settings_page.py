@@ -4,7 +4,14 @@ from typing import Any
 
 import tomli_w
 
-from tql_offline.config import Config, Table
+from tql_offline.config import MAX_OWN, Config, OwnConfig, Table
+
+_OWN = (
+    f"Settings of a method of your own, up to {MAX_OWN} of any name: numbers, texts, true and "
+    "false, "
+    'which it reads\nas `config.own["NAME"]` or `config.own.get("NAME", DEFAULT)` '
+    "([python.md](python.md))."
+)
 
 
 def reference() -> str:
@@ -25,6 +32,8 @@ def reference() -> str:
 
 
 def _setting_rows(table: type[Table], names: list[str] | None = None) -> list[str]:
+    if table is OwnConfig:
+        return [_OWN]
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name in names or table.model_fields:
         field = table.model_fields[name]

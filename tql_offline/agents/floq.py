@@ -130,7 +130,7 @@ class FloQ(FlowQ):
     def _target(self, batch: Batch, noise: Noise) -> Float[Tensor, "batch"]:
         """The TD target; each start of the target flow has its own next action."""
         observations = self._repeated(batch.next_observations)
-        actions = self._one_step(observations, noise.next_policy)
+        actions = self.one_step_actions(observations, noise.next_policy)
         ends = self._ends(self.target_value_flow, observations, actions, noise.next_start)
         next_values = ensemble_value(ends, self.config.critic.reduction)
         return td_target(batch.rewards, batch.discounts, next_values.mean(dim=1))

@@ -63,7 +63,7 @@ class FlowQ(ActorCritic):
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Squared TD error against the one-step policy's value, plus entropy control."""
         with torch.no_grad():
-            next_actions = self._one_step(batch.next_observations, noise.next_policy)
+            next_actions = self.one_step_actions(batch.next_observations, noise.next_policy)
             next_q = self.target_critic(batch.next_observations, next_actions)
             next_value = ensemble_value(next_q, self.config.critic.reduction)
             target = td_target(batch.rewards, batch.discounts, next_value)
@@ -81,7 +81,7 @@ class FlowQ(ActorCritic):
 
         # Distillation loss.
         with torch.no_grad():
-            flow_actions = self._flow(observations, noise.policy)
+            flow_actions = self.flow_actions(observations, noise.policy)
         one_step_actions = self.policy(observations, noise.policy)
         distillation_loss = distillation_error(one_step_actions, flow_actions).mean()
 
@@ -99,12 +99,14 @@ class FlowQ(ActorCritic):
 
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions of the `learned` one-step policy or of the `behaviour` flow."""
-        sample = {"learned": self._one_step, "behaviour": self._flow}[policy]
+        sample = {"learned": self.one_step_actions, "behaviour": self.flow_actions}[policy]
         return sample(self.normaliser(observations), noise)
 
-    def _one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def one_step_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The policy's actions at normalised observations, clipped to [-1, 1]."""
         actions: Tensor = self.policy(observations, noise)
         return actions.clamp(-1, 1)
 
-    def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The behaviour flow's actions at normalised observations, clipped to [-1, 1]."""
         return integrate_flow(self.behaviour, observations, noise, self.config.flow.flow_steps)

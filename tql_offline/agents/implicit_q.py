@@ -120,7 +120,7 @@ class ImplicitQ(ActorCritic):
         if self.config.implicit.extraction == "awr":
             return self.gaussian.mode(observations)
         if policy == "behaviour":
-            return self._flow(observations, noise)
+            return self.flow_actions(observations, noise)
         return self._best_of_n(observations, noise)
 
     def noise_dim(self, policy: str) -> int:
@@ -131,13 +131,14 @@ class ImplicitQ(ActorCritic):
     def _best_of_n(self, observations: Tensor, noise: Tensor) -> Tensor:
         samples = self.config.implicit.samples
         repeated = observations.repeat_interleave(samples, dim=0)
-        actions = self._flow(repeated, noise.reshape(-1, self.action_dim))
+        actions = self.flow_actions(repeated, noise.reshape(-1, self.action_dim))
         q = ensemble_value(self.critic(repeated, actions), "min").view(-1, samples)
         # shape[0], not len(q), which `torch.export` would treat as a constant.
         best = q.argmax(dim=1) + samples * torch.arange(q.shape[0], device=q.device)
         return actions[best]
 
-    def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def flow_actions(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """The behaviour flow's actions at normalised observations, clipped to [-1, 1]."""
         return integrate_flow(self.behaviour, observations, noise, self.config.flow.flow_steps)
 
     def _target_q(self, batch: Batch) -> Float[Tensor, "batch"]:

@@ -14,7 +14,7 @@ from tql_offline.cli.tables import (
     progress_bar,
     say,
 )
-from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, resolve
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own, resolve
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
@@ -171,7 +171,7 @@ def _refuse_idle(
         InputError: names the flag, why, and what to do.
     """
     objective = config.objective
-    if alpha is not None and objective not in FLOW_POLICIES:
+    if alpha is not None and objective not in FLOW_POLICIES and not is_own(objective):
         mend = f"set {_COEFFICIENTS[objective]}, or " if objective in _COEFFICIENTS else ""
         raise InputError(
             f"--alpha is of flow policies, which {objective!r} has none of; {mend}leave it out"

@@ -42,7 +42,7 @@ from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, ope
 from tql_offline.training.loop import Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
-from tql_offline.training.provenance import collect_provenance, on_cpu
+from tql_offline.training.provenance import collect_provenance, on_cpu, own_code
 from tql_offline.training.reporters import Reporter, SeedReporter
 from tql_offline.training.result import open_run, read_provenance, write_result
 from tql_offline.training.rewards import RewardMap, floor_notes, large_notes, reward_map
@@ -162,8 +162,8 @@ def resume(
         step = _load_newest(folder, setup, reporter)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
-        findings = _other_threads(provenance) if step else ()
-        _train([_Begun(setup=setup, folder=folder, step=step)], tuple(findings), reporter)
+        findings = (*_other_threads(provenance), *_other_code(provenance, setup)) if step else ()
+        _train([_Begun(setup=setup, folder=folder, step=step)], findings, reporter)
     return folder
 
 
@@ -219,6 +219,15 @@ def _other_threads(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"note: the run began with {before} threads and resumes with {now}, so its last bits "
             "may differ from those of an uninterrupted run; OMP_NUM_THREADS sets their number"
+        )
+
+
+def _other_code(provenance: Mapping[str, Any], setup: "_Setup") -> Iterator[str]:
+    before, now = provenance.get("own_method"), own_code(setup.agent)
+    if now is not None and isinstance(before, dict) and before.get("sha256") != now["sha256"]:
+        yield (
+            f"note: the code of {setup.config.objective} ({now['file']}) has changed since the run "
+            "began, so it ends as neither version would; train it anew to compare it"
         )
 
 
@@ -305,6 +314,7 @@ def _provenance(setup: _Setup, seeds: Sequence[int], findings: Sequence[str]) ->
         **_critic_facts(setup.agent),
         "flops_per_update": flops_per_update(setup.config, *_dims(setup.dataset)),
         "execution": asdict(setup.execution),
+        **({"own_method": code} if (code := own_code(setup.agent)) else {}),
         "seeds_at_once": list(seeds),
         "rewards": asdict(setup.rewards),
         "data_findings": list(findings),
@@ -337,6 +347,16 @@ def _unscored(begun: _Begun) -> Iterator[str]:
         yield (
             "note: policies are not scored while training; "
             f"`tql-offline eval {begun.folder.path} --missing` scores them later"
+        )
+
+
+def _uncounted(setup: _Setup) -> Iterator[str]:
+    """A note, if the operations of an update are not known."""
+    if flops_per_update(setup.config, *_dims(setup.dataset)) is None:
+        yield (
+            f"note: the operations of an update of {setup.config.objective} are not counted, since "
+            "it looks at numbers (as `.item()` or `if` do); on a GPU such a method needs "
+            "execution.updates_per_launch 0"
         )
 
 
@@ -379,6 +399,7 @@ def _notes(begun: Sequence[_Begun]) -> Iterator[str]:
     yield from _unscored(begun[0])
     yield from endless(first.environment)
     yield from _slower(first)
+    yield from _uncounted(first)
     for sentence in _other_limit(first):
         yield f"note: {sentence}"
     for one in begun:

@@ -147,9 +147,12 @@ def first_difference(have: Config, want: Config, *, is_moved: bool = False) -> s
     if is_moved:
         are_paths = all(kind_of(config.dataset.name) == "own" for config in (have, want))
         without_effect += ("dataset.path", *(["dataset.name"] if are_paths else []))
-    for key, value in new.items():
-        if not key.startswith(without_effect) and old[key] != value:
-            return f"{key} {old[key]!r} where the suite gives {value!r}"
+    both = dict.fromkeys((*new, *old))  # a method's own settings may be in one alone
+    both.pop("own", None)  # a table without any
+    for key in both:
+        before, now = (flat.get(key, "unset") for flat in (old, new))
+        if not key.startswith(without_effect) and before != now:
+            return f"{key} {before!r} where the suite gives {now!r}"
     return ""
 
 

@@ -67,4 +67,5 @@ def _flops(config: Config) -> int | None:
     entry = find_or_none(config.dataset.name)
     if entry is None or entry.observation_dim is None or entry.action_dim is None:
         return None
-    return config.steps * flops_per_update(config, entry.observation_dim, entry.action_dim)
+    flops = flops_per_update(config, entry.observation_dim, entry.action_dim)
+    return None if flops is None else config.steps * flops
