@@ -1,4 +1,4 @@
-"""Criterion by which a critic's attention counts as collapsed."""
+"""Criterion by which a critic's attention counts as collapsed, and what a control of it does."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,23 @@ COLLAPSED = 0.5
 """A layer counts as collapsed if its mean entropy over all its queries is below this, in nats: the
 paper sees its uncontrolled 26M critic fall below it (arXiv 2602.01439). It corresponds to even
 attention over 1.6 tokens."""
+
+
+def has_temperatures(mode: object) -> bool:
+    """Whether an entropy mode weighs entropies by temperatures; `none` leaves them to themselves.
+
+    An unknown mode counts as one that does: what was recorded is then shown.
+    """
+    return mode != "none"
+
+
+def has_targets(mode: object) -> bool:
+    """Whether an entropy mode steers entropies to targets, by temperatures that are learned.
+
+    >>> [mode for mode in ("none", "fixed", "single", "layerwise") if has_targets(mode)]
+    ['single', 'layerwise']
+    """
+    return mode not in ("none", "fixed")
 
 
 def layer_means(entropy: ArrayLike, tokens: int) -> NDArray[np.float64]:

@@ -85,6 +85,7 @@ class Inspection:
         action_dim: A.
         tokens: L; 0 for a critic without attention.
         sampled: number of transitions over which `entropy` is a mean.
+        mode: how the run controls its entropies.
         entropy: `(N, 2)` nats, over the sampled transitions and all heads.
         target: `(N, 2)` nats.
         temperature: `(N, 2)`.
@@ -96,6 +97,7 @@ class Inspection:
     action_dim: int
     tokens: int
     sampled: int
+    mode: str
     entropy: Floats
     target: Floats
     temperature: Floats
@@ -143,6 +145,7 @@ def parse_inspection(document: Mapping[str, Any]) -> Inspection:
         action_dim=action_dim,
         tokens=tokens,
         sampled=_count(entropy["transitions"], 10**9),
+        mode=str(entropy["mode"]),
         entropy=_array(entropy["nats"], (layers, 2)),
         target=_array(entropy["target"], (layers, 2)),
         temperature=_array(entropy["temperature"], (layers, 2)),

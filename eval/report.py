@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from tql_offline.errors import InputError, listed
+from tql_offline.eval.attention_health import has_targets, has_temperatures
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
@@ -32,6 +33,7 @@ from tql_offline.eval.report_scores import (
     answer_of,
     collapse_of,
     dataset_of,
+    entropy_mode_of,
     fact,
     lack_of,
     last_value,
@@ -420,19 +422,24 @@ def _evaluation_table(run: Run) -> Table:
 
 
 def _attention_table(run: Run) -> Table:
-    columns = ("layer", "queries", "entropy, nats", "target, nats", "temperature")
+    """Entropies, and what controls them: no target or temperature that does nothing."""
+    mode = entropy_mode_of(run)
+    metrics = {"entropy": "entropy, nats"}
+    metrics |= {"entropy_target": "target, nats"} if has_targets(mode) else {}
+    metrics |= {"temperature": "temperature"} if has_temperatures(mode) else {}
     rows = (
         (
             Cell(text=str(layer + 1), sort=float(layer)),
             cell(GROUPS[group]),
             *(
                 number_cell(last_value(run.curves.get(f"{name}/{layer}/{group}")))
-                for name in ("entropy", "entropy_target", "temperature")
+                for name in metrics
             ),
         )
         for layer in layers_of(run)
         for group in (0, 1)
     )
+    columns = ("layer", "queries", *metrics.values())
     return make_table("Attention, last logged", columns, rows)
 
 

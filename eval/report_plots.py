@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tql_offline.eval.attention_health import COLLAPSED
+from tql_offline.eval.attention_health import COLLAPSED, has_targets, has_temperatures
 from tql_offline.eval.inspect_plots import state_drawings
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
 from tql_offline.eval.report_scores import (
     GROUPS,
     CountedScore,
     dataset_of,
+    entropy_mode_of,
     layers_of,
     main_scores,
     main_setting,
@@ -163,7 +164,7 @@ def _entropy_plots(run: Run, key: str, of: str = "", whose: str = "") -> PlotGro
     tokens = tokens_of(run, of)
     most = math.log(tokens) if tokens else None
     keys = [Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, start=1)]
-    if any(name.startswith(f"{of}entropy_target/") for name in run.curves):
+    if has_targets(entropy_mode_of(run)) and f"{of}entropy_target/0/0" in run.curves:
         keys += [Key(label="its target", colour=0, style="dashed")]
     if most is not None:
         label = f"ln L = {most:.2f}, the maximum; {COLLAPSED:g}, the collapse threshold"
@@ -183,8 +184,9 @@ def _entropy_plots(run: Run, key: str, of: str = "", whose: str = "") -> PlotGro
 
 def _entropy_panel(run: Run, layer: int, most: float | None, of: str) -> Panel:
     lines = []
+    metrics = [(f"{of}entropy", False), (f"{of}entropy_target", True)]
     for group, name in enumerate(GROUPS):
-        for metric, dashed in ((f"{of}entropy", False), (f"{of}entropy_target", True)):
+        for metric, dashed in metrics if has_targets(entropy_mode_of(run)) else metrics[:1]:
             curve = run.curves.get(f"{metric}/{layer}/{group}")
             if curve is not None:
                 label = f"target of {name}" if dashed else name
@@ -201,8 +203,9 @@ def _entropy_panel(run: Run, layer: int, most: float | None, of: str) -> Panel:
 
 
 def _temperature_plots(run: Run, key: str) -> PlotGroup:
+    mode = entropy_mode_of(run)
     panels = []
-    for layer in layers_of(run):
+    for layer in layers_of(run) if has_temperatures(mode) else ():
         curves = [run.curves.get(f"temperature/{layer}/{group}") for group in (0, 1)]
         lines = tuple(
             _curve_line(curve, GROUPS[group], group + 1)
@@ -215,10 +218,11 @@ def _temperature_plots(run: Run, key: str) -> PlotGroup:
             y_log=spans_decades(v for line in lines for v in line.y),
         )
         panels.append((f"Layer {layer + 1}{', log scale' if panel.y_log else ''}", panel))
+    learned = "a temperature grows while its entropy is below target"
     return PlotGroup(
         title="Temperatures",
-        note="How strongly the critic's loss raises each entropy; a temperature grows while its "
-        "entropy is below target.",
+        note="How strongly the critic's loss raises each entropy; "
+        f"{learned if has_targets(mode) else 'all are held at 1'}.",
         keys=tuple(Key(label=name, colour=i, style="solid") for i, name in enumerate(GROUPS, 1)),
         plots=draw(panels, key),
     )

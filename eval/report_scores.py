@@ -300,6 +300,11 @@ def layers_of(run: Run, of: str = "") -> list[int]:
     return [n for n in range(MAX_LAYERS) if f"{of}entropy/{n}/0" in run.curves]
 
 
+def entropy_mode_of(run: Run) -> Any:
+    """How the run controlled its entropies; None if unknown."""
+    return fact(run, "entropy.mode", "entropy")
+
+
 def tokens_of(run: Run, of: str = "") -> int | None:
     """Number of tokens L of the critic or, with `of="value_"`, of V; None if unknown."""
     recorded = count(fact(run, f"{of}tokens"))

@@ -15,7 +15,7 @@ from command_line import command
 import tql_offline.__main__
 import tql_offline.cli
 from tql_offline.cli import COMMANDS, main
-from tql_offline.cli.tables import TerminalReporter, print_evaluations, print_spread
+from tql_offline.cli.tables import TerminalReporter, metrics_line, print_evaluations, print_spread
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
@@ -302,6 +302,18 @@ def test_help_lists_every_command_in_the_order_of_their_use(capsys):
     commands = output.out.partition("Commands")[2]
     listed = re.findall(r"^\W*([a-z]+) {2,}[A-Z]", commands, re.MULTILINE)
     assert listed == [*COMMANDS]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shown"),
+    [([0.9, 1.0], "H1 1.20→1.43 1.10→1.43"), ([1, 1.0], "H1 1.20 1.10")],
+)
+def test_a_line_of_metrics_shows_targets_only_where_entropies_are_steered(temperature, shown):
+    line = {
+        **{"step": 100, "entropy": [[1.2, 1.1]], "entropy_target": [[1.43, 1.43]]},
+        "temperature": [temperature],
+    }
+    assert metrics_line(line, 50.0) == f"update 100  50.0/s  {shown}"
 
 
 def test_several_seeds_end_in_their_mean_and_spread(capsys):

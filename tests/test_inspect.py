@@ -13,7 +13,7 @@ from report_runs import make_run, write_lines
 
 from tql_offline import documents
 from tql_offline.cli import main
-from tql_offline.cli.inspect import parse_indices
+from tql_offline.cli.inspect import entropy_columns, parse_indices
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
@@ -256,6 +256,22 @@ def test_tables_show_entropy_beside_target_and_the_alarm(transformer, tmp_path, 
     shown = capsys.readouterr().out
     assert "No layer's attention has collapsed." in shown
     assert shown.count("all others") == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "columns"),
+    [
+        ("layerwise", ["target, nats#", "difference#", "temperature#"]),
+        ("fixed", ["temperature#"]),
+        ("none", []),
+    ],
+)
+def test_targets_and_temperatures_that_do_nothing_have_no_columns(own, tmp_path, mode, columns):
+    run = trained(own, tmp_path, critic={"size": "tiny"}, entropy={"mode": mode})
+    assert inspect(run, "--states", "0") == 0
+    cells = entropy_columns(read_inspection(run.inspection))
+    assert [*cells][3:] == columns
+    assert {len(column) for column in cells.values()} == {4}
 
 
 def test_an_mlp_has_its_landscapes_only(mlp, tmp_path, capsys):

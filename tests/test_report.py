@@ -204,6 +204,32 @@ def test_entropy_is_shown_against_its_target_and_maximum(run, tmp_path):
     assert [row[3] for row in table[1:]] == ["1.433", "1.433", "1.165", "1.165"]
 
 
+def in_mode(run, mode):
+    """The run, as if it had been trained in another entropy mode."""
+    run.config.write_text(run.config.read_text().replace("layerwise", mode))
+    run.result.write_text(run.result.read_text().replace("layerwise", mode))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mode", "columns", "words"),
+    [
+        ("layerwise", ["target, nats", "temperature"], "grows while its entropy is below target"),
+        ("fixed", ["temperature"], "all are held at 1."),
+        ("none", [], ""),
+    ],
+)
+def test_a_target_or_temperature_that_does_nothing_is_not_shown(
+    run, tmp_path, mode, columns, words
+):
+    html, markdown = written([in_mode(run, mode)], tmp_path / "out")
+    header = [cell.strip() for cell in rows(markdown, "Attention, last logged")[0]]
+    assert header[2:] == ["entropy, nats", *columns]
+    assert ("its target" in html) == ("target of" in html) == (mode == "layerwise")
+    assert ("Temperature" in html) == (mode != "none")
+    assert words in html
+
+
 def test_overview_and_size_plot_come_with_runs_of_several_sizes(run, tmp_path):
     large = make_run(tmp_path / "runs" / "large-s0", size="large", steps=2000)
     twin = make_run(tmp_path / "runs" / "tiny-s1", seed=1, steps=2000)

@@ -93,15 +93,16 @@ def parse_indices(text: str, option: str) -> tuple[int, ...]:
 
 
 def show(found: "Inspection") -> None:
-    """Print entropies beside their targets, the alarm, and Q at the inspected states."""
+    """Print entropies and what controls them, the alarm, and Q at the inspected states."""
     from tql_offline.eval.attention_health import alarm_sentence
 
     if found.tokens:
+        columns = entropy_columns(found)
         print_table(
             f"Attention at update {found.step:,}, mean over {found.sampled} transitions and all "
             f"heads (ln {found.tokens} = {math.log(found.tokens):.2f})",
-            ("layer#", "queries", "entropy, nats#", "target, nats#", "difference#", "temperature#"),
-            entropy_rows(found),
+            tuple(columns),
+            zip(*columns.values(), strict=True),
         )
         where = f"at update {found.step:,}"
         alarm = alarm_sentence(found.entropy.tolist(), found.tokens, where)
@@ -122,17 +123,19 @@ def show(found: "Inspection") -> None:
     )
 
 
-def entropy_rows(found: "Inspection") -> list[tuple[str, ...]]:
-    """A row per layer and token group."""
-    return [
-        (
-            f"{layer + 1}",
-            ("[VALUE]", "all others")[group],
-            f"{found.entropy[layer, group]:.3f}",
-            f"{found.target[layer, group]:.3f}",
-            f"{found.entropy[layer, group] - found.target[layer, group]:+.3f}",
-            f"{found.temperature[layer, group]:.3g}",
-        )
-        for layer in range(len(found.entropy))
-        for group in (0, 1)
-    ]
+def entropy_columns(found: "Inspection") -> dict[str, list[str]]:
+    """Cells of every layer and token group by heading, without targets where the run has none."""
+    from tql_offline.eval.attention_health import has_targets, has_temperatures
+
+    entropy, target = found.entropy.ravel(), found.target.ravel()
+    columns = {
+        "layer#": [f"{i // 2 + 1}" for i in range(len(entropy))],
+        "queries": ["[VALUE]", "all others"] * len(found.entropy),
+        "entropy, nats#": [f"{nats:.3f}" for nats in entropy],
+    }
+    if has_targets(found.mode):
+        columns["target, nats#"] = [f"{nats:.3f}" for nats in target]
+        columns["difference#"] = [f"{nats:+.3f}" for nats in entropy - target]
+    if has_temperatures(found.mode):
+        columns["temperature#"] = [f"{value:.3g}" for value in found.temperature.ravel()]
+    return columns

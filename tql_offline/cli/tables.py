@@ -133,14 +133,17 @@ def _successes(line: Mapping[str, Any]) -> tuple[str, str]:
 def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
     """The main numbers of one metrics line: speed, losses, Q, entropy by layer and group.
 
+    Entropies stand beside their targets unless all temperatures are still 1: then none is learned.
     Behaviour cloning has no critic, and a delayed policy does not have a loss in every update.
     """
     named = {"critic": "critic_loss", "policy": "policy_loss", "Q": "q_mean"}
     parts = [f"update {line['step']:,}", f"{updates_per_second:.1f}/s"]
     parts += [f"{name} {line[key]:.3g}" for name, key in named.items() if key in line]
     pairs = zip(line.get("entropy", ()), line.get("entropy_target", ()), strict=True)
+    is_steered = any(value != 1 for layer in line.get("temperature", ()) for value in layer)
     for layer, (entropy, target) in enumerate(pairs, start=1):
-        groups = (f"{h:.2f}→{t:.2f}" for h, t in zip(entropy, target, strict=True))
+        goals = [f"→{t:.2f}" if is_steered else "" for t in target]
+        groups = (f"{h:.2f}{goal}" for h, goal in zip(entropy, goals, strict=True))
         parts.append(f"H{layer} {' '.join(groups)}")
     return "  ".join(parts)
 
