@@ -1,18 +1,27 @@
 """A dataset made from arrays in memory instead of a file with the same columns."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.load import Dataset, checked_bounds, own_dataset
+from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, checked_bounds, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS
 from tql_offline.errors import InputError
+
+Layout = Literal["steps", "ogbench"]
+
+_UNCLEAR_LAYOUT = (
+    f"{TAKEN_FOR_OGBENCH}; give layout='steps' if each row is a step, as d3rlpy has it, or "
+    "layout='ogbench' if this is right"
+)
 
 
 def from_arrays(
@@ -21,22 +30,26 @@ def from_arrays(
     *,
     env_id: str | None = None,
     action_bounds: Sequence[float] = (),
+    layout: Layout | None = None,
 ) -> Dataset:
     """Make a dataset from columns in one of the layouts of docs/data.md.
 
     With `timeouts` or `next_observations` each row is a step, as in D4RL's files and d3rlpy's
     datasets; without them an episode's last row, marked by `terminals`, holds only its last
-    observation, as in OGBench's.
+    observation, as in OGBench's. Columns without `masks` do not tell which is meant: unless
+    `layout` does, OGBench's is assumed with a warning.
 
     Args:
         columns: `observations`, `actions`, `rewards`, `terminals` and so on; they are copied.
         name: the dataset's name in the config and in every result.
         env_id: the Gymnasium environment to score policies in.
         action_bounds: lower and upper bound of the actions, mapped to -1 and 1; also in the config.
+        layout: `"steps"` if each row is a step, `terminals` the task's ends and `timeouts`, none
+            if there is no such column, the cuts; `"ogbench"` for last rows without a step.
 
     Raises:
         InputError: a column is missing, of the wrong length or not finite, or actions lie outside
-            [-1, 1].
+            [-1, 1]; or the layout is unknown, or not that of the columns.
 
     >>> columns = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)),
     ...     "rewards": np.ones(4), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1],
@@ -46,13 +59,35 @@ def from_arrays(
     """
     if not name.isprintable() or not name:
         raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
+    bounds, columns = checked_bounds(action_bounds), _in_layout(columns, layout)
     arrays = {key: _array(key, column) for key, column in columns.items()}
     digest: Future[str] = Future()
     digest.set_result(_sha256(columns))
     is_flat = any(key in arrays for key in FLAT_COLUMNS)
-    bounds = checked_bounds(action_bounds)
+    if layout is None and not is_flat and "masks" not in arrays:
+        warnings.warn(f"dataset {name!r}: {_UNCLEAR_LAYOUT}", stacklevel=2)
     data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
     return replace(data, name=name, source="arrays")
+
+
+def _in_layout(columns: Mapping[str, ArrayLike], layout: Layout | None) -> Mapping[str, ArrayLike]:
+    """The columns, with `timeouts` of 0 if each row is a step and there are none.
+
+    Raises:
+        InputError: the layout is unknown, or not that of the columns.
+    """
+    if layout not in (None, *get_args(Layout)):
+        raise InputError(f"layout {layout!r} is unknown; give one of {', '.join(get_args(Layout))}")
+    step_columns = [key for key in FLAT_COLUMNS if key in columns]
+    if layout == "ogbench" and step_columns:
+        raise InputError(
+            f"layout 'ogbench' is given, but column {step_columns[0]!r} says that each row is a "
+            "step; leave one of them out"
+        )
+    if layout != "steps" or step_columns or "terminals" not in columns:
+        return columns
+    # As a column, they are part of the digest: the same numbers read otherwise are other data.
+    return {**columns, "timeouts": np.zeros(_array("terminals", columns["terminals"]).shape)}
 
 
 def _array(key: str, column: ArrayLike) -> Array:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tql_offline.datasets.catalogue import Entry, find_or_none
-from tql_offline.datasets.checks import Finding, check, check_spaces
+from tql_offline.datasets.checks import Finding, check, check_spaces, last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
 from tql_offline.datasets.episodes import BOUNDS_SETTING, OutOfBoundsError, shared_bounds
@@ -61,9 +61,23 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     path = Path(data)
     columns = read_columns(path, only=_OWN_COLUMNS, floats=_scaled_columns(bounds))
     scale_actions(columns, bounds)
-    found = _findings(view_of_columns(columns, data), data, env_id)
-    found += [] if "masks" in columns else [Finding("note", "masks", WITHOUT_MASKS)]
-    return [*_refused(lambda: own_episodes(columns, path), env_id), *found]
+    view = view_of_columns(columns, data)
+    found = _findings(view, data, env_id)
+    found += [] if "masks" in columns else [_without_masks(view)]
+    return [*_refused(lambda: own_episodes(columns, path), env_id), *_warnings_first(found)]
+
+
+def _without_masks(view: View) -> Finding:
+    """That no transition ends the task: a warning where each row seems to be a step."""
+    if not last_rows_look_like_steps(view):
+        return Finding("note", "masks", WITHOUT_MASKS)
+    return Finding(
+        "warning",
+        "masks",
+        f"{WITHOUT_MASKS}; the marked rows have actions and rewards of their own, and episodes "
+        f"have {view.lengths.min()} to {view.lengths.max()} transitions, which speaks for that; if "
+        "the rows are OGBench's nevertheless, add 'masks' of 1",
+    )
 
 
 def _flat_findings(
@@ -84,6 +98,10 @@ def _flat_findings(
 def _findings(view: View, data: str, env_id: str) -> list[Finding]:
     dims = check_spaces(view, env_id) if env_id else []
     return dims + check(view, jumps=not _teleports(data))
+
+
+def _warnings_first(found: list[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda finding: finding.level == "note")
 
 
 def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:

@@ -219,6 +219,28 @@ def _last_rows(view: View) -> Iterator[Finding]:
     yield from _copied_last_rows(view)
 
 
+def last_rows_look_like_steps(view: View) -> bool:
+    """Whether last rows, of which only the observation is used, look like recorded steps.
+
+    They do if episodes differ in length, as where the task ends them, and last rows have actions
+    and rewards of their own. OGBench's files hold such actions, too, but no rewards, and their
+    episodes are equally long; what fills an unused row otherwise is the same in all or a copy.
+    """
+    if view.last_actions is None or view.last_rewards is None or view.rewards is None:
+        return False
+    ends = np.cumsum(view.lengths) - 1
+    return (
+        len(np.unique(view.lengths)) > 1
+        and _are_their_own(view.last_actions, view.actions[ends])
+        and _are_their_own(view.last_rewards, view.rewards[ends])
+    )
+
+
+def _are_their_own(last: Array, before: Array) -> bool:
+    """Whether the rows are neither all the same nor all copies of the rows before them."""
+    return not ((last == last[0]).all() or (last == before).all())
+
+
 def _copied_last_rows(view: View) -> Iterator[Finding]:
     whole = np.flatnonzero((view.observation_counts == view.lengths + 1) & (view.lengths > 1))
     if len(whole) < 2:

@@ -74,10 +74,13 @@ Kind = Literal["minari", "own", "d4rl", "ogbench"]
 _CORE_FLOATS = ("observations", "actions")
 _OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
 _STATE_COLUMNS = ("qpos", "button_states")
-WITHOUT_MASKS = (
+TAKEN_FOR_OGBENCH = (
     "without a column 'masks' the rows are taken for OGBench's: one that 'terminals' marks holds "
-    "no more than an episode's last observation, and no transition ends the task; if each row is a "
-    "step, as d3rlpy has it, add a column 'timeouts', 1 where an episode was cut off (docs/data.md)"
+    "no more than an episode's last observation, and no transition ends the task"
+)
+WITHOUT_MASKS = (
+    f"{TAKEN_FOR_OGBENCH}; if each row is a step, as d3rlpy has it, add a column 'timeouts', 1 "
+    "where an episode was cut off (docs/data.md)"
 )
 
 

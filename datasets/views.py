@@ -23,6 +23,7 @@ class View:
         masks: `(N,)` 0 where the task ended, or None if the data do not say.
         terminals: `(N,)` nonzero where `terminals` marks a row, in a layout of one row per step.
         timeouts: `(N,)` nonzero where an episode was cut off, if the layout marks it separately.
+        last_actions: `(E, n_a)` the unused actions in each episode's last row.
         last_rewards: `(E,)` the unused reward in each episode's last row.
         last_masks: `(E,)` the unused mask in each episode's last row.
         sampled: `(N',)` the transitions of `actions`, if these are a sample.
@@ -38,6 +39,7 @@ class View:
     masks: Array | None = None
     terminals: Array | None = None
     timeouts: Array | None = None
+    last_actions: Array | None = None
     last_rewards: Array | None = None
     last_masks: Array | None = None
     sampled: NDArray[np.int64] | None = None
@@ -109,13 +111,15 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
         if column in columns:
             values = _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
             own |= {column: values[~is_last], f"last_{column}": values[is_last]}
+    actions = _numbers(columns, "actions", rows, name).reshape(rows, -1)
     return View(
         observations=columns["observations"],
-        actions=_numbers(columns, "actions", rows, name).reshape(rows, -1)[~is_last],
+        actions=actions[~is_last],
         lengths=counts - 1,
         observation_counts=counts,
         rewards=own.get("rewards"),
         masks=own.get("masks", np.ones(rows - len(counts), np.float32)),  # as the loader has it
+        last_actions=actions[is_last],
         last_rewards=own.get("last_rewards"),
         last_masks=own.get("last_masks"),
     )

@@ -12,7 +12,13 @@ from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets import checks
 from tql_offline.datasets.blocks import row_blocks
-from tql_offline.datasets.checks import SHOWN, check, check_spaces, quick_check
+from tql_offline.datasets.checks import (
+    SHOWN,
+    check,
+    check_spaces,
+    last_rows_look_like_steps,
+    quick_check,
+)
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.datasets.views import view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
@@ -423,6 +429,53 @@ def test_a_file_without_masks_is_told_that_no_mask_is_0(tmp_path):
     assert done.exit_code == 0, "they are optional"
     assert "note: no mask is 0" in said
     assert f"note: {WITHOUT_MASKS}" in said
+
+
+def steps_of(columns):
+    """The rows of the steps alone, marked at the last one as d3rlpy does, with dense rewards."""
+    steps = {name: column[~columns["terminals"]] for name, column in columns.items()}
+    steps["terminals"] = steps.pop("masks") == 0
+    steps["rewards"] = np.linspace(0, 1, len(steps["terminals"]), dtype=np.float32)
+    return steps
+
+
+def test_rows_that_seem_to_be_steps_are_a_warning(tmp_path):
+    np.savez(tmp_path / "mine.npz", **steps_of(good()))
+    done = run(tmp_path / "mine.npz")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 1
+    assert f"warning: {WITHOUT_MASKS}; the marked rows have actions and rewards of" in said
+    assert "episodes have 39 to 69 transitions, which speaks for that" in said
+
+
+def equally_long(columns):
+    """The first two episodes' rows as two of one length."""
+    rows = 2 * (ENDS[0] + 1)
+    columns |= {name: column[:rows] for name, column in columns.items()}
+    columns["terminals"][:] = np.arange(rows) % (ENDS[0] + 1) == ENDS[0]
+
+
+def fill_rows(column, value):
+    column[ENDS] = value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: fill_rows(c["actions"], 0),
+        lambda c: fill_rows(c["actions"], c["actions"][ENDS - 1]),
+        lambda c: fill_rows(c["rewards"], 0),
+        lambda c: fill_rows(c["rewards"], c["rewards"][ENDS - 1]),
+        lambda c: c.pop("rewards"),
+        equally_long,
+    ],
+)
+def test_rows_filled_for_a_last_observation_are_not_taken_for_steps(change):
+    columns = good() | {"rewards": np.linspace(0, 1, len(good()["rewards"]), dtype=np.float32)}
+    del columns["masks"]
+    assert last_rows_look_like_steps(view_of_columns(columns, "mine"))
+    change(columns)
+    assert not last_rows_look_like_steps(view_of_columns(columns, "mine"))
 
 
 def run(*arguments):

@@ -57,7 +57,8 @@ def columns(rows=40):
 def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
     made = columns() | added
     np.savez(tmp_path / "mine.npz", **made)
-    from_file, from_memory = load(str(tmp_path / "mine.npz")), from_arrays(made, "mine")
+    from_file = load(str(tmp_path / "mine.npz"))
+    from_memory = from_arrays(made, "mine", layout=None if added else "ogbench")
     for name in ("observations", "actions", "rewards", "masks", "lengths"):
         ours, theirs = (getattr(d.episodes, name) for d in (from_memory, from_file))
         np.testing.assert_array_equal(ours, theirs)
@@ -68,13 +69,13 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
 
 def test_arrays_of_other_bounds_are_scaled():
     made = columns() | {"actions": 4 * columns()["actions"]}
-    data = from_arrays(made, "mine", action_bounds=np.array([-4.0, 4.0]))
-    plain = from_arrays(columns(), "mine").episodes.actions
+    data = from_arrays(made, "mine", action_bounds=np.array([-4.0, 4.0]), layout="ogbench")
+    plain = from_arrays(columns(), "mine", layout="ogbench").episodes.actions
     np.testing.assert_allclose(data.episodes.actions, plain, rtol=1e-6)
     assert data.action_bounds == ([-4.0, -4.0], [4.0, 4.0])
     made["actions"] = 5 + 2 * columns()["actions"]
-    from_3_to_7 = from_arrays(made, "mine", action_bounds=[3, 7]).episodes.actions
-    np.testing.assert_allclose(from_3_to_7, plain, atol=1e-6)
+    scaled = from_arrays(made, "mine", action_bounds=[3, 7], layout="ogbench")
+    np.testing.assert_allclose(scaled.episodes.actions, plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("bounds", [[2], [-1, 1, 2], [1, -1], [0, np.inf]])
@@ -84,7 +85,7 @@ def test_bounds_that_are_none_are_refused(bounds):
 
 
 def test_arrays_are_left_as_they_were_and_named_by_their_numbers():
-    made = columns()
+    made = columns() | {"masks": np.ones(40)}
     before = {name: column.copy() for name, column in made.items()}
     digests = [from_arrays(made, "mine").sha256, from_arrays(made, "other").sha256]
     for name, column in made.items():
@@ -110,4 +111,39 @@ def test_arrays_that_are_no_data_are_refused(spoil, said):
     made = columns()
     spoil(made)
     with pytest.raises(InputError, match=said):
-        from_arrays(made, "mine")
+        from_arrays(made, "mine", layout="ogbench")
+
+
+def test_arrays_that_may_be_of_two_layouts_are_read_with_a_warning():
+    with pytest.warns(
+        UserWarning, match="no transition ends the task; give layout='steps'"
+    ) as said:
+        warned = from_arrays(columns(), "mine")
+    assert said[0].filename == __file__
+    assert warned.episodes.lengths.tolist() == [9] * 4
+    assert not (warned.episodes.masks == 0).any()
+    same = from_arrays(columns(), "mine", layout="ogbench")
+    assert (same.sha256, same.notes) == (warned.sha256, warned.notes)
+
+
+def test_rows_may_be_steps_as_d3rlpy_has_them():
+    """Every row is a transition; each terminal ends the task, and what follows the last is cut."""
+    made = columns()
+    made["terminals"][-1] = False
+    data = from_arrays(made, "mine", layout="steps")
+    assert data.episodes.lengths.tolist() == [10, 10, 10, 9]
+    assert np.flatnonzero(data.episodes.masks == 0).tolist() == [9, 19, 29]
+    np.testing.assert_array_equal(data.episodes.actions, made["actions"][:-1])
+    assert data.sha256 == from_arrays(made | {"timeouts": np.zeros(40)}, "mine").sha256
+    assert data.sha256 != from_arrays(columns(), "mine", layout="ogbench").sha256
+    cut = from_arrays(made | {"timeouts": np.arange(40) == 4}, "mine", layout="steps")
+    assert cut.episodes.lengths.tolist() == [4, 5, 10, 10, 9]
+
+
+def test_a_layout_that_is_not_the_columns_is_refused():
+    with pytest.raises(InputError, match="layout 'd4rl' is unknown; give one of steps, ogbench"):
+        from_arrays(columns(), "mine", layout="d4rl")
+    with pytest.raises(InputError, match="'timeouts' says that each row is a step"):
+        from_arrays(columns() | {"timeouts": np.zeros(40)}, "mine", layout="ogbench")
+    with pytest.raises(InputError, match="no column 'terminals'"):
+        from_arrays({k: v for k, v in columns().items() if k != "terminals"}, "m", layout="steps")

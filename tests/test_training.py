@@ -644,7 +644,7 @@ def test_rewards_are_judged_as_training_sees_them(own, tmp_path):
 
 def test_a_run_on_arrays_is_for_python_alone(own, tmp_path, capsys):
     columns = {name: column for name, column in np.load(own).items() if name != "masks"}
-    data = from_arrays(columns, "mine")
+    data = from_arrays(columns, "mine", layout="ogbench")
     config = resolve(TINY | {"dataset": {"name": "mine"}, "steps": 2, "checkpoint_every": 1})
     folder = run(config, data, tmp_path / "runs", "", SilentReporter())
     folder.result.unlink()
