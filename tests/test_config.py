@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tql_offline.cli.train import assign
 from tql_offline.config import Config, resolve, validate
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
@@ -146,6 +147,24 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     assert (config.steps, type(config.steps)) == (1_000_000, int)
     assert (config.discount, config.flow.alpha, config.flow.hidden) == (1.0, 3.0, (8, 8))
     assert resolve({"entropy": {"targets_nats": [[1, 1], [1, 1]]}}).entropy.targets_nats
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"), [("128x64", (128, 64)), ('"32"', (32,)), ("[8]", (8,))]
+)
+def test_layer_widths_are_a_list_or_numbers_with_crosses(text, widths):
+    flags = {}
+    assign(flags, f"flow.hidden={text}")
+    assert resolve(flags).flow.hidden == widths
+
+
+@pytest.mark.parametrize(
+    ("hidden", "words"),
+    [("8x", "is '8x'; give a list such as [1, 2]"), (8, "is 8; give a list"), ("8x0", "greater")],
+)
+def test_widths_of_another_form_are_refused_with_the_form(hidden, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        resolve({"flow": {"hidden": hidden}})
 
 
 def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):

@@ -42,6 +42,8 @@ _OWN_OBJECTIVE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _OWN_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _METHODS = ("TQL", "FQL", "IQL", "IFQL", "CQL", "ReBRAC", "floq", "BC")
 """Names of methods that a class of one's own could have."""
+_CROSSED = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*", re.ASCII)
+"""Whole numbers such as `256x256`."""
 FLOW_POLICIES = ("flow", "floq")
 """Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
 
@@ -177,9 +179,17 @@ class FlowConfig(Table):
     hidden: tuple[Many, ...] = Field(
         (512, 512, 512, 512),
         max_length=32,
-        description="policy layer widths",
+        description="policy layer widths; also as 512x512",
         strict=False,  # TOML has lists
     )
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _by_crosses(cls, hidden: object) -> object:
+        """Widths written as `bench --hidden` takes them."""
+        if isinstance(hidden, str) and _CROSSED.fullmatch(hidden):
+            return tuple(map(int, hidden.split("x")))
+        return hidden
 
     @field_validator("hidden")
     @classmethod
@@ -601,6 +611,8 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
         return f"unknown setting {shown(key)} in {source}; {_nearest(key)}"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
+    if error["type"] == "tuple_type":
+        return f"setting {key!r} in {source} is {shown(error['input'])}; give a list such as [1, 2]"
     expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"setting {key!r} in {source} is {shown(error['input'])} but {expected}; correct it"
 
