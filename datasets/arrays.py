@@ -11,13 +11,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tql_offline.datasets.episodes import Array
+from tql_offline.datasets.episodes import Array, OutOfBoundsError
 from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, checked_bounds, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS
 from tql_offline.errors import InputError
 
 Layout = Literal["steps", "ogbench"]
 
+_BOUNDS_ARGUMENT = "action_bounds=(LOW, HIGH), here and in the config's table 'dataset'"
 _UNCLEAR_LAYOUT = (
     f"{TAKEN_FOR_OGBENCH}; give layout='steps' if each row is a step, as d3rlpy has it, or "
     "layout='ogbench' if this is right"
@@ -66,7 +67,10 @@ def from_arrays(
     is_flat = any(key in arrays for key in FLAT_COLUMNS)
     if layout is None and not is_flat and "masks" not in arrays:
         warnings.warn(f"dataset {name!r}: {_UNCLEAR_LAYOUT}", stacklevel=2)
-    data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
+    try:
+        data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
+    except OutOfBoundsError as error:
+        raise OutOfBoundsError(error.fault, _BOUNDS_ARGUMENT) from error
     return replace(data, name=name, source="arrays")
 
 

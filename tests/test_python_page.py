@@ -78,6 +78,15 @@ def test_arrays_of_other_bounds_are_scaled():
     np.testing.assert_allclose(scaled.episodes.actions, plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["steps", "ogbench"])
+def test_actions_outside_are_refused_with_the_argument_to_give(layout):
+    made = columns() | {"actions": 4 * columns()["actions"]}
+    with pytest.raises(InputError) as refused:
+        from_arrays(made, "mine", layout=layout)
+    assert "name their bounds by action_bounds=(LOW, HIGH), here and" in str(refused.value)
+    assert "--set" not in str(refused.value)
+
+
 @pytest.mark.parametrize("bounds", [[2], [-1, 1, 2], [1, -1], [0, np.inf]])
 def test_bounds_that_are_none_are_refused(bounds):
     with pytest.raises(InputError, match="are not the least and the greatest action"):
