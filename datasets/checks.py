@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.views import View, view_of
-from tql_offline.errors import listed
+from tql_offline.errors import listed, numbered
 
 _LISTED = 8
 """Number of dims that a finding about several of them names."""
@@ -332,9 +332,9 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
         yield Finding(
             "note",
             "masks",
-            f"{episodes} episodes continue after the task ended (first "
-            f"{view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless that is "
-            "intended, end each episode where its task ends",
+            f"{numbered(int(episodes), 'episode continues', 'episodes continue')} after the task "
+            f"ended (first {view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless "
+            "that is intended, end each episode where its task ends",
         )
     if view.timeouts is not None:
         yield from _timeouts(view)
@@ -357,8 +357,8 @@ def _timeouts(view: View) -> Iterator[Finding]:
         yield Finding(
             "note",
             "timeouts",
-            f"{len(both)} transitions are both terminal and timeout (first "
-            f"{view.place(int(both[0]))}); they are treated as terminals",
+            f"{numbered(len(both), 'transition is', 'transitions are')} both terminal and timeout "
+            f"(first {view.place(int(both[0]))}); each is treated as a terminal",
         )
     if not ended.any() and not timeouts.any():
         yield Finding(
@@ -600,6 +600,7 @@ def _repeats(view: View) -> Iterator[Finding]:
         yield Finding(
             "note",
             "repeat",
-            f"{count:,} transitions repeat the observation and action of the one before (first "
-            f"{view.place(first)}); check whether rows were written twice",
+            f"{numbered(count, 'transition repeats', 'transitions repeat')} the observation and "
+            f"action of the one before (first {view.place(first)}); check whether rows were "
+            "written twice",
         )

@@ -43,7 +43,7 @@ from tql_offline.datasets.required import (
     require_matrix,
     require_vector,
 )
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, numbered
 
 COLUMNS = (
     "observations", "actions", "rewards", "masks", "terminals", "timeouts", "next_observations",
@@ -232,8 +232,8 @@ def _mark_jumps(
     if not found:
         return []
     return [
-        f"at {found:,} rows of {path.name} (first {first}) the next observation is not the next "
-        "row's although no end is marked; the episodes are cut there and bootstrap"
+        f"at {numbered(found, 'row', 'rows')} of {path.name} (first {first}) the next observation "
+        "is not the next row's although no end is marked; episodes are cut there and bootstrap"
     ]
 
 
@@ -241,10 +241,9 @@ def _lost(rows: _Rows) -> list[str]:
     count = int((~rows.kept).sum())
     if not count:
         return []
-    return [
-        f"{count:,} transitions at cuts of episodes have no next observation and are left out, as "
-        "D4RL's qlearning_dataset does"
-    ]
+    one = "transition at the cut of an episode has no next observation and is"
+    several = "transitions at cuts of episodes have no next observation and are"
+    return [f"{numbered(count, one, several)} left out, as D4RL's qlearning_dataset does"]
 
 
 def _episodes(

@@ -213,7 +213,7 @@ def test_masks_inside_inverted_unsaid_and_no_masks():
     columns = good()
     columns["masks"][5] = 0
     assert (
-        "1 episodes continue after the task ended (first episode 0, row 5,"
+        "1 episode continues after the task ended (first episode 0, row 5,"
         in only(columns).sentence
     )
     assert not kinds(columns, goes_on=True)
@@ -276,6 +276,9 @@ def test_d4rl_marks_that_contradict_or_miss():
     (finding,) = check(view_of_flat(columns, "mine"))
     assert finding.level == "note"
     assert "4 transitions are both terminal and timeout" in finding.sentence
+    columns["timeouts"] &= np.cumsum(columns["terminals"]) == 1
+    found = " ".join(map(str, check(view_of_flat(columns, "mine"))))
+    assert "note: 1 transition is both terminal and timeout (first episode 0, row 59)" in found
     columns = flat()
     columns["terminals"][:] = False
     assert "neither 'terminals' nor 'timeouts'" in str(check(view_of_flat(columns, "mine")))
@@ -288,7 +291,7 @@ def test_terminals_that_only_end_episodes_are_marks_all_the_same():
     columns["masks"][[3, 4]] = 0
     (finding,) = check(view_of_flat(columns, "mine"))
     assert (finding.level, finding.kind) == ("note", "masks")
-    assert "1 episodes continue after the task ended (first episode 0, row 3, mask 0)" in str(
+    assert "1 episode continues after the task ended (first episode 0, row 3, mask 0)" in str(
         finding
     )
 

@@ -280,7 +280,7 @@ def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
     data = load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
     assert data.episodes.lengths.tolist() == [LENGTH] * EPISODES
     assert data.episodes.masks[data.episodes.last_transitions()].tolist() == [1, 0, 1]
-    assert f"at 1 rows of flat.hdf5 (first {LENGTH - 1})" in data.notes[0]
+    assert f"at 1 row of flat.hdf5 (first {LENGTH - 1})" in data.notes[0]
 
 
 def test_a_terminal_that_is_a_timeout_too_is_the_tasks_end(tmp_path):
@@ -305,7 +305,7 @@ def test_the_check_of_a_flat_file_sees_its_masks(tmp_path):
     columns["masks"][1] = 0
     path = write_npz(tmp_path / "loaded.npz", columns)
     done = CliRunner().invoke(app, ["datasets", "check", str(path)])
-    assert "1 episodes continue after the task ended (first episode 0, row 1, mask 0)" in " ".join(
+    assert "1 episode continues after the task ended (first episode 0, row 1, mask 0)" in " ".join(
         done.output.split()
     )
 

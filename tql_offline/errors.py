@@ -47,6 +47,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def numbered(number: int, one: str, several: str) -> str:
+    """A number of things, with the word for one or for several.
+
+    >>> numbered(1, "row is", "rows are"), numbered(2000, "row is", "rows are")
+    ('1 row is', '2,000 rows are')
+    """
+    return f"{number:,} {one if number == 1 else several}"
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """Name the first `most` of `names`, and say if there are more.
 
