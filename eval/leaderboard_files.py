@@ -118,17 +118,19 @@ def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
     interval = board.interval(score)
     return {
         "runs": len(score.runs) or None,
-        "mean": score.mean,
+        "mean": _finite(score.mean),
         "sd": _finite(score.sd),
         "low": _finite(interval.low),
         "high": _finite(interval.high),
-        "scores": list(score.runs),
+        "scores": _finite(score.runs),
     }
 
 
 def _finite(value: Any) -> Any:
+    """The value as files give it: floats to twelve figures, and None for one that is no number."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        # A binary 100 × 0.55 is 55.00000000000001.
+        return float(f"{value:.12g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -152,13 +154,17 @@ def _tabular(board: Board) -> str:
     ]
     for tasks in domains(board).values():
         lines += [_latex_row(board, task) for task in tasks]
-    if board.averages(board.tasks):
-        lines.append(r"\midrule")
-        groups = {domain_title(name, tasks): tasks for name, tasks in domains(board).items()}
-        if len(groups) > 1:
-            groups[f"average of {len(board.tasks)}"] = board.tasks
-        lines += [_latex_average(board, name, tasks) for name, tasks in groups.items()]
+    if board.averages(board.tasks) and len(board.tasks) > 1:
+        lines += [r"\midrule", rf"\multicolumn{{{1 + len(board.labels)}}}{{l}}{{averages over}} \\"]
+        lines += [_latex_average(board, name, tasks) for name, tasks in _groups(board).items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _groups(board: Board) -> dict[str, tuple[str, ...]]:
+    """Domains of several rows, and all rows if there are others; one row is its own average."""
+    found = {domain_title(name, rows): rows for name, rows in domains(board).items()}
+    groups = {title: rows for title, rows in found.items() if len(rows) > 1}
+    return groups if len(found) == 1 else {**groups, f"all {len(board.tasks)} tasks": board.tasks}
 
 
 def _latex_row(board: Board, task: str) -> str:

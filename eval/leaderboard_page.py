@@ -20,7 +20,7 @@ from tql_offline.eval.leaderboard import (
     summaries,
 )
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
-from tql_offline.eval.protocol import known_protocol, scores_success
+from tql_offline.eval.protocol import known_protocol, protocols, scores_success
 from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
@@ -205,7 +205,7 @@ def left_out(board: Board, core: Board) -> Iterator[str]:
 def shortfall(board: Board) -> Iterator[str]:
     """Yield how many cells fall short of a full result under the protocol, if some do."""
     known = known_protocol(board.setting.protocol)
-    if known is None:
+    if known not in protocols():  # one's own numbers, by which no result is full or less
         return
     updates: dict[tuple[str, str, str], list[int]] = {}
     for run in board.runs:
@@ -332,10 +332,17 @@ def score_table(board: Board) -> Table:
         rows.append((cell(task), *cells))
     return make_table(
         f"Score by task, {score_unit(board)}: mean ± standard deviation over runs (number of "
-        f"runs); bold: at least {100 * board.fraction:.0f} % of the row's best",
+        f"runs); bold: at least {_bold_limit(board)}",
         ("task", *board.labels),
         rows,
     )
+
+
+def _bold_limit(board: Board) -> str:
+    """The least bold score: by its distance from the best where that may be negative."""
+    if board.is_rate:
+        return f"{100 * board.fraction:.0f} % of the row's best"
+    return f"the row's best less {100 * (1 - board.fraction):.0f} % of its size"
 
 
 def average_table(board: Board) -> Table:

@@ -46,7 +46,8 @@ def bold(scores: Sequence[float], fraction: float) -> list[bool]:
     """Whether each score of a table's row is printed bold: those near the best are.
 
     Near means at least `best - (1 - fraction) |best|`. That is `fraction * best` for a positive
-    best, and for a negative one it still includes the best itself; a row of zeros is all bold.
+    best, and for a negative one it still includes the best itself; a row of zeros is all bold. A
+    score that is alone in its row has nothing to be better than.
 
     Args:
         scores: one row, higher is better; NaN for a missing score.
@@ -59,4 +60,4 @@ def bold(scores: Sequence[float], fraction: float) -> list[bool]:
     best = max(known, default=float("nan"))
     threshold = best - (1 - fraction) * abs(best)
     # 0.95 is not a binary fraction: without a tolerance, 95 of 100 could fall below.
-    return [bool(score >= threshold - 1e-9 * abs(best)) for score in scores]
+    return [len(known) > 1 and bool(score >= threshold - 1e-9 * abs(best)) for score in scores]

@@ -17,6 +17,7 @@ from tql_offline.config import Config
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import (
     Measured,
+    Setting,
     average,
     domains,
     make_boards,
@@ -25,7 +26,7 @@ from tql_offline.eval.leaderboard import (
     published_board,
     summaries,
 )
-from tql_offline.eval.leaderboard_files import RECORDED, as_json, as_latex
+from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
@@ -565,6 +566,15 @@ def test_less_than_a_full_result_is_told(tmp_path):
     (board,), _ = boards_of(by_size(tmp_path, {}))
     told = " ".join(board_section(board, "b").sentences).replace("\u00a0", " ")
     assert "8 seeds of 1 000 000 updates: of 4 cells, 4 have fewer seeds and 4 have shorter" in told
+
+
+def test_numbers_of_ones_own_know_no_full_result(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    for protocol, is_told in (("quick:20@200 v1", False), ("quick v1", True)):
+        setting = found.setting._replace(protocol=protocol)
+        (board,), _ = make_boards([replace(found, setting=setting, updates=10)])
+        told = any("A full result of" in s for s in board_section(board, "b").sentences)
+        assert told == is_told
 
 
 def test_sizes_of_unlike_settings_are_told(tmp_path):
@@ -1137,6 +1147,57 @@ def test_numbers_of_every_file_agree(tmp_path):
     assert (score["low"], score["high"]) == pytest.approx((30 - 24.84, 30 + 24.84), abs=0.01)
     assert "30 $\\pm$ 8" in files.boards[2].read_text()
     assert "30 ± 8 (3)" in files.markdown.read_text()
+
+
+def test_files_give_no_binary_noise(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    runs = [replace(found, score=100 * rate, seed=i) for i, rate in enumerate((0.55, 0.57))]
+    assert repr(runs[0].score) == "55.00000000000001"
+    (board,), _ = make_boards(runs)
+    section = board_section(board, "b")
+    (document,) = json.loads(as_json([section]))["boards"]
+    assert document["scores"][0]["scores"] == [55, 57]
+    assert "0000000001" not in as_json([section]) + as_csv([section])
+
+
+def test_a_score_alone_in_its_row_is_not_bold(tmp_path):
+    """Method B lacks the second task."""
+    paths = [
+        write_result(tmp_path / f"{method}-{task}-result.json", task=TASKS[task], method=method)
+        for method, task in (("A", 0), ("A", 1), ("B", 0))
+    ]
+    (board,), _ = boards_of(paths)
+    section = board_section(board, "b")
+    marks = [[cell.bold for cell in row[1:]] for row in section.tables[0].rows]
+    assert marks == [[True, True], [False, False]]
+    assert as_latex([section]).count(r"\textbf") == 2
+    rows = csv.DictReader(as_csv([section]).splitlines())
+    assert [row["bold"] for row in rows] == ["True", "True", "False"]
+
+
+def test_bold_is_told_by_the_distance_from_a_best_that_may_be_negative(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    for protocol, words in (
+        ("quick-return v1", "bold: at least the row's best less 5 % of its size"),
+        ("quick v1", "bold: at least 95 % of the row's best"),
+    ):
+        (board,), _ = make_boards([replace(found, setting=Setting(protocol))])
+        assert board_section(board, "b").tables[0].caption.endswith(words)
+
+
+def test_averages_in_latex_have_a_heading_and_repeat_no_row(tmp_path):
+    tasks = (TASKS[0], TASKS[1], "scene-play-singletask-task2-v0")
+    paths = [write_result(tmp_path / f"{task}-result.json", task=task) for task in tasks]
+    (board,), _ = boards_of(paths)
+    lines = as_latex([board_section(board, "b")]).splitlines()
+    heading = lines.index(r"\multicolumn{2}{l}{averages over} \\")
+    assert lines[heading - 1] == r"\midrule"
+    assert [line.partition(" & ")[0] for line in lines[heading + 1 : -2]] == [
+        "cube-double-play (2 of 5 tasks)",
+        "all 3 tasks",
+    ]
+    (alone,), _ = boards_of(paths[:1])
+    assert "averages" not in as_latex([board_section(alone, "b")])
 
 
 def test_a_score_tells_what_its_runs_were_made_of(tmp_path):
