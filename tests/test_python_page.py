@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import command
 
 from tql_offline.config import OBJECTIVES
 from tql_offline.datasets.arrays import from_arrays
@@ -25,14 +26,17 @@ def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
     monkeypatch.setitem(sys.modules, "my_methods", page)
-    monkeypatch.setitem(OBJECTIVES, "cautious", "")
+    known = dict(OBJECTIVES)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), page.__dict__)
     result = read_json(tmp_path / "runs" / "my-run" / "result.json")
     assert (result["dataset"], result["updates"]) == ("mine", 20)
     cautious = read_json(tmp_path / "runs" / "cautious" / "result.json")
-    assert cautious["method"] == "cautious-transformer"
+    assert cautious["method"] == "CautiousQ-transformer"
     assert "(5, 2)" in capsys.readouterr().out
+    assert known == OBJECTIVES, "a run of a name that this process alone knows opens in no other"
+    code, _ = command(["export", "runs/cautious", "--out", "model", "--no-onnx"], capsys)
+    assert code == 0
 
 
 def columns(rows=40):
