@@ -1,6 +1,6 @@
 """`tql-offline train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own, resolv
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
+from tql_offline.own_code import refuse_brought
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
 from tql_offline.training.stopping import end_with_input
@@ -153,6 +154,8 @@ def train(
         resume_and_show(resume, Path(path) if path else None)
         return
     settings = resolve(given, file=config, preset=preset)
+    if config is not None:
+        _refuse_brought(settings, given, config)
     _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
@@ -160,6 +163,18 @@ def train(
     if seeds and seed is not None:
         raise InputError("--seed and --seeds are both given; leave one out")
     train_and_show(settings, runs, name, parse_numbers(seeds, "--seeds"))
+
+
+def _refuse_brought(settings: Config, given: Mapping[str, Any], file: Path) -> None:
+    """Refuse code that may have come with a file of settings, unless a flag names it, too.
+
+    Raises:
+        InputError: names the code and the flag.
+    """
+    if "objective" not in given:
+        refuse_brought(settings.objective, file, advice="name it by --objective, too")
+    if "env_id" not in given.get("dataset", {}):
+        refuse_brought(settings.dataset.env_id, file, advice="name it by --env, too")
 
 
 def _refuse_idle(

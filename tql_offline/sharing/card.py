@@ -103,7 +103,9 @@ def _state(facts: Mapping[str, Any]) -> str:
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
+    own = facts["own_method"]
     code = [
+        *_own_method(own, facts["objective"]),
         "import tql_offline",
         'policy = tql_offline.load("FOLDER")',
         "action = policy(observation)",
@@ -115,6 +117,13 @@ def _usage(facts: Mapping[str, Any]) -> str:
         f"environment gives them; an action has {facts['action_dim']}, each in [-1, 1]. NumPy in "
         "and out, one observation or a batch.",
     ]
+    if own:
+        module, _, name = own.partition(":")
+        lines.append(
+            f"The method is its author's own: class `{name}` of the module `{module}`, which is "
+            "neither in this folder nor in tql-offline. Get it from the author, and import it "
+            "first if you trust it. tql-offline's commands find it in the Python path."
+        )
     if facts["action_bounds"]:
         low, high = map(_bound, facts["action_bounds"])
         lines.append(
@@ -142,6 +151,19 @@ def _usage(facts: Mapping[str, Any]) -> str:
             f"first; output `action`. {facts['onnx']}"
         )
     return "\n\n".join(lines)
+
+
+def _own_method(own: str, objective: str) -> list[str]:
+    """Lines of code before a model of a method outside the package can be loaded."""
+    if not own:
+        return []
+    lines = [f"import {own.partition(':')[0]}"]
+    if objective != own:  # a short name, which only the author's processes have
+        lines += [
+            "from tql_offline.config import OBJECTIVES",
+            f"OBJECTIVES[{json.dumps(objective)}] = {json.dumps(own)}",
+        ]
+    return lines
 
 
 def _bound(numbers: Sequence[float]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from tql_offline.config import Config
+from tql_offline.config import OBJECTIVES, Config
 from tql_offline.errors import InputError, shown
 from tql_offline.files import part_of, put_folder, write_atomic, write_json, writing
+from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.sharing.card import make_card
@@ -67,11 +68,13 @@ def export_run(
         onnx: whether to write `policy.onnx`, too.
 
     Raises:
-        InputError: there is no such run or checkpoint, one of its files is damaged, the folder
-            exists or cannot be written, or the policy cannot be written as ONNX.
+        InputError: there is no such run or checkpoint, one of its files is damaged, the method's
+            code lies with the run, the folder exists or cannot be written, or the policy cannot be
+            written as ONNX.
     """
     run, config = open_run(path)
     chosen = chosen_checkpoint(run, step)
+    refuse_brought(config.objective, path)
     check_destination(out, force=force)
     if onnx:
         check_onnx()
@@ -157,6 +160,7 @@ def _facts(
         "run": _brief(run.path.resolve().name),
         "method": config.method,
         "objective": config.objective,
+        "own_method": _own_method(config.objective),
         "critic": config.critic.kind if has_critic else "none",
         "size": config.critic.size if has_critic else "",
         "parameters": provenance["critic_parameters"],
@@ -180,6 +184,12 @@ def _facts(
         "versions": {"tql_offline": _brief(provenance.get("tql_offline") or "not recorded")}
         | _versions(provenance.get("versions")),
     }
+
+
+def _own_method(objective: str) -> str:
+    """`module:Class` of a method outside the package; empty for one of its own."""
+    named = OBJECTIVES.get(objective, objective)
+    return "" if named.startswith("tql_offline.agents.") else named
 
 
 def _dataset_name(name: str) -> str:

@@ -7,10 +7,11 @@
     policy.onnx           the learned policy for other programs
     README.md             the model card
 
-A folder may be a stranger's: nothing in it is unpickled, and what its files claim is compared with
-what they hold before memory is allocated for it.
+A folder may be a stranger's: nothing in it is unpickled or imported, and what its files claim is
+compared with what they hold before memory is allocated for it.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_offline.agents import numpy_policy
-from tql_offline.config import Config, read_toml, validate
+from tql_offline.config import OBJECTIVES, Config, read_toml, validate
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.noise import noise_generator
 from tql_offline.files import read_json
@@ -151,7 +152,12 @@ class SharedPolicy:
 
 
 def load(
-    folder: str | Path, *, policy: str = "learned", seed: int = 0, device: str = "cpu"
+    folder: str | Path,
+    *,
+    policy: str = "learned",
+    seed: int = 0,
+    device: str = "cpu",
+    own_methods: bool = False,
 ) -> SharedPolicy:
     """Load the policy of a model folder.
 
@@ -160,10 +166,12 @@ def load(
         policy: `learned`, or `behaviour` where the model has one.
         seed: seed of the noise, if the policy takes any; see `SharedPolicy.reset`.
         device: `cpu`, `cuda` or `auto`.
+        own_methods: whether to import the module of a method outside the package, which runs its
+            code; one imported before is used in any case.
 
     Raises:
         InputError: it is not such a folder, one of its files is missing, damaged or does not fit
-            the others, or there is no such policy or device.
+            the others, its method's module is not imported, or there is no such policy or device.
 
     >>> load("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -171,8 +179,11 @@ def load(
     """
     model = ModelFolder(Path(folder))
     facts = read_facts(model)
+    config = read_config(model)
+    if not own_methods:
+        _refuse_import(config.objective, model)
     acting = load_acting(
-        read_config(model),
+        config,
         facts["observation_dim"],
         facts["action_dim"],
         model.path,
@@ -184,6 +195,17 @@ def load(
             f"{', '.join(acting.noise_dims)}"
         )
     return SharedPolicy(acting, policy, device, facts, seed)
+
+
+def _refuse_import(objective: str, model: ModelFolder) -> None:
+    """Refuse a method whose module would have to be imported: the name is the exporter's."""
+    module, colon, _ = objective.partition(":")
+    if colon and objective not in OBJECTIVES and module not in sys.modules:
+        raise InputError(
+            f"the method of {model.path} is {shown(objective)}, whose code is not imported because "
+            f"a model folder names it; if you trust it, import its module before `load`, or give "
+            "own_methods=True"
+        )
 
 
 def read_facts(model: ModelFolder) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tql_offline.config import Config
 from tql_offline.documents import require_plain
 from tql_offline.errors import AdvisedError, InputError, shown
 from tql_offline.files import part_of, put_folder, read_json, remove, write_json, writing
+from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder
 from tql_offline.training.metrics import MetricsWindow
 
@@ -391,9 +392,10 @@ def load_agent(
     """Load the agent of a run's checkpoint, by default its last, to act with.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or the method's code lies with the run.
     """
     chosen = chosen_checkpoint(folder, step)
+    refuse_brought(config.objective, folder.path)
     state = read_state(chosen)
     agent = make_agent(config, state.observation_dim, state.action_dim, device)
     load_networks(chosen, agent)

@@ -6,6 +6,7 @@ from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
+from tql_offline.own_code import brought
 from tql_offline.runs import RunFolder
 from tql_offline.training.compile import check_execution
 from tql_offline.training.device import pick_device
@@ -25,8 +26,8 @@ def check(config: Config, runs: Path, name: str) -> None:
     """Refuse what can be refused before any data are collected or loaded.
 
     Raises:
-        InputError: there is no such device, tracker or protocol, the data are images, or the run's
-            name is taken or invalid.
+        InputError: there is no such device, tracker or protocol, the data are images, the run's
+            name is taken or invalid, or the run would lie with code that it names.
     """
     check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
@@ -39,6 +40,12 @@ def check(config: Config, runs: Path, name: str) -> None:
         )
     if name and (runs / name).exists():
         raise InputError(f"run folder {runs / name} exists already; choose another --name")
+    for named in (config.objective, config.dataset.env_id):
+        if place := brought(named, runs / (name or run_stem(config))):
+            raise InputError(
+                f"runs in {runs} would lie in {place}, as does {shown(named)}, which is not "
+                "imported to open a run that it lies with; choose another --runs"
+            )
 
 
 def _is_folder_name(name: str) -> bool:

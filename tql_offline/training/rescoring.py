@@ -12,6 +12,7 @@ from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
 from tql_offline.files import write_json
+from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.device import pick_device
@@ -139,7 +140,7 @@ def _environment_of(folder: RunFolder, wanted: str) -> str:
     """The environment to score a run in: the given one, or its record's.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the code of its record's lies with the run.
     """
     provenance = read_provenance(folder)
     env_id = wanted or (provenance.get("environment") or {}).get("env_id")
@@ -147,6 +148,8 @@ def _environment_of(folder: RunFolder, wanted: str) -> str:
         raise InputError(
             f"run {folder.path} has no environment to score policies in{_why(provenance)}"
         )
+    if not wanted:
+        refuse_brought(env_id, folder.path, advice="name the environment by --env, too")
     return str(env_id)
 
 

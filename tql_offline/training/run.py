@@ -25,6 +25,7 @@ from tql_offline.files import (
     write_json,
 )
 from tql_offline.networks import cpu_kernels
+from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.arithmetic import flops_per_update
@@ -146,9 +147,12 @@ def resume(
         moved_to: where the data's file is now, if it was moved.
 
     Raises:
-        InputError: the run is finished, being trained, or damaged, or its dataset has changed.
+        InputError: the run is finished, being trained, or damaged, its dataset has changed, or
+            code that it names lies with it.
     """
     folder, config = open_run(path)
+    for named in (config.objective, config.dataset.env_id):
+        refuse_brought(named, path)
     with claimed(folder):
         _refuse_finished(folder)
         device = pick_device(config.device)

@@ -1,0 +1,82 @@
+"""Code that settings name, a method's or an environment's, and whether it came with them.
+
+Whoever wrote a run folder wrote the names in its settings, too. Modules are found on the Python
+path alone, which is the user's; but where a stranger's folder lies in a folder of that path, as
+the working directory is with `PYTHONPATH=.`, a name can lead back into it:
+
+    work/               in the Python path
+      my_methods.py     the user's: `my_methods:CautiousQ`, named by work/runs/RUN
+      dl/               a stranger's
+        payload.py      `dl.payload:X`, named by the run beside it
+        RUN/
+
+So code is refused that lies in the folder that names it, or in a package around that folder.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+
+from tql_offline.errors import InputError, shown
+
+
+def refuse_brought(
+    named: str, opened: Path, *, advice: str = "move one of the two out of the other"
+) -> None:
+    """Refuse to import code that may have come with what names it.
+
+    Args:
+        named: `module:name`; any other name is of nothing that would be imported.
+        opened: the run folder, or the file of settings, that it is written in.
+        advice: what to do if the code is trusted.
+
+    Raises:
+        InputError: the code lies in what is opened, or in a package around that.
+    """
+    if place := brought(named, opened):
+        raise InputError(
+            f"{opened} names code that may have come with it: {shown(named)} is in {place}, and "
+            f"one of the two lies in the other; if you trust that code, {advice}"
+        )
+
+
+def brought(named: str, opened: Path) -> Path | None:
+    """Where code lies that may have come with what names it; None if it did not.
+
+    Modules imported before are the caller's. Packages above the module are imported, each once it
+    has been looked at, because only they know where their modules are; the module itself is not.
+    """
+    _, _, module = named.rpartition(":")[0].rpartition(":")  # before it may stand `goals:`
+    for name in accumulate(module.split("."), "{}.{}".format):
+        if name in sys.modules:
+            continue
+        for place in _places(name):
+            if _is_within(place, opened) or _is_within(opened, place):
+                return place
+    return None
+
+
+def _places(name: str) -> Iterator[Path]:
+    """The file of a module and, if it is a package, its folders; its parent is imported."""
+    spec = None
+    with suppress(Exception):  # whoever imports it says why it cannot be
+        spec = find_spec(name)
+    if spec is None:
+        return
+    if spec.has_location and spec.origin:
+        yield Path(spec.origin)
+    yield from map(Path, spec.submodule_search_locations or ())
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    """Whether a path is another one or lies in it, by the links in it or by where they lead."""
+    for path in (Path(os.path.normpath(Path.cwd() / inner)), inner.resolve()):
+        for above in (path, *path.parents):
+            with suppress(OSError):  # one of them does not exist
+                if above.samefile(outer):
+                    return True
+    return False
