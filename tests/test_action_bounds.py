@@ -1,16 +1,20 @@
 """Data and environments whose actions have other bounds than -1 and 1."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
 from command_line import command
 
+import tql_offline
 from tql_offline.config import resolve
 from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds, make
-from tql_offline.files import read_json
+from tql_offline.files import read_json, read_jsonl
+from tql_offline.sharing.export import export_run
 from tql_offline.training import environment
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.reporters import SilentReporter
@@ -48,18 +52,79 @@ def test_data_and_environment_of_other_bounds_are_scaled_alike(tmp_path, capsys)
     data = load(file, env_id="Pendulum-v1", action_bounds=BOUNDS)
     with np.load(file) as stored:
         np.testing.assert_allclose(data.episodes.actions, stored["actions"] / 2, atol=1e-5)
-    dataset = {"name": file, "env_id": "Pendulum-v1", "action_bounds": BOUNDS}
-    tiny = {"critic": {"size": "tiny"}, "flow": {"hidden": [8]}, "steps": 2, "batch_size": 8}
-    evaluation = {"protocol": "quick-return", "processes": 1, "enabled": False}
-    config = resolve(tiny | {"dataset": dataset, "evaluation": evaluation})
-    folder = run(config, data, tmp_path / "runs", "r", SilentReporter())
+    config, folder = trained_on_pendulum(file, tmp_path)
     assert read_json(folder.provenance)["dataset"]["action_bounds"] == [[-2.0], [2.0]]
     for env_id, bounds in (("Pendulum-v1", None), ("InvertedPendulum-v5", ([-2.0], [2.0]))):
         with pytest.raises(InputError, match=r"takes actions from .* where those of mine are"):
             fitting_environment(env_id, config, *(DIMS[env_id]), whose="mine", bounds=bounds)
-    evaluate_run(folder.path, policies=("learned",), reporter=SilentReporter())
     (scored,) = read_json(folder.result)["evaluations"]
     assert (scored["env_id"], scored["episodes"]) == ("Pendulum-v1", 2)
+
+
+def trained_on_pendulum(file, tmp_path):
+    """Settings of a run on data in Pendulum's own unit, and the run, scored."""
+    dataset = {"name": file, "env_id": "Pendulum-v1", "action_bounds": BOUNDS}
+    tiny = {"critic": {"size": "tiny"}, "flow": {"hidden": [8]}, "steps": 2, "batch_size": 8}
+    evaluation = {"protocol": "quick-return", "processes": 1, "enabled": False}
+    config = resolve(tiny | {"dataset": dataset, "evaluation": evaluation})
+    data = load(file, env_id="Pendulum-v1", action_bounds=BOUNDS)
+    folder = run(config, data, tmp_path / "runs", "r", SilentReporter())
+    evaluate_run(folder.path, policies=("learned",), reporter=SilentReporter())
+    return config, folder
+
+
+def test_an_episode_by_hand_in_the_environments_unit_is_the_evaluated_one(tmp_path):
+    """In the policy's own unit it is another, which nothing would tell."""
+    _, folder = trained_on_pendulum(pendulum_file(tmp_path / "mine.npz"), tmp_path)
+    model = export_run(folder.path, tmp_path / "model", onnx=False).folder
+    policy = tql_offline.load(model)
+    (line,) = read_jsonl(folder.evaluations)
+    env = gymnasium.make("Pendulum-v1")  # the user's, which takes torques from -2 to 2
+    for episode in line["episodes"]:
+        right = return_by_hand(env, policy, policy.to_environment, episode["seed"])
+        wrong = return_by_hand(env, policy, np.asarray, episode["seed"])
+        # The evaluator acts in both episodes at once, which may change last bits.
+        assert right == pytest.approx(episode["return"], rel=1e-4)
+        assert abs(wrong - episode["return"]) > 1
+    assert (
+        "action = policy.to_environment(policy(observation))" in (model / "README.md").read_text()
+    )
+
+
+def return_by_hand(env, policy, to_environment, seed):
+    """An episode of a loop of one's own."""
+    observation, _ = env.reset(seed=seed)
+    policy.reset(seed)
+    total, done = 0.0, False
+    while not done:
+        action = to_environment(policy(observation))
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, done = total + float(reward), terminated or truncated
+    return total
+
+
+def test_actions_are_scaled_to_each_dims_bounds_and_no_further(tmp_path):
+    _, folder = trained_on_pendulum(pendulum_file(tmp_path / "mine.npz"), tmp_path)
+    model = export_run(folder.path, tmp_path / "model", onnx=False).folder
+    document = json.loads((model / "model.json").read_text())
+    for bounds, wanted in (
+        ([[-2.0], [2.0]], [-2.0, 1.0, 2.0]),
+        ([[0.0], [8.0]], [0.0, 6.0, 8.0]),
+        (None, [-1.0, 0.5, 1.0]),
+    ):
+        (model / "model.json").write_text(json.dumps(document | {"action_bounds": bounds}))
+        policy = tql_offline.load(model)
+        scaled = policy.to_environment([[-1.0], [0.5], [1.0]])
+        assert scaled.dtype == np.float32
+        np.testing.assert_allclose(scaled[:, 0], wanted)
+        np.testing.assert_array_equal(policy.to_environment([0.5]), scaled[1])
+        for wrong in ([0.5, 0.5], [np.nan], 0.5):
+            with pytest.raises(InputError, match="the action"):
+                policy.to_environment(wrong)
+    (model / "model.json").write_text(json.dumps(document | {"action_bounds": [[0.1], [0.3]]}))
+    least, greatest = tql_offline.load(model).to_environment([[-1.0], [1.0]])[:, 0]
+    assert least >= np.float32(0.1)
+    assert greatest <= np.float32(0.3)
 
 
 DIMS = {"Pendulum-v1": (3, 1), "InvertedPendulum-v5": (4, 1)}

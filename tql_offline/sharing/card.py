@@ -104,18 +104,21 @@ def _state(facts: Mapping[str, Any]) -> str:
 
 def _usage(facts: Mapping[str, Any]) -> str:
     own = facts["own_method"]
+    action = "policy(observation)"
+    if facts["action_bounds"]:
+        action = f"policy.to_environment({action})"
     code = [
         *_own_method(own, facts["objective"]),
         "import tql_offline",
         'policy = tql_offline.load("FOLDER")',
-        "action = policy(observation)",
+        f"action = {action}",
     ]
     lines = [
         "## Use",
         f"```python\n{chr(10).join(code)}\n```",
         f"`FOLDER` is this folder. An observation has {facts['observation_dim']} numbers, as the "
-        f"environment gives them; an action has {facts['action_dim']}, each in [-1, 1]. NumPy in "
-        "and out, one observation or a batch.",
+        f"environment gives them; an action has {facts['action_dim']}, each in [-1, 1] as "
+        "`policy` gives it. NumPy in and out, one observation or a batch.",
     ]
     if own:
         module, _, name = own.partition(":")
@@ -127,8 +130,9 @@ def _usage(facts: Mapping[str, Any]) -> str:
     if facts["action_bounds"]:
         low, high = map(_bound, facts["action_bounds"])
         lines.append(
-            "The environment itself takes other actions: multiply each number by (high - low)/2 "
-            f"and add (high + low)/2, where low is {low} and high is {high} (`action_bounds` in "
+            "The environment itself takes other actions, to which `policy.to_environment` scales. "
+            "Without it, as after `policy.onnx`, multiply each number by (high - low)/2 and add "
+            f"(high + low)/2, where low is {low} and high is {high} (`action_bounds` in "
             "`model.json`)."
         )
     noise = facts["policies"]["learned"]

@@ -65,6 +65,8 @@ class ModelFolder:
 class SharedPolicy:
     """A policy that acts: `action = policy(observation)`, NumPy in and out.
 
+    The environment's own unit is `policy.to_environment(action)`.
+
     Attributes:
         name: `learned` or `behaviour`.
         observation_dim: numbers per observation, as the environment gives them; the policy
@@ -84,6 +86,8 @@ class SharedPolicy:
         self.observation_dim, self.action_dim = len(agent.normaliser.mean), agent.action_dim
         self.noise_dim = acting.noise_dims[name]
         self.step: int = facts["step"]
+        bounds = facts["action_bounds"]
+        self._bounds = None if bounds is None else np.array(bounds, dtype=np.float64)
         self._act = numpy_policy(agent, name, pick_device(device))
         self._unused = agent.noise_dim(name) - self.noise_dim
         self.reset(seed)
@@ -133,6 +137,26 @@ class SharedPolicy:
             )
         return actions[0] if is_single else actions
 
+    def to_environment(self, action: ArrayLike) -> Array:
+        """Scale actions in [-1, 1] to the environment's bounds, as the evaluator does.
+
+        Args:
+            action: `(action_dim,)` or `(batch, action_dim)`, of this policy.
+
+        Returns:
+            The same shape, no further than the bounds; where the environment's are -1 and 1, the
+            actions as they are.
+
+        Raises:
+            InputError: the actions have another shape or are not finite.
+        """
+        actions, is_single = self._rows("action", action, self.action_dim)
+        if self._bounds is not None:
+            low, high = self._bounds
+            scaled = (low / 2 + high / 2) + actions * (high / 2 - low / 2)
+            actions = scaled.clip(low, high).astype(np.float32)
+        return actions[0] if is_single else actions
+
     def _rows(self, name: str, value: ArrayLike, dim: int) -> tuple[Array, bool]:
         """An argument as `(batch, dim)`, and whether it was a single row."""
         try:
@@ -143,7 +167,7 @@ class SharedPolicy:
         if array.ndim not in (1, 2) or array.shape[-1] != dim:
             raise InputError(
                 f"the {name} has shape {array.shape} where the policy takes ({dim},) or "
-                f"(batch, {dim}); give it as the environment does"
+                f"(batch, {dim}); give it in one of these shapes"
             )
         if not np.isfinite(array).all():
             raise InputError(f"the {name} is not finite (NaN or infinite); give finite numbers")
