@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+FITS := -c "import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))"
 
 .PHONY: demo test test-slow lint typed format docs clean
 
@@ -36,8 +37,11 @@ docs: $(VENV)/installed
 clean:
 	rm -rf build dist *.egg-info
 
-# constraints.txt pins the versions that were tested.
+# constraints.txt pins the versions that were tested. An environment of another Python is made anew.
 $(VENV)/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(FITS) 2>/dev/null || $(PYTHON) $(FITS) || { echo \
+		"Python 3.11 or 3.12 is needed, and $(PYTHON) is not one; run make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python $(FITS) 2>/dev/null || \
+		$(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
