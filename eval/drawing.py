@@ -126,8 +126,8 @@ class Drawing:
                 raise answer.error()
             refusals.append(f"{_named(renderer)}: {answer.message}")
         raise InputError(
-            f"environment {self.env_id!r} cannot be drawn here ({'; '.join(refusals)}); install "
-            "libegl1 or libosmesa6, set MUJOCO_GL to a renderer that works, or leave --video out"
+            f"environment {self.env_id!r} cannot be drawn here ({'; '.join(refusals)}); "
+            f"{_mend()}, or leave --video out"
         )
 
     def _start(self, renderer: str) -> None:
@@ -244,6 +244,12 @@ class _Stage:
         if not is_image or frame.dtype != np.uint8:
             raise no_frames(self._env_id)
         return np.ascontiguousarray(frame)
+
+
+def _mend() -> str:
+    if platform.system() != "Linux":  # MuJoCo itself draws there, by one way alone
+        return "leave MUJOCO_GL unset"
+    return "install libegl1 or libosmesa6, set MUJOCO_GL to a renderer that works"
 
 
 def _named(renderer: str) -> str:

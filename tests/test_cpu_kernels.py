@@ -260,6 +260,12 @@ def test_without_a_compiler_pytorch_computes_and_the_reason_is_told(compiler, wh
 
 
 @pytest.mark.usefixtures("fresh")
+def test_on_windows_none_are_built(monkeypatch):
+    monkeypatch.setattr(cpu_kernels.platform, "system", lambda: "Windows")
+    assert cpu_kernels.why_not() == "they are not built on Windows"
+
+
+@pytest.mark.usefixtures("fresh")
 def test_a_home_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
     (tmp_path / ".tql-offline").write_text("a file, not a folder")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -195,11 +195,27 @@ def test_memory_is_that_of_the_container(monkeypatch):
     assert "limit" not in finding("memory").detail
 
 
+def test_memory_is_unknown_where_the_system_does_not_tell_it(monkeypatch):
+    monkeypatch.delattr(doctor.os, "sysconf")
+    found = finding("memory")
+    assert (found.state, found.detail) == ("ok", "unknown")
+
+
 def test_the_rendering_backend_is_only_information(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     found = finding("rendering")
     assert found.state == "ok"
     assert found.detail.startswith("MUJOCO_GL is osmesa")
+
+
+def test_renderers_of_linux_are_advised_on_linux_alone(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL")
+    for system, is_advised in (("Linux", True), ("Darwin", False)):
+        monkeypatch.setattr(doctor.platform, "system", lambda system=system: system)
+        assert ("export MUJOCO_GL=egl" in finding("rendering").detail) == is_advised
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    found = finding("rendering")
+    assert (found.state, found.mend) == ("warning", "unset MUJOCO_GL")
 
 
 def test_nothing_raises_when_every_check_fails(monkeypatch):
@@ -230,6 +246,7 @@ def test_nothing_raises_when_every_check_fails(monkeypatch):
 def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "there is no C compiler (gcc)")
     found = finding("kernels in C")
@@ -239,6 +256,18 @@ def test_a_lack_of_kernels_in_c_names_the_reason_and_the_mend(monkeypatch):
     assert finding("kernels in C").mend == "unset CC"
     monkeypatch.setattr(cpu_kernels, "why_not", lambda: "")
     assert finding("kernels in C").state == "ok"
+
+
+@pytest.mark.skipif(not cpu_kernels.has_vectors(), reason="no AVX2")
+def test_a_compiler_is_not_advised_by_the_command_of_another_system(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(cpu_kernels, "why_not", lambda: "there is no C compiler (gcc)")
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    assert finding("kernels in C").mend == ""
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Windows")
+    assert finding("kernels in C").state == "ok"  # there is nothing to mend
 
 
 def kernels_at(monkeypatch, home):

@@ -247,6 +247,12 @@ def test_without_a_renderer_it_is_said_what_to_install(no_choice):
     assert "install libegl1 or libosmesa6" in str(refusal.value)
 
 
+def test_renderers_of_linux_are_advised_on_linux_alone(no_choice, monkeypatch):
+    monkeypatch.setattr(drawings.platform, "system", lambda: "Darwin")
+    with pytest.raises(InputError, match=r"\); leave MUJOCO_GL unset, or leave --video out$"):
+        Drawing(named("Undrawable"))
+
+
 def test_a_package_that_is_missing_is_the_one_to_install(no_choice):
     with pytest.raises(InputError) as refusal:
         Drawing(named("LacksPackage"))

@@ -30,6 +30,9 @@ EXTRAS = {
 }
 """Extras of this package, each named after the distribution it brings, and what it is for."""
 
+LINUX_RENDERERS = ("egl", "osmesa")
+"""Values of MUJOCO_GL with which MuJoCo cannot be imported on other systems."""
+
 _EXAMPLE = "cube-double-play-v0"
 
 
@@ -190,7 +193,7 @@ def _c_kernels() -> list[Finding]:
     if not (lack := cpu_kernels.why_not()):
         return [Finding(topic=topic, state="ok", detail="compiled; updates on a CPU use them")]
     detail = f"none ({lack}); updates on a CPU take a fifth longer"
-    if torch.cuda.is_available() or not cpu_kernels.has_vectors():
+    if torch.cuda.is_available() or not cpu_kernels.can_exist():
         return [Finding(topic=topic, state="ok", detail=detail)]
     return [Finding(topic=topic, state="warning", detail=detail, mend=_kernels_mend())]
 
@@ -201,7 +204,8 @@ def _kernels_mend() -> str:
 
     is_own = bool(os.environ.get("CC"))
     if not cpu_kernels.has_compiler():
-        return "unset CC" if is_own else "apt-get install gcc"
+        apt = "apt-get install gcc" if platform.system() == "Linux" else ""
+        return "unset CC" if is_own else apt
     if not cpu_kernels.can_keep():
         return "export HOME=/path/to/a/writable/folder"
     return "unset CC" if is_own else ""
@@ -213,6 +217,8 @@ def _cores() -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
+    if not hasattr(os, "sysconf"):
+        return [Finding(topic="memory", state="ok", detail="unknown")]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _memory_limit()
     if limit is None or limit >= total:
@@ -235,10 +241,13 @@ def _limit_of(group: Path) -> int | None:
 
 
 def _rendering() -> list[Finding]:
-    chosen = os.environ.get("MUJOCO_GL")
-    detail = f"MUJOCO_GL is {chosen}" if chosen else "MUJOCO_GL is not set"
-    advice = "only images and videos need it; `export MUJOCO_GL=egl` draws without a display"
-    return [Finding(topic="rendering", state="ok", detail=f"{detail}; {advice}")]
+    topic, chosen, on_linux = "rendering", os.environ.get("MUJOCO_GL"), platform.system() == "Linux"
+    if chosen in LINUX_RENDERERS and not on_linux:
+        detail = f"MUJOCO_GL is {chosen}, which is for Linux; MuJoCo cannot be imported with it"
+        return [Finding(topic=topic, state="warning", detail=detail, mend="unset MUJOCO_GL")]
+    detail = f"MUJOCO_GL is {chosen or 'not set'}; only images and videos need it"
+    advice = "; `export MUJOCO_GL=egl` draws without a display" if on_linux else ""
+    return [Finding(topic=topic, state="ok", detail=f"{detail}{advice}")]
 
 
 def _downloaded() -> list[Finding]:

@@ -8,6 +8,7 @@ operations, say), callers use PyTorch's operations instead: the same numbers up 
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -40,6 +41,11 @@ class UnavailableError(Exception):
 def has_vectors() -> bool:
     """Whether the CPU has the vector instructions that the kernels need."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def can_exist() -> bool:
+    """Whether the kernels can be compiled for this system and CPU at all."""
+    return platform.system() != "Windows" and has_vectors()
 
 
 def why_not() -> str:
@@ -236,9 +242,12 @@ def compiled() -> Path:
     """The shared library for this source and compiler, built if it does not exist.
 
     Raises:
-        UnavailableError: the CPU has no AVX2, or there is no compiler, or it fails.
+        UnavailableError: the system is Windows, the CPU has no AVX2, or there is no compiler, or it
+            fails.
         OSError: the folder cannot be written.
     """
+    if platform.system() == "Windows":
+        raise UnavailableError("they are not built on Windows")
     if not has_vectors():
         raise UnavailableError("the CPU has no AVX2")
     command = [*_compiler(), *FLAGS]
