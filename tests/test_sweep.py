@@ -30,6 +30,7 @@ from tql_offline.training import suite as suites
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.device import gpu_names
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
+from tql_offline.training.stopping import ENDS_WITH_INPUT
 from tql_offline.training.suite import (
     PlannedRun,
     check_data,
@@ -704,6 +705,18 @@ def started_environment(tmp_path, monkeypatch, threads, gpu=""):
         patch.setattr(sweep.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
         sweep._start(NEW, tmp_path, tmp_path, Share(threads=threads, gpu=gpu), ExitStack())
     return seen[0]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_run_ends_with_its_input_only_where_it_then_leaves_a_checkpoint(
+    tmp_path, monkeypatch, can
+):
+    seen = {}
+    monkeypatch.setattr(sweep, "CAN_END_WITH_INPUT", can)
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda *_, **options: seen.update(options))
+    sweep._start(NEW, tmp_path, tmp_path, Share(threads=1), ExitStack())
+    assert (ENDS_WITH_INPUT in seen["env"]) == can
+    assert seen["stdin"] == (subprocess.PIPE if can else subprocess.DEVNULL)
 
 
 def test_a_run_sees_the_gpu_of_its_share(tmp_path, monkeypatch):

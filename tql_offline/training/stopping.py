@@ -18,6 +18,8 @@ ENDING = [
 ]
 ENDS_WITH_INPUT = "TQL_OFFLINE_ENDS_WITH_INPUT"
 """Set where standard input is a pipe whose other end the starting program holds."""
+CAN_END_WITH_INPUT = os.name == "posix"
+"""Whether a run that does so leaves a checkpoint: elsewhere `os.kill` ends a process at once."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

@@ -37,7 +37,13 @@ from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
-from tql_offline.training.stopping import ENDING, ENDS_WITH_INPUT, SAME_STOP_SECONDS, handled
+from tql_offline.training.stopping import (
+    CAN_END_WITH_INPUT,
+    ENDING,
+    ENDS_WITH_INPUT,
+    SAME_STOP_SECONDS,
+    handled,
+)
 from tql_offline.training.suite import PlannedRun, cores_each, is_whole
 
 POLL_SECONDS = 0.1
@@ -399,7 +405,7 @@ def _start(run: PlannedRun, folder: Path, configs: Path, share: Share, claim: Ex
     environment = {
         "OMP_NUM_THREADS": str(_threads_before(run, folder) or share.threads),
         SWEEP_COMMAND: _command_to_record(run),
-        ENDS_WITH_INPUT: "1",
+        **({ENDS_WITH_INPUT: "1"} if CAN_END_WITH_INPUT else {}),
         **({"CUDA_VISIBLE_DEVICES": share.gpu} if share.gpu else {}),
     }
     config, log = configs / f"{run.name}.toml", folder / f"{run.name}.log"
@@ -408,7 +414,7 @@ def _start(run: PlannedRun, folder: Path, configs: Path, share: Share, claim: Ex
         begin = output.tell()
         process = subprocess.Popen(
             _command(run, config, folder),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE if CAN_END_WITH_INPUT else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
