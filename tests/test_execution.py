@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -352,6 +353,12 @@ def test_a_run_whose_losses_were_replaced_trains_and_counts_its_arithmetic(
 
 def test_bfloat16_is_refused_on_a_cpu_without_it(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(InputError, match=r"bfloat16.*slower.*float32"):
+        train(data, tmp_path, device="cpu", execution={"precision": "bfloat16"})
+
+
+def test_bfloat16_is_refused_where_pytorch_cannot_tell_of_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # as on macOS
     with pytest.raises(InputError, match=r"bfloat16.*slower.*float32"):
         train(data, tmp_path, device="cpu", execution={"precision": "bfloat16"})
 

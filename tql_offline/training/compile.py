@@ -81,17 +81,23 @@ def check_execution(config: Config, device: torch.device) -> None:
     if (
         config.execution.precision == "bfloat16"
         and device.type == "cpu"
-        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and not _has_bfloat16_products()
     ):
         raise InputError(
             "precision bfloat16 would be hundreds of times slower than float32 on this CPU, which "
-            "has no products of it (AVX-512 or AMX); set execution.precision to float32"
+            "has no products of it that PyTorch uses; set execution.precision to float32"
         )
     if config.execution.precision == "tf32" and device.type != "cuda":
         raise InputError(
             "precision tf32 is a mode of NVIDIA GPUs and training is on a CPU; "
             "set execution.precision to float32 or bfloat16"
         )
+
+
+def _has_bfloat16_products() -> bool:
+    # PyTorch has no public name for it, and on macOS no such operation.
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return bool(is_supported())
 
 
 def prepare(
