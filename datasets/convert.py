@@ -35,7 +35,7 @@ from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, re
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
-from tql_offline.files import flush, put_folder, remove, write_json, writing
+from tql_offline.files import flush, flush_closed, put_folder, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
@@ -217,8 +217,7 @@ def _write_hdf5(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
         for name, column in columns.items():
             packing = {"compression": "gzip", "shuffle": True} if packed and column.size > 1 else {}
             file.create_dataset(name, data=column, **packing)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    flush_closed(path)
 
 
 def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> None:

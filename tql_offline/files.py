@@ -84,6 +84,16 @@ def flush(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def flush_closed(path: Path) -> None:
+    """Flush the contents of a file that a library wrote to disk.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with path.open("r+b") as file:  # Windows refuses it of a file open for reading alone
+        flush(file)
+
+
 def remove_parts(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder: `.<name>.part`.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
+from tql_offline.files import flush_closed
 from tql_offline.networks.double_backward import twice_differentiable
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
@@ -262,8 +263,7 @@ def compiled() -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder, name)
             _run([*command, *sources, "-o", str(made), "-lm"])
-            with made.open("rb") as file:
-                os.fsync(file.fileno())
+            flush_closed(made)
             made.replace(target)  # atomic, even if another process compiles it too
     return target
 

@@ -9,7 +9,6 @@ checkpoints/<step>/
 checkpoints/<step>.damaged/ one that a run could not go on from, until its step is saved again
 """
 
-import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,15 @@ from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
 from tql_offline.documents import require_plain
 from tql_offline.errors import AdvisedError, InputError, shown
-from tql_offline.files import part_of, put_folder, read_json, remove, write_json, writing
+from tql_offline.files import (
+    flush_closed,
+    part_of,
+    put_folder,
+    read_json,
+    remove,
+    write_json,
+    writing,
+)
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder
 from tql_offline.training.metrics import MetricsWindow
@@ -313,8 +320,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
         path.chmod(mode)
-        with path.open("rb") as file:  # older checkpoints may be deleted next
-            os.fsync(file.fileno())
+        flush_closed(path)  # older checkpoints may be deleted next
     except SafetensorError as error:
         # The library hides the system's refusal in an error of its own.
         raise OSError(_last_line(error)) from error

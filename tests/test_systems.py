@@ -1,0 +1,65 @@
+"""What other systems do otherwise than Linux with UTF-8, simulated."""
+
+import errno
+import os
+import subprocess
+import sys
+from io import BytesIO, StringIO, TextIOWrapper
+
+import numpy as np
+import pytest
+import torch
+
+from tql_offline import __main__ as program
+from tql_offline.datasets import convert
+from tql_offline.training import checkpoint
+
+
+@pytest.fixture
+def fsync_of_windows(monkeypatch):
+    """A file that is open for reading alone cannot be flushed to disk."""
+    fcntl = pytest.importorskip("fcntl")
+    real, flushed = os.fsync, []
+
+    def fsync(number):
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flushed.append(number)
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return flushed
+
+
+def test_tensors_are_flushed_by_a_file_open_for_writing(tmp_path, fsync_of_windows):
+    checkpoint._save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    assert fsync_of_windows
+
+
+def test_an_hdf5_file_is_flushed_by_a_file_open_for_writing(tmp_path, fsync_of_windows):
+    convert._write_hdf5({"x": np.zeros(2)}, tmp_path / "x.hdf5", packed=False)
+    assert fsync_of_windows
+
+
+def test_a_character_that_an_output_cannot_take_ends_no_command():
+    """A path in Japanese, as settings show it."""
+    train = [sys.executable, "-m", "tql_offline", "train", "--print-config"]
+    done = subprocess.run(
+        [*train, "--set", "dataset.name=データ.npz"],
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b'name = "???.npz"' in done.stdout
+
+
+def test_streams_print_what_they_can_encode(monkeypatch):
+    stream = TextIOWrapper(BytesIO(), encoding="ascii", line_buffering=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", None)  # as without a console
+    program._print_what_can_be_encoded()
+    sys.stdout.write("43 % – of 1\n")
+    assert stream.buffer.getvalue().strip() == b"43 % ? of 1"  # at once, as a terminal gets it
+    monkeypatch.setattr(sys, "stdout", StringIO())
+    program._print_what_can_be_encoded()
