@@ -29,7 +29,7 @@ import numpy as np
 
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.episodes import Array, shared_bounds
+from tql_offline.datasets.episodes import BOUNDS_SETTING, Array, shared_bounds
 from tql_offline.datasets.minari import bounds_of, metadata_of, read_space
 from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
@@ -118,10 +118,8 @@ def needed_setting(manifest: Mapping[str, Any]) -> str:
     low, high = manifest["action_bounds"]
     if bounds := shared_bounds(low, high):
         least, most = bounds
-        return (
-            f"actions keep their numbers, from {least:g} to {most:g}: train with "
-            f"--set 'dataset.action_bounds=[{least:.9g},{most:.9g}]'"
-        )
+        setting = BOUNDS_SETTING.format(low=f"{least:.9g}", high=f"{most:.9g}")
+        return f"actions keep their numbers, from {least:g} to {most:g}: train with {setting}"
     return (
         f"actions keep their numbers, whose bounds differ by dim (from {shown(low)} to "
         f"{shown(high)}), so no dataset.action_bounds fits them: train on the source, or scale "

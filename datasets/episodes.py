@@ -34,8 +34,8 @@ ACTION_BOUND = 1 - 1e-5
 ACTION_TOLERANCE = 1e-3
 """How far outside [-1, 1] an action in a user's own file may lie and still count as rounding."""
 
-BOUNDS_SETTING = "--set dataset.action_bounds=[{low},{high}]"
-"""How training is told the bounds of a user's own actions."""
+BOUNDS_SETTING = "--set 'dataset.action_bounds=[{low},{high}]'"
+"""How training is told the bounds of a user's own actions; quoted, since zsh expands brackets."""
 _ANY_BOUNDS = BOUNDS_SETTING.format(low="LOW", high="HIGH")
 
 

@@ -46,7 +46,7 @@ def pendulum_file(path):
 
 def test_data_and_environment_of_other_bounds_are_scaled_alike(tmp_path, capsys):
     file = pendulum_file(tmp_path / "mine.npz")
-    told = "name their bounds by --set dataset.action_bounds"
+    told = r"name their bounds by --set 'dataset.action_bounds=\[LOW,HIGH\]',"
     with pytest.raises(InputError, match=told):
         load(file)
     data = load(file, env_id="Pendulum-v1", action_bounds=BOUNDS)
@@ -54,8 +54,12 @@ def test_data_and_environment_of_other_bounds_are_scaled_alike(tmp_path, capsys)
         np.testing.assert_allclose(data.episodes.actions, stored["actions"] / 2, atol=1e-5)
     config, folder = trained_on_pendulum(file, tmp_path)
     assert read_json(folder.provenance)["dataset"]["action_bounds"] == [[-2.0], [2.0]]
-    for env_id, bounds in (("Pendulum-v1", None), ("InvertedPendulum-v5", ([-2.0], [2.0]))):
-        with pytest.raises(InputError, match=r"takes actions from .* where those of mine are"):
+    for env_id, bounds, own in (
+        ("Pendulum-v1", None, "-2,2"),
+        ("InvertedPendulum-v5", ([-2.0], [2.0]), "-3,3"),
+    ):
+        told = rf"takes actions .* those of mine .* --set 'dataset\.action_bounds=\[{own}\]'"
+        with pytest.raises(InputError, match=told):
             fitting_environment(env_id, config, *(DIMS[env_id]), whose="mine", bounds=bounds)
     (scored,) = read_json(folder.result)["evaluations"]
     assert (scored["env_id"], scored["episodes"]) == ("Pendulum-v1", 2)
@@ -175,7 +179,7 @@ def test_the_checks_take_the_bounds_that_they_advise(tmp_path, capsys):
     file = pendulum_file(tmp_path / "wide.npz")
     check = ["datasets", "check", file, "--env", "Pendulum-v1"]
     code, output = command(check, capsys)
-    told = "by --action-bounds -2,2 (in training: --set dataset.action_bounds=[-2,2]), or"
+    told = "by --action-bounds -2,2 (in training: --set 'dataset.action_bounds=[-2,2]'), or"
     assert code == 1
     assert told in output.out
     for bounds in ("-2,2", "[-2,2]"):

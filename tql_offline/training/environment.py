@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tql_offline.config import Config, DataConfig
-from tql_offline.datasets.episodes import shared_bounds
+from tql_offline.datasets.episodes import BOUNDS_SETTING, shared_bounds
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -94,7 +94,7 @@ def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, wh
         in_its_unit = ""
         if bounds_of_all := shared_bounds(low, high):
             least, most = bounds_of_all
-            setting = f"--set dataset.action_bounds=[{least:g},{most:g}]"
+            setting = BOUNDS_SETTING.format(low=f"{least:g}", high=f"{most:g}")
             in_its_unit = f"if own data are in its unit, train with {setting}, else "
         raise InputError(
             f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
