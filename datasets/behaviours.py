@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tql_offline.temporary import environment_files_removed
 
 Columns = dict[str, NDArray[np.generic]]
 Cell = tuple[int, int]
@@ -147,7 +148,7 @@ def episode_runner(behaviour: Behaviour, *, rows: int) -> EpisodeRunner:
 def make_environment(behaviour: Behaviour, *, rows: int) -> Any:
     """OGBench's environment, set up for collection: it ends only after `rows` steps."""
     options = {} if isinstance(behaviour, MazeBehaviour) else {"mode": "data_collection"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), environment_files_removed():
         # Without a display, importing the environments warns that nothing can be drawn.
         warnings.simplefilter("ignore")
         import gymnasium
@@ -160,9 +161,6 @@ def make_environment(behaviour: Behaviour, *, rows: int) -> Any:
             disable_env_checker=True,
             **options,
         )
-    if isinstance(behaviour, MazeBehaviour):
-        # OGBench passes the maze to MuJoCo in a temporary file, and leaves it behind.
-        Path(env.unwrapped.fullpath).unlink(missing_ok=True)
     return env
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import goal_of_seed
+from tql_offline.temporary import environment_files_removed
 
 _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
@@ -65,13 +66,13 @@ def make(
 
         if success_timing is not None:
             raise InputError(f"environment {env_id!r} has no success timing; leave the setting out")
-        with quiet():
+        with quiet(), environment_files_removed():
             return recover(env_id[len(MINARI_PREFIX) :], draws=draws)
     options: dict[str, Any] = {} if success_timing is None else {"success_timing": success_timing}
     if draws:
         options["render_mode"] = "rgb_array"
     try:
-        with quiet():
+        with quiet(), environment_files_removed():
             import ogbench  # noqa: F401  (registers its environments)
 
             env = _flat(gymnasium.make(env_id, disable_env_checker=True, **options))

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from tql_offline.cores import control_groups, usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
+from tql_offline.temporary import environment_files_removed
 from tql_offline.version import __version__, installed_version
 
 State = Literal["ok", "missing", "warning"]
@@ -306,7 +307,8 @@ def _environment() -> list[Finding]:
     try:
         import ogbench
 
-        env = ogbench.make_env_and_datasets("pointmaze-medium-navigate-v0", env_only=True)
+        with environment_files_removed():
+            env = ogbench.make_env_and_datasets("pointmaze-medium-navigate-v0", env_only=True)
         observation, _ = env.reset(seed=0)
         env.close()
     # Whatever the cause, the fix is to reinstall the two packages.
