@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,32 @@ import torch
 
 from tql_offline import __main__ as program
 from tql_offline.datasets import convert
+from tql_offline.files import append_jsonl, rewind_jsonl, write_json
 from tql_offline.training import checkpoint
+
+
+@pytest.fixture
+def lines_of_windows(monkeypatch):
+    """Text whose ends of lines are not chosen has Windows' ends."""
+
+    def with_its_ends(open_it):
+        def opened(file, mode="r", *arguments, **options):
+            ends = {} if "b" in mode or "newline" in options else {"newline": "\r\n"}
+            return open_it(file, mode, *arguments, **options, **ends)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", with_its_ends(Path.open))
+    monkeypatch.setattr(os, "fdopen", with_its_ends(os.fdopen))
+
+
+def test_text_is_the_same_bytes_everywhere(tmp_path, lines_of_windows):
+    write_json(tmp_path / "a.json", {"a": 1})
+    append_jsonl(tmp_path / "a.jsonl", {"step": 1})
+    rewind_jsonl(tmp_path / "a.jsonl", 1)
+    append_jsonl(tmp_path / "a.jsonl", {"step": 2})
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "a": 1\n}\n'
+    assert (tmp_path / "a.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 @pytest.fixture

@@ -24,6 +24,9 @@ from tql_offline.errors import InputError
 MAX_LINES_BYTES = 2**30
 """A larger JSON-lines file is not ours: a run of a million lines takes less than half of it."""
 
+_TEXT: Any = {"encoding": "utf-8", "newline": "\n"}
+"""How text is written: to the same bytes on every system."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -54,7 +57,7 @@ def write_atomic(path: Path, text: str) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        with written_aside(path) as aside, aside.open("w", **_TEXT) as file:
             file.write(text)
             flush(file)
 
@@ -165,7 +168,7 @@ def append_jsonl(path: Path, document: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with writing(path), os.fdopen(_open_to_append(path), "a", encoding="utf-8") as file:
+    with writing(path), os.fdopen(_open_to_append(path), "a", **_TEXT) as file:
         file.write(json.dumps(document) + "\n")
 
 

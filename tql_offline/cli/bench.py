@@ -93,7 +93,7 @@ def bench(
 def _write(out: Path | None, document: dict[str, Any]) -> None:
     if out:
         with writing(out):
-            out.write_text(f"{json.dumps(document, indent=2)}\n", encoding="utf-8")
+            out.write_text(f"{json.dumps(document, indent=2)}\n", encoding="utf-8", newline="\n")
 
 
 def check_writable(out: Path) -> None:
