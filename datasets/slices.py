@@ -53,7 +53,7 @@ def slice_paths(folder: Path, count: int = 0) -> list[Path]:
         InputError: there are none, too many, or fewer than `count`.
     """
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix == ".npz")
+        found = sorted(path for path in folder.iterdir() if _is_slice(path))
     except OSError as error:
         raise InputError(
             f"folder {folder} cannot be read ({error.strerror}); check the path"
@@ -69,6 +69,11 @@ def slice_paths(folder: Path, count: int = 0) -> list[Path]:
             f"folder {folder} holds {len(paths)} slices where {count} are asked for; ask for fewer"
         )
     return paths[:count] if count else paths
+
+
+def _is_slice(path: Path) -> bool:
+    # macOS puts `._x.npz` beside a copied `x.npz`.
+    return path.suffix == ".npz" and not path.name.startswith(".")
 
 
 def read_slices(

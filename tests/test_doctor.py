@@ -111,6 +111,7 @@ def test_datasets_are_listed_with_the_size_of_both_files():
     folder.mkdir(parents=True)
     (folder / "scene-play-v0.npz").write_bytes(bytes(20_000_000))
     (folder / "scene-play-v0-val.npz").write_bytes(bytes(10_000_000))
+    (folder / "._scene-play-v0.npz").write_bytes(b"by macOS")
     found = finding("downloaded data")
     assert found.state == "ok"
     assert found.detail.startswith(f"scene-play-v0 (0.03 GB) in {folder}, ")

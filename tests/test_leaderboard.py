@@ -1321,6 +1321,7 @@ def test_results_are_found_by_the_end_of_their_names(tmp_path):
         write_result(tmp_path / "bob-result.json"),
     ]
     (tmp_path / "provenance.json").write_text("{}")
+    (tmp_path / "a" / "._result.json").write_bytes(b"by macOS")
     assert find_results([tmp_path]) == sorted(wanted)
     assert find_results([tmp_path / "provenance.json"]) == [tmp_path / "provenance.json"]
     with pytest.raises(InputError, match="no file named like"):

@@ -48,6 +48,7 @@ def folder(tmp_path):
     np.savez(folder / "mine-002.npz", **PARTS[2])
     np.savez(folder / "mine-000-val.npz", **made(9, (2,)))
     (folder / "notes.txt").write_text("not data")
+    (folder / "._mine-000.npz").write_bytes(b"by macOS")
     return folder
 
 

@@ -518,6 +518,12 @@ def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, m
     assert ("--resume" in commands) == trained
 
 
+def test_a_run_that_never_began_is_known_beside_what_a_file_browser_left(tmp_path):
+    (tmp_path / "x-s0").mkdir()
+    (tmp_path / "x-s0" / ".DS_Store").write_bytes(b"by macOS")
+    assert state_of(NEW, tmp_path) == "unfinished"
+
+
 SLEEP = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(60)"]
 
 

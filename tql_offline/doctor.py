@@ -285,7 +285,8 @@ def _nearest_existing(folder: Path) -> Path:
 
 def _datasets(folder: Path) -> list[str]:
     """Each dataset with the size of its files."""
-    trained = (file for file in sorted(folder.glob("*.npz")) if not file.stem.endswith("-val"))
+    files = sorted(folder.glob("[!.]*.npz"))  # macOS puts `._x.npz` beside a copied `x.npz`
+    trained = (file for file in files if not file.stem.endswith("-val"))
     return [f"{file.stem} ({_gb(_size(file))})" for file in trained]
 
 

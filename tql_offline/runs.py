@@ -177,8 +177,9 @@ def find_results(paths: list[Path]) -> list[Path]:
 
 
 def _is_result(path: Path) -> bool:
+    is_named = path.name.endswith("result.json") and not path.name.startswith(".")
     # A link in someone else's folder may point to any of the reader's files.
-    return path.name.endswith("result.json") and path.is_file() and not path.is_symlink()
+    return is_named and path.is_file() and not path.is_symlink()
 
 
 def _below(path: Path) -> Iterator[Path]:

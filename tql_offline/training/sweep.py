@@ -120,7 +120,8 @@ def _in_some_looks(look: Callable[[], Result], *passing: type[Exception]) -> Res
 
 
 def _is_passing(file: Path) -> bool:
-    return file.suffix == ".part" or file.name == ".lock"
+    """Whether a file is no run's own: a lock, a part, or what a file browser left."""
+    return file.name.startswith(".") or file.suffix == ".part"
 
 
 def moved_data(folder: RunFolder, have: Config, want: Config) -> Path | None:
