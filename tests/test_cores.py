@@ -86,6 +86,31 @@ def test_threads_are_limited_where_time_is(system, monkeypatch, quota, given, th
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
+@pytest.mark.parametrize(
+    ("told", "usable"),
+    [("4\n", 4), ("", 10), ("sysctl: unknown oid\n", 10), (FileNotFoundError(), 10)],
+)
+def test_on_apple_silicon_performance_cores_count(monkeypatch, tmp_path, told, usable):
+    """PyTorch takes no others; an Intel Mac has no such number."""
+
+    def run(command, **_):
+        assert command == ["sysctl", "-n", "hw.perflevel0.physicalcpu"]
+        if isinstance(told, Exception):
+            raise told
+        return subprocess.CompletedProcess(command, 0, stdout=told)
+
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "none")
+    monkeypatch.setattr(cores.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(cores.subprocess, "run", run)
+    cores._performance_cores.cache_clear()
+    try:
+        assert cores.usable_cores() == usable
+    finally:
+        cores._performance_cores.cache_clear()
+
+
 JOIN = """
 import os, sys
 from pathlib import Path

@@ -2,7 +2,10 @@
 
 import math
 import os
+import platform
+import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -35,16 +38,31 @@ def share_cores() -> None:
     GNU OpenMP reads the setting when it is loaded; by default, waiting threads spin 300,000 times
     first. Next to another program on the same cores, spinning takes time from the very thread that
     is waited for: without the setting, two trainings at once made 0.06 of the updates that they
-    make with it (docs/speed.md).
+    make with it (docs/speed.md). LLVM's OpenMP, which PyTorch has on macOS, reads another: for how
+    many milliseconds they spin.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
 def _runs_on() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return _performance_cores() or os.cpu_count() or 1
+
+
+@cache
+def _performance_cores() -> int:
+    """Those of Apple silicon, which alone PyTorch uses; 0 elsewhere."""
+    if platform.system() != "Darwin":
+        return 0
+    command = ["sysctl", "-n", "hw.perflevel0.physicalcpu"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        return max(0, int(told.stdout))
+    except (OSError, ValueError, subprocess.TimeoutExpired):  # no such command, an Intel Mac
+        return 0
 
 
 def _quota(group: Path) -> float:
