@@ -581,7 +581,8 @@ def _status(key: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 2**20 if sys.platform == "darwin" else most / 1024
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 

@@ -28,9 +28,9 @@ def private_home(tmp_path, monkeypatch):
 @pytest.fixture
 def no_flock(monkeypatch):
     """The file system answers a request for a lock with an error."""
-    import fcntl
-
     from stand_ins import raising
+
+    fcntl = pytest.importorskip("fcntl")
 
     return lambda number: monkeypatch.setattr(
         fcntl, "flock", raising(OSError(number, os.strerror(number)))

@@ -1,5 +1,4 @@
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -595,6 +594,7 @@ def test_without_locks_the_process_waited_for_is_named(tmp_path, monkeypatch, no
 
 def test_the_end_of_another_collection_is_waited_for(tmp_path, monkeypatch):
     """The system's lock ends with its process."""
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(locks, "SOFT_PATIENCE_SECONDS", 0.0)
     released = []
 

@@ -1,6 +1,5 @@
 """Every suite's reader gives the same alignment; environments are recovered, not trusted."""
 
-import fcntl
 import json
 import shutil
 import sys
@@ -410,6 +409,7 @@ def test_a_flat_file_that_is_wrong_is_one_sentence(fault, tmp_path):
 @contextmanager
 def locked_elsewhere(*paths):
     """HDF5 is refused its own lock, as on a file system without locks."""
+    fcntl = pytest.importorskip("fcntl")
     with ExitStack() as stack:
         for path in paths:
             fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_EX)

@@ -1,15 +1,18 @@
 """What other systems do otherwise than Linux with UTF-8, simulated."""
 
+import ast
 import errno
 import os
 import subprocess
 import sys
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from marks import highest_memory
 
 from tql_offline import __main__ as program
 from tql_offline.datasets import convert
@@ -89,3 +92,21 @@ def test_streams_print_what_they_can_encode(monkeypatch):
     assert stream.buffer.getvalue().strip() == b"43 % ? of 1"  # at once, as a terminal gets it
     monkeypatch.setattr(sys, "stdout", StringIO())
     program._print_what_can_be_encoded()
+
+
+def test_highest_memory_is_in_bytes_on_macos_too(monkeypatch):
+    resource = pytest.importorskip("resource")
+    told = SimpleNamespace(ru_maxrss=5000)
+    monkeypatch.setattr(resource, "getrusage", lambda _: told)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert highest_memory() == 5000
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert highest_memory() == 5000 * 1024
+
+
+def test_no_module_of_tests_needs_at_its_top_what_windows_lacks():
+    lacking = {"fcntl", "resource", "pwd", "termios"}
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                assert lacking.isdisjoint(name.name for name in node.names), path
