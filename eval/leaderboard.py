@@ -37,6 +37,7 @@ from tql_offline.eval.run_records import (
     Evaluation,
     Run,
     count,
+    has_own_episodes,
     lookup,
 )
 from tql_offline.eval.scores import bold
@@ -110,6 +111,8 @@ class Measured:
             seeds were recorded, the same ones; NaN if there is none.
         in_same_episodes: whether recorded seeds show that `behaviour` and all evaluations that
             count are of the same episodes.
+        in_own_episodes: whether recorded seeds show that all evaluations that count are of the
+            protocol's own episodes.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Measured:
     conditions: Mapping[str, str]
     behaviour: float = math.nan
     in_same_episodes: bool = False
+    in_own_episodes: bool = False
 
     @property
     def label(self) -> str:
@@ -345,6 +349,7 @@ def measured(run: Run) -> Measured | str:
         behaviour=behaviour.score if behaviour else math.nan,
         in_same_episodes=behaviour is not None
         and all(_have_same_episodes(behaviour, e) for e in score.evaluations),
+        in_own_episodes=all(map(has_own_episodes, score.evaluations)),
     )
 
 

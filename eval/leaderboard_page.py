@@ -387,11 +387,18 @@ def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> T
     if averages:
         how = f"Student's t for the mean, {how} for the others"
     return make_table(
-        f"{over[0].upper()}{over[1:]}, 95 % intervals over training runs, all played from the "
-        f"protocol's own initial states: {how}; none where runs are too few",
+        f"{over[0].upper()}{over[1:]}, 95 % intervals over training runs{_states(board)}: {how}; "
+        "none where runs are too few",
         ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
     )
+
+
+def _states(board: Board) -> str:
+    """Where all runs began their episodes, if recorded seeds show that."""
+    runs = [r for r in board.runs if r.label in board.measured and r.task in board.tasks]
+    are_own = bool(runs) and all(run.in_own_episodes for run in runs)
+    return ", all played from the protocol's own initial states" if are_own else ""
 
 
 def _over(board: Board, is_whole: bool) -> str:

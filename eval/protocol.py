@@ -58,6 +58,11 @@ class Protocol:
     goals: int = 0
     references: str = ""
 
+    @property
+    def episodes_played(self) -> int:
+        """Number of episodes of an evaluation, over all goals."""
+        return self.episodes * max(self.goals, 1)
+
     def __post_init__(self) -> None:
         """Check the fields' ranges."""
         for field in ("version", "episodes", "training_steps", "seeds", "slots"):
@@ -134,8 +139,8 @@ def _with_numbers(protocol: Protocol, episodes: int | None, every: int | None) -
         )
     if episodes not in (None, protocol.episodes):
         name += f":{episodes}"
-        slots = min(protocol.slots, episodes * max(protocol.goals, 1))
-        protocol = replace(protocol, episodes=episodes, slots=slots)
+        protocol = replace(protocol, episodes=episodes)
+        protocol = replace(protocol, slots=min(protocol.slots, protocol.episodes_played))
     if every not in (None, protocol.evaluate_every):
         name += f"@{every}"
         protocol = replace(protocol, evaluate_every=every, evaluations=0)
@@ -238,7 +243,7 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
         base_seed: seed that selects the set of episodes.
 
     Returns:
-        `episodes · max(goals, 1)` integers in [0, 2^32).
+        `episodes_played` integers in [0, 2^32).
 
     Raises:
         InputError: the base seed is negative.
@@ -249,7 +254,7 @@ def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
     goals = max(protocol.goals, 1)
     # More than needed: among 32-bit numbers an equal pair is rare but not impossible, and so is a
     # remainder that occurs only half as often as the others.
-    drawn = dict.fromkeys(sequence.generate_state(2 * protocol.episodes * goals).tolist())
+    drawn = dict.fromkeys(sequence.generate_state(2 * protocol.episodes_played).tolist())
     by_goal = [[seed for seed in drawn if seed % goals == goal] for goal in range(goals)]
     if min(map(len, by_goal)) < protocol.episodes:
         raise InputError(f"base seed {base_seed} draws too few episodes of a goal; set another")

@@ -215,16 +215,19 @@ def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> It
 
 
 def _read_merged(paths: Sequence[Path]) -> tuple[list[tuple[Path, Measured]], list[str]]:
-    """The usable results, and a sentence for each of the others."""
+    """The usable results, and a sentence for each that is not, or not wholly."""
     usable, warnings = [], []
     for path in paths:
         run = read_result(path)
         scores = measured(run)
+        reasons = list(run.warnings)
         if isinstance(scores, Measured):
             usable.append((path, scores))
-        else:
-            reason = "; ".join(run.warnings) or f"the run {scores} and was left out"
-            warnings.append(f"{path}: {reason}")
+        elif not reasons:
+            reasons.append(f"the run {scores} and was left out")
+        if reasons:
+            more = f"; {len(reasons) - 1} more like it" if len(reasons) > 1 else ""
+            warnings.append(f"{path}: {reasons[0]}{more}")
     return usable, warnings
 
 

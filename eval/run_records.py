@@ -5,6 +5,7 @@ A run may be unfinished, still running, or damaged. Anything unreadable is left 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,10 +22,11 @@ from tql_offline.documents import (
     parse_toml,
     read_bounded,
 )
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import (
     counted_steps,
+    episode_seeds,
     evaluations_counted,
     is_planned,
     known_protocol,
@@ -45,6 +47,7 @@ MAX_NUMBERS = 5 * 10**6
 
 MAX_CURVES = 500
 MAX_WARNINGS = 1000
+_MAX_NUMBERS_NAMED = 3
 MAX_VERSIONS = 20
 """Most package versions kept of an evaluation."""
 _LEAST_RANGE = 1e-6
@@ -193,13 +196,42 @@ class Run:
 
 @dataclass
 class _Reading:
-    """Warnings gathered while one run is read."""
+    """Warnings gathered while one run is read.
+
+    Attributes:
+        warnings: the sentences.
+        unlike: how many evaluations are of another number of episodes than their protocol's, by
+            protocol and number.
+    """
 
     warnings: list[str] = field(default_factory=list)
+    unlike: dict[str, Counter[int]] = field(default_factory=dict)
 
     def warn(self, text: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(text)
+
+    def fits(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is of as many episodes as its protocol's; count those that aren't.
+
+        A score of other episodes is another measurement, whatever protocol it names.
+        """
+        if other_number(evaluation) is None:
+            return True
+        self.unlike.setdefault(evaluation.protocol, Counter())[evaluation.episodes] += 1
+        return False
+
+    def warn_of_unlike(self, name: str) -> None:
+        """Name the evaluations of a file that were left out for their number of episodes."""
+        for label, numbers in self.unlike.items():
+            protocol = known_protocol(label)
+            assert protocol is not None  # of an unknown one, every number fits
+            some = listed([str(number) for number in numbers], _MAX_NUMBERS_NAMED)
+            count = numbers.total()
+            self.warn(
+                f"{name} has {count} {'evaluation' if count == 1 else 'evaluations'} of {some} "
+                f"episodes where {label} has {protocol.episodes_played}, left out"
+            )
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -217,6 +249,10 @@ def read_run(folder: RunFolder) -> Run:
     result = _read_result(folder.result, reading)
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
+    if not evaluations and not reading.unlike:  # else result.json's are of the same episodes
+        evaluations = _evaluations_of_result(result, folder.result.name, reading)
+        if evaluations:
+            reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
     for _, line in islice(_read_lines(folder.warnings, reading), MAX_WARNINGS):
         reading.warn(f"training: {str(line.get('sentence'))[:MAX_SENTENCE]}")
     return Run(
@@ -225,7 +261,7 @@ def read_run(folder: RunFolder) -> Run:
         config=flatten(config),
         provenance=provenance,
         result=result,
-        evaluations=evaluations or _evaluations_of_result(result, reading),
+        evaluations=evaluations,
         curves=_read_curves(folder.metrics, reading),
         seconds=_read_seconds(folder.timing, reading),
         inspection=_read_inspection(folder.inspection, reading),
@@ -245,14 +281,14 @@ def read_result(path: Path) -> Run:
     result = _read_result(path, reading)
     facts = result.get("provenance")
     name = result.get("run")
-    evaluations = _evaluations_of_result(result, _Reading())
+    evaluations = _evaluations_of_result(result, path.name, reading)
     return Run(
         folder=RunFolder(path.parent),
         name=name if isinstance(name, str) and name else path.stem,
         config={},
         provenance=flatten(facts) if isinstance(facts, dict) else {},
         result=result,
-        evaluations=tuple(sorted(evaluations, key=lambda e: e.step)),
+        evaluations=evaluations,
         curves={},
         warnings=tuple(reading.warnings),
     )
@@ -449,6 +485,8 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
         except InputError as error:
             reading.warn(f"{path.name} line {line_number} {error} and was left out")
             continue
+        if not reading.fits(evaluation):
+            continue
         if not _rate_agrees(evaluation, line.get("success_rate")):
             reading.warn(
                 f"{path.name} line {line_number} gives a success rate of {line['success_rate']!r}, "
@@ -461,7 +499,24 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
                 f"({evaluation.policy}) with another outcome; the later one is shown"
             )
         found[key] = evaluation
+    reading.warn_of_unlike(path.name)
     return tuple(sorted(found.values(), key=lambda e: e.step))
+
+
+def other_number(evaluation: Evaluation) -> int | None:
+    """The number of episodes of an evaluation's protocol, if the evaluation has another."""
+    protocol = known_protocol(evaluation.protocol)
+    if protocol is None or evaluation.episodes == protocol.episodes_played:
+        return None
+    return protocol.episodes_played
+
+
+def has_own_episodes(evaluation: Evaluation) -> bool:
+    """Whether recorded seeds show that an evaluation is of its protocol's own episodes."""
+    protocol = known_protocol(evaluation.protocol)
+    if protocol is None or len(evaluation.details) != protocol.episodes_played:
+        return False
+    return [episode.seed for episode in evaluation.details] == episode_seeds(protocol)
 
 
 def evaluation_key(evaluation: Evaluation) -> tuple[int, str, str, str, str]:
@@ -575,17 +630,21 @@ def _rate_agrees(evaluation: Evaluation, recorded: Any) -> bool:
     return abs(rate - evaluation.successes / evaluation.episodes) < 1e-6
 
 
-def _evaluations_of_result(result: dict[str, Any], reading: _Reading) -> tuple[Evaluation, ...]:
-    """Evaluations as summarised in `result.json`, for a run whose episodes are gone."""
+def _evaluations_of_result(
+    result: dict[str, Any], name: str, reading: _Reading
+) -> tuple[Evaluation, ...]:
+    """Evaluations as summarised in a result's file, for a run whose episodes are gone."""
     rows = result.get("evaluations")
     found = []
     for index, row in enumerate(rows if isinstance(rows, list) else []):
         try:
-            found.append(_evaluation_of_result(row, result))
+            evaluation = _evaluation_of_result(row, result)
         except InputError as error:
-            reading.warn(f"result.json evaluation {index + 1} {error} and was left out")
-    if found:
-        reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
+            reading.warn(f"{name} evaluation {index + 1} {error} and was left out")
+            continue
+        if reading.fits(evaluation):
+            found.append(evaluation)
+    reading.warn_of_unlike(name)
     return tuple(sorted(found, key=lambda e: e.step))
 
 

@@ -13,10 +13,17 @@ def raising(error):
 
 
 def shortened(get, **numbers):
-    """`protocol.get` with other numbers for whoever plays, and as it is for who reads a label."""
+    """`protocol.get` with other numbers for whoever plays.
+
+    Who reads a label gets the number of episodes that were played, and the rest as it is; all is
+    as it is where the label itself has a number.
+    """
 
     def get_shortened(name, version=None):
-        return get(name, version) if version else replace(get(name), **numbers)
+        if version and ":" in name:
+            return get(name, version)
+        changed = {"episodes": numbers["episodes"]} if version else numbers
+        return replace(get(name, version), **changed)
 
     return get_shortened
 

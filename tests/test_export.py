@@ -537,15 +537,15 @@ def line_of(protocol, policy, step, returns, successes, **others):
 def scored(trained, tmp_path):
     folder = RunFolder(tmp_path / "scored")
     shutil.copytree(trained().path, folder.path)
-    returns, wins = [-1.0, -2.0, -3.0, -6.0], [True, True, True, False]
+    returns, wins, lost = [-1.0, -2.0, -3.0, -6.0], [True, True, True, False], [False] * 4
     reference = {"min": -10.0, "max": 0.0, "scale": 100.0, "source": "x"}
     for line in (
-        line_of("quick", "behaviour", 4, [0.0, 0.0], [False, False]),
-        line_of("quick", "learned", 4, [0.0, 0.0], [False, False]),
-        line_of("quick", "learned", 2, returns, [True] * 4),
-        line_of("quick", "learned", 4, returns, wins),
-        line_of("quick-return", "learned", 4, returns, wins, score=-3.0),
-        line_of("d4rl", "learned", 4, returns, wins, score=70.0, reference=reference),
+        line_of("quick:4", "behaviour", 4, [0.0] * 4, lost),
+        line_of("quick:4", "learned", 4, [0.0] * 4, lost),
+        line_of("quick:4", "learned", 2, returns, [True] * 4),
+        line_of("quick:4", "learned", 4, returns, wins),
+        line_of("quick-return:4", "learned", 4, returns, wins, score=-3.0),
+        line_of("d4rl:4", "learned", 4, returns, wins, score=70.0, reference=reference),
     ):
         append_jsonl(folder.evaluations, line)
     return folder
@@ -554,13 +554,13 @@ def scored(trained, tmp_path):
 def test_scores_of_the_step_with_their_intervals(scored, tmp_path):
     done = export_run(scored.path, tmp_path / "model", onnx=False)
     found = [(e["policy"], e["protocol"], e["score"]) for e in done.facts["evaluations"]]
-    assert found[-1] == ("behaviour", "quick v1", 0.0)
+    assert found[-1] == ("behaviour", "quick:4 v1", 0.0)
     assert sorted(found[:-1]) == [
-        ("learned", f"d4rl v{protocols.get('d4rl').version}", 70.0),
-        ("learned", "quick v1", 75.0),
-        ("learned", "quick-return v1", -3.0),
+        ("learned", f"d4rl:4 v{protocols.get('d4rl').version}", 70.0),
+        ("learned", "quick-return:4 v1", -3.0),
+        ("learned", "quick:4 v1", 75.0),
     ]
-    by_protocol = {e["protocol"].split()[0]: e for e in done.facts["evaluations"][:-1]}
+    by_protocol = {e["protocol"].split(":")[0]: e for e in done.facts["evaluations"][:-1]}
     # Wilson's interval of 3 of 4, z = 1.96: (0.75 + z²/8 ± z·√(0.1875/4 + z²/64)) / (1 + z²/4).
     np.testing.assert_allclose(
         by_protocol["quick"]["score_interval"], [30.0642, 95.4413], atol=1e-3
@@ -573,6 +573,13 @@ def test_scores_of_the_step_with_their_intervals(scored, tmp_path):
     text = (done.folder / "README.md").read_text()
     assert r"3/4: 75 \[30.06, 95.44\] %" in text
     assert '- type: "success_rate"\n            value: 75.0\n' in text
+
+
+def test_scores_of_another_number_of_episodes_are_no_card(scored, tmp_path):
+    append_jsonl(scored.evaluations, line_of("quick:4", "learned", 4, [0.0], [False]))
+    said = r"line 7 cannot be used \(has 1 episode where quick:4 v1 has 4\); remove the line"
+    with pytest.raises(InputError, match=said):
+        export_run(scored.path, tmp_path / "model", onnx=False)
 
 
 def test_bounds_of_the_environments_actions_are_told_with_the_way_back(trained, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_runs import PROTOCOLS, make_run, write_result
+from report_runs import PROTOCOLS, make_run, write_lines, write_result
 
 from tql_offline.cli import main
 from tql_offline.config import Config
@@ -28,10 +28,11 @@ from tql_offline.eval.leaderboard import (
 )
 from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section, trend_sentences
+from tql_offline.eval.protocol import episode_seeds, get, protocols
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_scores import scores_of
-from tql_offline.eval.run_records import read_result
+from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.runs import find_results
 
@@ -330,6 +331,92 @@ def test_early_evaluations_are_no_score_of_a_finished_run(tmp_path):
     assert "44/50 successes at update 5 000 (" in text
     assert "44/50 (88 %, 76–94 %), update 5 000 |" in text
     assert "3/50 successes (" in text
+
+
+def of_protocol(path, name, episodes, evaluations=slice(None), **other):
+    """A result of a named protocol whose evaluations claim a number of episodes."""
+    protocol = {"name": name, "version": 1, "counted": "last"}
+    write_result(path, protocol=protocol, **other)
+    document = json.loads(path.read_text())
+    for row in document["evaluations"][evaluations]:
+        row["episodes"] = episodes
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [*protocols(), *map(get, ("quick:5", "quick:200", "ogbench-goal:3", "d4rl:20@1000"))],
+    ids=lambda protocol: protocol.name,
+)
+def test_as_many_episodes_as_the_protocol_has_are_a_score(tmp_path, protocol):
+    number = len(episode_seeds(protocol))
+    path = of_protocol(tmp_path / "result.json", protocol.name, number, updates=100_000)
+    run = read_result(path)
+    assert {e.episodes for e in run.evaluations} == {number}
+    assert run.warnings == ()
+    assert isinstance(measured(run), Measured)
+    of_protocol(path, protocol.name, number + 1, updates=100_000)
+    assert read_result(path).evaluations == ()
+
+
+def test_results_of_another_number_of_episodes_are_left_out(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / "runs" / f"r{s}", protocol="ogbench-singletask", seed=s) for s in (0, 1)
+    ]
+    path = of_protocol(tmp_path / "merged" / "result.json", "ogbench-singletask", 100, method="F")
+    sentence = (
+        "result.json has 3 evaluations of 100 episodes where ogbench-singletask v1 has 50, left out"
+    )
+    files = write_report(runs, tmp_path / "out", merged=[path])
+    assert files.warnings == (f"{path}: {sentence}",)
+    assert "F tiny" not in files.html.read_text()
+    # Some evaluations alone, none of which counts: named, and the rest is a score.
+    of_protocol(path, "quick", 49, evaluations=slice(0, 1), method="F", updates=300_000)
+    (warning,) = write_report(runs, tmp_path / "out", merged=[path]).warnings
+    assert warning == (
+        f"{path}: result.json has 1 evaluation of 49 episodes where quick v1 has 50, left out"
+    )
+
+
+def test_episodes_of_another_number_are_left_out_of_a_run(tmp_path):
+    """Nor does the result stand in for them: it is of the same episodes, whatever it says."""
+    folder = make_run(tmp_path / "r")
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    short = [line | {"episodes": line["episodes"][:40], "success_rate": None} for line in lines]
+    write_lines(folder.evaluations, short)
+    run = read_run(folder)
+    assert run.evaluations == ()
+    assert run.warnings == (
+        "evaluations.jsonl has 5 evaluations of 40 episodes where quick v1 has 50, left out",
+    )
+    write_lines(folder.evaluations, [*lines, *short])
+    assert read_run(folder).evaluations == tuple(read_run(make_run(tmp_path / "s")).evaluations)
+
+
+def test_initial_states_are_claimed_of_recorded_seeds_alone(tmp_path):
+    """Of the protocol's own seeds, in all runs; a result.json has none."""
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in (0, 1)]
+    claim = "all played from the protocol's own initial states"
+
+    def claims(merged=()):
+        page = write_report(runs, tmp_path / "out", merged=merged).markdown.read_text()
+        assert "95 % intervals over training runs" in page
+        return claim in page
+
+    assert not claims(), "seeds that are not the protocol's"
+    seeds = episode_seeds(get("quick"))
+    for folder in runs:
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        for line in lines:
+            for episode, seed in zip(line["episodes"], seeds, strict=True):
+                episode["seed"] = seed
+        write_lines(folder.evaluations, lines)
+    assert claims()
+    document = json.loads(runs[0].result.read_text())
+    other = tmp_path / "other-result.json"
+    other.write_text(json.dumps(document | {"run": "other", "seed": 2}))
+    assert not claims([other])
 
 
 def test_an_evaluation_asked_for_beside_changes_no_score(tmp_path):

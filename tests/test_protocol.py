@@ -23,7 +23,7 @@ from tql_offline.eval.protocol import (
 )
 from tql_offline.eval.references import Reference, reference_for
 from tql_offline.eval.rollout import evaluate
-from tql_offline.eval.run_records import read_run
+from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.files import read_jsonl
@@ -163,6 +163,9 @@ def test_a_run_is_scored_by_the_numbers_of_its_protocol(data, tmp_path):
     found = measured(read_run(folder))
     assert found.setting.protocol == "quick:3@4 v1"
     assert found.score == lines[-1]["score"]
+    assert found.in_own_episodes
+    merged = read_result(folder.result)
+    assert (merged.warnings, measured(merged).score) == ((), found.score)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_a_board_of_merged_results_tells_formula_and_references(run, tmp_path, w
     paths = [
         write_result(
             tmp_path / f"{seed}-result.json", task="hopper-medium-v2", seed=seed, successes=(1,),
-            updates=100_000, protocol={"name": "d4rl", "version": 1, "counted": "last"},
+            updates=100_000, protocol={"name": "d4rl:50", "version": 1, "counted": "last"},
         )
         for seed in (0, 1)
     ]  # fmt: skip
@@ -135,8 +135,8 @@ def test_a_board_of_merged_results_tells_formula_and_references(run, tmp_path, w
         path.write_text(json.dumps(document))
     files = write_report([run] if with_own else [], tmp_path / "out", merged=paths)
     for page in (files.html.read_text(), files.markdown.read_text()):
-        board = page.split("d4rl v1, d4rl data")[1]
-        assert "d4rl v1: score = scale × (mean return - min) / (max - min)" in board
+        board = page.split("d4rl:50 v1, d4rl data")[1]
+        assert "d4rl:50 v1: score = scale × (mean return - min) / (max - min)" in board
         assert "counted: the last evaluation" in board
         told = "hopper-medium-v2: of the mean return, -20 is 0 and 3234 is 100, from d4rl/infos."
         assert board.count(told) == 1
@@ -358,12 +358,14 @@ def test_only_a_runs_own_protocol_can_lack_scores(tmp_path):
     """One evaluation of an early checkpoint by another protocol, which plans four."""
     run = make_run(tmp_path / "a b", steps=20_000)
     lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
-    other = PROTOCOLS["quick"] | {"name": "quick:5"}
-    write_lines(run.evaluations, [*lines, lines[0] | {"protocol": other}])
+    other = lines[0] | {"protocol": PROTOCOLS["quick"] | {"name": "quick:5"}}
+    other["episodes"] = other["episodes"][:5]
+    other["success_rate"] = sum(episode["success"] for episode in other["episodes"]) / 5
+    write_lines(run.evaluations, [*lines, other])
     files = write_report([run], tmp_path / "out")
     assert files.warnings == ()
     assert "quick:5 v1" in files.markdown.read_text()
-    write_lines(run.evaluations, [*lines[:3], lines[0] | {"protocol": other}])
+    write_lines(run.evaluations, [*lines[:3], other])
     (warning,) = write_report([run], tmp_path / "out").warnings
     assert warning == (
         "a b: quick v1 counts the score at update 20,000, which is missing; "

@@ -217,36 +217,36 @@ def test_more_episodes_of_the_last_policy_are_taken(tmp_path):
             for line in folder.evaluations.read_text().splitlines()
             if '"learned"' in line
         )
-        last["protocol"] = {"name": "unifloral", "version": 1, "counted": "last"}
+        last["protocol"] = {"name": "unifloral:200", "version": 1, "counted": "last"}
         last["episodes"] = last["episodes"] * 4
         with folder.evaluations.open("a") as file:
             file.write(json.dumps(last) + "\n")
     (found,), _ = pools(map(read_run, folders))
     assert list(map(len, found.episodes)) == [200, 200]
     assert found.unit == "success %", "of the runs' own protocol"
-    assert found.setting.startswith("unifloral v1, ogbench data"), "of the episodes"
+    assert found.setting.startswith("unifloral:200 v1, ogbench data"), "of the episodes"
 
 
 def test_a_pools_setting_names_every_protocol_that_was_played(tmp_path, capsys):
-    """The runs' own is quick:8; one of them has more episodes of another protocol."""
+    """The runs' own is quick@5000; one of them has more episodes of another protocol."""
     for seed in (0, 1):
         folder = make_run(tmp_path / "runs" / f"r{seed}", seed=seed, behaviour=None)
-        own = {"name": "quick:8", "version": 1, "counted": "last"}
+        own = {"name": "quick@5000", "version": 1, "counted": "last"}
         lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
         for line in lines:
             line["protocol"] = own
         if seed:
-            more = {"name": "unifloral:40", "version": 1, "counted": "last"}
+            more = {"name": "unifloral:100", "version": 1, "counted": "last"}
             lines.append(lines[-1] | {"protocol": more, "episodes": lines[-1]["episodes"] * 2})
         folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
         result = json.loads(folder.result.read_text())
         folder.result.write_text(json.dumps(result | {"protocol": own}))
     (found,), _ = pools(map(read_run, find_runs([tmp_path / "runs"])))
-    assert found.setting.startswith("quick:8 v1 and unifloral:40 v1, ogbench data")
+    assert found.setting.startswith("quick@5000 v1 and unifloral:100 v1, ogbench data")
     code, output = command(["select", str(tmp_path / "runs"), "--repeats", "9"], capsys)
     assert code == 0
     printed = " ".join(output.out.split())
-    assert "episodes (quick:8 v1 and unifloral:40 v1, ogbench data" in printed
+    assert "episodes (quick@5000 v1 and unifloral:100 v1, ogbench data" in printed
     assert "all 2 of a pool's runs are the arms where it has fewer than --arms 8" in printed
 
 
@@ -264,7 +264,7 @@ def test_returns_are_normalised_where_there_are_references(
     tmp_path, reference, unit, scores, bounds
 ):
     folders = [make_run(tmp_path / f"r{seed}", seed=seed, behaviour=None) for seed in (0, 1)]
-    name = "d4rl" if reference else "quick-return"
+    name = "d4rl:50" if reference else "quick-return"
     protocol = {"name": name, "version": 1, "counted": "last"}
     for folder, mean in zip(folders, (0.0, 50.0), strict=True):
         lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]

@@ -7,9 +7,11 @@ from typing import Any
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.references import Reference
+from tql_offline.eval.report_tables import counted
 from tql_offline.eval.run_records import (
     Evaluation,
     evaluation_key,
+    other_number,
     parse_evaluation,
 )
 from tql_offline.eval.statistics import t_interval, wilson_interval
@@ -36,13 +38,26 @@ def scores_of_step(run: RunFolder, step: int, policies: tuple[str, ...]) -> list
     for number, line in enumerate(read_evaluations(run), start=1):
         if line["step"] == step and line["policy"] in policies:
             try:
-                evaluation = parse_evaluation(line)
+                evaluation = _parsed(line)
                 found[evaluation_key(evaluation)] = _score(evaluation, line.get("reference"))
             except InputError as error:
                 raise InputError(
                     f"{run.evaluations} line {number} cannot be used ({error}); remove the line"
                 ) from error
     return sorted(found.values(), key=lambda score: policies.index(score["policy"]))
+
+
+def _parsed(line: dict[str, Any]) -> Evaluation:
+    """One line's evaluation.
+
+    Raises:
+        InputError: the reason it cannot be used, as the end of a sentence.
+    """
+    evaluation = parse_evaluation(line)
+    if (number := other_number(evaluation)) is not None:
+        episodes = counted(evaluation.episodes, "episode")
+        raise InputError(f"has {episodes} where {evaluation.protocol} has {number}")
+    return evaluation
 
 
 def _score(evaluation: Evaluation, reference: Any) -> dict[str, Any]:
