@@ -10,7 +10,7 @@ Playing episodes
 
 Comparing runs
     run_records  tolerant reading of run folders
-    leaderboard  scores of methods by task → rows, variants, published
+    leaderboard  scores of methods by task → rows, variants, published, imported
     statistics   intervals, spreads and tests
     scaling      whether a bigger critic helps
     claim        the measured change with size compared with the printed one

@@ -5,13 +5,14 @@ success, one version of each simulator. Other runs are on boards of their own. A
 has two contents, or whose policies were played in two environments, has two rows; a method that was
 trained with two settings on one task has two columns (variants.py). The run (seed) is the unit: a
 score is the mean over runs, its spread theirs. A paper's printed scores are shown alongside as
-reported; they have no runs, so they enter no interval and no test.
+reported; they have no runs, so they enter no interval and no test. Scores that a user brings from
+elsewhere (imported.py) are apart from both, and nothing compares them.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -152,14 +153,21 @@ class TaskScore:
     """One cell: a method's score on a task.
 
     Attributes:
-        runs: one score per seed, ascending by seed; empty if the score is reported.
+        runs: one score per seed, ascending by seed; empty if the score is reported or imported.
         mean: mean over runs, or as reported.
         sd: standard deviation over runs, NaN for a single run, or as reported.
+        imported: what `runs` would be of an imported score; empty if its seeds are not known.
     """
 
     runs: tuple[float, ...]
     mean: float
     sd: float
+    imported: tuple[float, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[float, ...]:
+        """One score per seed, as far as they are known; what is compared is `runs`."""
+        return self.runs or self.imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +182,10 @@ class Board:
         scores: cells by task and label.
         fraction: scores of at least this fraction of the row's best are bold.
         runs: the runs in the `measured` columns; the task of each is its row.
-        notes: what a reader must know about the columns' settings, the rows' data and the reported
-            columns.
+        notes: what a reader must know about the columns' settings, the rows' data, and the reported
+            and imported columns.
+        imported: cells by task and method of scores from elsewhere. They are in no `labels`, so
+            that nothing compares them.
     """
 
     setting: Setting
@@ -186,11 +196,17 @@ class Board:
     fraction: float
     runs: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
+    imported: Mapping[tuple[str, str], TaskScore] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All columns."""
+        """All columns that may be compared."""
         return (*self.reported, *self.measured)
+
+    @property
+    def imported_methods(self) -> tuple[str, ...]:
+        """The methods of the imported columns."""
+        return tuple(dict.fromkeys(method for _, method in self.imported))
 
     @property
     def is_rate(self) -> bool:
@@ -493,6 +509,11 @@ def reported_label(row: Published) -> str:
     return f"{row.method} (reported)"
 
 
+def imported_label(method: str) -> str:
+    """Label of the column of a method's imported scores."""
+    return f"{method} (imported)"
+
+
 def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScore]:
     """Printed scores as cells."""
     return {(p.task, reported_label(p)): TaskScore(runs=(), mean=p.mean, sd=p.sd) for p in rows}
@@ -504,10 +525,14 @@ def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
 
 def score_of(runs: Sequence[Measured]) -> TaskScore:
     """The cell made from runs of one method on one task."""
-    scores = tuple(run.score for run in sorted(runs, key=lambda run: run.seed))
+    return score_of_seeds([run.score for run in sorted(runs, key=lambda run: run.seed)])
+
+
+def score_of_seeds(scores: Sequence[float]) -> TaskScore:
+    """The cell made from one score per seed, ascending by seed."""
     mean, sd = mean_std(scores)
     sd = sd if len(scores) > 1 else math.nan
-    return TaskScore(runs=scores, mean=mean, sd=sd)
+    return TaskScore(runs=tuple(scores), mean=mean, sd=sd)
 
 
 def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:

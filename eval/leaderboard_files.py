@@ -17,6 +17,7 @@ from tql_offline.eval.leaderboard import (
     average,
     domain_title,
     domains,
+    imported_label,
     tasks_of,
 )
 from tql_offline.eval.leaderboard_page import BoardSection, is_percent, score_unit, spread
@@ -104,6 +105,11 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
                 facts = {"task": task, "method": name, "origin": origin, "bold": bold}
                 facts |= {"score_unit": unit, **_recorded(runs.get((task, label), ()))}
                 yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
+        for method in board.imported_methods:
+            if (score := board.imported.get((task, method))) is not None:
+                facts = {"task": task, "method": method, "origin": "imported", "bold": False}
+                facts |= {"score_unit": unit, **_recorded(())}
+                yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
 
 
 def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
@@ -117,12 +123,12 @@ def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
 def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
     interval = board.interval(score)
     return {
-        "runs": len(score.runs) or None,
+        "runs": len(score.seeds) or None,
         "mean": _finite(score.mean),
         "sd": _finite(score.sd),
         "low": _finite(interval.low),
         "high": _finite(interval.high),
-        "scores": _finite(score.runs),
+        "scores": _finite(score.seeds),
     }
 
 
@@ -144,10 +150,11 @@ def as_latex(sections: Sequence[BoardSection]) -> str:
 
 
 def _tabular(board: Board) -> str:
-    head = " & ".join(map(escape_latex, ("task", *board.labels)))
+    labels = (*board.labels, *map(imported_label, board.imported_methods))
+    head = " & ".join(map(escape_latex, ("task", *labels)))
     lines = [
         f"% {escape_latex(str(board.setting))}",
-        rf"\begin{{tabular}}{{l{'r' * len(board.labels)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(labels)}}}",
         r"\toprule",
         rf"{head} \\",
         r"\midrule",
@@ -168,19 +175,28 @@ def _groups(board: Board) -> dict[str, tuple[str, ...]]:
 
 
 def _latex_row(board: Board, task: str) -> str:
-    cells = [escape_latex(task)]
+    cells, percent = [escape_latex(task)], is_percent(board)
     for label, bold in zip(board.labels, board.bold(task), strict=True):
         score = board.scores.get((task, label))
-        text = "--" if score is None else _latex_spread(score.mean, score.sd, is_percent(board))
-        text += f" ({len(score.runs)})" if score is not None and score.runs else ""
+        text = _latex_score(score, percent)
         cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
+    beside = (board.imported.get((task, method)) for method in board.imported_methods)
+    cells += [_latex_score(score, percent) for score in beside]
     return rf"{' & '.join(cells)} \\"
+
+
+def _latex_score(score: TaskScore | None, percent: bool) -> str:
+    if score is None:
+        return "--"
+    number = f" ({len(score.seeds)})" if score.seeds else ""
+    return f"{_latex_spread(score.mean, score.sd, percent)}{number}"
 
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
     found = (average(board, label, tasks) for label in board.labels)
     percent = is_percent(board)
     cells = ["--" if pair is None else _latex_spread(*pair, percent) for pair in found]
+    cells += ["--"] * len(board.imported_methods)
     return rf"{' & '.join([escape_latex(name), *cells])} \\"
 
 

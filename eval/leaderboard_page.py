@@ -16,6 +16,7 @@ from tql_offline.eval.leaderboard import (
     average,
     domain_title,
     domains,
+    imported_label,
     natural,
     summaries,
 )
@@ -89,7 +90,8 @@ class BoardSection:
     @property
     def is_alone(self) -> bool:
         """Whether its one run has nothing to be compared with."""
-        return len(self.board.runs) == 1 and not self.board.reported
+        board = self.board
+        return len(board.runs) == 1 and not board.reported and not board.imported
 
 
 def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = ()) -> BoardSection:
@@ -315,8 +317,8 @@ def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
     if score is None:
         return Cell(text=NONE)
     text = spread(score.mean, score.sd, percent)
-    if score.runs:
-        text += f" ({len(score.runs)})"
+    if score.seeds:
+        text += f" ({len(score.seeds)})"
     return Cell(text=text, sort=score.mean, bold=bold)
 
 
@@ -329,11 +331,16 @@ def score_table(board: Board) -> Table:
     for task in board.tasks:
         marks = zip(board.labels, board.bold(task), strict=True)
         cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
-        rows.append((cell(task), *cells))
+        beside = (
+            score_cell(board.imported.get((task, method)), False, percent)
+            for method in board.imported_methods
+        )
+        rows.append((cell(task), *cells, *beside))
+    aside = ", imported scores aside" if board.imported else ""
     return make_table(
         f"Score by task, {score_unit(board)}: mean ± standard deviation over runs (number of "
-        f"runs); bold: at least {_bold_limit(board)}",
-        ("task", *board.labels),
+        f"runs); bold: at least {_bold_limit(board)}{aside}",
+        ("task", *board.labels, *map(imported_label, board.imported_methods)),
         rows,
     )
 

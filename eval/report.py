@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from tql_offline.errors import InputError, listed
 from tql_offline.eval.attention_health import has_targets, has_temperatures
+from tql_offline.eval.imported import ImportedScore, beside, read_scores, without_board
 from tql_offline.eval.leaderboard import Measured, make_boards, measured
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
@@ -121,6 +122,7 @@ def write_report(
     *,
     merged: Sequence[Path] = (),
     published: bool = True,
+    scores: Sequence[Path] = (),
 ) -> ReportFiles:
     """Write `report.html`, `report.md` and, where scores can be compared, `leaderboard.*`.
 
@@ -130,22 +132,25 @@ def write_report(
         progress: called with the number of runs done.
         merged: others' `result.json` files; they appear on the leaderboard only.
         published: whether to show printed scores of the same tasks and protocol alongside.
+        scores: files of scores from elsewhere to show alongside; see `imported.read_scores`.
 
     Returns:
         Where the files are.
 
     Raises:
-        InputError: there is neither a run nor a usable result, or `out` cannot be written to.
+        InputError: there is neither a run nor a usable result, a file of scores is unusable, or
+            `out` cannot be written to.
     """
     if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
+    imported = read_scores(scores)
     read = with_distinct_names([read_run(folder) for folder in runs])
     sections, is_detailed = [], len(read) <= MAX_DETAILED_RUNS
     for index, run in enumerate(read, start=1):
         sections.append(_run_section(run, f"run-{index}" if is_detailed else ""))
         if progress is not None:
             progress(index)
-    boards, warnings = _boards(read, merged, published)
+    boards, warnings = _boards(read, merged, published, imported)
     page = _page(read, sections, boards, warnings)
     texts = {
         "report.html": render("report.html.jinja", page),
@@ -176,7 +181,10 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
 
 
 def _boards(
-    named: list[tuple[str, Run]], merged: Sequence[Path], published: bool
+    named: list[tuple[str, Run]],
+    merged: Sequence[Path],
+    published: bool,
+    imported: Sequence[ImportedScore],
 ) -> tuple[list[BoardSection], list[str]]:
     """The leaderboard's sections, and sentences on what was left out."""
     own = [measured(replace(run, name=name)) for name, run in named]
@@ -194,10 +202,10 @@ def _boards(
     boards, left_out = make_boards(found, published_scores() if published else ())
     printed = published_sizes() if published else ()
     sections = [
-        board_section(b, f"board-{i}", printed if b.reported else ())
+        board_section(beside(b, imported), f"board-{i}", printed if b.reported else ())
         for i, b in enumerate(boards, start=1)
     ]
-    return sections, [*warnings, *left_out]
+    return sections, [*warnings, *left_out, *without_board(boards, imported)]
 
 
 def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> Iterator[str]:

@@ -24,6 +24,10 @@ def report(
     published: Annotated[
         bool, typer.Option(help="Also show papers' scores on the same tasks.")
     ] = True,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="CSV files of scores from elsewhere (method,task,seed,score) to show."),
+    ] = None,
 ) -> None:
     """Write a report of runs: one HTML page that opens offline, Markdown, and the leaderboard."""
     from tql_offline.eval.report import write_report
@@ -33,6 +37,8 @@ def report(
     folders = find_runs(runs) if runs else []
     merged = find_results(merge or [])
     with progress_bar("reporting runs", len(folders)) as progress:
-        files = write_report(folders, out, progress.reach, merged=merged, published=published)
+        files = write_report(
+            folders, out, progress.reach, merged=merged, published=published, scores=scores or ()
+        )
     warn(files.warnings, "warning")
     say("\n".join(map(str, (files.html, files.markdown, *files.boards))))
