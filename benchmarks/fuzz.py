@@ -159,7 +159,7 @@ def _settings(data: Path) -> Config:
         "critic": {"size": "tiny"},
         "flow": {"hidden": [8, 8]},
         "dataset": {"name": str(data)},
-        "evaluation": {"protocol": "quick"},
+        "evaluation": {"protocol": "quick:3"},
         **{"steps": 8, "batch_size": 4, "log_every": 2, "checkpoint_every": 4},
     }
     return resolve(settings)
@@ -175,7 +175,7 @@ def evaluation_line(step: int, policy: str) -> dict[str, Any]:
     return {
         "step": step,
         "policy": policy,
-        "protocol": asdict(protocols.get("quick")),
+        "protocol": asdict(protocols.get("quick:3")),
         "env_id": "pointmaze-medium-singletask-task1-v0",
         "success_timing": "pre",
         "episodes": episodes,
