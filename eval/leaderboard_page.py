@@ -175,13 +175,14 @@ def below_behaviour(board: Board) -> Iterator[str]:
             continue
         where = "" if len(below) == len(cells) else f" {listed(list(below), MAX_NAMED)}"
         told = [run for runs in below.values() for run in runs]
-        without = sum(math.isnan(run.behaviour) for run in told)
-        are_same = all(run.in_same_episodes for run in told if not math.isnan(run.behaviour))
-        episodes = ", in the same episodes" if are_same else ""
-        more = f" ({_have(without)} no score of it)" if without else ""
+        known = [run for run in told if not math.isnan(run.behaviour)]
+        who = f"all {len(known)} runs{where} score" if known[1:] else f"the one run{where} scores"
+        episodes = ", in the same episodes" if all(run.in_same_episodes for run in known) else ""
+        without = len(told) - len(known)
+        more = f" ({without} more {'has' if without == 1 else 'have'} no score of it)"
         yield (
-            f"{method}: every run{where} scores below the behaviour policy cloned from the same "
-            f"data{episodes}{more}."
+            f"{method}: {who} below the behaviour policy cloned from the same data{episodes}"
+            f"{more if without else ''}."
         )
 
 

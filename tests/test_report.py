@@ -424,22 +424,26 @@ def told_of(folders):
     return [sentence for sentence in sentences if "behaviour" in sentence]
 
 
-BELOW = "scores below the behaviour policy cloned from the same data, in the same episodes"
+BELOW = "below the behaviour policy cloned from the same data, in the same episodes"
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 
 
 @pytest.mark.parametrize(
     ("runs", "told"),
     [
-        ([("tiny", 10, 11), ("tiny", 3, 5)], f"TQL: every run {BELOW}."),
-        ([("tiny", 10, 11), ("tiny", 3, None)], f"TQL: every run {BELOW} (1 has no score of it)."),
+        ([("tiny", 10, 11), ("tiny", 3, 5)], f"TQL: all 2 runs score {BELOW}."),
+        ([("tiny", 10, 11)], f"TQL: the one run scores {BELOW}."),
         (
-            [("tiny", 10, 11), ("small", 12, 11), ("small", 1, 11)],
-            f"TQL: every run of tiny on {MAZE} {BELOW}.",
+            [("tiny", 10, 11), ("tiny", 3, 5), ("tiny", 3, None)],
+            f"TQL: all 2 runs score {BELOW} (1 more has no score of it).",
+        ),
+        (
+            [("tiny", 10, 11), ("tiny", 9, 11), ("small", 12, 11), ("small", 1, 11)],
+            f"TQL: all 2 runs of tiny on {MAZE} score {BELOW}.",
         ),
         (
             [("tiny", 10, 11), ("small", 12, None)],
-            f"TQL: every run of tiny on {MAZE} {BELOW}.",
+            f"TQL: the one run of tiny on {MAZE} scores {BELOW}.",
         ),
         ([("tiny", 10, 11), ("tiny", 11, 11)], None),
         ([("tiny", 10, None), ("tiny", 11, None)], None),
@@ -484,20 +488,20 @@ def without_seeds(line, most=50):
 def test_the_same_episodes_are_claimed_of_recorded_seeds_alone(tmp_path, unrecorded):
     folders = [make_run(tmp_path / f"r{i}", seed=i, successes=(10,), behaviour=20) for i in (0, 1)]
     lines = [json.loads(line) for line in folders[0].evaluations.read_text().splitlines()]
-    assert told_of(folders) == [f"TQL: every run {BELOW}."]
+    assert told_of(folders) == [f"TQL: all 2 runs score {BELOW}."]
     write_lines(folders[0].evaluations, unrecorded(lines))
     assert measured(read_run(folders[0])).behaviour == 40.0
-    assert told_of(folders) == [f"TQL: every run {BELOW.removesuffix(', in the same episodes')}."]
+    assert told_of(folders) == [f"TQL: all 2 runs score {BELOW.partition(',')[0]}."]
 
 
 def test_the_same_episodes_are_claimed_of_all_evaluations_that_count(tmp_path):
     folder = make_run(
         tmp_path / "r", protocol="ogbench-singletask", successes=(9, 10, 11), behaviour=20
     )
-    assert told_of([folder]) == [f"TQL: every run {BELOW}."]
+    assert told_of([folder]) == [f"TQL: the one run scores {BELOW}."]
     lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
     write_lines(folder.evaluations, [without_seeds(lines[0]), *lines[1:]])
-    assert told_of([folder]) == [f"TQL: every run {BELOW.removesuffix(', in the same episodes')}."]
+    assert told_of([folder]) == [f"TQL: the one run scores {BELOW.partition(',')[0]}."]
 
 
 def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
