@@ -13,13 +13,14 @@ Comparing runs
     leaderboard  scores of methods by task → rows, variants, published, imported
     statistics   intervals, spreads and tests
     scaling      whether a bigger critic helps
+    differences  whether methods of equal size differ
     claim        the measured change with size compared with the printed one
     selection    choosing among policies by online episodes
 
 Reports
     report       one HTML page, one Markdown file, the leaderboard's files
     report_scores, report_tables, report_plots      of runs
-    leaderboard_page, leaderboard_files             of boards
+    leaderboard_page, differences_page, leaderboard_files       of boards
     plots        inline SVG
 
 Looking into runs

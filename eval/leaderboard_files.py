@@ -83,6 +83,7 @@ def _board(section: BoardSection) -> dict[str, Any]:
         ],
         "summaries": [asdict(summary) for summary in section.summaries],
         "scaling": [asdict(scaling) for scaling in section.scalings],
+        "differences": [asdict(difference) for difference in section.comparisons.found],
         "notes": list(board.notes),
     }
 

@@ -8,6 +8,12 @@ import numpy as np
 
 from tql_offline.errors import listed
 from tql_offline.eval.claim import claim_sentences
+from tql_offline.eval.differences import Comparisons, compare_methods
+from tql_offline.eval.differences_page import (
+    difference_answers,
+    difference_notes,
+    difference_table,
+)
 from tql_offline.eval.leaderboard import (
     Board,
     Measured,
@@ -29,7 +35,9 @@ from tql_offline.eval.report_tables import (
     NONE,
     Cell,
     Table,
+    between,
     cell,
+    chance,
     counted,
     figure,
     grouped,
@@ -70,12 +78,13 @@ class BoardSection:
         title: the board's setting.
         tables: sortable tables, in order.
         answers: whether a bigger critic helped, or why that is not known, one short sentence per
-            method.
+            method; then whether methods differ, one per size.
         sentences: the same with its evidence, and notes.
         plots: scores by size, if a method has two sizes, and performance profiles.
         board: the board that the section was made from.
         summaries: summaries of its complete columns.
         scalings: scalings of its methods with several sizes.
+        comparisons: differences between its methods of equal size.
     """
 
     title: str
@@ -86,6 +95,7 @@ class BoardSection:
     board: Board
     summaries: tuple[Summary, ...]
     scalings: tuple[Scaling, ...]
+    comparisons: Comparisons
 
     @property
     def is_alone(self) -> bool:
@@ -94,34 +104,47 @@ class BoardSection:
         return len(board.runs) == 1 and not board.reported and not board.imported
 
 
-def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = ()) -> BoardSection:
+def board_section(
+    board: Board, anchor: str, printed: Sequence[PublishedSize] = (), baseline: str = ""
+) -> BoardSection:
     """Everything about one board; the same board gives the same section.
 
     Args:
         board: comparable scores.
         anchor: prefix of the ids in its plots.
         printed: a paper's scores by size, shown alongside.
+        baseline: the method that others are compared with; empty to compare each with each.
     """
     generator = np.random.default_rng(0)
     core = board.core()
     overall = summaries(core, generator)
     scalings = scaling_of(board, generator)
+    comparisons = compare_methods(board, generator, baseline)
+    methods = len({run.method for run in board.runs})
     percent = is_percent(board)
     is_whole = core.tasks == board.tasks
     tables = [score_table(board), average_table(board), summary_table(core, overall, is_whole)]
     if pairs := improvement_table(core, is_whole):
         tables.append(pairs)
+    tables.append(difference_table(comparisons, score_unit(board), digits_of(percent)))
     unknown = tuple(without_scaling(board, scalings))
-    tables += [scaling_table(scaling, percent) for scaling in scalings]
+    differences = tuple(difference_answers(comparisons, methods, digits_of(percent)))
+    tables += [scaling_table(scaling, percent, board.is_rate) for scaling in scalings]
     if scalings and printed:
         tables.append(printed_table(printed))
     return BoardSection(
         title=str(board.setting),
         tables=tuple(table for table in tables if table.rows),
-        answers=(*trend_sentences(scalings, digits_of(percent), brief=True), *unknown),
+        answers=(
+            *trend_sentences(scalings, digits_of(percent), brief=True),
+            *unknown,
+            *differences,
+        ),
         sentences=(
             *trend_sentences(scalings, digits_of(percent)),
             *unknown,
+            *differences,
+            *difference_notes(comparisons, methods),
             *without_average(board, scalings),
             *below_behaviour(board),
             *claim_sentences(board, printed),
@@ -134,6 +157,7 @@ def board_section(board: Board, anchor: str, printed: Sequence[PublishedSize] = 
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
+        comparisons=comparisons,
     )
 
 
@@ -301,18 +325,6 @@ def spread(mean: float, sd: float, percent: bool) -> str:
     return f"{plain(mean, percent)} ± {plain(sd, percent) if percent else f'{sd:.2g}'}"
 
 
-def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
-    """A cell with a value and its interval, if there is one."""
-    if math.isnan(estimate.value):
-        return Cell(text=NONE)
-    value, low, high = (
-        f"{times * bound:{sign}.{digits}f}"
-        for bound in (estimate.value, estimate.low, estimate.high)
-    )
-    known = not math.isnan(estimate.low)
-    return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
-
-
 def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
     """A cell with mean ± standard deviation over runs and, if known, the number of runs."""
     if score is None:
@@ -463,34 +475,69 @@ SIZE_COLUMNS = (
 )
 
 
-def scaling_table(scaling: Scaling, percent: bool) -> Table:
-    """Table of one method by size: over all tasks or, if these have no average, on each."""
+def scaling_table(scaling: Scaling, percent: bool, is_rate: bool) -> Table:
+    """Table of one method by size: over all tasks or, if these have no average, on each.
+
+    Args:
+        scaling: the method's scaling.
+        percent: whether scores are of the order of 100.
+        is_rate: whether they are success rates.
+    """
     digits, by_task = digits_of(percent), scaling.by_task
     over = (
         f"by task and size, on {_tasks(scaling)}" if by_task else f"by size, over {_tasks(scaling)}"
     )
-    each = ((cell(task), *_size_row(point, digits)) for task in by_task for point in by_task[task])
+    full = full_change(scaling.points, is_rate)
+    each = (
+        (cell(task), *_size_row(point, digits, full)) for task in by_task for point in by_task[task]
+    )
     return make_table(
         f"{scaling.method} {over}: counted score, then the last evaluation, the mean of the last "
         "three, and the best, an oracle chosen by playing",
         (*(("task",) if by_task else ()), *SIZE_COLUMNS),
-        each if by_task else (_size_row(point, digits) for point in scaling.points),
+        each if by_task else (_size_row(point, digits, full) for point in scaling.points),
     )
 
 
-def _size_row(point: SizePoint, digits: int) -> tuple[Cell, ...]:
+def _size_row(point: SizePoint, digits: int, full: float) -> tuple[Cell, ...]:
     return (
         cell(point.size),
         number_cell(point.parameters),
         number_cell(point.runs),
         between(point.score, digits),
         between(point.difference, digits, "+"),
-        between(point.relative, 0, "+", 100) if math.isfinite(point.relative.low) else cell(""),
+        _relative_cell(point.relative, full),
         *(number_cell(value) for value in (point.last, point.last_three, point.best)),
         number_cell(point.updates_per_second),
         number_cell(point.hours),
         flops_cell(point.flops),
     )
+
+
+def _relative_cell(relative: Estimate, full: float) -> Cell:
+    """A relative change in percent, if it has an interval.
+
+    Fieller's upper bound is large where the smallest size's mean may be small. Beyond the change to
+    a full score it tells only that it is no bound.
+    """
+    if not math.isfinite(relative.low):
+        return cell("")
+    told = between(relative, 0, "+", 100)
+    if relative.high <= full:
+        return told
+    value, low = (f"{100 * bound:+.0f}" for bound in (relative.value, relative.low))
+    return Cell(text=f"{value} [{low}, no upper bound of use]", sort=told.sort)
+
+
+def full_change(points: Sequence[SizePoint], is_rate: bool) -> float:
+    """The relative change from the smallest size's score to a full one; infinite if none is full.
+
+    Args:
+        points: sizes, smallest first.
+        is_rate: whether scores are success rates in percent.
+    """
+    base = points[0].score.value
+    return 100 / base - 1 if is_rate and base > 0 else math.inf
 
 
 def flops_cell(flops: float) -> Cell:
@@ -586,11 +633,10 @@ def _change(scaling: Scaling, tests: int, digits: int) -> str:
 
 
 def _evidence(scaling: Scaling, p: float, tests: int) -> str:
-    chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     corrected = f", Holm-corrected for {tests} methods" if tests > 1 else ""
     return (
         "Jonckheere-Terpstra test by permutation within tasks: concordance "
-        f"{scaling.trend.concordance:+.2f}, two-sided {chance}{corrected}"
+        f"{scaling.trend.concordance:+.2f}, two-sided {chance(p)}{corrected}"
     )
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tql_offline.errors import InputError, listed
+from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.attention_health import has_targets, has_temperatures
 from tql_offline.eval.imported import ImportedScore, beside, read_scores, without_board
-from tql_offline.eval.leaderboard import Measured, make_boards, measured
+from tql_offline.eval.leaderboard import Board, Measured, make_boards, measured, natural
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
@@ -123,6 +123,7 @@ def write_report(
     merged: Sequence[Path] = (),
     published: bool = True,
     scores: Sequence[Path] = (),
+    baseline: str = "",
 ) -> ReportFiles:
     """Write `report.html`, `report.md` and, where scores can be compared, `leaderboard.*`.
 
@@ -133,13 +134,14 @@ def write_report(
         merged: others' `result.json` files; they appear on the leaderboard only.
         published: whether to show printed scores of the same tasks and protocol alongside.
         scores: files of scores from elsewhere to show alongside; see `imported.read_scores`.
+        baseline: the method that others of its size are compared with; empty to compare each pair.
 
     Returns:
         Where the files are.
 
     Raises:
-        InputError: there is neither a run nor a usable result, a file of scores is unusable, or
-            `out` cannot be written to.
+        InputError: there is neither a run nor a usable result, no finished run is of the baseline,
+            a file of scores is unusable, or `out` cannot be written to.
     """
     if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
@@ -150,7 +152,7 @@ def write_report(
         sections.append(_run_section(run, f"run-{index}" if is_detailed else ""))
         if progress is not None:
             progress(index)
-    boards, warnings = _boards(read, merged, published, imported)
+    boards, warnings = _boards(read, merged, published, imported, baseline)
     page = _page(read, sections, boards, warnings)
     texts = {
         "report.html": render("report.html.jinja", page),
@@ -185,6 +187,7 @@ def _boards(
     merged: Sequence[Path],
     published: bool,
     imported: Sequence[ImportedScore],
+    baseline: str,
 ) -> tuple[list[BoardSection], list[str]]:
     """The leaderboard's sections, and sentences on what was left out."""
     own = [measured(replace(run, name=name)) for name, run in named]
@@ -200,12 +203,20 @@ def _boards(
     found = [scores for scores in own if isinstance(scores, Measured)]
     found += _with_paths(others, {name for name, _ in named})
     boards, left_out = make_boards(found, published_scores() if published else ())
+    _check_baseline(baseline, boards)
     printed = published_sizes() if published else ()
     sections = [
-        board_section(beside(b, imported), f"board-{i}", printed if b.reported else ())
+        board_section(beside(b, imported), f"board-{i}", printed if b.reported else (), baseline)
         for i, b in enumerate(boards, start=1)
     ]
     return sections, [*warnings, *left_out, *without_board(boards, imported)]
+
+
+def _check_baseline(baseline: str, boards: Sequence[Board]) -> None:
+    methods = sorted({run.method for board in boards for run in board.runs}, key=natural)
+    if baseline and baseline not in methods:
+        known = f"name one of these: {listed(methods, MAX_NAMED_RUNS)}" if methods else "finish one"
+        raise InputError(f"no finished run is of the baseline {shown(baseline)}; {known}")
 
 
 def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> Iterator[str]:

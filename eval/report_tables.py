@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tql_offline.eval.statistics import Estimate
+
 NONE = "—"
 
 
@@ -59,6 +61,27 @@ def number_cell(value: float | int | None) -> Cell:
     if value is None or math.isnan(value):
         return Cell(text=NONE)
     return Cell(text=grouped(value) if isinstance(value, int) else figure(value), sort=float(value))
+
+
+def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 1.0) -> Cell:
+    """A cell with a value and its interval, if there is one."""
+    if math.isnan(estimate.value):
+        return Cell(text=NONE)
+    value, low, high = (
+        f"{times * bound:{sign}.{digits}f}"
+        for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    known = not math.isnan(estimate.low)
+    return Cell(text=f"{value} [{low}, {high}]" if known else value, sort=estimate.value)
+
+
+def chance(p: float) -> str:
+    """A p-value in a sentence; none is 0.
+
+    >>> chance(0.03), chance(1e-5)
+    ('p = 0.030', 'p < 0.001')
+    """
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def as_text(value: Any) -> str:

@@ -237,6 +237,7 @@ def estimate_gain(
 
     With means a, b of variances u, v the bounds solve (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
     "Some problems in interval estimation"). There are no bounds if b may be 0, no value if b ≤ 0.
+    A success rate falls by 100 % at most.
     """
     one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
     a, b = one.value, other.value
@@ -248,7 +249,8 @@ def estimate_gain(
     high = _fieller(a, b, u + one.rise, v + other.fall, 1)
     if math.isnan(low) or math.isnan(high):
         return Estimate(value=a / b - 1)
-    return Estimate(value=a / b - 1, low=low - 1, high=high - 1)
+    least = -1.0 if is_rate else -math.inf
+    return Estimate(value=a / b - 1, low=max(low - 1, least), high=high - 1)
 
 
 def _fieller(a: float, b: float, u: float, v: float, sign: int) -> float:

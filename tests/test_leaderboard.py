@@ -757,6 +757,25 @@ def test_scaling_by_size_of_a_known_table(tmp_path):
     assert scaling.trend.p_rise < 0.01 < scaling.trend.p_fall
 
 
+@pytest.mark.parametrize(
+    ("scores", "cell"),
+    [
+        # By Fieller's formula 144 to 283 % and 301 to 22999 %; a full score is +400 and +900 %.
+        (((9, 10, 11), (29, 30, 31)), "+200 [+144, +283]"),
+        (((3, 5, 7), (38, 40, 42)), "+700 [+301, no upper bound of use]"),
+    ],
+)
+def test_a_relative_change_beyond_a_full_score_has_no_upper_bound(tmp_path, scores, cell):
+    paths = [
+        write_result(tmp_path / f"{size}-{s}-result.json", size=size, seed=s, successes=(k,) * 3)
+        for size, each in zip(("tiny", "large"), scores, strict=True)
+        for s, k in enumerate(each)
+    ]
+    (board,), _ = boards_of(paths)
+    (*_, last) = board_section(board, "b").tables[-1].rows
+    assert last[5].text == cell
+
+
 def test_several_methods_need_more_runs_for_any_trend(tmp_path):
     """Four runs each of two sizes: 2 of C(8, 4) = 70 deals, 0.03, which is 0.06 of two methods."""
     paths = [
@@ -952,7 +971,7 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     ]  # fmt: skip
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    scores, summary, improvement, *by_size = section.tables
+    scores, summary, improvement, _, *by_size = section.tables
     assert scores.caption.startswith("Score by task, return (not normalised): mean")
     assert summary.columns == ("method", "mean rank")
     assert [row[0].text[0] for row in summary.rows] == ["B", "B", "A", "A"]

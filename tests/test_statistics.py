@@ -286,6 +286,12 @@ def test_a_gain_has_no_bound_over_a_base_that_may_be_nothing():
     assert math.isnan(estimate_gain([[30.0, 50.0]], [[0.0, 0.0]]).value)
 
 
+def test_a_rate_falls_by_itself_at_most():
+    table, base = [[0.0, 10.0, 20.0]], [[80.0, 85.0, 90.0]]
+    assert estimate_gain(table, base).low < -1
+    assert estimate_gain(table, base, is_rate=True).low == -1
+
+
 @pytest.mark.parametrize("num_tasks", [1, 5])
 @pytest.mark.parametrize("runs", [2, 3, 8])
 def test_intervals_of_comparisons_cover_what_they_say(runs, num_tasks):

@@ -28,6 +28,9 @@ def report(
         list[Path] | None,
         typer.Option(help="CSV files of scores from elsewhere (method,task,seed,score) to show."),
     ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="Method that others are compared with; default: each pair.")
+    ] = "",
 ) -> None:
     """Write a report of runs: one HTML page that opens offline, Markdown, and the leaderboard."""
     from tql_offline.eval.report import write_report
@@ -38,7 +41,11 @@ def report(
     merged = find_results(merge or [])
     with progress_bar("reporting runs", len(folders)) as progress:
         files = write_report(
-            folders, out, progress.reach, merged=merged, published=published, scores=scores or ()
+            *(folders, out, progress.reach),
+            merged=merged,
+            published=published,
+            scores=scores or (),
+            baseline=baseline,
         )
     warn(files.warnings, "warning")
     say("\n".join(map(str, (files.html, files.markdown, *files.boards))))
