@@ -205,6 +205,8 @@ def _single(difference: Difference, tests: int, digits: int) -> str:
     if difference.alike:
         return f"{both}: all runs of a task score the same, so no difference can show{where}"
     change = _change(difference, digits)
+    if not math.isnan(difference.difference.value):
+        change = f"; the first less the second{change}"
     if difference.is_untestable:
         which = _lack(difference, tests)
         return f"{both}: {which} to show a difference{where}, whatever their scores{change}"

@@ -224,8 +224,8 @@ def test_differences_by_chance_are_none(board_of):
     like = {"t": (1, 5, 9, 13, 17)}
     board = board_of({"A tiny": like, "B tiny": {"t": (2, 4, 10, 12, 18)}})
     assert answers(board) == [
-        "A tiny and B tiny do not differ by more than chance explains on t: -0.2 [-9.5, +9.1], "
-        "p = 1.000."
+        "A tiny and B tiny do not differ by more than chance explains on t; the first less the "
+        "second: -0.2 [-9.5, +9.1], p = 1.000."
     ]
     board = board_of({f"{m} tiny": dict.fromkeys("abc", (1, 5, 9)) for m in "ABC"})
     assert answers(board) == [
@@ -249,16 +249,17 @@ def test_too_few_runs_are_told_with_how_many_are_enough(board_of):
     assert [row[4].text for row in section.tables[-1].rows] == ["0.300 (too few runs)"] * 3
     scores.pop("C tiny")
     assert answers(board_of(scores)) == [
-        "A tiny and B tiny: too few runs to show a difference on t, whatever their scores: "
-        "-30.0 [-32.3, -27.7]. A difference can show from 4 runs of each method on."
+        "A tiny and B tiny: too few runs to show a difference on t, whatever their scores; "
+        "the first less the second: -30.0 [-32.3, -27.7]. "
+        "A difference can show from 4 runs of each method on."
     ]
 
 
 def test_single_runs_can_show_nothing_but_over_many_tasks(board_of):
     (answer,) = answers(board_of({"A tiny": {"t": (90,)}, "B tiny": {"t": (10,)}}))
     assert answer == (
-        "A tiny and B tiny: too few runs to show a difference on t, whatever their scores: +80.0. "
-        "A difference can show from 4 runs of each method on."
+        "A tiny and B tiny: too few runs to show a difference on t, whatever their scores; "
+        "the first less the second: +80.0. A difference can show from 4 runs of each method on."
     )
     tasks = "abcdef"  # of 2⁶ = 64 deals, one is as good and one as bad
     board = board_of({"A tiny": dict.fromkeys(tasks, (90,)), "B tiny": dict.fromkeys(tasks, (10,))})

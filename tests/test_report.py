@@ -404,8 +404,15 @@ def test_the_answers_of_boards_come_first(tmp_path):
         assert page.index("TQL, tiny to small, over ") < page.index("tiny0")
         assert page.count("TQL, tiny to small, over ") == 2
         assert page.count("Jonckheere") == 1, "where the board is"
+    assert "runs one by one" not in html
     assert "Score by size" in html
     assert html.count("<figcaption>Success rate, %</figcaption>") <= 1 + len(runs)
+    more = [
+        make_run(tmp_path / f"more{seed}", seed=seed, successes=(5 + seed,)) for seed in (2, 3, 4)
+    ]
+    html, _ = written([*runs, *more], tmp_path / "with-more")
+    assert html.index("TQL, tiny to small") < html.index("<summary>7 runs one by one")
+    assert html.index("<summary>7 runs one by one") < html.index("tiny0")
 
 
 def told_of_behaviour(tmp_path, *runs):
