@@ -2,9 +2,11 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
@@ -27,6 +29,8 @@ from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scores import bold, evaluation_score
 from tql_offline.eval.workers import EnvironmentPool
 from tql_offline.files import read_jsonl
+from tql_offline.runs import RunFolder
+from tql_offline.training import evaluation
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
@@ -364,3 +368,18 @@ def test_a_run_is_not_scored_by_what_its_policies_or_data_lack(protocol, capsys,
     said = capsys.readouterr().err
     assert ("given a goal" if protocol == "ogbench-goal" else "no reference scores") in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_progress_is_of_the_episodes_of_all_goals(monkeypatch, tmp_path):
+    class Started(SilentReporter):
+        def started(self, title, steps):
+            seen.append((title, steps))
+
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {})
+    monkeypatch.setattr(evaluation, "numpy_policy", lambda *_: None)
+    agent = SimpleNamespace(noise_dim=lambda _policy: 1)
+    cpu = torch.device("cpu")
+    scorer = evaluation.Evaluator(None, get("ogbench-goal"), cpu, overlaps=False)
+    scorer.score(agent, RunFolder(tmp_path), 1, ("learned",), Started())
+    assert seen == [("scoring learned policy", 250)]

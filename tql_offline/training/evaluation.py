@@ -90,7 +90,7 @@ class Evaluator:
         lines = []
         for policy in policies:
             title = f"scoring {policy} policy"
-            reporter.started(title, self.protocol.episodes)
+            reporter.started(title, self.protocol.episodes_played)
             line = evaluate(
                 numpy_policy(agent, policy, self.device),
                 self.pool,
