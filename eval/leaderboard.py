@@ -114,6 +114,7 @@ class Measured:
             count are of the same episodes.
         in_own_episodes: whether recorded seeds show that all evaluations that count are of the
             protocol's own episodes.
+        curve: score by update of every evaluation that the protocol plans.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Measured:
     behaviour: float = math.nan
     in_same_episodes: bool = False
     in_own_episodes: bool = False
+    curve: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -366,6 +368,7 @@ def measured(run: Run) -> Measured | str:
         in_same_episodes=behaviour is not None
         and all(_have_same_episodes(behaviour, e) for e in score.evaluations),
         in_own_episodes=all(map(has_own_episodes, score.evaluations)),
+        curve={evaluation.step: evaluation.score for evaluation in known},
     )
 
 

@@ -26,6 +26,7 @@ from tql_offline.eval.leaderboard import (
     natural,
     summaries,
 )
+from tql_offline.eval.learning_curves import learning_plots
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
 from tql_offline.eval.protocol import known_protocol, protocols, scores_success
 from tql_offline.eval.published import PublishedSize
@@ -80,7 +81,7 @@ class BoardSection:
         answers: whether a bigger critic helped, or why that is not known, one short sentence per
             method; then whether methods differ, one per size.
         sentences: the same with its evidence, and notes.
-        plots: scores by size, if a method has two sizes, and performance profiles.
+        plots: scores by size, if a method has two sizes, learning curves, performance profiles.
         board: the board that the section was made from.
         summaries: summaries of its complete columns.
         scalings: scalings of its methods with several sizes.
@@ -701,9 +702,11 @@ def _tasks(scaling: Scaling) -> str:
 
 
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
-    """Plots of scores by size and cost, and performance profiles, if there is anything to draw."""
+    """Scores by size and cost, learning curves and performance profiles, as far as there are."""
+    limits = (0.0, 100.0) if is_success(board) else None
     groups = (
         scaling_plots(scalings, anchor, board),
+        learning_plots(board, anchor, score_unit(board), limits),
         *([profile_plots(board, anchor)] if board.averages(board.tasks) else []),
     )
     return tuple(group for group in groups if group.plots)
