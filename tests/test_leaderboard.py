@@ -950,7 +950,7 @@ def test_profiles_of_returns_reach_over_all_runs(tmp_path):
         for s in range(3)
     ]
     (board,), _ = make_boards(runs)
-    (group,) = board_section(board, "b").plots
+    *_, group = board_section(board, "b").plots
     drawn = group.plots[0].svg
     assert "A tiny: from 1 at -250 to 0 at -10." in drawn
     assert "B tiny: from 0.6667 at -250 to 0 at -10." in drawn  # one of three is at -250, not above
@@ -978,7 +978,7 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     assert "Probability" in improvement.caption
     assert "a stratified bootstrap; none where" in summary.caption, "there is no mean"
     assert [len(table.rows) for table in by_size] == [4, 4]
-    assert [group.title for group in section.plots] == ["Score by size"]
+    assert [group.title for group in section.plots] == ["Score by size", "Learning curves"]
     assert any(
         s.startswith("Plain returns are on each task's own scale") for s in section.sentences
     )
@@ -994,7 +994,9 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     section = board_section(board, "b")
     assert not any("Plain returns" in sentence for sentence in section.sentences)
     assert section.tables[2].columns[2:5] == ("as printed", "mean", "IQM")
-    assert [group.title for group in section.plots] == ["Score by size", "Performance profiles"]
+    assert [group.title for group in section.plots] == [
+        *("Score by size", "Learning curves", "Performance profiles")
+    ]
 
 
 def returns_of(tmp_path, scores):
@@ -1050,7 +1052,7 @@ def test_a_size_in_between_that_is_best_on_some_tasks_is_counted(tmp_path):
 
 def test_few_tasks_of_returns_are_drawn(tmp_path):
     scores = {("tiny", 1): range(8), ("large", 3): range(8)}
-    (group,) = board_section(returns_of(tmp_path, scores), "b").plots
+    group, _ = board_section(returns_of(tmp_path, scores), "b").plots
     assert len(group.plots) == 6
     assert group.note.endswith(" 2 more tasks are in the table.")
 
