@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tql_offline.config import OBJECTIVES, Config
+from tql_offline.config import OBJECTIVES, Config, is_own
 from tql_offline.errors import InputError, shown
 from tql_offline.files import part_of, put_folder, write_atomic, write_json, writing
 from tql_offline.own_code import refuse_brought
@@ -188,8 +188,7 @@ def _facts(
 
 def _own_method(objective: str) -> str:
     """`module:Class` of a method outside the package; empty for one of its own."""
-    named = OBJECTIVES.get(objective, objective)
-    return "" if named.startswith("tql_offline.agents.") else named
+    return OBJECTIVES.get(objective, objective) if is_own(objective) else ""
 
 
 def _dataset_name(name: str) -> str:
