@@ -21,6 +21,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -233,7 +234,10 @@ def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> No
     spaces = (_space(columns["observations"]), _space(columns["actions"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        storage = MinariStorage.new(path / "data", *spaces, jpeg_encoding=False)
+        # From 0.5.4 on, Minari makes JPEG of images unless told not to.
+        told = "jpeg_encoding" in signature(MinariStorage.new).parameters
+        plain = {"jpeg_encoding": False} if told else {}
+        storage = MinariStorage.new(path / "data", *spaces, **plain)
         target_id = path.name.split(".part.")[-1]
         storage.update_metadata(
             {

@@ -78,7 +78,7 @@ def test_a_missing_package_comes_with_its_install_command(as_checkout, versions)
         topic="h5py",
         state="missing",
         detail="not installed",
-        mend="pip install 'h5py>=3.10'",
+        mend="pip install 'h5py>=3.16'",
     )
 
 

@@ -9,9 +9,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+from filelock import FileLock, SoftFileLock
 from marks import slowly
 from stand_ins import Noting, raising
 
+from tql_offline import locks
 from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
@@ -343,6 +345,12 @@ def test_a_result_cut_short_without_a_checkpoint_costs_no_score(data, whole, tmp
     with pytest.raises(InputError, match=r"result\.json cannot be read.*copy the whole run"):
         go_on(data, folder.path)
     assert folder.evaluations.read_bytes() == whole.evaluations.read_bytes()
+
+
+def test_a_lock_that_does_without_the_systems_is_known_by_its_holders_number(tmp_path):
+    """The library may change a lock's class where the system has none, or may not."""
+    assert locks._is_soft(SoftFileLock(tmp_path / "soft"))
+    assert not locks._is_soft(FileLock(tmp_path / "own"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

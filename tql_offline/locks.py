@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from tql_offline.documents import read_bounded
 from tql_offline.errors import InputError, shown
@@ -51,8 +51,7 @@ def locked(
         try:
             _acquire(lock, path, SOFT_PATIENCE_SECONDS if waits else 0, advice)
         except Timeout as error:
-            is_soft = isinstance(lock, SoftFileLock)
-            if is_soft:
+            if _is_soft(lock):
                 raise BusyError(f"{busy}{_unless_gone(path)}") from error
             if not waits:
                 raise BusyError(busy) from error
@@ -63,16 +62,21 @@ def locked(
         _release(lock, path, removed)
 
 
+def _is_soft(lock: BaseFileLock) -> bool:
+    """Whether a lock does without the system's: only such a one tells its holder's number."""
+    return hasattr(lock, "pid")  # filelock < 4.3 also changes its class, newer ones do not
+
+
 def _release(lock: BaseFileLock, path: Path, removed: bool) -> None:
     # A soft lock's file goes with its release; by then, one at its path may be another process's.
-    if removed and not isinstance(lock, SoftFileLock):
+    if removed and not _is_soft(lock):
         with suppress(OSError):  # Windows does not delete an open file; the next holder uses it
             path.unlink()
     lock.release()
 
 
 def _acquire(lock: BaseFileLock, path: Path, timeout: float, advice: str) -> None:
-    """Acquire a lock; one that has to do without the system's becomes a `SoftFileLock`.
+    """Acquire a lock; one that has to do without the system's becomes a soft one.
 
     Args:
         lock: the lock.
@@ -89,9 +93,8 @@ def _acquire(lock: BaseFileLock, path: Path, timeout: float, advice: str) -> Non
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "flock not supported", UserWarning)
             lock.acquire(timeout)
-    except (OSError, NotImplementedError) as error:
-        # Older versions of the library raise the latter where newer ones take a soft lock.
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
         raise InputError(
             f"the file system of {path.parent} has no locks, by which processes keep out of one "
