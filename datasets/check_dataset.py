@@ -4,7 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tql_offline.datasets.catalogue import Entry, find_or_none
-from tql_offline.datasets.checks import Finding, check, check_spaces, last_rows_look_like_steps
+from tql_offline.datasets.checks import (
+    Finding,
+    check,
+    check_spaces,
+    last_rows_look_like_steps,
+    warnings_first,
+)
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
 from tql_offline.datasets.episodes import BOUNDS_SETTING, OutOfBoundsError, shared_bounds
@@ -64,7 +70,7 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     view = view_of_columns(columns, data)
     found = _findings(view, data, env_id)
     found += [] if "masks" in columns else [_without_masks(view)]
-    return [*_refused(lambda: own_episodes(columns, path), env_id), *_warnings_first(found)]
+    return [*_refused(lambda: own_episodes(columns, path), env_id), *warnings_first(found)]
 
 
 def _without_masks(view: View) -> Finding:
@@ -98,10 +104,6 @@ def _flat_findings(
 def _findings(view: View, data: str, env_id: str) -> list[Finding]:
     dims = check_spaces(view, env_id) if env_id else []
     return dims + check(view, jumps=not _teleports(data))
-
-
-def _warnings_first(found: list[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: finding.level == "note")
 
 
 def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:

@@ -85,6 +85,11 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         *_duplicates(view),
         *_repeats(view),
     ]
+    return warnings_first(found)
+
+
+def warnings_first(found: list[Finding]) -> list[Finding]:
+    """Findings in their order, notes after warnings."""
     return sorted(found, key=lambda finding: finding.level == "note")
 
 
@@ -107,7 +112,7 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
         *_actions(part),
         *_duplicates(whole, whole_episodes=False),
     ]
-    return sorted(found, key=lambda finding: finding.level == "note")
+    return warnings_first(found)
 
 
 def check_spaces(view: View, env_id: str) -> list[Finding]:

@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Board, Measured, natural
+from tql_offline.eval.leaderboard import Board, Measured, by_cell, natural
 from tql_offline.eval.statistics import (
     RESAMPLES,
     SIGNIFICANCE,
@@ -184,9 +184,7 @@ def _pairs(
     board: Board, columns: Sequence[Measured], baseline: str
 ) -> tuple[list[_Pair], list[tuple[str, int]]]:
     """The pairs of columns to compare, and the sizes with too many methods for that."""
-    cells: Cells = {}
-    for run in board.runs:
-        cells.setdefault((run.task, run.label), []).append(run)
+    cells = by_cell(board.runs)
     pairs: list[_Pair] = []
     crowded: list[tuple[str, int]] = []
     for size in _sizes(columns):

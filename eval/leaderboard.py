@@ -469,9 +469,7 @@ def _board(
     names = variant_names(rows)
     named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
     distinct = _distinct(named, warnings)
-    cells: dict[tuple[str, str], list[Measured]] = {}
-    for run in distinct:
-        cells.setdefault((run.task, run.label), []).append(run)
+    cells = by_cell(distinct)
     tasks = tuple(sorted({task for task, _ in cells}, key=natural))
     followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
     beside = [p for p in followed if p.task in tasks and not is_own]
@@ -524,6 +522,14 @@ def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScor
 
 def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"Reported: {p.source}. {p.note}" for p in rows))
+
+
+def by_cell(runs: Iterable[Measured]) -> dict[tuple[str, str], list[Measured]]:
+    """Runs by task and label."""
+    cells: dict[tuple[str, str], list[Measured]] = {}
+    for run in runs:
+        cells.setdefault((run.task, run.label), []).append(run)
+    return cells
 
 
 def score_of(runs: Sequence[Measured]) -> TaskScore:

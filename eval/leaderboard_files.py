@@ -15,6 +15,7 @@ from tql_offline.eval.leaderboard import (
     Setting,
     TaskScore,
     average,
+    by_cell,
     domain_title,
     domains,
     imported_label,
@@ -93,9 +94,7 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:
-    runs: dict[tuple[str, str], list[Measured]] = {}
-    for run in board.runs:
-        runs.setdefault((run.task, run.label), []).append(run)
+    runs = by_cell(board.runs)
     unit = score_unit(board)
     for task in board.tasks:
         for label, bold in zip(board.labels, board.bold(task), strict=True):

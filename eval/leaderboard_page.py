@@ -27,7 +27,7 @@ from tql_offline.eval.leaderboard import (
     summaries,
 )
 from tql_offline.eval.learning_curves import learning_plots
-from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, short_count
+from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
 from tql_offline.eval.protocol import known_protocol, protocols, scores_success
 from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.references import SCALES
@@ -59,8 +59,6 @@ from tql_offline.eval.statistics import (
 
 MAX_COMPARED = 8
 """Most columns of runs for which every pair is compared."""
-MAX_PANELS = 6
-"""Most tasks of which scores by size are drawn, where each needs a panel of its own."""
 
 _FORMULAS = {
     "success": "success = info['success'] at the last step; score = 100 × success rate",

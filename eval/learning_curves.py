@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tql_offline.eval.leaderboard import Board, Measured
-from tql_offline.eval.plots import MAX_COLOUR, Line, Panel
+from tql_offline.eval.leaderboard import Board, by_cell
+from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
 from tql_offline.eval.report_tables import counted
 from tql_offline.eval.statistics import estimate_mean
-
-MAX_TASKS = 6
-"""Most tasks that have a panel."""
 
 
 def learning_plots(
@@ -38,7 +35,7 @@ def learning_plots(
                 y_limits=limits,
             ),
         )
-        for task in tasks[:MAX_TASKS]
+        for task in tasks[:MAX_PANELS]
     ]
     more = len(tasks) - len(panels)
     left_out = len(board.measured) - len(labels)
@@ -72,12 +69,8 @@ def _cells(
 
     A single score is no curve.
     """
-    runs: dict[tuple[str, str], list[Measured]] = {}
-    for run in board.runs:
-        if run.label in labels:
-            runs.setdefault((run.task, run.label), []).append(run)
     found = {}
-    for key, its in runs.items():
+    for key, its in by_cell(run for run in board.runs if run.label in labels).items():
         shared = sorted(set.intersection(*(set(run.curve) for run in its)))
         if len(shared) > 1:
             found[key] = {step: tuple(run.curve[step] for run in its) for step in shared}

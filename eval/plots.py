@@ -23,6 +23,8 @@ MAX_POINTS = 400
 DENSE = 40
 """On a line of more points only some are marked, at different places for each colour."""
 
+MAX_PANELS = 6
+"""Most tasks that are drawn where each needs a panel of its own."""
 MAX_COLOUR = 6
 """Line colours 1..6 of the page's palette (`--c1` ...), which also differ in marker."""
 

@@ -33,6 +33,7 @@ from tql_offline.eval.protocol import (
     protocol_label,
     scores_success,
 )
+from tql_offline.eval.report_tables import counted
 from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
@@ -227,10 +228,9 @@ class _Reading:
             protocol = known_protocol(label)
             assert protocol is not None  # of an unknown one, every number fits
             some = listed([str(number) for number in numbers], _MAX_NUMBERS_NAMED)
-            count = numbers.total()
             self.warn(
-                f"{name} has {count} {'evaluation' if count == 1 else 'evaluations'} of {some} "
-                f"episodes where {label} has {protocol.episodes_played}, left out"
+                f"{name} has {counted(numbers.total(), 'evaluation')} of {some} episodes where "
+                f"{label} has {protocol.episodes_played}, left out"
             )
 
 

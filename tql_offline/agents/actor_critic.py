@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tql_offline.agents.base import Agent, Metrics
+from tql_offline.agents.base import Agent, Metrics, on_device
 from tql_offline.agents.controlled_critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.errors import InputError
 from tql_offline.networks import Normaliser
 
 
@@ -101,11 +100,10 @@ class ActorCritic(Agent):
         batch = normalised(batch, self.normaliser)
         noise = self.draw_noise(batch.actions, generator)
         with_policy = step % self.policy_delay == 0
-        loss, metrics = self._pair("critic_loss", self.critic_loss(batch, noise))
+        loss, metrics = self.loss_of("critic_loss", batch, noise)
         if with_policy:
             # The policy's gradient is for its own parameters alone: the critic gets none of it.
-            pair = self._pair("policy_loss", self.policy_loss(batch, noise))
-            policy_loss, policy_metrics = pair
+            policy_loss, policy_metrics = self.loss_of("policy_loss", batch, noise)
             set_gradients(self.policy_parameters, policy_loss)
             metrics |= policy_metrics
         self.optimizers["critic"].zero_grad()
@@ -115,21 +113,7 @@ class ActorCritic(Agent):
             self.optimizers["policy"].step()
             for target, online in self.targets:
                 polyak_update(target, online, self.config.polyak)
-        return {name: self._metric(value) for name, value in metrics.items()}
-
-    def _pair(self, name: str, result: tuple[Tensor, Metrics]) -> tuple[Tensor, Metrics]:
-        if isinstance(result, tuple) and len(result) == 2:
-            return result
-        raise InputError(
-            f"{type(self).__name__}.{name} returns a {type(result).__name__} where a loss and a "
-            "dict of metrics are needed; return both"
-        )
-
-    def _metric(self, value: Tensor | float) -> Tensor:
-        # A plain number, as a method of one's own may return, becomes one on the device.
-        if isinstance(value, Tensor):
-            return value.detach()
-        return torch.full((), float(value), device=self.device)
+        return on_device(metrics, loss.device)
 
 
 def normalised(batch: Batch, normaliser: Normaliser) -> Batch:

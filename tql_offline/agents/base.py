@@ -58,6 +58,20 @@ class Agent(ABC):
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
         """Take gradient step `step` (from 1); the metrics returned stay on the device."""
 
+    def loss_of(self, name: str, batch: Batch, noise: Any) -> tuple[Tensor, Metrics]:
+        """What one of `losses` returns.
+
+        Raises:
+            InputError: it is no loss with metrics, as a method of one's own may return.
+        """
+        result: tuple[Tensor, Metrics] = getattr(self, name)(batch, noise)
+        if isinstance(result, tuple) and len(result) == 2:
+            return result
+        raise InputError(
+            f"{type(self).__name__}.{name} returns a {type(result).__name__} where a loss and a "
+            "dict of metrics are needed; return both"
+        )
+
     @abstractmethod
     def act(
         self,
@@ -104,6 +118,16 @@ def _agent_of(objective: str) -> Callable[..., Agent]:
             f"objective {objective!r} is no subclass of tql_offline.agents.Agent; make it one"
         )
     return found
+
+
+def on_device(metrics: Mapping[str, Tensor | float], device: torch.device) -> Metrics:
+    """Metrics without their history; a plain number becomes one on the device."""
+    return {
+        name: value.detach()
+        if isinstance(value, Tensor)
+        else torch.full((), float(value), device=device)
+        for name, value in metrics.items()
+    }
 
 
 def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tql_offline.agents.actor_critic import normalised
-from tql_offline.agents.base import Agent, Metrics
+from tql_offline.agents.base import Agent, Metrics, on_device
 from tql_offline.agents.optimizers import make_adamw
 from tql_offline.batch import Batch
 from tql_offline.config import Config
@@ -65,11 +65,13 @@ class BehaviourCloning(Agent):
         """Step the policy."""
         del step
         batch = normalised(batch, self.normaliser)
-        loss, metrics = self.policy_loss(batch, self.draw_noise(batch.actions, generator))
+        loss, metrics = self.loss_of(
+            "policy_loss", batch, self.draw_noise(batch.actions, generator)
+        )
         self.optimizers["policy"].zero_grad()
         loss.backward()
         self.optimizers["policy"].step()
-        return {name: value.detach() for name, value in metrics.items()}
+        return on_device(metrics, loss.device)
 
     def act(self, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
         """One sample of the flow for given noise, or the Gaussian's mode."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent, make_agent
-from tql_offline.config import Config
+from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
@@ -356,7 +356,8 @@ def _unscored(begun: _Begun) -> Iterator[str]:
 
 def _uncounted(setup: _Setup) -> Iterator[str]:
     """A note, if the operations of an update are not known."""
-    if flops_per_update(setup.config, *_dims(setup.dataset)) is None:
+    config = setup.config  # the package's methods can all be counted, which takes a second
+    if is_own(config.objective) and flops_per_update(config, *_dims(setup.dataset)) is None:
         yield (
             f"note: the operations of an update of {setup.config.objective} are not counted, since "
             "it looks at numbers (as `.item()` or `if` do); on a GPU such a method needs "
