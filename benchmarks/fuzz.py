@@ -214,6 +214,17 @@ def write_results(folder: Path) -> None:
         write_json(folder / "results" / f"s{seed}-result.json", first | {"seed": seed})
 
 
+def write_scores(folder: Path) -> None:
+    """Results, and scores from elsewhere: of their task with seeds, of another without one."""
+    write_results(folder)
+    first = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
+    lines = [f"CORL,{first['task']},{seed},{seed / 2},CORL 1.0" for seed in range(3)]
+    (folder / "scores.csv").write_text(
+        "\n".join(["method,task,seed,score,source", *lines, 'IQL,other-task,,-3e1,"a, b"\n']),
+        encoding="utf-8",
+    )
+
+
 def write_suite(folder: Path) -> None:
     """A grid of four runs, and one of a single run."""
     (folder / "grid.toml").write_text(
@@ -485,6 +496,15 @@ def read_merged(folder: Path, _file: Path) -> None:
     assert "<script>alert" not in files.html.read_text(encoding="utf-8")
 
 
+def read_imported(folder: Path, file: Path) -> None:
+    """The leaderboard with scores from elsewhere beside it."""
+    from tql_offline.eval.report import write_report
+
+    results = find_results([folder / "results"])
+    files = write_report([], folder / "report", merged=results, scores=[file])
+    assert "<script>alert" not in files.html.read_text(encoding="utf-8")
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
@@ -517,6 +537,7 @@ TARGETS: dict[str, Target] = {
         Target(name="model", write=write_models, spoil="*/*", read=read_model),
         Target(name="export", write=write_run, spoil="run/*.*", read=read_export),
         Target(name="merged", write=write_results, spoil="results/*", read=read_merged, share=0.5),
+        Target(name="scores", write=write_scores, spoil="*.csv", read=read_imported, share=0.5),
     )
 }
 

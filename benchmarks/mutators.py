@@ -5,6 +5,7 @@ gives bytes. Those of a format keep what a reader checks first: checksums, lengt
 """
 
 import copy
+import csv
 import io
 import json
 import random
@@ -183,6 +184,21 @@ def toml_text(data: bytes, rng: random.Random, _other: bytes) -> bytes:
     if rng.random() < 0.2:
         lines[place] = b"a." * rng.choice((20, 200, 30_000)) + b"a = 1"
     return b"\n".join(lines)
+
+
+def csv_fields(data: bytes, rng: random.Random, _other: bytes) -> bytes:
+    """Fields of a CSV file, or the order of its lines."""
+    rows = list(csv.reader(io.StringIO(data.decode())))
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = rng.choice(
+            (*TEXTS, *map(str, NUMBERS[:-1]), *rng.choice(rows))
+        )
+    if rng.random() < 0.2:
+        rng.shuffle(rows)
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 # Npz.
@@ -478,6 +494,7 @@ def json_in_json(data: bytes, rng: random.Random, other: bytes) -> bytes:
 FORMATS: dict[str, tuple[Mutator, ...]] = {
     ".json": (json_values, json_in_json),
     ".jsonl": (json_lines,),
+    ".csv": (csv_fields,),
     ".toml": (toml_values, toml_text),
     ".npz": (npz_members, npz_headers),
     ".hdf5": (hdf5_items,),

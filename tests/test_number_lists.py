@@ -1,4 +1,4 @@
-"""Lists of seeds and GPUs as a user writes them."""
+"""Lists of seeds, GPUs and transitions as a user writes them."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_numbers_are_read_in_their_order(text, numbers):
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "1-", "3-1", "1,1", "0-99999", "-1", "1,,2", "9" * 30, "0-40,50-90"]
+    "text", ["a", "1-", "3-1", "1,1", "0-99999", "-1", "1,,2", "1e3", "²", "9" * 30, "0-40,50-90"]
 )
 def test_bad_lists_are_refused_by_the_name_of_their_option(text):
     with pytest.raises(InputError, match="^--gpus "):

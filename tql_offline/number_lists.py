@@ -3,7 +3,7 @@
 from tql_offline.errors import InputError, shown
 
 MAX_NUMBERS = 64
-"""More seeds or GPUs at once than this must be a mistake."""
+"""More seeds, GPUs or transitions at once than this must be a mistake."""
 _MAX_DIGITS = 9
 
 

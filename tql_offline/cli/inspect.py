@@ -9,12 +9,10 @@ import typer
 from tql_offline.cli import app
 from tql_offline.cli.tables import TerminalReporter, print_table, say
 from tql_offline.cli.train import load_and_say
-from tql_offline.errors import InputError
+from tql_offline.number_lists import parse_numbers
 
 if TYPE_CHECKING:
     from tql_offline.eval.inspections import Inspection
-
-MAX_DIGITS = 12
 
 
 @app.command("inspect")
@@ -26,8 +24,8 @@ def inspect_(
     states: Annotated[
         str,
         typer.Option(
-            help="Transitions to inspect, e.g. 0,500,999. Default: the first, middle and last of "
-            "some episodes."
+            help="Transitions to inspect, e.g. 0,500,999 or 0-9. Default: the first, middle and "
+            "last of some episodes."
         ),
     ] = "",
     episodes: Annotated[int, typer.Option(help="Number of those episodes.")] = 3,
@@ -52,10 +50,10 @@ def inspect_(
     from tql_offline.training.inspection import Choice, inspect_run
 
     choice = Choice(
-        states=parse_indices(states, "--states"),
+        states=parse_numbers(states, "--states"),
         episodes=episodes,
         seed=seed,
-        dims=parse_indices(dims, "--dims"),
+        dims=parse_numbers(dims, "--dims"),
         held=held,
         grid=grid,
     )
@@ -72,24 +70,6 @@ def inspect_(
         )
     show(found)
     say(f"written: {folder}")
-
-
-def parse_indices(text: str, option: str) -> tuple[int, ...]:
-    """Parse numbers such as `0,500,999`; "" gives none.
-
-    Raises:
-        InputError: it has another form, or names an index twice.
-
-    >>> parse_indices("3, 1", "--states")
-    (3, 1)
-    """
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(p.isascii() and p.isdecimal() and len(p) <= MAX_DIGITS for p in parts):
-        raise InputError(f"{option} {text!r} is not of the form 0,500,999; correct it")
-    indices = tuple(int(part) for part in parts)
-    if len(set(indices)) < len(indices):
-        raise InputError(f"{option} {text!r} names an index twice; correct it")
-    return indices
 
 
 def show(found: "Inspection") -> None:
