@@ -54,7 +54,7 @@ from tql_offline.datasets.names import (
     find_file,
     parse_name,
 )
-from tql_offline.datasets.reading import Floats, is_there
+from tql_offline.datasets.reading import Columns, Floats, is_there
 from tql_offline.datasets.required import (
     require_marks,
     require_masks,
@@ -460,6 +460,8 @@ def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None
         low, high = bounds
         np.subtract(actions, (low + high) / 2, out=actions)
         np.divide(actions, (high - low) / 2, out=actions)
+        if isinstance(columns, Columns):
+            columns.finite.discard("actions")
 
 
 def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[str]]:

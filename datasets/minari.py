@@ -124,6 +124,11 @@ def is_minari(folder: Path) -> bool:
         return False
 
 
+def storage_of(metadata: Mapping[str, Any]) -> Any:
+    """How a dataset's metadata say that it is stored; older ones, all in HDF5, do not."""
+    return metadata.get("data_format", "hdf5")
+
+
 def installed() -> list[str]:
     """Names of the datasets in Minari's own folder, sorted."""
     top, found = minari_folder(), []
@@ -291,7 +296,7 @@ def read_episodes(folder: Path) -> MinariData:
     """
     data, metadata = data_folder(folder), metadata_of(folder)
     observations, actions = spaces_of(metadata, folder)
-    storage = metadata.get("data_format", "hdf5")  # not stated in older datasets
+    storage = storage_of(metadata)
     if storage == "hdf5":
         from tql_offline.datasets import minari_hdf5
 

@@ -16,7 +16,7 @@ from tql_offline.datasets.hdf5 import (
     hdf5_item,
     opened_hdf5,
 )
-from tql_offline.datasets.minari import Leaf, RawEpisode, data_folder, metadata_of
+from tql_offline.datasets.minari import Leaf, RawEpisode, data_folder, metadata_of, storage_of
 from tql_offline.datasets.reading import (
     MAX_COLUMNS,
     Wanted,
@@ -51,10 +51,10 @@ def read_minari(folder: Path, *, infos: bool = True) -> dict[str, Array]:
             a Box, or is damaged; or an info is not an array with the right number of rows.
     """
     data, metadata = data_folder(folder), metadata_of(folder)
-    if metadata.get("data_format") != "hdf5":
+    storage = storage_of(metadata)
+    if storage != "hdf5":
         raise InputError(
-            f"{folder} is stored as {shown(metadata.get('data_format'))}; only Minari's hdf5 "
-            "storage can be converted"
+            f"{folder} is stored as {shown(storage)}; only Minari's hdf5 storage can be converted"
         )
     for key in ("observation_space", "action_space"):
         kind = _space_type(metadata.get(key))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.datasets.catalogue import Entry
+from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.mirrors import OFFLINE_VARIABLE, local_only
 from tql_offline.datasets.names import minari_folder
 from tql_offline.errors import InputError
@@ -26,7 +27,7 @@ def download_minari(entry: Entry, *, force: bool = False, offline: bool = False)
             Minari cannot fetch it; the message gives its reason.
     """
     folder = minari_folder() / entry.name
-    if (folder / "data" / "metadata.json").is_file() and not force:
+    if is_minari(folder) and not force:
         return folder
     if offline or local_only():
         raise InputError(

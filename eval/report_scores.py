@@ -12,7 +12,7 @@ from tql_offline.config import FLOW_POLICIES
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
 from tql_offline.eval.protocol import protocol_label
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
-from tql_offline.eval.run_records import Curve, Evaluation, Run, count, lookup
+from tql_offline.eval.run_records import Curve, Evaluation, Run, count
 from tql_offline.eval.statistics import wilson_interval
 
 MAX_LAYERS = 32
@@ -195,11 +195,12 @@ def with_distinct_names(runs: list[Run]) -> list[tuple[str, Run]]:
 
 
 def fact(run: Run, *names: str) -> Any:
-    """A fact about a run, from its result, its config or its provenance, in this order."""
+    """A fact about a run: under any of its names in its result, config and provenance in turn."""
     for table in (run.result, run.config, run.provenance):
-        value = lookup(table, *names)
-        if value is not None and not isinstance(value, dict | list):
-            return value
+        for name in names:
+            value = table.get(name)
+            if value is not None and not isinstance(value, dict | list):
+                return value
     return None
 
 
@@ -208,13 +209,14 @@ def method_of(run: Run) -> str:
     method = run.result.get("method") or run.method
     if isinstance(method, str) and method:
         return method
-    parts = (lookup(run.config, "objective"), lookup(run.config, "critic.kind", "kind"))
+    parts = (run.config.get("objective"), run.config.get("critic.kind"))
     return " ".join(p for p in parts if isinstance(p, str)) or "unknown method"
 
 
 def size_of(run: Run) -> str:
     """The critic's size, or a dash if there is none."""
-    return as_text(fact(run, "size"))
+    has_critic = run.config.get("objective") != "cloning"
+    return as_text(fact(run, *(("size", "critic.size") if has_critic else ("size",))))
 
 
 def label_of(run: Run) -> str:
@@ -263,7 +265,7 @@ def answer_of(run: Run) -> str:
 def _policy_name(policy: str, run: Run) -> str:
     if policy != "behaviour":
         return policy
-    objective = lookup(run.result, "objective") or lookup(run.config, "objective")
+    objective = run.result.get("objective") or run.config.get("objective")
     kind = "flow" if objective in FLOW_POLICIES else "policy"
     return f"behaviour {kind} of the same data"
 

@@ -10,7 +10,8 @@ from command_line import command
 import tql_offline
 from tql_offline.config import resolve
 from tql_offline.datasets.convert import convert
-from tql_offline.datasets.load import load
+from tql_offline.datasets.load import load, scale_actions
+from tql_offline.datasets.reading import Columns
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds, make
 from tql_offline.files import read_json, read_jsonl
@@ -63,6 +64,22 @@ def test_data_and_environment_of_other_bounds_are_scaled_alike(tmp_path, capsys)
             fitting_environment(env_id, config, *(DIMS[env_id]), whose="mine", bounds=bounds)
     (scored,) = read_json(folder.result)["evaluations"]
     assert (scored["env_id"], scored["episodes"]) == ("Pendulum-v1", 2)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1e-46), (5.0, 5.0), (1.0, -1.0), (0.0, 1e31)])
+def test_bounds_that_float32_cannot_scale_by_are_refused(bounds, tmp_path):
+    file = pendulum_file(tmp_path / "mine.npz")
+    with pytest.raises(InputError, match="bounds"):
+        load(file, action_bounds=bounds)
+
+
+def test_scaled_actions_are_looked_at_again():
+    """Reading had found the column finite."""
+    columns = Columns()
+    columns.add("actions", np.full((2, 1), 3e38, np.float32), True)
+    scale_actions(columns, (-1e-3, 1e-3))
+    assert np.isinf(columns["actions"]).all()
+    assert "actions" not in columns.finite
 
 
 def trained_on_pendulum(file, tmp_path):

@@ -202,6 +202,18 @@ def test_bounds_that_nobody_can_read_keep_no_numbers_back(tmp_path):
     assert "action_bounds" not in convert(folder, tmp_path / "mine.npz")
 
 
+def test_an_older_minari_folder_that_names_no_storage_is_hdf5(tmp_path):
+    from gymnasium.spaces import Box
+
+    folder = foreign(tmp_path, Box(-9, 9, (2,), np.float64), {})
+    convert(folder, tmp_path / "named.npz")
+    metadata = json.loads((folder / "data/metadata.json").read_text())
+    assert metadata.pop("data_format") == "hdf5"
+    (folder / "data/metadata.json").write_text(json.dumps(metadata))
+    convert(folder, tmp_path / "mine.npz")
+    assert_same(read_any(tmp_path / "mine.npz"), read_any(tmp_path / "named.npz"))
+
+
 def test_spaces_that_are_no_box_and_infos_of_no_number_are_refused(tmp_path):
     from gymnasium.spaces import Box
 

@@ -287,6 +287,16 @@ def test_a_stopped_run_is_as_far_as_its_checkpoint_and_has_its_methods_name(tmp_
     assert "TQL tiny (unfinished, 2 094 of 9 000 updates)" in markdown
 
 
+def test_facts_of_an_unfinished_run_are_those_of_their_own_settings(tmp_path):
+    """Cloning has no critic whose size it could name, and 8 steps of floq's are no 8 updates."""
+    cloned = make_run(tmp_path / "cloned", steps=2000, finished=False)
+    text = cloned.config.read_text()
+    text = text.replace('objective = "flow"', 'objective = "cloning"').replace("\nsteps = 2000", "")
+    cloned.config.write_text(text + "\n[floq]\nsteps = 8\n")
+    _, markdown = written([cloned], tmp_path / "out")
+    assert "BC (unfinished, 2 000 updates)" in markdown
+
+
 def test_updates_that_a_stop_left_untimed_count_as_fast_as_the_rest(tmp_path):
     """Of 400 updates 307 were timed, in 11.5 s."""
     folder = make_run(tmp_path / "stopped")

@@ -55,6 +55,7 @@ MAX_COUNT = 10**9
 MAX_OWN = 64
 """Most settings of a method of one's own."""
 MAX_ACTION = 1e30
+MIN_ACTION_RANGE = 1e-30
 MAX_TEXT = 4096
 """Most characters in a path or a name."""
 
@@ -94,8 +95,10 @@ def is_own(objective: str) -> bool:
 
 
 def are_bounds(bounds: Sequence[float]) -> bool:
-    """Whether `bounds` is a valid pair of least and greatest action."""
-    return len(bounds) == 2 and -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION
+    """Whether `bounds` is a valid pair of least and greatest action, as float32 can hold."""
+    if len(bounds) != 2 or not -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION:
+        return False
+    return bounds[1] - bounds[0] > MIN_ACTION_RANGE
 
 
 class DataConfig(Table):

@@ -235,9 +235,11 @@ def _size(entry: Entry) -> str:
 
 def _place(entry: Entry) -> str:
     """Whether a dataset's data are here: `downloaded`, `collected` or nothing."""
+    from tql_offline.datasets.minari import is_minari
+
     folder = suite_folder(entry.suite)
     if entry.suite == "minari":
-        return "downloaded" if (folder / entry.name / "data").is_dir() else ""
+        return "downloaded" if is_minari(folder / entry.name) else ""
     if (folder / entry.files[0].name).is_file():
         return "downloaded"
     is_collected = (collected_folder() / entry.files[0].name).is_file()

@@ -207,7 +207,6 @@ _COEFFICIENTS = {
     "implicit": "--set implicit.inverse_temperature=β",
     "conservative": "--set conservative.alpha=α",
     "rebrac": "--set rebrac.policy_alpha=β1",
-    "cloning": "nothing: cloning weighs no value",
 }
 
 
