@@ -671,7 +671,7 @@ def _rank_estimates(
     if not labels:
         return {}
     tails = [
-        widened_tail([np.array(board.scores[t, label].runs) for t in board.tasks], 0.95)
+        widened_tail([np.array(board.scores[t, label].runs) for t in board.tasks])
         for label in labels
         if label in board.measured
     ]

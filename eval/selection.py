@@ -124,7 +124,7 @@ def _margin(picks: NDArray[np.int64], values: Scores, runs: int) -> Scores:
     with np.errstate(invalid="ignore"):
         without = is_without @ values / is_without.sum(axis=1, keepdims=True)
     variance = (runs - 1) * without.var(axis=0)
-    margin: Scores = student_t(runs - 1, 0.95) * np.sqrt(variance)
+    margin: Scores = student_t(runs - 1) * np.sqrt(variance)
     return margin
 
 

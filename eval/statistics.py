@@ -30,6 +30,9 @@ Statistic = Callable[[Sequence[Scores]], Any]
 """Maps one `(..., runs)` array per task to `(...)`."""
 
 RESAMPLES = 10_000
+CONFIDENCE = 0.95
+"""Coverage that every interval is made for."""
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 SIGNIFICANCE = 0.05
 """A trend is claimed below this p-value, corrected for all methods of a board."""
 _LEAST_TAIL = 5e-4
@@ -47,22 +50,21 @@ class Estimate:
     high: float = math.nan
 
 
-def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """Wilson score interval of a success probability.
 
-    With p = successes / n and z the normal quantile of (1 + confidence) / 2:
+    With p = successes / n and z the normal quantile of (1 + `CONFIDENCE`) / 2:
     (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n) (Wilson, 1927, "Probable inference").
 
     Args:
         successes: number of successful episodes; may be fractional, as for repeated episodes.
         n: number of episodes; may be the effective number of a weighted sum.
-        confidence: coverage in (0, 1).
 
     Returns:
         Lower and upper bound, probabilities in [0, 1].
 
     Raises:
-        InputError: `n` is 0, `successes` is not in [0, n], or the confidence not in (0, 1).
+        InputError: `n` is 0, or `successes` is not in [0, n].
 
     >>> [round(bound, 4) for bound in wilson_interval(0, 50)]
     [0.0, 0.0713]
@@ -71,8 +73,7 @@ def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tup
         raise InputError(
             f"{successes} successes of {n} episodes is no rate; count the episodes again"
         )
-    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
-    p = successes / n
+    z, p = _Z, successes / n
     centre = p + z**2 / (2 * n)
     half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = (bound / (1 + z**2 / n) for bound in (centre - half_width, centre + half_width))
@@ -102,12 +103,11 @@ def mean_std(values: ArrayLike, *, ddof: int = 0) -> tuple[float, float]:
     return float(scores.mean()), float(scores.std(ddof=ddof))
 
 
-def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+def t_interval(values: ArrayLike) -> tuple[float, float]:
     """Student's t interval of the mean over runs, (nan, nan) for a single run.
 
     Args:
         values: `(runs,)` one score per run.
-        confidence: coverage in (0, 1).
 
     >>> [round(bound, 3) for bound in t_interval([1.0, 2.0, 3.0])]
     [-0.484, 4.484]
@@ -116,7 +116,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float, f
     if len(scores) == 1:
         return math.nan, math.nan
     error = scores.std(ddof=1) / math.sqrt(len(scores))
-    half_width = float(student_t(len(scores) - 1, confidence) * error)
+    half_width = float(student_t(len(scores) - 1) * error)
     return float(scores.mean()) - half_width, float(scores.mean()) + half_width
 
 
@@ -186,7 +186,7 @@ def improvement_probability(first: Sequence[Scores], second: Sequence[Scores]) -
 # Intervals of means.
 
 
-def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.95) -> Estimate:
+def estimate_mean(table: Table, *, is_rate: bool = False) -> Estimate:
     """`mean_of_tasks` with Student's t interval.
 
     The degrees of freedom are those of the sum of the tasks' variances (Satterthwaite, 1946, "An
@@ -202,13 +202,12 @@ def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.
     Args:
         table: one vector of runs' scores per task.
         is_rate: whether scores are success rates in percent; bounds then lie in [0, 100].
-        confidence: coverage in (0, 1).
 
     Raises:
         InputError: there is no task, a task has no run, or a score is not finite.
     """
-    mean = _Mean.of(table, is_rate, confidence)
-    spread = mean.spread(confidence)
+    mean = _Mean.of(table, is_rate)
+    spread = mean.spread()
     low, high = (
         mean.value - math.sqrt(spread + mean.fall),
         mean.value + math.sqrt(spread + mean.rise),
@@ -218,32 +217,28 @@ def estimate_mean(table: Table, *, is_rate: bool = False, confidence: float = 0.
     return Estimate(value=mean.value, low=low, high=high)
 
 
-def estimate_difference(
-    first: Table, second: Table, *, is_rate: bool = False, confidence: float = 0.95
-) -> Estimate:
+def estimate_difference(first: Table, second: Table, *, is_rate: bool = False) -> Estimate:
     """Difference of two `mean_of_tasks` of independent runs, by Welch's t; see `estimate_mean`."""
-    one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
+    one, other = (_Mean.of(table, is_rate) for table in (first, second))
     value, most = one.value - other.value, 100.0 if is_rate else math.inf
-    spread = one.spread(confidence, other)
+    spread = one.spread(other)
     low = value - math.sqrt(spread + one.fall + other.rise)
     high = value + math.sqrt(spread + one.rise + other.fall)
     return Estimate(value=value, low=max(low, -most), high=min(high, most))
 
 
-def estimate_gain(
-    first: Table, second: Table, *, is_rate: bool = False, confidence: float = 0.95
-) -> Estimate:
+def estimate_gain(first: Table, second: Table, *, is_rate: bool = False) -> Estimate:
     """Relative change of `mean_of_tasks`, `first / second - 1`, by Fieller's theorem.
 
     With means a, b of variances u, v the bounds solve (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
     "Some problems in interval estimation"). There are no bounds if b may be 0, no value if b ≤ 0.
     A success rate falls by 100 % at most.
     """
-    one, other = (_Mean.of(table, is_rate, confidence) for table in (first, second))
+    one, other = (_Mean.of(table, is_rate) for table in (first, second))
     a, b = one.value, other.value
     if b <= 0:
         return Estimate(value=math.nan)
-    t = one.quantile(confidence, other.times(a / b))
+    t = one.quantile(other.times(a / b))
     u, v = t**2 * one.variance, t**2 * other.variance
     low = _fieller(a, b, u + one.fall, v + other.rise, -1)
     high = _fieller(a, b, u + one.rise, v + other.fall, 1)
@@ -281,7 +276,7 @@ class _Mean:
     rise: float = 0.0
 
     @classmethod
-    def of(cls, table: Table, is_rate: bool, confidence: float) -> Self:
+    def of(cls, table: Table, is_rate: bool) -> Self:
         """Compute the mean of a table of runs' scores."""
         tasks = checked_table(table)
         counts = np.array([len(task) for task in tasks])
@@ -289,7 +284,7 @@ class _Mean:
         if (counts > 1).all():
             parts = np.array([0.0 if _agree(task) else task.var(ddof=1) for task in tasks])
             parts /= counts * len(tasks) ** 2
-        alike = [(_other_share(len(t), confidence), t[0]) for t in tasks if is_rate and _agree(t)]
+        alike = [(_other_share(len(t)), t[0]) for t in tasks if is_rate and _agree(t)]
         return cls(
             value=float(mean_of_tasks(tasks)),
             variance=float(parts.sum()),
@@ -308,7 +303,7 @@ class _Mean:
             rise=factor**2 * self.rise,
         )
 
-    def quantile(self, confidence: float, other: "_Mean | None" = None) -> float:
+    def quantile(self, other: "_Mean | None" = None) -> float:
         """Student's t of the error of this mean, or of its difference from another.
 
         NaN if there is none; 0 if all runs of each task agree and `fall` and `rise` allow for it.
@@ -318,13 +313,13 @@ class _Mean:
             variance, doubt = variance + other.variance, doubt + other.doubt
             agree += other.fall + other.rise
         if doubt > 0:
-            return student_t(variance**2 / doubt, confidence)
+            return student_t(variance**2 / doubt)
         return 0.0 if agree and variance == 0 else math.nan
 
-    def spread(self, confidence: float, other: "_Mean | None" = None) -> float:
+    def spread(self, other: "_Mean | None" = None) -> float:
         """Square of the half-width due to runs that differ; NaN if there is no such quantile."""
         variance = self.variance + (other.variance if other else 0.0)
-        return self.quantile(confidence, other) ** 2 * variance
+        return self.quantile(other) ** 2 * variance
 
 
 def _agree(task: Scores) -> bool:
@@ -332,16 +327,16 @@ def _agree(task: Scores) -> bool:
     return len(task) > 1 and bool((task == task[0]).all())
 
 
-def _other_share(runs: int, confidence: float) -> float:
+def _other_share(runs: int) -> float:
     """The largest share of runs of another kind that `runs` draws may all miss."""
-    return float(1 - ((1 - _checked(confidence)) / 2) ** (1 / runs))
+    return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / runs))
 
 
-def student_t(freedom: float, confidence: float) -> float:
+def student_t(freedom: float) -> float:
     """Two-sided quantile of Student's t distribution."""
     from scipy import special  # takes half a second, so only when needed
 
-    return float(special.stdtrit(freedom, (1 + _checked(confidence)) / 2))
+    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 # Intervals of other statistics, by bootstrap.
@@ -353,7 +348,6 @@ def estimate(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
     of_one_task: bool = False,
 ) -> Estimate:
     """A statistic of a table with its stratified bootstrap interval.
@@ -368,7 +362,6 @@ def estimate(
         table: one vector of runs' scores per task.
         generator: the only source of randomness.
         resamples: number of resamples.
-        confidence: coverage in (0, 1).
         of_one_task: whether the statistic may depend on a single task's runs, as a median of tasks
             does; the interval is then widened for the fewest runs that a task has.
 
@@ -377,9 +370,9 @@ def estimate(
     """
     tasks = checked_table(table)
     value = float(statistic(tasks))
-    tail = widened_tail(tasks, confidence)
+    tail = widened_tail(tasks)
     if of_one_task and not math.isnan(tail):
-        tail = _tail_of_one(min(map(len, tasks)), confidence)
+        tail = _tail_of_one(min(map(len, tasks)))
     if math.isnan(tail):
         return Estimate(value=value)
     drawn = _resampled(statistic, tasks, generator, resamples)
@@ -387,9 +380,7 @@ def estimate(
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def estimate_profile(
-    table: Table, thresholds: Sequence[float], *, confidence: float = 0.95
-) -> tuple[Scores, Scores, Scores]:
+def estimate_profile(table: Table, thresholds: Sequence[float]) -> tuple[Scores, Scores, Scores]:
     """`performance_profile` with a pointwise Wilson interval of each fraction.
 
     Its n is the number of runs that would have the mean's variance if all T tasks had the same
@@ -401,12 +392,12 @@ def estimate_profile(
     tasks = checked_table(table)
     profile = np.asarray(performance_profile(tasks, thresholds))
     runs = len(tasks) ** 2 / sum(1 / len(task) for task in tasks)
-    bounds = [wilson_interval(min(p, 1.0) * runs, runs, confidence) for p in profile.tolist()]
+    bounds = [wilson_interval(min(p, 1.0) * runs, runs) for p in profile.tolist()]
     low, high = np.array(bounds).reshape(-1, 2).T
     return profile, low, high
 
 
-def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.95) -> Estimate:
+def estimate_improvement(first: Table, second: Table) -> Estimate:
     """`improvement_probability` with a score interval; both tables have the same tasks.
 
     Bounds solve |θ - estimate| = z √V(θ), with the variance V of Mann and Whitney's statistic as a
@@ -418,10 +409,9 @@ def estimate_improvement(first: Table, second: Table, *, confidence: float = 0.9
     tables = checked_table(first), checked_table(second)
     value = float(improvement_probability(*tables))
     sizes = [(len(a), len(b)) for a, b in zip(*tables, strict=True)]
-    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
 
     def beyond(theta: float) -> float:
-        return abs(theta - value) - z * math.sqrt(_improvement_variance(theta, sizes))
+        return abs(theta - value) - _Z * math.sqrt(_improvement_variance(theta, sizes))
 
     near = 1e-9  # V is 0 at exactly 0 and 1
     low = optimize.brentq(beyond, 0.0, value - near) if value > 0 else 0.0
@@ -436,24 +426,24 @@ def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> flo
     return theta * (1 - theta) * sum(parts) / len(sizes) ** 2
 
 
-def widened_tail(tasks: Sequence[Scores], confidence: float) -> float:
+def widened_tail(tasks: Sequence[Scores]) -> float:
     """The quantile at which a bootstrap of the tasks' mean is as wide as Student's t.
 
     It is Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN if
     there is no such t, or if the quantile is further out than `_LEAST_TAIL`.
     """
-    mean = _Mean.of(tasks, False, confidence)
+    mean = _Mean.of(tasks, False)
     if not mean.variance > 0:
         return math.nan
     counts = np.array([len(task) for task in tasks])
     squares = np.array([task.var() for task in tasks]) / counts / len(tasks) ** 2
     widening = math.sqrt(mean.variance / squares.sum())
-    return _tail(widening * mean.quantile(confidence))
+    return _tail(widening * mean.quantile())
 
 
-def _tail_of_one(runs: int, confidence: float) -> float:
+def _tail_of_one(runs: int) -> float:
     """`widened_tail` of a single task."""
-    return _tail(math.sqrt(runs / (runs - 1)) * student_t(runs - 1, confidence))
+    return _tail(math.sqrt(runs / (runs - 1)) * student_t(runs - 1))
 
 
 def _tail(deviations: float) -> float:
@@ -658,13 +648,6 @@ def checked_table(table: Table) -> list[NDArray[np.float64]]:
     if len(table) == 0:
         raise InputError("a table of scores has no task; name runs that have a score")
     return [_finite(task) for task in table]
-
-
-def _checked(confidence: float) -> float:
-    """Check that a confidence lies in (0, 1), and return it."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence {confidence} does not lie between 0 and 1; set 0.95, say")
-    return confidence
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -29,13 +29,12 @@ from tql_offline.eval.statistics import (
 )
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 @pytest.mark.parametrize(
     ("successes", "n"), [(0, 50), (1, 50), (27, 50), (50, 50), (1, 1), (3, 1200)]
 )
-def test_wilson_intervals_agree_with_scipy(successes, n, confidence):
-    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    ours = wilson_interval(successes, n, confidence)
+def test_wilson_intervals_agree_with_scipy(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    ours = wilson_interval(successes, n)
     assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert 0 <= ours[0] <= successes / n <= ours[1] <= 1
 
@@ -44,14 +43,6 @@ def test_wilson_intervals_agree_with_scipy(successes, n, confidence):
 def test_impossible_counts_are_refused(successes, n):
     with pytest.raises(InputError, match=f"{successes} successes of {n}"):
         wilson_interval(successes, n)
-
-
-@pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
-def test_a_confidence_is_a_probability(confidence):
-    with pytest.raises(InputError, match="between 0 and 1"):
-        wilson_interval(1, 2, confidence)
-    with pytest.raises(InputError, match="between 0 and 1"):
-        t_interval([1.0, 2.0], confidence=confidence)
 
 
 def test_the_spread_over_runs_divides_as_asked():
@@ -116,8 +107,8 @@ def test_statistics_agree_with_scipy():
     assert interquartile_mean(list(first)) == pytest.approx(stats.trim_mean(first, 0.25, axis=None))
     wins = [stats.mannwhitneyu(a, b).statistic / 81 for a, b in zip(first, second, strict=True)]
     assert improvement_probability(first, second) == pytest.approx(np.mean(wins))
-    mean = stats.ttest_1samp(first[0], 0).confidence_interval(0.9)
-    assert t_interval(first[0], confidence=0.9) == pytest.approx((mean.low, mean.high))
+    mean = stats.ttest_1samp(first[0], 0).confidence_interval(0.95)
+    assert t_interval(first[0]) == pytest.approx((mean.low, mean.high))
 
 
 def test_a_run_is_resampled_within_its_task_only():
@@ -244,8 +235,8 @@ def test_equal_scores_that_are_no_rates_have_no_interval():
 def test_means_and_differences_are_students_and_welchs():
     rng = np.random.default_rng(0)
     first, second = rng.normal(50, 5, 4), rng.normal(40, 9, 6)
-    got = estimate_mean([first], confidence=0.9)
-    assert (got.low, got.high) == pytest.approx(t_interval(first, confidence=0.9))
+    got = estimate_mean([first])
+    assert (got.low, got.high) == pytest.approx(t_interval(first))
     got = estimate_difference([first], [second])
     welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
     assert (got.low, got.high) == pytest.approx((welch.low, welch.high))

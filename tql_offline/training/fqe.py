@@ -308,7 +308,7 @@ def fitted_q_evaluation(
             if not math.isfinite(trace[-1]):
                 raise InputError(f"the fit of Q diverged by update {step}; there is no estimate")
     mean, sd = mean_std(values.tolist(), ddof=1)
-    margin = student_t(fit.members - 1, 0.95) * sd
+    margin = student_t(fit.members - 1) * sd
     return Worth(
         value=mean,
         low=mean - margin,
