@@ -26,7 +26,7 @@ from tql_offline.eval.leaderboard import Board, Measured, make_boards, measured,
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
-from tql_offline.eval.report_plots import PlotGroup, overall_plots, run_plots
+from tql_offline.eval.report_plots import PlotGroup, curves_of_runs, run_plots
 from tql_offline.eval.report_scores import (
     GROUPS,
     CountedScore,
@@ -559,7 +559,7 @@ def _page(
         "formulas": _formulas(runs),
         "has_rates": _have_rates(runs),
         "differences": _differences(runs),
-        "plots": overall_plots(named, by_size=not any(b.scalings for b in shown)) if many else (),
+        "curves": curves_of_runs(named) if many else None,
         "answers": [sentence for board in shown for sentence in board.answers] if many else [],
         "is_listed": len(runs) <= MAX_LISTED_RUNS,
         "is_detailed": len(runs) <= MAX_DETAILED_RUNS,

@@ -1,4 +1,4 @@
-"""Plots in a report of runs: learning curves, attention, losses, scores by size."""
+"""Plots in a report of runs: learning curves, attention, losses."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,11 @@ from tql_offline.eval.inspect_plots import state_drawings
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
 from tql_offline.eval.report_scores import (
     GROUPS,
-    CountedScore,
-    dataset_of,
     entropy_mode_of,
     layers_of,
-    main_scores,
     main_setting,
-    method_of,
-    parameters_of,
     policy_order,
     setting_of,
-    success_interval,
     tokens_of,
 )
 from tql_offline.eval.run_records import Curve, Evaluation, Run
@@ -278,18 +272,7 @@ def _metric_title(name: str) -> str:
     return f"Q {words[2:]}" if words.startswith("q ") else words
 
 
-def overall_plots(named: list[tuple[str, Run]], *, by_size: bool) -> tuple[PlotGroup, ...]:
-    """Plots of all runs together.
-
-    Args:
-        named: the runs.
-        by_size: whether to draw success by size for single runs; a board draws it by method.
-    """
-    groups = (_all_curves(named), _size_plots([run for _, run in named]) if by_size else None)
-    return tuple(group for group in groups if group is not None and group.plots)
-
-
-def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
+def curves_of_runs(named: list[tuple[str, Run]]) -> PlotGroup | None:
     """The learned policies' curves in one panel, if they are few enough to tell apart."""
     found = [(name, _by_policy(run).get("learned", [])) for name, run in named]
     found = [(name, evaluations) for name, evaluations in found if evaluations]
@@ -297,85 +280,14 @@ def _all_curves(named: list[tuple[str, Run]]) -> PlotGroup | None:
         return None
     lines = tuple(_success_line(e, name, i) for i, (name, e) in enumerate(found, start=1))
     panel = Panel(title="Success rate in percent", lines=lines, y_limits=(0, 100))
+    plots = draw([("Success rate, %", panel)], "all")
+    if not plots:
+        return None
     return PlotGroup(
-        title="Learning curves",
+        title="Learning curves of runs",
         note="Learned policies. Bands: 95 % Wilson intervals over one evaluation's episodes.",
         keys=tuple(
             Key(label=name, colour=i, style="point") for i, (name, _) in enumerate(found, 1)
         ),
-        plots=draw([("Success rate, %", panel)], "all"),
+        plots=plots,
     )
-
-
-def _size_plots(runs: list[Run]) -> PlotGroup | None:
-    """Success by critic size, one series for each method, task and protocol."""
-    series: dict[str, list[tuple[int, CountedScore]]] = {}
-    for run in runs:
-        parameters, score = parameters_of(run), main_scores(run).get("learned")
-        if run.finished and parameters and score is not None and score.successes is not None:
-            label = f"{method_of(run)}, {dataset_of(run)}, {score.last.protocol}"
-            series.setdefault(label, []).append((parameters, score))
-    sizes = tuple(sorted({float(p) for found in series.values() for p, _ in found}))
-    if len(sizes) < 2:
-        return None
-    shown = sorted(series.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_COLOUR]
-    places = _side_by_side([parameters for _, found in shown for parameters, _ in found])
-    lines = []
-    for i, (label, found) in enumerate(shown, start=1):
-        lines.append(_size_line(found, places[: len(found)], label, i))
-        places = places[len(found) :]
-    panel = Panel(
-        title="Success rate in percent",
-        lines=tuple(lines),
-        y_limits=(0, 100),
-        x_label="critic parameters",
-        x_ticks=sizes,
-    )
-    left_out = len(series) - len(shown)
-    rest = f" {left_out} smaller series are only in the table." if left_out else ""
-    return PlotGroup(
-        title="Score by size",
-        note="One point per finished run: the learned policy's counted evaluations with their 95 % "
-        f"Wilson interval. Seeds are the unit: one run per size shows no trend.{rest}",
-        keys=tuple(
-            Key(label=label, colour=i, style="point") for i, (label, _) in enumerate(shown, 1)
-        ),
-        plots=draw([("Success rate, %", panel)], "size"),
-    )
-
-
-def _size_line(
-    found: list[tuple[int, CountedScore]], places: list[float], label: str, colour: int
-) -> Line:
-    """Points of one series, at the given places."""
-    counts = [(score.successes or 0, score.episodes) for _, score in found]
-    ends = [success_interval(s.successes or 0, s.episodes, s.starts) for _, s in found]
-    return Line(
-        label=label,
-        x=places,
-        y=[100 * k / n for k, n in counts],
-        interval=([100 * low for low, _ in ends], [100 * high for _, high in ends]),
-        colour=colour,
-        style="none",
-    )
-
-
-_ALIKE = 1.1
-"""Ratio up to which two numbers of parameters are one size: MLPs match transformers nearly."""
-
-
-def _side_by_side(values: list[int]) -> list[float]:
-    """Spread values of about the same size around it, for a logarithmic axis.
-
-    However many there are, they stay within a quarter of the value.
-    """
-    order = sorted(range(len(values)), key=lambda i: (values[i], i))
-    places = [0.0] * len(values)
-    while order:
-        size = values[order[0]]
-        alike = sorted(i for i in order if values[i] <= _ALIKE * size)
-        order = [i for i in order if values[i] > _ALIKE * size]
-        step = min(1.0, 4 / max(len(alike) - 1, 1))
-        for k, i in enumerate(alike):
-            places[i] = size * 1.12 ** ((k - (len(alike) - 1) / 2) * step)
-    return places

@@ -13,7 +13,7 @@ import pytest
 from report_runs import PROTOCOLS, make_run, write_lines, write_result
 
 from tql_offline.errors import InputError
-from tql_offline.eval import plots, report, report_plots, report_scores
+from tql_offline.eval import plots, report, report_scores
 from tql_offline.eval.leaderboard import make_boards, measured
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.plots import Line, Panel, panel_svg
@@ -241,13 +241,6 @@ def test_overview_and_size_plot_come_with_runs_of_several_sizes(run, tmp_path):
     assert "Score by size" not in same
     assert "Score by size" in both
     assert [row[0].strip() for row in rows(markdown, "Overview")] == ["run", "tiny-s0", "large-s0"]
-
-
-def test_runs_of_one_size_stand_side_by_side_in_the_size_plot():
-    apart = report_plots._side_by_side([100, 200, 200])
-    assert apart[0] == 100
-    assert apart[1] < 200 < apart[2]
-    assert apart[1] * apart[2] == pytest.approx(200**2)
 
 
 def test_runs_that_cannot_be_compared_are_named(run, tmp_path):
@@ -532,14 +525,6 @@ def test_many_runs_have_no_sections_of_their_own(tmp_path, monkeypatch):
         assert page.count("Wilson interval 89") == 0, "no list of answers"
         assert "Overview" in page
     assert 'href="#run-1"' not in html
-
-
-@pytest.mark.parametrize("runs", [1, 2, 3, 40])
-def test_points_of_one_size_stand_near_it_and_apart(runs):
-    places = report_plots._side_by_side([1000] * runs + [1040] * runs + [4000] * runs)
-    assert len(set(places)) == 3 * runs
-    assert all(1000 / 1.3 < x < 1000 * 1.3 for x in places[: 2 * runs])
-    assert all(4000 / 1.3 < x < 4000 * 1.3 for x in places[2 * runs :])
 
 
 def test_folder_with_only_a_config_is_reported(tmp_path):
