@@ -63,18 +63,14 @@ class Collected:
         val: the validation episodes.
         manifest: the file that says what was collected, and with what.
         rows: number of observations in `train`; each episode has one more than its transitions.
-        val_rows: number of observations in `val`.
         train_sha256: checksum of `train`.
-        val_sha256: checksum of `val`.
     """
 
     train: Path
     val: Path
     manifest: Path
     rows: int
-    val_rows: int
     train_sha256: str
-    val_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +333,7 @@ def _collected(places: _Places, order: _Order, sha256: dict[str, str]) -> Collec
         val=val,
         manifest=places.manifest,
         rows=order.episodes * order.rows,
-        val_rows=order.validation_episodes * order.rows,
         train_sha256=sha256[train.name],
-        val_sha256=sha256[val.name],
     )
 
 

@@ -492,19 +492,6 @@ def _board(
     )
 
 
-def published_board(published: Sequence[Published], fraction: float = BOLD) -> Board:
-    """A board of a paper's table alone."""
-    return Board(
-        setting=Setting(published[0].protocol),
-        tasks=tuple(dict.fromkeys(p.task for p in published)),
-        measured=(),
-        reported=tuple(dict.fromkeys(reported_label(p) for p in published)),
-        scores=reported_scores(published),
-        fraction=fraction,
-        notes=_notes(published),
-    )
-
-
 def reported_label(row: Published) -> str:
     """Label of the column of a printed score."""
     return f"{row.method} (reported)"

@@ -309,9 +309,7 @@ def entropy_mode_of(run: Run) -> Any:
 
 def tokens_of(run: Run, of: str = "") -> int | None:
     """Number of tokens L of the critic or, with `of="value_"`, of V; None if unknown."""
-    recorded = count(fact(run, f"{of}tokens"))
-    last = last_value(run.curves.get(f"{of}tokens"))
-    return recorded or (None if math.isnan(last) or last < 1 else round(last))
+    return count(fact(run, f"{of}tokens")) or None
 
 
 def collapse_of(run: Run, of: str = "") -> tuple[tuple[int, ...], int]:

@@ -31,8 +31,6 @@ _KEPT = (
     *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
     "execution.precision",
 )
-_BEFORE = {"conservative.after_cut": "worst"}
-"""What runs did before a setting existed that would be told apart by it."""
 UNSET = "unset"
 _SHOWN = 4
 """Most settings that a name shows."""
@@ -52,7 +50,6 @@ def settings_of(run: Run) -> dict[str, str]:
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     """The flattened settings that may change the policy of an objective."""
-    flat = _BEFORE | dict(flat) if flat else flat
     idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *idle_settings(objective, flat))
     kept = (*_KEPT, *(["objective"] if is_own(objective) else []))
     return {

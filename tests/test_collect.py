@@ -73,7 +73,6 @@ def test_ogbench_reads_what_was_written(tmp_path, name, episodes, steps, sizes):
     collected = collect(name, out=tmp_path, episodes=episodes, steps=steps, processes=1)
     validation = max(1, episodes // 10)
     assert collected.rows == episodes * (steps + 1)
-    assert collected.val_rows == validation * (steps + 1)
     env, *sets = ogbench_reads(name, collected.train)
     run = episode_runner(BEHAVIOURS[name], rows=steps + 1)
     files = (collected.train, collected.val)
@@ -118,7 +117,7 @@ def test_manifest_describes_the_files(tmp_path):
     assert manifest["dataset"] == MAZE
     assert (manifest["seed"], manifest["episodes"], manifest["steps"]) == (7, 30, 5)
     assert manifest["validation_episodes"] == 3
-    assert manifest["sha256"][collected.val.name] == collected.val_sha256
+    assert manifest["sha256"][collected.val.name] == file_sha256(collected.val)
     assert set(manifest["versions"]) == {"ogbench", "mujoco", "gymnasium", "numpy"}
     assert file_sha256(collected.train) == collected.train_sha256
     # Nothing else is left behind: no parts, no lock, no file written aside.

@@ -16,6 +16,8 @@ from tql_offline.cli import main
 from tql_offline.config import Config
 from tql_offline.errors import InputError
 from tql_offline.eval.leaderboard import (
+    BOLD,
+    Board,
     Measured,
     Setting,
     average,
@@ -23,7 +25,8 @@ from tql_offline.eval.leaderboard import (
     make_boards,
     mean_ranks,
     measured,
-    published_board,
+    reported_label,
+    reported_scores,
     summaries,
 )
 from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
@@ -50,7 +53,16 @@ def boards_of(paths, published=()):
 
 @pytest.fixture(scope="module")
 def paper():
-    return published_board(published_scores())
+    rows = published_scores()
+    return Board(
+        setting=Setting(rows[0].protocol),
+        tasks=tuple(dict.fromkeys(row.task for row in rows)),
+        measured=(),
+        reported=tuple(dict.fromkeys(map(reported_label, rows))),
+        scores=reported_scores(rows),
+        fraction=BOLD,
+        notes=(),
+    )
 
 
 def test_averages_are_as_printed(paper):
@@ -1467,22 +1479,3 @@ def test_older_results_of_minari_keep_their_datasets_apart(tmp_path):
     (board,), _ = boards_of(paths)
     assert board.tasks == tuple(sorted(names))
     assert not board.notes
-
-
-def test_a_run_before_cal_qls_assumption_was_a_setting_assumed_the_worst(tmp_path):
-    calibrated = {"objective": "conservative", "conservative": {"calibrated": True}}
-    nothing = {"calibrated": True, "after_cut": "nothing"}
-    tables = [calibrated, calibrated | {"conservative": nothing}]
-    paths = [
-        write_result(tmp_path / f"{seed}-result.json", method="Cal-QL", seed=seed, settings=table)
-        for seed, table in enumerate(tables)
-    ]
-    (board,), _ = boards_of(paths)
-    assert board.measured == (
-        "Cal-QL (conservative.after_cut nothing) tiny",
-        "Cal-QL (conservative.after_cut worst) tiny",
-    )
-    worst = calibrated | {"conservative": {"calibrated": True, "after_cut": "worst"}}
-    paths[1] = write_result(paths[1], method="Cal-QL", seed=1, settings=worst)
-    (board,), _ = boards_of(paths)
-    assert board.measured == ("Cal-QL tiny",)

@@ -23,6 +23,7 @@ from tql_offline.networks import (
 from tql_offline.objectives.conservative import calibrate, conservative_gap, uniform_log_density
 from tql_offline.objectives.implicit import advantage_weight, expectile_error
 from tql_offline.training import checkpoint
+from tql_offline.training.metrics import MetricsWindow
 
 # An MLP critic has no attention whose entropy a mode could steer, and cloning has no critic.
 CRITICS = [("mlp", "layerwise"), *(("transformer", mode) for mode in ENTROPY_MODES)]
@@ -60,11 +61,11 @@ def test_checkpoint_brings_everything_back(method, tmp_path):
     agent, generator = build(method), torch.Generator()
     train(agent, 3)
     state = checkpoint.State(step=3, observation_dim=3, action_dim=2)
-    path = checkpoint.save(tmp_path / "a", agent, generator, state)
+    path = checkpoint.save(tmp_path / "a", agent, generator, state, MetricsWindow())
     other = build(method, seed=5)
     checkpoint.load_networks(path, other)
-    checkpoint.load_training_state(path, other, torch.Generator())
-    again = checkpoint.save(tmp_path / "b", other, generator, state)
+    checkpoint.load_training_state(path, other, torch.Generator(), MetricsWindow())
+    again = checkpoint.save(tmp_path / "b", other, generator, state, MetricsWindow())
     assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in again.iterdir())
     for file in path.iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name
@@ -241,7 +242,7 @@ def test_a_checkpoint_from_before_vs_control_is_refused_where_it_would_have_acte
     for mode, refused in (("layerwise", True), ("fixed", True), ("none", False)):
         agent = build("implicit awr", entropy=mode)
         state = checkpoint.State(step=3, observation_dim=3, action_dim=2)
-        path = checkpoint.save(tmp_path / mode, agent, torch.Generator(), state)
+        path = checkpoint.save(tmp_path / mode, agent, torch.Generator(), state, MetricsWindow())
         (path / "value_control.safetensors").unlink(missing_ok=True)
         with (
             pytest.raises(InputError, match="value_control.*is missing; .*the version of")

@@ -21,6 +21,7 @@ from tql_offline.files import append_jsonl, read_json, read_jsonl, write_atomic,
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation, loop
 from tql_offline.training.device import pick_device
+from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.result import write_result
 from tql_offline.training.run import run
@@ -204,7 +205,7 @@ def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path, monkeypatch):
     agent = make_agent(resolve(TINY), 2, 2, torch.device("cpu"))
     state = checkpoint.State(step=3, observation_dim=2, action_dim=2)
     with pytest.raises(InputError, match="3 cannot be written to .*No space left"):
-        checkpoint.save(tmp_path / "checkpoints", agent, torch.Generator(), state)
+        checkpoint.save(tmp_path / "checkpoints", agent, torch.Generator(), state, MetricsWindow())
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

@@ -21,6 +21,7 @@ from tql_offline.eval.run_records import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation
+from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import new_run_folder
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
@@ -473,9 +474,9 @@ def test_checkpoint_restores_policies_and_training_state(own, tmp_path):
     assert not np.array_equal(before, after)
 
     generator = torch.Generator()
-    checkpoint.load_training_state(path, agent, generator)
+    checkpoint.load_training_state(path, agent, generator, MetricsWindow())
     state = checkpoint.State(step=20, observation_dim=2, action_dim=2)
-    again = checkpoint.save(tmp_path / "again", agent, generator, state)
+    again = checkpoint.save(tmp_path / "again", agent, generator, state, MetricsWindow())
     for file in path.iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name
 
@@ -495,7 +496,7 @@ def test_damaged_checkpoints_are_named(own, tmp_path, name, damage):
     with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
         checkpoint.read_state(file.parent)
         checkpoint.load_networks(file.parent, agent)
-        checkpoint.load_training_state(file.parent, agent, torch.Generator())
+        checkpoint.load_training_state(file.parent, agent, torch.Generator(), MetricsWindow())
     assert "\n" not in str(caught.value)
 
 

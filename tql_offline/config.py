@@ -20,7 +20,7 @@ from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
 from tql_offline.errors import InputError, shown
 from tql_offline.presets import (
     DEFAULT_DATASET,
-    OWN_OBJECTIVE,
+    DEFAULT_OBJECTIVE,
     dataset_name,
     family_of,
     merge,
@@ -407,7 +407,7 @@ class OwnConfig(Table):
 class Config(Table):
     """Everything needed to repeat a run."""
 
-    objective: str = Field(OWN_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}")
+    objective: str = Field(DEFAULT_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")
@@ -561,10 +561,6 @@ def resolve(
     return validate(merge(overrides, given), source=" or ".join(sources))
 
 
-_LATER = {"own"}
-"""Tables that a complete config file of an older version lacks."""
-
-
 def _refuse_other_preset(
     from_file: Mapping[str, Any], flags: Mapping[str, Any], file: Path | None
 ) -> None:
@@ -573,7 +569,7 @@ def _refuse_other_preset(
     The file sets everything, so what a preset sets for the new data, objective or size would not
     take effect, except where the flags set the same.
     """
-    if not from_file.keys() >= Config.model_fields.keys() - _LATER:
+    if not from_file.keys() >= Config.model_fields.keys():
         return
     documents = from_file, merge(from_file, flags)
     before, now = (merge(_what_presets_set(document), flags) for document in documents)

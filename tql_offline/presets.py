@@ -13,7 +13,7 @@ from tql_offline.errors import InputError, shown
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
 """Collected on the spot if missing, so that `train` needs no network."""
-OWN_OBJECTIVE = "flow"
+DEFAULT_OBJECTIVE = "flow"
 """TQL's objective."""
 
 
@@ -63,7 +63,7 @@ def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict
     preset, own = dict(presets()["family"].get(family, {})), presets()["method"].get(method, {})
     by_size, by_objective, by_data = (preset.pop(key, {}) for key in ("at", "for", "data"))
     preset = merge(preset, by_data.get(_within(family, dataset_name(given)), {}))
-    objective = given.get("objective", own.get("objective", OWN_OBJECTIVE))
+    objective = given.get("objective", own.get("objective", DEFAULT_OBJECTIVE))
     if isinstance(objective, str):
         preset = merge(preset, by_objective.get(objective, {}))
     critic = {**_table(own, "critic"), **_table(given, "critic")}

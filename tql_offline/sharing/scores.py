@@ -1,12 +1,10 @@
 """A checkpoint's scores with their intervals, by protocol, from the run's episodes."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import known_protocol
-from tql_offline.eval.references import Reference
 from tql_offline.eval.report_tables import counted
 from tql_offline.eval.run_records import (
     Evaluation,
@@ -39,7 +37,7 @@ def scores_of_step(run: RunFolder, step: int, policies: tuple[str, ...]) -> list
         if line["step"] == step and line["policy"] in policies:
             try:
                 evaluation = _parsed(line)
-                found[evaluation_key(evaluation)] = _score(evaluation, line.get("reference"))
+                found[evaluation_key(evaluation)] = _score(evaluation)
             except InputError as error:
                 raise InputError(
                     f"{run.evaluations} line {number} cannot be used ({error}); remove the line"
@@ -60,7 +58,7 @@ def _parsed(line: dict[str, Any]) -> Evaluation:
     return evaluation
 
 
-def _score(evaluation: Evaluation, reference: Any) -> dict[str, Any]:
+def _score(evaluation: Evaluation) -> dict[str, Any]:
     protocol = known_protocol(evaluation.protocol)
     default = "return" if evaluation.successes is None else "success"
     unit = protocol.score if protocol else default
@@ -69,7 +67,7 @@ def _score(evaluation: Evaluation, reference: Any) -> dict[str, Any]:
     of_unit = {
         "success": success and (100 * success[0], 100 * success[1]),
         "return": returns,
-        "normalised": _normalised(returns, reference),
+        "normalised": _normalised(returns, evaluation.normalised_by),
     }
     return {
         "policy": evaluation.policy,
@@ -98,13 +96,12 @@ def _interval(bounds: Interval) -> Interval | None:
     return None if math.isnan(bounds[0]) else bounds
 
 
-def _normalised(returns: Interval | None, reference: Any) -> Interval | None:
+def _normalised(
+    returns: Interval | None, reference: tuple[float, float, float] | None
+) -> Interval | None:
     """An interval of returns on the scale that the evaluation recorded."""
-    if returns is None or not isinstance(reference, Mapping):
+    if returns is None or reference is None:
         return None
-    numbers = [reference.get(key) for key in ("min", "max", "scale")]
-    if not all(isinstance(n, int | float) and abs(n) < 1e30 for n in numbers):
-        return None
-    low, high, scale = (float(number) for number in numbers if number is not None)
-    scores = Reference(min=low, max=high, scale=scale, source="this evaluation")
-    return scores.normalised(returns[0]), scores.normalised(returns[1])
+    least, most, scale = reference
+    low, high = (scale * (bound - least) / (most - least) for bound in returns)
+    return low, high

@@ -72,7 +72,7 @@ def save(
     agent: Agent,
     generator: torch.Generator,
     state: State,
-    window: MetricsWindow | None = None,
+    window: MetricsWindow,
 ) -> Path:
     """Write a checkpoint under `folder/<step>`; a reader sees all of it or nothing.
 
@@ -89,8 +89,7 @@ def save(
                 save_network(network, aside / f"{name}.safetensors")
             _save_file(_optimizer_tensors(agent), aside / "optimizers.safetensors")
             _save_file({"generator": generator.get_state()}, aside / "random.safetensors")
-            tensors = _detached(window.tensors()) if window else {}
-            _save_file(tensors, aside / "window.safetensors")
+            _save_file(_detached(window.tensors()), aside / "window.safetensors")
             write_json(aside / "state.json", asdict(state))
             put_folder(aside, final)
             shutil.rmtree(_damaged(final), ignore_errors=True)
@@ -222,7 +221,7 @@ def load_training_state(
     checkpoint: Path,
     agent: Agent,
     generator: torch.Generator,
-    window: MetricsWindow | None = None,
+    window: MetricsWindow,
 ) -> None:
     """Fill optimizers, generator and metrics, so that training goes on as if never stopped.
 
@@ -234,8 +233,7 @@ def load_training_state(
         for name, optimizer in agent.optimizers.items():
             _restore_optimizer(optimizer, name, tensors)
         generator.set_state(_load(checkpoint / "random.safetensors")["generator"])
-        if window is not None:
-            window.restore(_load(checkpoint / "window.safetensors"), generator.device)
+        window.restore(_load(checkpoint / "window.safetensors"), generator.device)
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{checkpoint} lacks part of the training state ({_last_line(error)})", USE_ANOTHER

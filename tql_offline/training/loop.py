@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -143,13 +144,16 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
             raise Stopped
         if evaluates:
             pause = training.clock()
-            evaluate(training, step, stop)
+            with stopping_at_once(stop):
+                training.scorer.score(step)
             started += training.clock() - pause
         pause = training.clock()
         yield
         if not training.stream:
             started += training.clock() - pause
-    finish(training, stop)
+    with stopping_at_once(stop):
+        training.scorer.wait()
+    prune(training)
     training.finished()
 
 
@@ -161,28 +165,19 @@ def next_event(training: Training, step: int) -> int:
     return min(*regular, config.steps, min(evaluations, default=config.steps))
 
 
-def evaluate(training: Training, step: int, stop: Stop) -> None:
-    """Score the agent; a stop saves a checkpoint of the step, from which scoring resumes."""
+@contextmanager
+def stopping_at_once(stop: Stop) -> Iterator[None]:
+    """Let a stop end what takes long and is made again on resuming: scores.
+
+    The checkpoint that they are of is written before.
+    """
     stop.at_once = True
     try:
-        training.scorer.score(step)
-    except KeyboardInterrupt as interrupt:
-        save(training, step)
-        raise Stopped from interrupt
-    finally:
-        stop.at_once = False
-
-
-def finish(training: Training, stop: Stop) -> None:
-    """Wait for the scores still in progress; all checkpoints are written by then."""
-    stop.at_once = True
-    try:
-        training.scorer.wait()
+        yield
     except KeyboardInterrupt as interrupt:
         raise Stopped from interrupt
     finally:
         stop.at_once = False
-    prune(training)
 
 
 def update(training: Training, step: int, most: int) -> int:
