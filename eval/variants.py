@@ -72,7 +72,7 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
     if objective == "cloning":
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
     if flat.get("critic.kind") == "mlp":
-        tables += ["entropy.", "critic.depth"]
+        tables.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
     if not flat.get("conservative.calibrated"):
         tables.append("conservative.after_cut")
     return tables

@@ -1,5 +1,6 @@
 """Settings: layers, round trip, and one sentence for everything wrong with them."""
 
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -171,6 +172,24 @@ def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
     file = tmp_path / "c.toml"
     file.write_bytes(b"\xef\xbb\xbfsteps = 7\n")
     assert resolve({}, file=file).steps == 7
+
+
+def test_a_gaps_target_needs_a_learned_weight():
+    learned = {"conservative": {"lagrange": True, "target_gap": 0.8 - math.log(30)}}
+    assert resolve(learned, preset="cal-ql").conservative.target_gap < -2.6  # its ant mazes'
+    with pytest.raises(InputError, match=r"target_gap is given, .* conservative\.lagrange to true"):
+        resolve({"conservative": {"target_gap": 1.0}}, preset="cql")
+
+
+def test_targets_of_entropies_bind_the_depth_of_controlled_transformers_alone():
+    """The family's preset lists two layers of targets in nats."""
+    deep = {"dataset": {"name": "cube-double-play-singletask-task1-v0"}, "critic": {"depth": 3}}
+    for method in ("fql", "bc", "floq"):
+        assert resolve(deep, preset=method).critic.depth == 3
+    assert resolve(deep | {"entropy": {"mode": "none"}}).critic.depth == 3
+    with pytest.raises(InputError, match=r"lists 2 layers where critic\.depth is 3; give 3 pairs"):
+        resolve(deep)
+    assert resolve(deep | {"entropy": {"targets_nats": []}}).critic.depth == 3
 
 
 def test_a_last_reward_that_goes_on_forever_needs_a_discount():

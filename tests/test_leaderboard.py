@@ -661,6 +661,18 @@ def test_settings_without_a_use_make_no_column(tmp_path, settings, columns):
     assert len(board.measured) == columns, board.measured
 
 
+def test_mlps_as_large_as_transformers_of_other_depths_are_other_critics(tmp_path):
+    """Their width goes by that transformer's parameters."""
+    default = Config().model_dump(mode="json") | {"entropy": {"mode": "none"}}
+    paths = []
+    for depth in (2, 4):
+        file = write_result(tmp_path / f"{depth}-result.json", seed=depth, method="FQL")
+        critic = default["critic"] | {"kind": "mlp", "depth": depth}
+        paths.append(with_settings(file, **default | {"critic": critic}))
+    (board,), _ = boards_of(paths)
+    assert board.measured == ("FQL (critic.depth 2) tiny", "FQL (critic.depth 4) tiny")
+
+
 def test_less_than_a_full_result_is_told(tmp_path):
     (board,), _ = boards_of(by_size(tmp_path, {}))
     told = " ".join(board_section(board, "b").sentences).replace("\u00a0", " ")

@@ -284,8 +284,9 @@ class Saved:
 
 
 def test_lagrange_multiplier_grows_above_its_target_and_falls_below():
-    for target, direction in ((1e-6, 1), (1e6, -1)):
-        agent = build("conservative lagrange", conservative={"samples": 2, "target_gap": target})
+    for target, direction in ((-1e6, 1), (0.0, 1), (1e6, -1)):
+        settings = {"samples": 2, "lagrange": True, "target_gap": target}
+        agent = build("conservative lagrange", conservative=settings)
         start = agent.lagrange().item()
         train(agent, 5)
         assert np.sign(agent.lagrange().item() - start) == direction

@@ -219,11 +219,11 @@ class ConservativeConfig(Table):
         5.0, description="weight of the conservative gap, or its initial value"
     )
     samples: Many = Field(10, description="n, for 3n critic evaluations per transition")
+    lagrange: bool = Field(False, description="learn the weight, so that the gap is `target_gap`")
     target_gap: float = Field(
         0.0,
-        ge=0,
         allow_inf_nan=False,
-        description="gap that a learned weight maintains, CQL's τ - ln 3n; 0: fixed weight",
+        description="gap that a learned weight maintains: CQL's τ - ln 3n, which may be negative",
     )
     calibrated: bool = Field(False, description="Cal-QL: policy Q floored at the return-to-go")
     after_cut: Literal["worst", "last", "nothing"] = Field(
@@ -461,12 +461,22 @@ class Config(Table):
         return self
 
     @model_validator(mode="after")
-    def _targets_fit_depth(self) -> Self:
-        listed = len(self.entropy.targets_nats)
-        if listed and listed != self.critic.depth:
+    def _target_gap_is_used(self) -> Self:
+        if self.conservative.target_gap and not self.conservative.lagrange:
             raise ValueError(
-                f"entropy.targets_nats lists {listed} layers where critic.depth is "
-                f"{self.critic.depth}"
+                "conservative.target_gap is given, but the weight is not learned; set "
+                "conservative.lagrange to true, or leave target_gap out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit_depth(self) -> Self:
+        listed, depth = len(self.entropy.targets_nats), self.critic.depth
+        is_controlled = self.has_critic and self.critic.kind == "transformer"
+        if is_controlled and self.entropy.mode != "none" and listed not in (0, depth):
+            raise ValueError(
+                f"entropy.targets_nats lists {listed} layers where critic.depth is {depth}; give "
+                f"{depth} pairs, or [] for shares of ln L (entropy.target)"
             )
         return self
 

@@ -77,7 +77,7 @@ class ConservativeQ(ActorCritic):
         self.temperature = Multiplier(1.0)
         policies = {"policy": self.policy, "temperature": self.temperature}
         learned: dict[str, nn.Module] = {}
-        if config.conservative.target_gap:
+        if config.conservative.lagrange:
             self.lagrange = Multiplier(config.conservative.alpha)
             learned = {"lagrange": self.lagrange}
         self.make_optimizers(policies, learned)
@@ -188,10 +188,10 @@ class ConservativeQ(ActorCritic):
     def _weigh(self, gap: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
         """The penalty `α·(gap - target)`, and the multiplier's loss where α is learned.
 
-        Without a target, α is constant. With one, α grows while the gap is above it (CQL, eq. 30).
+        α is constant, or grows while the gap is above its target (CQL, eq. 30).
         """
         settings = self.config.conservative
-        if not settings.target_gap:
+        if not settings.lagrange:
             return settings.alpha * gap, gap.new_zeros(())
         multiplier = self.lagrange().clamp(max=MAX_LAGRANGE)
         excess = gap - settings.target_gap
