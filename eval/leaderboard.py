@@ -11,8 +11,9 @@ elsewhere (imported.py) are apart from both, and nothing compares them.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any, NamedTuple, Self
@@ -46,11 +47,13 @@ from tql_offline.eval.statistics import (
     RESAMPLES,
     Estimate,
     Scores,
+    agree,
     estimate,
     estimate_mean,
     interquartile_mean,
     mean_std,
     median_of_tasks,
+    other_share,
     widened_tail,
 )
 from tql_offline.eval.variants import Settings, choices, differing, settings_of, variant_names
@@ -632,12 +635,13 @@ def _summary(
     estimates = {}
     if all(table) and board.averages(board.tasks):
         mean = estimate_mean(table, is_rate=board.is_rate)
+        drawn = partial(
+            estimate, table=table, generator=generator, resamples=resamples, is_rate=board.is_rate
+        )
         estimates = {
             "mean": mean,
-            "IQM": estimate(interquartile_mean, table, generator, resamples=resamples),
-            "median": estimate(
-                median_of_tasks, table, generator, resamples=resamples, of_one_task=True
-            ),
+            "IQM": drawn(interquartile_mean),
+            "median": drawn(median_of_tasks, of_one_task=True),
         }
         if board.is_rate:
             estimates["optimality gap"] = Estimate(
@@ -652,25 +656,52 @@ def _rank_estimates(
 ) -> dict[str, Estimate]:
     """Mean ranks with intervals over the runs of all columns; reported scores are held fixed.
 
-    All bounds use the outermost quantile that any column's number of runs requires.
+    All bounds use the outermost quantile that any column's number of runs requires. Success rates
+    of runs that all agree leave room for other runs, as in `statistics.with_room`.
     """
     labels = board.complete()
     if not labels:
         return {}
-    tails = [
-        widened_tail([np.array(board.scores[t, label].runs) for t in board.tasks])
-        for label in labels
-        if label in board.measured
-    ]
     found = {label: Estimate(value=value) for label, value in mean_ranks(board).items()}
-    if not tails or np.isnan(tails).any():
+    own = [label for label in labels if label in board.measured]
+    tables = [[np.array(board.scores[t, label].runs) for t in board.tasks] for label in own]
+    varied = [table for table in tables if not (board.is_rate and all(map(agree, table)))]
+    tails = list(map(widened_tail, varied))
+    if not own or np.isnan(tails).any():
         return found
     spread = _drawn_ranks(board, labels, generator, resamples)
-    bounds = np.quantile(spread, [min(tails), 1 - min(tails)], axis=0).T.tolist()
-    for label, (low, high) in zip(labels, bounds, strict=True):
+    bounds = np.quantile(spread, [min(tails, default=0.5), 1 - min(tails, default=0.5)], axis=0)
+    fall, rise = _room_of_ranks(board, labels) if board.is_rate else (0.0, 0.0)
+    centre = np.array([found[label].value for label in labels])
+    low = centre - np.sqrt((centre - bounds[0]).clip(min=0) ** 2 + fall)
+    high = centre + np.sqrt((bounds[1] - centre).clip(min=0) ** 2 + rise)
+    for label, least, most in zip(labels, low.tolist(), high.tolist(), strict=True):
         if label in board.measured:
-            found[label] = replace(found[label], low=low, high=high)
+            found[label] = replace(
+                found[label], low=max(least, 1.0), high=min(most, float(len(labels)))
+            )
     return found
+
+
+def _room_of_ranks(board: Board, labels: Sequence[str]) -> tuple[Scores, Scores]:
+    """Squares of how far mean ranks may fall and rise, `(labels,)` each, by runs that agree."""
+    fall, rise = np.zeros(len(labels)), np.zeros(len(labels))
+    for shift in _shifts_of_ranks(board, labels):
+        fall += np.minimum(shift, 0) ** 2
+        rise += np.maximum(shift, 0) ** 2
+    return fall, rise
+
+
+def _shifts_of_ranks(board: Board, labels: Sequence[str]) -> Iterator[Scores]:
+    """Yield mean ranks less those measured, `(labels,)`, for each cell and kind of unseen run."""
+    for task in board.tasks:
+        cells = [board.scores[task, label] for label in labels]
+        means = np.array([cell.mean for cell in cells])
+        for i, cell in enumerate(cells):
+            for other in (0.0, 100.0) if agree(np.array(cell.runs)) else ():
+                moved = means.copy()
+                moved[i] += other_share(len(cell.runs)) * (other - means[i])
+                yield (ranks(moved) - ranks(means)) / len(board.tasks)
 
 
 def _drawn_ranks(

@@ -278,8 +278,8 @@ def formula(protocol: str, number: int, success_timing: str) -> str:
     )
 
 
-def is_success(board: Board) -> bool:
-    """Whether scores are success rates in percent."""
+def may_be_success(board: Board) -> bool:
+    """Whether scores are success rates in percent, as far as is known of their protocol."""
     return scores_success(board.setting.protocol)
 
 
@@ -296,7 +296,7 @@ def score_unit(board: Board) -> str:
 def is_percent(board: Board) -> bool:
     """Whether scores are of the order of 100: success rates, or normalised like D4RL's."""
     known = known_protocol(board.setting.protocol)
-    return is_success(board) or (known is not None and SCALES.get(known.references) == 100)
+    return may_be_success(board) or (known is not None and SCALES.get(known.references) == 100)
 
 
 # Numbers.
@@ -701,7 +701,7 @@ def _tasks(scaling: Scaling) -> str:
 
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
     """Scores by size and cost, learning curves and performance profiles, as far as there are."""
-    limits = (0.0, 100.0) if is_success(board) else None
+    limits = (0.0, 100.0) if may_be_success(board) else None
     groups = (
         scaling_plots(scalings, anchor, board),
         learning_plots(board, anchor, score_unit(board), limits),
@@ -772,7 +772,7 @@ def _scaling_panel(lines: Sizes, board: Board, cost: str) -> Panel:
     return Panel(
         title=score_unit(board).capitalize(),
         lines=tuple(_scaling_line(*line, cost) for line in lines),
-        y_limits=(0, 100) if is_success(board) else None,
+        y_limits=(0, 100) if may_be_success(board) else None,
         x_label=_COSTS[cost],
         x_ticks=tuple(sorted(ticks)),
     )
@@ -824,7 +824,7 @@ PROFILE_POINTS = 101
 def thresholds_of(board: Board, labels: Sequence[str]) -> list[float]:
     """Scores at which profiles are drawn: 0 to 100 for success, otherwise over the runs' range."""
     runs = [score for t in board.tasks for n in labels for score in board.scores[t, n].runs]
-    low, high = (0.0, 100.0) if is_success(board) else (min(runs), max(runs))
+    low, high = (0.0, 100.0) if may_be_success(board) else (min(runs), max(runs))
     return [float(value) for value in np.linspace(low, high, PROFILE_POINTS)]
 
 

@@ -37,6 +37,8 @@ SIGNIFICANCE = 0.05
 """A trend is claimed below this p-value, corrected for all methods of a board."""
 _LEAST_TAIL = 5e-4
 """Least tail of a bootstrap quantile: only 5 of `RESAMPLES` lie further out."""
+_MIXED = 1000
+"""Runs that stand for a mixture of two kinds."""
 _BLOCK_CELLS = 2**22
 """Most resampled scores held in memory at once."""
 
@@ -282,9 +284,9 @@ class _Mean:
         counts = np.array([len(task) for task in tasks])
         parts = np.full(len(tasks), math.nan)
         if (counts > 1).all():
-            parts = np.array([0.0 if _agree(task) else task.var(ddof=1) for task in tasks])
+            parts = np.array([0.0 if agree(task) else task.var(ddof=1) for task in tasks])
             parts /= counts * len(tasks) ** 2
-        alike = [(_other_share(len(t)), t[0]) for t in tasks if is_rate and _agree(t)]
+        alike = [(other_share(len(t)), t[0]) for t in tasks if is_rate and agree(t)]
         return cls(
             value=float(mean_of_tasks(tasks)),
             variance=float(parts.sum()),
@@ -322,12 +324,12 @@ class _Mean:
         return self.quantile(other) ** 2 * variance
 
 
-def _agree(task: Scores) -> bool:
+def agree(task: Scores) -> bool:
     """Whether there are several runs and all have the same score."""
     return len(task) > 1 and bool((task == task[0]).all())
 
 
-def _other_share(runs: int) -> float:
+def other_share(runs: int) -> float:
     """The largest share of runs of another kind that `runs` draws may all miss."""
     return float(1 - ((1 - CONFIDENCE) / 2) ** (1 / runs))
 
@@ -349,13 +351,16 @@ def estimate(
     *,
     resamples: int = RESAMPLES,
     of_one_task: bool = False,
+    is_rate: bool = False,
 ) -> Estimate:
     """A statistic of a table with its stratified bootstrap interval.
 
     Runs are drawn with replacement within each task; bounds are quantiles of the statistic,
     widened for few runs (see this module's docstring). There are no bounds if a task has one run,
-    which would count as known exactly, if all runs of each task agree, or if there are so few runs
-    that the quantiles would lie beyond any resample: 4 of a single task.
+    which would count as known exactly, or if there are so few runs that the quantiles would lie
+    beyond any resample: 4 of a single task. A resample of runs that all agree is always the same:
+    for success rates the room that they leave (`estimate_mean`) is combined with the quantiles; if
+    scores are no rates and all runs of each task agree, there are no bounds.
 
     Args:
         statistic: such as `interquartile_mean`.
@@ -364,20 +369,51 @@ def estimate(
         resamples: number of resamples.
         of_one_task: whether the statistic may depend on a single task's runs, as a median of tasks
             does; the interval is then widened for the fewest runs that a task has.
+        is_rate: whether scores are success rates in percent; bounds then lie in [0, 100].
 
     Raises:
         InputError: there is no task, a task has no run, or a score is not finite.
     """
     tasks = checked_table(table)
     value = float(statistic(tasks))
+    if is_rate and all(map(agree, tasks)):
+        return with_room(Estimate(value=value, low=value, high=value), statistic, tasks)
     tail = widened_tail(tasks)
     if of_one_task and not math.isnan(tail):
         tail = _tail_of_one(min(map(len, tasks)))
     if math.isnan(tail):
         return Estimate(value=value)
     drawn = _resampled(statistic, tasks, generator, resamples)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high))
+    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+    found = Estimate(value=value, low=low, high=high)
+    return with_room(found, statistic, tasks) if is_rate else found
+
+
+def with_room(found: Estimate, statistic: Statistic, tasks: Sequence[Scores]) -> Estimate:
+    """Widen an interval of success rates by the room that tasks whose runs agree leave.
+
+    A share of unseen runs may be at 0 or at 100 instead (`estimate_mean`). How far that moves the
+    statistic, task by task, is combined with the bounds by the root of the sum of squares.
+    """
+    fall = rise = 0.0
+    for i, task in enumerate(tasks):
+        for other in (0.0, 100.0) if agree(task) else ():
+            changed = [*tasks[:i], _mixed(task, other), *tasks[i + 1 :]]
+            shift = float(statistic(changed)) - found.value
+            fall, rise = fall + min(shift, 0.0) ** 2, rise + max(shift, 0.0) ** 2
+    low = found.value - math.sqrt(max(found.value - found.low, 0.0) ** 2 + fall)
+    high = found.value + math.sqrt(max(found.high - found.value, 0.0) ** 2 + rise)
+    return Estimate(
+        value=found.value,
+        low=max(low, 0.0) if fall else found.low,
+        high=min(high, 100.0) if rise else found.high,
+    )
+
+
+def _mixed(task: Scores, other: float) -> Scores:
+    """Runs that agree, with as many among them at another score as their number may all miss."""
+    count = round(_MIXED * other_share(len(task)))
+    return np.repeat([task[0], other], [_MIXED - count, count])
 
 
 def estimate_profile(table: Table, thresholds: Sequence[float]) -> tuple[Scores, Scores, Scores]:

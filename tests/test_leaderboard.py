@@ -720,6 +720,27 @@ def test_an_interval_needs_two_runs_of_every_task(tmp_path):
         assert math.isnan(found[label].rank.low)
 
 
+def test_ranks_of_runs_that_agree_leave_room_for_others(tmp_path):
+    """Five seeds at 100 % may miss a share of failures that would make their method the second."""
+    table = {("A", 0): 5 * (50,), ("B", 0): (47, 48, 47, 48, 47)}
+    table |= {("A", 1): (30, 31, 32, 33, 34), ("B", 1): (10, 11, 12, 13, 14)}
+    paths = [
+        write_result(
+            tmp_path / f"{method}-{task}-{seed}-result.json",
+            task=TASKS[task], seed=seed, method=method, successes=3 * (count,),
+        )
+        for (method, task), counts in table.items()
+        for seed, count in enumerate(counts)
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    rank = {s.label: s.rank for s in summaries(board, np.random.default_rng(0))}
+    assert (rank["A tiny"].low, rank["A tiny"].value, rank["A tiny"].high) == (1, 1, 1.5)
+    assert (rank["B tiny"].low, rank["B tiny"].value, rank["B tiny"].high) == (1.5, 2, 2)
+    unknown = replace(board, setting=board.setting._replace(protocol="another v1"))
+    rank = {s.label: s.rank for s in summaries(unknown, np.random.default_rng(0))}
+    assert (rank["A tiny"].low, rank["A tiny"].high) == (1, 1)
+
+
 def test_scores_between_0_and_1_keep_their_figures(tmp_path):
     found = measured(read_result(write_result(tmp_path / "r.json")))
     setting = found.setting._replace(protocol="minari v1")

@@ -332,6 +332,51 @@ def test_bootstrapped_intervals_cover_what_they_say(statistic, runs, draw):
     assert np.mean(found) >= 0.91
 
 
+def all_or_nothing_beside_others(rng, runs):
+    """A task that nine seeds in ten solve always and one never, and two of seeds that vary."""
+    solved = 100.0 * (rng.random((1, runs)) < 0.9)
+    return np.concatenate([solved, rng.normal([[40.0], [60.0]], 3.0, (2, runs))])
+
+
+@pytest.mark.parametrize(
+    ("statistic", "runs"),
+    [(interquartile_mean, 5), (interquartile_mean, 8), (median_of_tasks, 8)],
+)
+def test_bootstrapped_intervals_cover_where_runs_of_a_task_agree(statistic, runs):
+    """Without the room that these leave, none of the intervals of such draws would."""
+    rng, found, trials = np.random.default_rng(0), [], 200
+    truth = float(statistic(all_or_nothing_beside_others(rng, 100_000)))
+    for _ in range(trials):
+        table = all_or_nothing_beside_others(rng, runs)
+        got = estimate(
+            statistic,
+            table,
+            rng,
+            resamples=300,
+            of_one_task=statistic is median_of_tasks,
+            is_rate=True,
+        )
+        if (table[0] == 100).all() and not math.isnan(got.low):
+            found.append(got.low <= truth <= got.high)
+    assert len(found) > 0.2 * trials
+    assert np.mean(found) >= 0.91
+
+
+def test_the_room_of_runs_that_agree_is_that_of_a_means():
+    """Of the mean over tasks it is known in closed form; scores that are no rates leave none."""
+    table = [np.full(5, 100.0), np.array([30.0, 50.0, 70.0, 40.0, 60.0])]
+    plain = estimate(mean_of_tasks, table, np.random.default_rng(0))
+    got = estimate(mean_of_tasks, table, np.random.default_rng(0), is_rate=True)
+    share = 1 - 0.025 ** (1 / 5)
+    assert got.low == pytest.approx(75 - math.hypot(100 * share / 2, 75 - plain.low), rel=1e-3)
+    assert got.high == plain.high
+    for alike in ([table[0]], [table[0], np.zeros(5)]):
+        mean = estimate_mean(alike, is_rate=True)
+        got = estimate(mean_of_tasks, alike, np.random.default_rng(0), is_rate=True)
+        assert (got.low, got.high) == pytest.approx((mean.low, mean.high), abs=0.1)
+        assert math.isnan(estimate(mean_of_tasks, alike, np.random.default_rng(0)).low)
+
+
 @pytest.mark.parametrize("draw", [spread_tasks, like_tasks])
 @pytest.mark.parametrize("runs", [2, 3, 8])
 def test_bands_of_profiles_cover_what_they_say(runs, draw):
