@@ -280,14 +280,15 @@ def test_a_fit_that_still_moves_is_not_settled(trace, settled):
 
 
 def test_a_fit_of_fewer_updates_than_a_value_takes_is_not_settled():
-    """Of γ 0.9, 10 steps at a rate of 0.1 take 100 updates; episodes of 4 steps 40."""
-    for length, updates, lasted in (
-        (30, 99, False),
-        (30, 101, True),
-        (4, 40, True),
-        (4, 39, False),
+    """Of γ 0.9, 10 steps at a rate of 0.1 take 100 updates; one step that ends the task 10."""
+    for length, ends, updates, lasted in (
+        (30, False, 99, False),
+        (30, False, 101, True),
+        (4, False, 99, False),  # after a cut a value goes on
+        (4, True, 10, True),
+        (4, True, 9, False),
     ):
-        data = walk(4, length, reward=lambda s, _a: s)
+        data = walk(4, length, reward=lambda s, _a: s, ends=lambda _s, _a, ends=ends: ends)
         fit = Fit(**(vars(SHORT) | {"updates": updates, "polyak": 0.1}))
         assert worth(lambda s, _z: -s, data, discount=0.9, fit=fit).lasted == lasted
 
@@ -309,6 +310,15 @@ def test_a_value_may_lie_on_a_bound(reward):
     found = worth(lambda s, _z: -s, walk(20, 20, reward=lambda _s, _a: reward))
     assert found.value == pytest.approx(5 * reward, abs=0.4)
     assert found.within
+
+
+def test_values_of_short_tasks_are_fitted_in_the_unit_of_their_returns():
+    """In that of endless ones, 100 times the reward, networks err by as much as values are."""
+    data = walk(400, 1, reward=lambda s, _a: s, ends=lambda _s, _a: True, start=0.5)
+    found = worth(lambda s, _z: s, data, discount=0.99)
+    assert found.value == pytest.approx(0.5, abs=0.05)
+    assert found.high - found.low < 1
+    assert found.bounds == pytest.approx((0, 50))  # another policy's episodes may be longer
 
 
 def test_bounds_hold_an_end_of_the_task():

@@ -61,8 +61,7 @@ class Fit:
 
     Attributes:
         updates: updates of all networks. A value takes `horizon / polyak` of them to come within a
-            third of where it settles; the horizon is the lesser of `1 / (1 - γ)` and the longest
-            episode.
+            third of where it settles (`horizon_of`).
         batch_size: transitions per update.
         members: networks, each with a bootstrap of the episodes.
         hidden: layer widths of each network.
@@ -186,6 +185,7 @@ class Transitions:
         normaliser: normaliser of the observations.
         bounds: the least and the greatest return that the rewards allow.
         horizon: steps that a value looks ahead.
+        scale: divisor that brings returns of as many steps within ±1.
     """
 
     buffer: Buffer
@@ -194,12 +194,7 @@ class Transitions:
     normaliser: Normaliser
     bounds: tuple[float, float]
     horizon: float
-
-    @property
-    def scale(self) -> float:
-        """Divisor that brings returns within ±1."""
-        least, most = self.bounds
-        return max(-least, most) or 1.0
+    scale: float
 
     @property
     def loose_bounds(self) -> tuple[float, float]:
@@ -241,8 +236,19 @@ class Transitions:
             first_rows=buffer.start_rows[(torch.cumsum(lengths, dim=0) - lengths)[begins]],
             normaliser=normaliser,
             bounds=return_bounds(episodes, discount),
-            horizon=float(min(1 / max(1 - discount, 1e-9), episodes.lengths.max())),
+            horizon=horizon_of(episodes, discount),
+            scale=float(np.abs(episodes.rewards).max()) * horizon_of(episodes, discount) or 1.0,
         )
+
+
+def horizon_of(episodes: Episodes, discount: float) -> float:
+    """Sum of the discounts that a value adds up: over the longest episode, if all end their task.
+
+    After a cut a value goes on: `1 / (1 - γ)`; without discounting, at least as far as any episode.
+    """
+    powers = discount ** np.arange(episodes.lengths.max(), dtype=np.float64)
+    all_end = (episodes.masks[episodes.last_transitions()] == 0).all()
+    return float(powers.sum()) if all_end or discount == 1 else 1 / (1 - discount)
 
 
 def continues(episodes: Episodes) -> NDArray[np.bool_]:
