@@ -34,6 +34,7 @@ from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset, load
 from tql_offline.errors import InputError
+from tql_offline.eval.attention_health import COLLAPSED, layer_means
 from tql_offline.files import append_jsonl, part_of, read_jsonl, write_atomic, writing
 from tql_offline.networks import SIZES
 from tql_offline.training.device import pick_device
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
 DATASET = "cube-double-play-singletask-task1-v0"
 MODES = {"none": "without control", "layerwise": "with control"}
 """Entropy mode → what the picture and the table call it."""
-
-COLLAPSED = 0.5
-"""Nats; the mean entropy of the paper's 26M critic falls below (arXiv 2602.01439)."""
 
 TITLE = "attention entropy in nats"
 RECORDED = ("entropy", "entropy_target", "temperature", "td_loss", "q_mean")
@@ -336,9 +334,7 @@ class Record:
     @property
     def layer_means(self) -> NDArray[np.float64]:
         """`(T, N)`: mean over all L queries, of which one is [VALUE]."""
-        tokens = self.facts["tokens"]
-        means: NDArray[np.float64] = (self.entropy @ np.array([1.0, tokens - 1.0])) / tokens
-        return means
+        return layer_means(self.entropy, self.facts["tokens"])
 
 
 Pair = dict[str, Record]

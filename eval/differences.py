@@ -24,8 +24,8 @@ from tql_offline.eval.statistics import (
     SIGNIFICANCE,
     Estimate,
     Trend,
+    corrected,
     estimate_difference,
-    holm,
     size_trend,
 )
 from tql_offline.eval.variants import differing
@@ -234,9 +234,7 @@ def _tested(
     """Test pairs that share tasks; p-values are corrected for all of them."""
     permutations = max(permutations, _DRAWN_PER_PAIR * len(pairs))
     tests = [_test(pair, generator, permutations) for pair in pairs]
-    found = [test.p for test in tests]
-    for i, (pair, test, p) in enumerate(zip(pairs, tests, holm(found), strict=True)):
-        least_p = holm([*found[:i], test.least_p, *found[i + 1 :]])[i]
+    for pair, test, (p, least_p) in zip(pairs, tests, corrected(tests), strict=True):
         yield _difference(pair, board, test, p, least_p)
 
 

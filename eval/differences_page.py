@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tql_offline.errors import listed
+from tql_offline.errors import listed, numbered
 from tql_offline.eval.differences import Comparisons, Difference
 from tql_offline.eval.report_tables import (
     Cell,
@@ -12,7 +12,6 @@ from tql_offline.eval.report_tables import (
     between,
     cell,
     chance,
-    counted,
     make_table,
     number_cell,
 )
@@ -220,7 +219,8 @@ def _change(difference: Difference, digits: int) -> str:
     """The difference after a claim or, without an average over tasks, how many agree."""
     if math.isnan(difference.difference.value):
         less = f", and less on {difference.less}" if difference.less else ""
-        return f": more on {difference.more} of {counted(len(difference.tasks), 'task')}{less}"
+        tasks = numbered(len(difference.tasks), "task", "tasks")
+        return f": more on {difference.more} of {tasks}{less}"
     return f": {between(difference.difference, digits, '+').text}"
 
 

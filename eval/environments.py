@@ -232,8 +232,8 @@ def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
         env.close()
 
 
-def reports_success(env_id: str, steps: int = PROBE_STEPS) -> bool:
-    """Try an environment out, and tell whether its `info` reports success during an episode.
+def try_out(env_id: str, steps: int = PROBE_STEPS) -> bool:
+    """Try an environment out; returns whether its `info` reports success during an episode.
 
     Plays one episode of zero actions, at most this many steps long; an environment that has not
     ended by then is given the benefit of the doubt.

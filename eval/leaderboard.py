@@ -23,8 +23,9 @@ from scipy import stats
 
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
-from tql_offline.eval.protocol import known_protocol, protocol_label
+from tql_offline.eval.protocol import known_protocol, protocol_label, scores_success
 from tql_offline.eval.published import Published
+from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_scores import CountedScore, setting_of
 from tql_offline.eval.rows import (
     DIGEST,
@@ -218,6 +219,27 @@ class Board:
         """Whether scores are known to be success rates in percent."""
         known = known_protocol(self.setting.protocol)
         return known is not None and known.score == "success"
+
+    @property
+    def may_be_rate(self) -> bool:
+        """Whether scores are success rates in percent, as far as is known of their protocol."""
+        return scores_success(self.setting.protocol)
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether scores are of the order of 100: success rates, or normalised like D4RL's."""
+        known = known_protocol(self.setting.protocol)
+        return self.may_be_rate or (known is not None and SCALES.get(known.references) == 100)
+
+    @property
+    def unit(self) -> str:
+        """The unit of the scores, in words."""
+        known = known_protocol(self.setting.protocol)
+        if known is not None and known.score == "return":
+            return "return (not normalised)"
+        if known is not None and known.score == "normalised":
+            return f"normalised return (0 to {SCALES[known.references]:g})"
+        return "success in percent"
 
     def row(self, task: str) -> list[float]:
         """Means of a task in the order of `labels`; NaN if there is none."""

@@ -21,7 +21,8 @@ from tql_offline.eval.leaderboard import (
     imported_label,
     tasks_of,
 )
-from tql_offline.eval.leaderboard_page import BoardSection, is_percent, score_unit, spread
+from tql_offline.eval.leaderboard_page import BoardSection
+from tql_offline.eval.report_tables import spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
@@ -95,7 +96,7 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:
     runs = by_cell(board.runs)
-    unit = score_unit(board)
+    unit = board.unit
     for task in board.tasks:
         for label, bold in zip(board.labels, board.bold(task), strict=True):
             score = board.scores.get((task, label))
@@ -175,7 +176,7 @@ def _groups(board: Board) -> dict[str, tuple[str, ...]]:
 
 
 def _latex_row(board: Board, task: str) -> str:
-    cells, percent = [escape_latex(task)], is_percent(board)
+    cells, percent = [escape_latex(task)], board.is_percent
     for label, bold in zip(board.labels, board.bold(task), strict=True):
         score = board.scores.get((task, label))
         text = _latex_score(score, percent)
@@ -194,7 +195,7 @@ def _latex_score(score: TaskScore | None, percent: bool) -> str:
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
     found = (average(board, label, tasks) for label in board.labels)
-    percent = is_percent(board)
+    percent = board.is_percent
     cells = ["--" if pair is None else _latex_spread(*pair, percent) for pair in found]
     cells += ["--"] * len(board.imported_methods)
     return rf"{' & '.join([escape_latex(name), *cells])} \\"

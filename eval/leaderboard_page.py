@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tql_offline.errors import listed
+from tql_offline.errors import listed, numbered
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.differences import Comparisons, compare_methods
 from tql_offline.eval.differences_page import (
@@ -23,14 +23,12 @@ from tql_offline.eval.leaderboard import (
     domain_title,
     domains,
     imported_label,
-    natural,
     summaries,
 )
 from tql_offline.eval.learning_curves import learning_plots
-from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
-from tql_offline.eval.protocol import known_protocol, protocols, scores_success
+from tql_offline.eval.plots import MAX_COLOUR, Line, Panel
+from tql_offline.eval.protocol import known_protocol, protocols
 from tql_offline.eval.published import PublishedSize
-from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
 from tql_offline.eval.report_tables import (
     NONE,
@@ -38,22 +36,24 @@ from tql_offline.eval.report_tables import (
     Table,
     between,
     cell,
-    chance,
-    counted,
-    figure,
+    digits_of,
     grouped,
     make_table,
-    number_cell,
+    plain,
+    spread,
 )
 from tql_offline.eval.rows import MAX_NAMED
-from tql_offline.eval.scaling import Scaling, SizePoint, best_of, scaling_of
+from tql_offline.eval.scaling import Scaling, scaling_of
+from tql_offline.eval.scaling_page import (
+    printed_table,
+    scaling_plots,
+    scaling_table,
+    trend_sentences,
+)
 from tql_offline.eval.statistics import (
-    SIGNIFICANCE,
-    Estimate,
     checked_table,
     estimate_improvement,
     estimate_profile,
-    holm,
     mean_of_tasks,
 )
 
@@ -120,12 +120,12 @@ def board_section(
     scalings = scaling_of(board, generator)
     comparisons = compare_methods(board, generator, baseline)
     methods = len({run.method for run in board.runs})
-    percent = is_percent(board)
+    percent = board.is_percent
     is_whole = core.tasks == board.tasks
     tables = [score_table(board), average_table(board), summary_table(core, overall, is_whole)]
     if pairs := improvement_table(core, is_whole):
         tables.append(pairs)
-    tables.append(difference_table(comparisons, score_unit(board), digits_of(percent)))
+    tables.append(difference_table(comparisons, board.unit, digits_of(percent)))
     unknown = tuple(without_scaling(board, scalings))
     differences = tuple(difference_answers(comparisons, methods, digits_of(percent)))
     tables += [scaling_table(scaling, percent, board.is_rate) for scaling in scalings]
@@ -240,9 +240,10 @@ def shortfall(board: Board) -> Iterator[str]:
     short = sum(min(found) < known.training_steps for found in updates.values())
     if seeds or short:
         yield (
-            f"A full result of {board.setting.protocol} is {counted(known.seeds, 'seed')} of "
-            f"{grouped(known.training_steps)} updates: of {counted(len(updates), 'cell')}, "
-            f"{_have(seeds)} fewer seeds and {_have(short)} shorter runs."
+            f"A full result of {board.setting.protocol} is "
+            f"{numbered(known.seeds, 'seed', 'seeds')} of {grouped(known.training_steps)} updates: "
+            f"of {numbered(len(updates), 'cell', 'cells')}, {_have(seeds)} fewer seeds and "
+            f"{_have(short)} shorter runs."
         )
 
 
@@ -278,50 +279,7 @@ def formula(protocol: str, number: int, success_timing: str) -> str:
     )
 
 
-def may_be_success(board: Board) -> bool:
-    """Whether scores are success rates in percent, as far as is known of their protocol."""
-    return scores_success(board.setting.protocol)
-
-
-def score_unit(board: Board) -> str:
-    """The unit of a board's scores, in words."""
-    known = known_protocol(board.setting.protocol)
-    if known is not None and known.score == "return":
-        return "return (not normalised)"
-    if known is not None and known.score == "normalised":
-        return f"normalised return (0 to {SCALES[known.references]:g})"
-    return "success in percent"
-
-
-def is_percent(board: Board) -> bool:
-    """Whether scores are of the order of 100: success rates, or normalised like D4RL's."""
-    known = known_protocol(board.setting.protocol)
-    return may_be_success(board) or (known is not None and SCALES.get(known.references) == 100)
-
-
 # Numbers.
-
-
-def plain(value: float, percent: bool) -> str:
-    """A score as papers print it: whole percents, anything else to four figures.
-
-    >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
-    ('40', '0.5876', '—')
-    """
-    return f"{round(value)}" if percent and abs(value) <= 1000 else figure(value)
-
-
-def spread(mean: float, sd: float, percent: bool) -> str:
-    """Mean and standard deviation; outside percents, to four and two figures.
-
-    >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
-    ('40 ± 7', '0.5876 ± 0.012')
-    >>> spread(39.76, float("nan"), percent=True)  # of one run
-    '40'
-    """
-    if math.isnan(sd):
-        return plain(mean, percent)
-    return f"{plain(mean, percent)} ± {plain(sd, percent) if percent else f'{sd:.2g}'}"
 
 
 def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
@@ -339,7 +297,7 @@ def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
 
 def score_table(board: Board) -> Table:
     """Table of scores, tasks by methods."""
-    rows, percent = [], is_percent(board)
+    rows, percent = [], board.is_percent
     for task in board.tasks:
         marks = zip(board.labels, board.bold(task), strict=True)
         cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
@@ -350,7 +308,7 @@ def score_table(board: Board) -> Table:
         rows.append((cell(task), *cells, *beside))
     aside = ", imported scores aside" if board.imported else ""
     return make_table(
-        f"Score by task, {score_unit(board)}: mean ± standard deviation over runs (number of "
+        f"Score by task, {board.unit}: mean ± standard deviation over runs (number of "
         f"runs); bold: at least {_bold_limit(board)}{aside}",
         ("task", *board.labels, *map(imported_label, board.imported_methods)),
         rows,
@@ -370,7 +328,7 @@ def average_table(board: Board) -> Table:
     groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
-    rows, percent = [], is_percent(board)
+    rows, percent = [], board.is_percent
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]
         cells = (
@@ -393,7 +351,7 @@ def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> T
         overall: summaries of its columns.
         is_whole: whether the board has all tasks.
     """
-    percent, averages = is_percent(board), board.averages(board.tasks)
+    percent, averages = board.is_percent, board.averages(board.tasks)
     rows = (
         (
             cell(summary.label),
@@ -463,101 +421,6 @@ def improvement_table(board: Board, is_whole: bool) -> Table | None:
     return make_table(caption, ("method", *labels), rows)
 
 
-def digits_of(percent: bool) -> int:
-    """Number of decimals in an interval of scores."""
-    return 1 if percent else 3
-
-
-SIZE_COLUMNS = (
-    *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),
-    *("last", "last three", "best (oracle)", "updates/s", "hours of updates", "FLOPs of updates"),
-)
-
-
-def scaling_table(scaling: Scaling, percent: bool, is_rate: bool) -> Table:
-    """Table of one method by size: over all tasks or, if these have no average, on each.
-
-    Args:
-        scaling: the method's scaling.
-        percent: whether scores are of the order of 100.
-        is_rate: whether they are success rates.
-    """
-    digits, by_task = digits_of(percent), scaling.by_task
-    over = (
-        f"by task and size, on {_tasks(scaling)}" if by_task else f"by size, over {_tasks(scaling)}"
-    )
-    full = full_change(scaling.points, is_rate)
-    each = (
-        (cell(task), *_size_row(point, digits, full)) for task in by_task for point in by_task[task]
-    )
-    return make_table(
-        f"{scaling.method} {over}: counted score, then the last evaluation, the mean of the last "
-        "three, and the best, an oracle chosen by playing",
-        (*(("task",) if by_task else ()), *SIZE_COLUMNS),
-        each if by_task else (_size_row(point, digits, full) for point in scaling.points),
-    )
-
-
-def _size_row(point: SizePoint, digits: int, full: float) -> tuple[Cell, ...]:
-    return (
-        cell(point.size),
-        number_cell(point.parameters),
-        number_cell(point.runs),
-        between(point.score, digits),
-        between(point.difference, digits, "+"),
-        _relative_cell(point.relative, full),
-        *(number_cell(value) for value in (point.last, point.last_three, point.best)),
-        number_cell(point.updates_per_second),
-        number_cell(point.hours),
-        flops_cell(point.flops),
-    )
-
-
-def _relative_cell(relative: Estimate, full: float) -> Cell:
-    """A relative change in percent, if it has an interval.
-
-    Fieller's upper bound is large where the smallest size's mean may be small. Beyond the change to
-    a full score it tells only that it is no bound.
-    """
-    if not math.isfinite(relative.low):
-        return cell("")
-    told = between(relative, 0, "+", 100)
-    if relative.high <= full:
-        return told
-    value, low = (f"{100 * bound:+.0f}" for bound in (relative.value, relative.low))
-    return Cell(text=f"{value} [{low}, no upper bound of use]", sort=told.sort)
-
-
-def full_change(points: Sequence[SizePoint], is_rate: bool) -> float:
-    """The relative change from the smallest size's score to a full one; infinite if none is full.
-
-    Args:
-        points: sizes, smallest first.
-        is_rate: whether scores are success rates in percent.
-    """
-    base = points[0].score.value
-    return 100 / base - 1 if is_rate and base > 0 else math.inf
-
-
-def flops_cell(flops: float) -> Cell:
-    """A cell of operations, `1.2P` for 1.2e15; a dash if they were not counted."""
-    return cell("") if math.isnan(flops) else Cell(text=short_count(flops), sort=flops)
-
-
-def printed_table(printed: Sequence[PublishedSize]) -> Table:
-    """Table of a paper's scores by size."""
-    rows = (
-        (
-            cell(point.method),
-            Cell(text=f"{point.parameters / 1e6:g}M", sort=point.parameters),
-            Cell(text=spread(point.mean, point.sd, percent=True), sort=point.mean),
-        )
-        for point in printed
-    )
-    source = printed[0].source
-    return make_table(f"Reported by size: {source}", ("method", "parameters", "score"), rows)
-
-
 def alone_table(boards: Sequence[Board]) -> Table:
     """Table of the runs that are alone on their boards, with what sets each apart."""
     rows = (
@@ -565,8 +428,8 @@ def alone_table(boards: Sequence[Board]) -> Table:
             cell(run.name),
             cell(run.task),
             cell(run.label),
-            Cell(text=plain(run.score, is_percent(board)), sort=run.score),
-            cell(score_unit(board)),
+            Cell(text=plain(run.score, board.is_percent), sort=run.score),
+            cell(board.unit),
             cell(str(board.setting)),
         )
         for board in boards
@@ -577,216 +440,15 @@ def alone_table(boards: Sequence[Board]) -> Table:
     return make_table(caption, columns, rows)
 
 
-# Scaling in a sentence and a figure.
-
-
-def trend_sentences(
-    scalings: Sequence[Scaling], digits: int = 1, *, brief: bool = False
-) -> Iterator[str]:
-    """Yield whether a bigger critic helped each method of a board, as far as the runs can tell.
-
-    Several methods are several tests: Holm's correction keeps the chance of any false claim at 5 %.
-    """
-    found = [scaling.trend.p for scaling in scalings]
-    for i, (scaling, p) in enumerate(zip(scalings, holm(found), strict=True)):
-        least_p = holm([*found[:i], scaling.trend.least_p, *found[i + 1 :]])[i]
-        yield trend_sentence(scaling, p, least_p, len(scalings), digits, brief=brief)
-
-
-def trend_sentence(
-    scaling: Scaling, p: float, least_p: float, tests: int, digits: int, *, brief: bool = False
-) -> str:
-    """The answer for one method.
-
-    Args:
-        scaling: the method's scaling.
-        p: two-sided p-value, corrected for `tests` methods.
-        least_p: the same if this method's scores were in perfect order.
-        tests: number of methods tested.
-        digits: decimals of a difference of scores.
-        brief: whether to leave out the evidence and the tasks that disagree.
-    """
-    first, last = scaling.points[0], scaling.points[-1]
-    evidence = "" if brief else f" ({_evidence(scaling, p, tests)})"
-    return (
-        f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
-        f"{_confounded(scaling)}{_answer(scaling, p, least_p, tests)}{evidence}; "
-        f"{_change(scaling, tests, digits)}.{_enough(scaling, least_p, tests)}"
-        f"{'' if brief else _within(scaling, digits)}"
-    )
-
-
-def _change(scaling: Scaling, tests: int, digits: int) -> str:
-    """The largest size against the smallest: the difference or, without an average, task counts."""
-    first, last = scaling.points[0], scaling.points[-1]
-    if not scaling.by_task:
-        is_uncorrected = tests > 1 and not math.isnan(last.difference.low)
-        single = f" (not corrected for {tests} methods)" if is_uncorrected else ""
-        difference = between(last.difference, digits, "+").text
-        return f"{last.size} against {first.size}: {difference}{single}"
-    less = f", and less on {scaling.fallen}" if scaling.fallen else ""
-    return (
-        f"{last.size} scores more than {first.size} on {scaling.risen} of "
-        f"{counted(len(scaling.tasks), 'task')}{less}"
-    )
-
-
-def _evidence(scaling: Scaling, p: float, tests: int) -> str:
-    corrected = f", Holm-corrected for {tests} methods" if tests > 1 else ""
-    return (
-        "Jonckheere-Terpstra test by permutation within tasks: concordance "
-        f"{scaling.trend.concordance:+.2f}, two-sided {chance(p)}{corrected}"
-    )
-
-
-def _confounded(scaling: Scaling) -> str:
-    """What else differs between the sizes, stated before any answer."""
-    if not scaling.differing:
-        return ""
-    names = listed(scaling.differing, MAX_NAMED)
-    return f"these runs also differ in {names}, so size is not the only difference: "
-
-
-def _answer(scaling: Scaling, p: float, least_p: float, tests: int) -> str:
-    trend = scaling.trend
-    if scaling.alike:
-        return "all runs of a task score the same, so no effect of size can show"
-    if least_p >= SIGNIFICANCE:
-        are_few = trend.fewest_runs < trend.runs_enough(tests)
-        which = "too few runs" if are_few else "too many equal scores"
-        return f"{which} to show a trend with size, whatever their order"
-    if p < SIGNIFICANCE:
-        return f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
-    return "no trend with size is shown"
-
-
-def _enough(scaling: Scaling, least_p: float, tests: int) -> str:
-    """How many runs could show a trend, where these are too few."""
-    runs, each = scaling.trend.runs_enough(tests), " on each task" if len(scaling.tasks) > 1 else ""
-    if scaling.alike or least_p < SIGNIFICANCE or scaling.trend.fewest_runs >= runs:
-        return ""
-    return f" A trend can show from {runs} runs of each size{each} on."
-
-
-def _within(scaling: Scaling, digits: int) -> str:
-    """What a trend over all tasks and sizes may hide: tasks that disagree, a size in between."""
-    if scaling.by_task:
-        return _best_within_tasks(scaling)
-    said = ""
-    if scaling.risen and scaling.fallen:
-        said = f" Scores rise on {scaling.risen} of these tasks and fall on {scaling.fallen}."
-    best, (first, *_, last) = scaling.best, scaling.points
-    if best.size not in (first.size, last.size):
-        said += (
-            f" The best size by these scores is {best.size}: "
-            f"{between(best.difference, digits, '+').text} against {first.size}."
-        )
-    return said
-
-
-def _best_within_tasks(scaling: Scaling) -> str:
-    inner = {point.size for point in scaling.points[1:-1]}
-    count = sum(best_of(points).size in inner for points in scaling.by_task.values())
-    return f" A size in between scores best on {counted(count, 'task')}." if count else ""
-
-
-def _tasks(scaling: Scaling) -> str:
-    count = len(scaling.tasks)
-    tasks = scaling.tasks[0] if count == 1 else f"the {count} tasks that these sizes share"
-    if not scaling.left_out:
-        return tasks
-    sizes = f"{', '.join(scaling.left_out)} {'lack' if len(scaling.left_out) > 1 else 'lacks'} "
-    return f"{tasks} ({sizes}{'it' if count == 1 else 'some'})"
-
-
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
     """Scores by size and cost, learning curves and performance profiles, as far as there are."""
-    limits = (0.0, 100.0) if may_be_success(board) else None
+    limits = (0.0, 100.0) if board.may_be_rate else None
     groups = (
         scaling_plots(scalings, anchor, board),
-        learning_plots(board, anchor, score_unit(board), limits),
+        learning_plots(board, anchor, board.unit, limits),
         *([profile_plots(board, anchor)] if board.averages(board.tasks) else []),
     )
     return tuple(group for group in groups if group.plots)
-
-
-Sizes = Sequence[tuple[int, str, Sequence[SizePoint]]]
-"""Colour, method and sizes of each line of a panel."""
-
-
-def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> PlotGroup:
-    """Plots of score against parameters and against operations, a line per method.
-
-    Where scores of unlike tasks have no common unit, each task has a panel, by parameters alone.
-    """
-    shown = scalings[:MAX_COLOUR]
-    tasks = sorted({task for scaling in shown for task in scaling.tasks}, key=natural)
-    if board.averages(tasks):
-        panels, note = _average_panels(shown, board)
-    else:
-        panels, note = _task_panels(shown, board, tasks)
-    return PlotGroup(
-        title="Score by size",
-        note=f"Bands: 95 % intervals over runs.{note}",
-        keys=tuple(
-            Key(label=scaling.method, colour=i, style="point")
-            for i, scaling in enumerate(shown, start=1)
-        ),
-        plots=draw(panels, f"{anchor}-scaling"),
-    )
-
-
-def _average_panels(shown: Sequence[Scaling], board: Board) -> tuple[list[tuple[str, Panel]], str]:
-    """Panels of scores over all tasks, and what to note about them."""
-    unit = score_unit(board).capitalize()
-    lines = [(i, s.method, s.points) for i, s in enumerate(shown, start=1)]
-    panels = [(f"{unit}, by parameters", _scaling_panel(lines, board, "parameters"))]
-    if not shown or not all(point.flops > 0 for s in shown for point in s.points):
-        return panels, ""
-    panels.append((f"{unit}, by FLOPs", _scaling_panel(lines, board, "flops")))
-    return panels, (
-        " FLOPs: matrix-product operations in all of a run's updates, counted once "
-        "(a multiply-add is two); evaluations are not included."
-    )
-
-
-def _task_panels(
-    shown: Sequence[Scaling], board: Board, tasks: Sequence[str]
-) -> tuple[list[tuple[str, Panel]], str]:
-    panels = []
-    for task in tasks[:MAX_PANELS]:
-        lines = [(i, s.method, s.on(task)) for i, s in enumerate(shown, start=1) if s.on(task)]
-        panels.append(
-            (f"{task}: return, by parameters", _scaling_panel(lines, board, "parameters"))
-        )
-    more = len(tasks) - len(panels)
-    verb = "is" if more == 1 else "are"
-    return panels, f" {counted(more, 'more task')} {verb} in the table." if more else ""
-
-
-_COSTS = {"parameters": "critic parameters", "flops": "FLOPs of a run's updates"}
-
-
-def _scaling_panel(lines: Sizes, board: Board, cost: str) -> Panel:
-    ticks = {float(getattr(point, cost)) for *_, points in lines for point in points}
-    return Panel(
-        title=score_unit(board).capitalize(),
-        lines=tuple(_scaling_line(*line, cost) for line in lines),
-        y_limits=(0, 100) if may_be_success(board) else None,
-        x_label=_COSTS[cost],
-        x_ticks=tuple(sorted(ticks)),
-    )
-
-
-def _scaling_line(colour: int, method: str, points: Sequence[SizePoint], cost: str) -> Line:
-    return Line(
-        label=method,
-        x=[float(getattr(point, cost)) for point in points],
-        y=[point.score.value for point in points],
-        interval=([p.score.low for p in points], [p.score.high for p in points]),
-        colour=colour,
-        points=True,
-    )
 
 
 # Performance profiles.
@@ -804,7 +466,7 @@ def profile_plots(board: Board, anchor: str) -> PlotGroup:
         _profile_line(label, found[label], thresholds_of(board, labels), i)
         for i, label in enumerate(shown, start=1)
     )
-    unit = f"{score_unit(board)}, τ"
+    unit = f"{board.unit}, τ"
     panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=unit)
     left_out = len(several) - len(shown)
     rest = f" {left_out} lower-scoring methods are not drawn." if left_out else ""
@@ -824,7 +486,7 @@ PROFILE_POINTS = 101
 def thresholds_of(board: Board, labels: Sequence[str]) -> list[float]:
     """Scores at which profiles are drawn: 0 to 100 for success, otherwise over the runs' range."""
     runs = [score for t in board.tasks for n in labels for score in board.scores[t, n].runs]
-    low, high = (0.0, 100.0) if may_be_success(board) else (min(runs), max(runs))
+    low, high = (0.0, 100.0) if board.may_be_rate else (min(runs), max(runs))
     return [float(value) for value in np.linspace(low, high, PROFILE_POINTS)]
 
 

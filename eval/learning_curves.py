@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from tql_offline.errors import numbered
 from tql_offline.eval.leaderboard import Board, by_cell
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
-from tql_offline.eval.report_tables import counted
 from tql_offline.eval.statistics import estimate_mean
 
 
@@ -42,7 +42,7 @@ def learning_plots(
     notes = [
         "Mean score of the runs of a method by update; bands: 95 % intervals over runs.",
         *([f"The {MAX_COLOUR} with the best scores of {len(board.measured)}."] if left_out else []),
-        *([f"{counted(more, 'more task')} not drawn."] if more else []),
+        *([f"{numbered(more, 'more task', 'more tasks')} not drawn."] if more else []),
     ]
     return PlotGroup(
         title="Learning curves",

@@ -42,13 +42,31 @@ def make_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cel
     return Table(caption=caption, columns=tuple(columns), numeric=frozenset(numeric), rows=held)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things.
+def plain(value: float, percent: bool) -> str:
+    """A score as papers print it: whole percents, anything else to four figures.
 
-    >>> counted(1, "task"), counted(2, "task")
-    ('1 task', '2 tasks')
+    >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
+    ('40', '0.5876', '—')
     """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{round(value)}" if percent and abs(value) <= 1000 else figure(value)
+
+
+def spread(mean: float, sd: float, percent: bool) -> str:
+    """Mean and standard deviation; outside percents, to four and two figures.
+
+    >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
+    ('40 ± 7', '0.5876 ± 0.012')
+    >>> spread(39.76, float("nan"), percent=True)  # of one run
+    '40'
+    """
+    if math.isnan(sd):
+        return plain(mean, percent)
+    return f"{plain(mean, percent)} ± {plain(sd, percent) if percent else f'{sd:.2g}'}"
+
+
+def digits_of(percent: bool) -> int:
+    """Number of decimals in an interval of scores."""
+    return 1 if percent else 3
 
 
 def cell(value: Any, href: str | None = None) -> Cell:

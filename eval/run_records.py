@@ -22,7 +22,7 @@ from tql_offline.documents import (
     parse_toml,
     read_bounded,
 )
-from tql_offline.errors import InputError, listed, shown
+from tql_offline.errors import InputError, listed, numbered, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import (
     counted_steps,
@@ -33,7 +33,6 @@ from tql_offline.eval.protocol import (
     protocol_label,
     scores_success,
 )
-from tql_offline.eval.report_tables import counted
 from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
@@ -228,8 +227,9 @@ class _Reading:
             protocol = known_protocol(label)
             assert protocol is not None  # of an unknown one, every number fits
             some = listed([str(number) for number in numbers], _MAX_NUMBERS_NAMED)
+            several = numbered(numbers.total(), "evaluation", "evaluations")
             self.warn(
-                f"{name} has {counted(numbers.total(), 'evaluation')} of {some} episodes where "
+                f"{name} has {several} of {some} episodes where "
                 f"{label} has {protocol.episodes_played}, left out"
             )
 

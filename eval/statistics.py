@@ -13,7 +13,7 @@ docs/leaderboard.md says where they fail.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Self
@@ -657,6 +657,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - done) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def corrected(tests: Sequence[Trend]) -> Iterator[tuple[float, float]]:
+    """Yield the p-value of each of several tests, by `holm`, and its least.
+
+    The latter is what it would be if that test's scores alone were in perfect order.
+    """
+    found = [test.p for test in tests]
+    for i, (test, p) in enumerate(zip(tests, holm(found), strict=True)):
+        yield p, holm([*found[:i], test.least_p, *found[i + 1 :]])[i]
 
 
 def _size_signs(sizes: ArrayLike, task: Scores) -> NDArray[np.float64]:

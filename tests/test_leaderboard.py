@@ -30,13 +30,14 @@ from tql_offline.eval.leaderboard import (
     summaries,
 )
 from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
-from tql_offline.eval.leaderboard_page import board_section, trend_sentences
+from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.protocol import episode_seeds, get, protocols
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scaling import scaling_of
+from tql_offline.eval.scaling_page import trend_sentences
 from tql_offline.runs import find_results
 
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))

@@ -29,7 +29,7 @@ EXTRAS = {
     "tensorboard": "event files for TensorBoard",
     "minari": "datasets from Minari's hub",
 }
-"""Extras of this package, each named after the distribution it brings, and what it is for."""
+"""Extras of this package that are named after the distribution they bring, and their use."""
 
 LINUX_RENDERERS = ("egl", "osmesa")
 """Values of MUJOCO_GL with which MuJoCo cannot be imported on other systems."""

@@ -68,7 +68,7 @@ def make_ours(name: str, workload: Workload, data: Transitions) -> Contender:
         Unavailable: it is not for this device, or the update has no plain path.
     """
     way = WAYS[name]
-    if way.plain and (workload.hidden or workload.objective == "bc"):
+    if way.plain and workload.hidden:
         raise Unavailable("an MLP critic has no other path")
     config = config_of(workload, way)
     try:

@@ -5,11 +5,9 @@ from torch import Tensor
 
 
 def interpolate(
-    x_0: Float[Tensor, "batch action"],
-    actions: Float[Tensor, "batch action"],
-    t: Float[Tensor, "batch 1"],
-) -> Float[Tensor, "batch action"]:
-    """`x_t = (1-t)·x_0 + t·a`, the straight path from noise to the data's action."""
+    x_0: Float[Tensor, "batch values"], actions: Float[Tensor, "..."], t: Float[Tensor, "..."]
+) -> Float[Tensor, "batch values"]:
+    """`x_t = (1-t)·x_0 + t·a`, the straight path from noise to the data's action (or value)."""
     return (1 - t) * x_0 + t * actions
 
 

@@ -16,11 +16,11 @@ def ensemble_value(
 
 
 def td_target(
-    rewards: Float[Tensor, "batch"],
-    discounts: Float[Tensor, "batch"],
-    next_value: Float[Tensor, "batch"],
-) -> Float[Tensor, "batch"]:
-    """`y = R + γ^n·mask·V(s')`, without gradient.
+    rewards: Float[Tensor, "batch ..."],
+    discounts: Float[Tensor, "batch ..."],
+    next_value: Float[Tensor, "batch ..."],
+) -> Float[Tensor, "batch ..."]:
+    """`y = R + γ^n·mask·V(s')`, without gradient; one for each of several networks, if given.
 
     Args:
         rewards: R, the n-step return before the bootstrap.

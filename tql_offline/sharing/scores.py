@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, numbered
 from tql_offline.eval.protocol import known_protocol
-from tql_offline.eval.report_tables import counted
 from tql_offline.eval.run_records import (
     Evaluation,
     evaluation_key,
@@ -53,7 +52,7 @@ def _parsed(line: dict[str, Any]) -> Evaluation:
     """
     evaluation = parse_evaluation(line)
     if (number := other_number(evaluation)) is not None:
-        episodes = counted(evaluation.episodes, "episode")
+        episodes = numbered(evaluation.episodes, "episode", "episodes")
         raise InputError(f"has {episodes} where {evaluation.protocol} has {number}")
     return evaluation
 

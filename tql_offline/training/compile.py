@@ -56,7 +56,7 @@ class Execution:
     """How a run's updates are run, for its provenance.
 
     Attributes:
-        mode: eager, compiled or graphed.
+        mode: eager or compiled; with `graphed`, many updates to a launch.
         precision: float32, tf32 or bfloat16.
         compile_seconds: seconds spent compiling or reading what an earlier run compiled; 0 if
             eager.

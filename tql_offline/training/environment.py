@@ -15,7 +15,7 @@ from tql_offline.eval.environments import (
     TRIAL_STEPS,
     action_bounds,
     describe,
-    reports_success,
+    try_out,
 )
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, reference_for
@@ -75,7 +75,7 @@ def fitting_environment(
     scale_of_scores(protocol, config.dataset)
     _check_bounds(env_id, action_dim, bounds, whose)
     needs_success = protocol.score == "success"
-    succeeds = reports_success(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
+    succeeds = try_out(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
     if needs_success and not succeeds:
         raise InputError(
             f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "

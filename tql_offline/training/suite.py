@@ -20,7 +20,7 @@ from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
 from tql_offline.errors import InputError, shown
-from tql_offline.eval.environments import TRIAL_STEPS, reports_success
+from tql_offline.eval.environments import TRIAL_STEPS, try_out
 from tql_offline.files import read_json
 from tql_offline.number_lists import parse_numbers
 from tql_offline.presets import DEFAULT_DATASET, merge
@@ -279,7 +279,7 @@ def check_environments(runs: Iterable[PlannedRun], suite: Suite) -> None:
             named.setdefault(run.config.dataset.env_id, run)
     for env_id, run in named.items():
         with _naming(f"suite {suite.path}, run {run.name}"):
-            reports_success(env_id, TRIAL_STEPS)
+            try_out(env_id, TRIAL_STEPS)
 
 
 def has_no_environment(run: PlannedRun) -> bool:
