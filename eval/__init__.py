@@ -21,7 +21,7 @@ Reports
     report       one HTML page, one Markdown file, the leaderboard's files
     report_scores, report_tables, report_plots      of runs
     leaderboard_page, scaling_page, differences_page, learning_curves,
-        leaderboard_files                                                       of boards
+        line_styles, leaderboard_files                                          of boards
     plots        inline SVG
 
 Looking into runs

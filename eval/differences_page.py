@@ -193,6 +193,11 @@ def _claim(difference: Difference, digits: int) -> str:
             f"runs of {first} mostly score {more} than those of {second}, though its mean is not "
             f"{'higher' if rises else 'lower'}"
         )
+    elif difference.difference.low <= 0 <= difference.difference.high:
+        said = (
+            f"{first} scores {more} than {second} by the ranks of runs, though the interval of "
+            "their means' difference holds 0"
+        )
     else:
         said = f"{first} scores {more} than {second}"
     return f"{said}{_change(difference, digits)}, {chance(difference.p)}{_over(difference)}"

@@ -21,8 +21,8 @@ from tql_offline.eval.leaderboard import (
     imported_label,
     tasks_of,
 )
-from tql_offline.eval.leaderboard_page import BoardSection
-from tql_offline.eval.report_tables import spread
+from tql_offline.eval.leaderboard_page import BoardSection, row_decimals
+from tql_offline.eval.report_tables import decimals_of, spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
@@ -176,33 +176,33 @@ def _groups(board: Board) -> dict[str, tuple[str, ...]]:
 
 
 def _latex_row(board: Board, task: str) -> str:
-    cells, percent = [escape_latex(task)], board.is_percent
+    cells, decimals = [escape_latex(task)], row_decimals(board, task)
     for label, bold in zip(board.labels, board.bold(task), strict=True):
         score = board.scores.get((task, label))
-        text = _latex_score(score, percent)
+        text = _latex_score(score, decimals)
         cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
     beside = (board.imported.get((task, method)) for method in board.imported_methods)
-    cells += [_latex_score(score, percent) for score in beside]
+    cells += [_latex_score(score, decimals) for score in beside]
     return rf"{' & '.join(cells)} \\"
 
 
-def _latex_score(score: TaskScore | None, percent: bool) -> str:
+def _latex_score(score: TaskScore | None, decimals: int | None) -> str:
     if score is None:
         return "--"
     number = f" ({len(score.seeds)})" if score.seeds else ""
-    return f"{_latex_spread(score.mean, score.sd, percent)}{number}"
+    return f"{_latex_spread(score.mean, score.sd, decimals)}{number}"
 
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
-    found = (average(board, label, tasks) for label in board.labels)
-    percent = board.is_percent
-    cells = ["--" if pair is None else _latex_spread(*pair, percent) for pair in found]
+    found = [average(board, label, tasks) for label in board.labels]
+    decimals = decimals_of((pair[0] for pair in found if pair), board.is_percent)
+    cells = ["--" if pair is None else _latex_spread(*pair, decimals) for pair in found]
     cells += ["--"] * len(board.imported_methods)
     return rf"{' & '.join([escape_latex(name), *cells])} \\"
 
 
-def _latex_spread(mean: float, sd: float, percent: bool) -> str:
-    return spread(mean, sd, percent).replace(" ± ", r" $\pm$ ")
+def _latex_spread(mean: float, sd: float, decimals: int | None) -> str:
+    return spread(mean, sd, decimals).replace(" ± ", r" $\pm$ ")
 
 
 _LATEX = {

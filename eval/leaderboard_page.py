@@ -26,16 +26,18 @@ from tql_offline.eval.leaderboard import (
     summaries,
 )
 from tql_offline.eval.learning_curves import learning_plots
+from tql_offline.eval.line_styles import LineStyle, keys_of, line_styles
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel
 from tql_offline.eval.protocol import known_protocol, protocols
 from tql_offline.eval.published import PublishedSize
-from tql_offline.eval.report_plots import Key, PlotGroup, draw
+from tql_offline.eval.report_plots import PlotGroup, draw
 from tql_offline.eval.report_tables import (
     NONE,
     Cell,
     Table,
     between,
     cell,
+    decimals_of,
     digits_of,
     grouped,
     make_table,
@@ -78,7 +80,8 @@ class BoardSection:
         tables: sortable tables, in order.
         answers: whether a bigger critic helped, or why that is not known, one short sentence per
             method; then whether methods differ, one per size.
-        sentences: the same with its evidence, and notes.
+        evidence: the same with the tests that it rests on.
+        notes: further sentences on what the scores say.
         plots: scores by size, if a method has two sizes, learning curves, performance profiles.
         board: the board that the section was made from.
         summaries: summaries of its complete columns.
@@ -89,12 +92,18 @@ class BoardSection:
     title: str
     tables: tuple[Table, ...]
     answers: tuple[str, ...]
-    sentences: tuple[str, ...]
+    evidence: tuple[str, ...]
+    notes: tuple[str, ...]
     plots: tuple[PlotGroup, ...]
     board: Board
     summaries: tuple[Summary, ...]
     scalings: tuple[Scaling, ...]
     comparisons: Comparisons
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The evidence, then the notes."""
+        return (*self.evidence, *self.notes)
 
     @property
     def is_alone(self) -> bool:
@@ -139,12 +148,11 @@ def board_section(
             *unknown,
             *differences,
         ),
-        sentences=(
-            *trend_sentences(scalings, digits_of(percent)),
-            *unknown,
-            *differences,
+        evidence=(*trend_sentences(scalings, digits_of(percent)), *unknown, *differences),
+        notes=(
             *difference_notes(comparisons, methods),
             *without_average(board, scalings),
+            *unlike_updates(board),
             *below_behaviour(board),
             *claim_sentences(board, printed),
             *left_out(board, core),
@@ -184,6 +192,19 @@ def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
             "Plain returns are on each task's own scale, so they have no average and no profile "
             f"over several tasks{by_size}."
         )
+
+
+def unlike_updates(board: Board) -> Iterator[str]:
+    """Yield how many updates each column's runs had, if runs of one task differ in it."""
+    on_task: dict[str, set[int]] = {}
+    of_column: dict[str, set[int]] = {}
+    for run in board.runs:
+        on_task.setdefault(run.task, set()).add(run.updates)
+        of_column.setdefault(run.label, set()).add(run.updates)
+    if any(len(updates) > 1 for updates in on_task.values()):
+        ordered = sorted(of_column.items(), key=lambda item: min(item[1]))
+        told = [f"{label} {' or '.join(map(grouped, sorted(u)))}" for label, u in ordered]
+        yield f"Runs of one task differ in their updates: {listed(told, MAX_NAMED)}."
 
 
 def below_behaviour(board: Board) -> Iterator[str]:
@@ -282,11 +303,11 @@ def formula(protocol: str, number: int, success_timing: str) -> str:
 # Numbers.
 
 
-def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
+def score_cell(score: TaskScore | None, bold: bool, decimals: int | None) -> Cell:
     """A cell with mean ± standard deviation over runs and, if known, the number of runs."""
     if score is None:
         return Cell(text=NONE)
-    text = spread(score.mean, score.sd, percent)
+    text = spread(score.mean, score.sd, decimals)
     if score.seeds:
         text += f" ({len(score.seeds)})"
     return Cell(text=text, sort=score.mean, bold=bold)
@@ -297,12 +318,13 @@ def score_cell(score: TaskScore | None, bold: bool, percent: bool) -> Cell:
 
 def score_table(board: Board) -> Table:
     """Table of scores, tasks by methods."""
-    rows, percent = [], board.is_percent
+    rows = []
     for task in board.tasks:
         marks = zip(board.labels, board.bold(task), strict=True)
-        cells = (score_cell(board.scores.get((task, n)), mark, percent) for n, mark in marks)
+        decimals = row_decimals(board, task)
+        cells = (score_cell(board.scores.get((task, n)), mark, decimals) for n, mark in marks)
         beside = (
-            score_cell(board.imported.get((task, method)), False, percent)
+            score_cell(board.imported.get((task, method)), False, decimals)
             for method in board.imported_methods
         )
         rows.append((cell(task), *cells, *beside))
@@ -313,6 +335,12 @@ def score_table(board: Board) -> Table:
         ("task", *board.labels, *map(imported_label, board.imported_methods)),
         rows,
     )
+
+
+def row_decimals(board: Board, task: str) -> int | None:
+    """Decimals of a row's scores, the imported ones' too."""
+    beside = (score.mean for (other, _), score in board.imported.items() if other == task)
+    return decimals_of([*board.row(task), *beside], board.is_percent)
 
 
 def _bold_limit(board: Board) -> str:
@@ -328,11 +356,12 @@ def average_table(board: Board) -> Table:
     groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
         groups[f"all {len(board.tasks)} tasks"] = board.tasks
-    rows, percent = [], board.is_percent
+    rows = []
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]
+        decimals = decimals_of((pair[0] for pair in found if pair), board.is_percent)
         cells = (
-            Cell(text=NONE) if pair is None else Cell(text=spread(*pair, percent), sort=pair[0])
+            Cell(text=NONE) if pair is None else Cell(text=spread(*pair, decimals), sort=pair[0])
             for pair in found
         )
         rows.append((cell(name), *cells))
@@ -352,11 +381,12 @@ def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> T
         is_whole: whether the board has all tasks.
     """
     percent, averages = board.is_percent, board.averages(board.tasks)
+    decimals = decimals_of((summary.mean for summary in overall), percent)
     rows = (
         (
             cell(summary.label),
             between(summary.rank, 2),
-            *(_aggregates(summary, percent) if averages else ()),
+            *(_aggregates(summary, percent, decimals) if averages else ()),
         )
         for summary in overall
     )
@@ -385,10 +415,10 @@ def _over(board: Board, is_whole: bool) -> str:
     return "over all tasks" if is_whole else f"over {len(board.tasks)} tasks"
 
 
-def _aggregates(summary: Summary, percent: bool) -> tuple[Cell, ...]:
+def _aggregates(summary: Summary, percent: bool, decimals: int | None) -> tuple[Cell, ...]:
     found, digits = summary.estimates, digits_of(percent)
     return (
-        Cell(text=spread(summary.mean, summary.sd, percent), sort=summary.mean),
+        Cell(text=spread(summary.mean, summary.sd, decimals), sort=summary.mean),
         *(between(found[n], digits) if n in found else cell("") for n in AGGREGATES),
     )
 
@@ -462,9 +492,10 @@ def profile_plots(board: Board, anchor: str) -> PlotGroup:
     several = [label for label in labels if sum(map(len, found[label])) > 1]
     best = sorted(several, key=lambda label: -mean_of_tasks(checked_table(found[label])))
     shown = best[:MAX_COLOUR]
+    styles = line_styles(board, shown)
     lines = tuple(
-        _profile_line(label, found[label], thresholds_of(board, labels), i)
-        for i, label in enumerate(shown, start=1)
+        _profile_line(label, found[label], thresholds_of(board, labels), style)
+        for label, style in styles.items()
     )
     unit = f"{board.unit}, τ"
     panel = Panel(title="Fraction of runs", lines=lines, y_limits=(0, 1), x_label=unit)
@@ -475,7 +506,7 @@ def profile_plots(board: Board, anchor: str) -> PlotGroup:
         note="Fraction of all runs on all tasks that score more than τ: a line everywhere above "
         "another is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
         f"Wilson intervals over runs.{rest}",
-        keys=tuple(Key(label=n, colour=i, style="point") for i, n in enumerate(shown, start=1)),
+        keys=keys_of(styles),
         plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),
     )
 
@@ -494,7 +525,7 @@ def _profile_line(
     label: str,
     table: Sequence[Sequence[float]],
     thresholds: list[float],
-    colour: int,
+    style: LineStyle,
 ) -> Line:
     profile, low, high = estimate_profile(table, thresholds)
     return Line(
@@ -502,6 +533,7 @@ def _profile_line(
         x=thresholds,
         y=profile.tolist(),
         interval=(low.tolist(), high.tolist()),
-        colour=colour,
+        colour=style.colour,
+        style=style.line,
         points=True,
     )

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tql_offline.errors import numbered
 from tql_offline.eval.leaderboard import Board, by_cell
+from tql_offline.eval.line_styles import LineStyle, keys_of, line_styles
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel
-from tql_offline.eval.report_plots import Key, PlotGroup, draw
+from tql_offline.eval.report_plots import PlotGroup, draw
 from tql_offline.eval.statistics import estimate_mean
 
 
@@ -24,6 +25,7 @@ def learning_plots(
         limits: least and greatest score, if scores have them.
     """
     labels = _best_first(board)[:MAX_COLOUR]
+    styles = line_styles(board, labels)
     cells = _cells(board, labels)
     tasks = [task for task in board.tasks if any(key[0] == task for key in cells)]
     panels = [
@@ -31,7 +33,7 @@ def learning_plots(
             task,
             Panel(
                 title=unit.capitalize(),
-                lines=tuple(_lines(cells, task, labels, board.is_rate)),
+                lines=tuple(_lines(cells, task, styles, board.is_rate)),
                 y_limits=limits,
             ),
         )
@@ -47,7 +49,7 @@ def learning_plots(
     return PlotGroup(
         title="Learning curves",
         note=" ".join(notes),
-        keys=tuple(Key(label=x, colour=i, style="point") for i, x in enumerate(labels, start=1)),
+        keys=keys_of(styles),
         plots=draw(panels, f"{anchor}-learning"),
     )
 
@@ -80,10 +82,10 @@ def _cells(
 def _lines(
     cells: Mapping[tuple[str, str], Mapping[int, tuple[float, ...]]],
     task: str,
-    labels: Sequence[str],
+    styles: Mapping[str, LineStyle],
     is_rate: bool,
 ) -> Iterator[Line]:
-    for colour, label in enumerate(labels, start=1):
+    for label, style in styles.items():
         if (scores := cells.get((task, label))) is None:
             continue
         means = [estimate_mean([runs], is_rate=is_rate) for runs in scores.values()]
@@ -92,6 +94,7 @@ def _lines(
             x=list(scores),
             y=[mean.value for mean in means],
             interval=([mean.low for mean in means], [mean.high for mean in means]),
-            colour=colour,
+            colour=style.colour,
+            style=style.line,
             points=True,
         )

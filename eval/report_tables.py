@@ -51,17 +51,35 @@ def plain(value: float, percent: bool) -> str:
     return f"{round(value)}" if percent and abs(value) <= 1000 else figure(value)
 
 
-def spread(mean: float, sd: float, percent: bool) -> str:
-    """Mean and standard deviation; outside percents, to four and two figures.
+def spread(mean: float, sd: float, decimals: int | None) -> str:
+    """Mean and standard deviation, to a number of decimals or, with None, each to four figures.
 
-    >>> spread(39.76, 6.84, percent=True), spread(0.5876, 0.0123, percent=False)
-    ('40 ± 7', '0.5876 ± 0.012')
-    >>> spread(39.76, float("nan"), percent=True)  # of one run
+    >>> spread(39.76, 6.84, 0), spread(0.5876, 0.0123, 4)
+    ('40 ± 7', '0.5876 ± 0.0123')
+    >>> spread(39.76, float("nan"), 0)  # of one run
     '40'
     """
-    if math.isnan(sd):
-        return plain(mean, percent)
-    return f"{plain(mean, percent)} ± {plain(sd, percent) if percent else f'{sd:.2g}'}"
+    numbers = (mean,) if math.isnan(sd) else (mean, sd)
+    if decimals is None:
+        return " ± ".join(map(figure, numbers))
+    # Adding 0 turns the -0.0 that a small negative number is rounded to into 0.0.
+    return " ± ".join(f"{round(n, decimals) + 0.0:.{decimals}f}" for n in numbers)
+
+
+def decimals_of(means: Iterable[float], percent: bool) -> int | None:
+    """Decimals that a row of scores is printed to: none of percents, as papers have it.
+
+    Of others, as many as give the largest four figures; None if it is too large for plain digits.
+
+    >>> decimals_of([-8.0217, -11.894], percent=False), decimals_of([39.76], percent=True)
+    (2, 0)
+    """
+    largest = max((abs(mean) for mean in means if math.isfinite(mean)), default=0.0)
+    if percent and largest <= 1000:
+        return 0
+    if not 1e-4 < largest < 1e4:
+        return 0 if largest == 0 else None
+    return max(0, 3 - math.floor(math.log10(largest)))
 
 
 def digits_of(percent: bool) -> int:

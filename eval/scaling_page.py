@@ -1,10 +1,11 @@
 """Scores by size on the report's page: a sentence, tables and plots."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tql_offline.errors import listed, numbered
 from tql_offline.eval.leaderboard import Board, natural
+from tql_offline.eval.line_styles import colours_of
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
 from tql_offline.eval.published import PublishedSize
 from tql_offline.eval.report_plots import Key, PlotGroup, draw
@@ -105,7 +106,7 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
         (
             cell(point.method),
             Cell(text=f"{point.parameters / 1e6:g}M", sort=point.parameters),
-            Cell(text=spread(point.mean, point.sd, percent=True), sort=point.mean),
+            Cell(text=spread(point.mean, point.sd, 0), sort=point.mean),
         )
         for point in printed
     )
@@ -247,26 +248,29 @@ def scaling_plots(scalings: Sequence[Scaling], anchor: str, board: Board) -> Plo
     Where scores of unlike tasks have no common unit, each task has a panel, by parameters alone.
     """
     shown = scalings[:MAX_COLOUR]
+    colours = colours_of(board, [scaling.method for scaling in shown])
     tasks = sorted({task for scaling in shown for task in scaling.tasks}, key=natural)
     if board.averages(tasks):
-        panels, note = _average_panels(shown, board)
+        panels, note = _average_panels(shown, board, colours)
     else:
-        panels, note = _task_panels(shown, board, tasks)
+        panels, note = _task_panels(shown, board, tasks, colours)
     return PlotGroup(
         title="Score by size",
         note=f"Bands: 95 % intervals over runs.{note}",
         keys=tuple(
-            Key(label=scaling.method, colour=i, style="point")
-            for i, scaling in enumerate(shown, start=1)
+            Key(label=scaling.method, colour=colours[scaling.method], style="point")
+            for scaling in shown
         ),
         plots=draw(panels, f"{anchor}-scaling"),
     )
 
 
-def _average_panels(shown: Sequence[Scaling], board: Board) -> tuple[list[tuple[str, Panel]], str]:
+def _average_panels(
+    shown: Sequence[Scaling], board: Board, colours: Mapping[str, int]
+) -> tuple[list[tuple[str, Panel]], str]:
     """Panels of scores over all tasks, and what to note about them."""
     unit = board.unit.capitalize()
-    lines = [(i, s.method, s.points) for i, s in enumerate(shown, start=1)]
+    lines = [(colours[s.method], s.method, s.points) for s in shown]
     panels = [(f"{unit}, by parameters", _scaling_panel(lines, board, "parameters"))]
     if not shown or not all(point.flops > 0 for s in shown for point in s.points):
         return panels, ""
@@ -278,11 +282,11 @@ def _average_panels(shown: Sequence[Scaling], board: Board) -> tuple[list[tuple[
 
 
 def _task_panels(
-    shown: Sequence[Scaling], board: Board, tasks: Sequence[str]
+    shown: Sequence[Scaling], board: Board, tasks: Sequence[str], colours: Mapping[str, int]
 ) -> tuple[list[tuple[str, Panel]], str]:
     panels = []
     for task in tasks[:MAX_PANELS]:
-        lines = [(i, s.method, s.on(task)) for i, s in enumerate(shown, start=1) if s.on(task)]
+        lines = [(colours[s.method], s.method, s.on(task)) for s in shown if s.on(task)]
         panels.append(
             (f"{task}: return, by parameters", _scaling_panel(lines, board, "parameters"))
         )

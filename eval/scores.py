@@ -46,8 +46,8 @@ def bold(scores: Sequence[float], fraction: float) -> list[bool]:
     """Whether each score of a table's row is printed bold: those near the best are.
 
     Near means at least `best - (1 - fraction) |best|`. That is `fraction * best` for a positive
-    best, and for a negative one it still includes the best itself; a row of zeros is all bold. A
-    score that is alone in its row has nothing to be better than.
+    best, and for a negative one it still includes the best itself. A score that is alone in its row
+    has nothing to be better than, nor have scores that are all the same.
 
     Args:
         scores: one row, higher is better; NaN for a missing score.
@@ -55,9 +55,12 @@ def bold(scores: Sequence[float], fraction: float) -> list[bool]:
 
     >>> bold([100.0, 95.0, 94.0], 0.95)
     [True, True, False]
+    >>> bold([0.0, 0.0], 0.95)
+    [False, False]
     """
     known = [score for score in scores if not np.isnan(score)]
     best = max(known, default=float("nan"))
     threshold = best - (1 - fraction) * abs(best)
     # 0.95 is not a binary fraction: without a tolerance, 95 of 100 could fall below.
-    return [len(known) > 1 and bool(score >= threshold - 1e-9 * abs(best)) for score in scores]
+    differ = len(set(known)) > 1
+    return [differ and bool(score >= threshold - 1e-9 * abs(best)) for score in scores]

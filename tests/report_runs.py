@@ -11,7 +11,7 @@ import tomli_w
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 TOKENS = 6
-PARAMETERS = {"tiny": 106_434, "small": 406_530, "large": 6_600_000}
+PARAMETERS = {"tiny": 106_434, "small": 406_530, "medium": 1_650_000, "large": 6_600_000}
 PROTOCOLS = {
     "quick": {"name": "quick", "version": 1, "episodes": 50, "counted": "last"},
     "ogbench-singletask": {

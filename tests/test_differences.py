@@ -284,6 +284,14 @@ def test_equal_scores_are_not_called_few_runs(board_of):
     assert answer.startswith("At size tiny, too many scores are equal to show a difference")
 
 
+def test_an_interval_that_holds_0_beside_ranks_that_differ_is_told(board_of):
+    """All runs of B score less, one of them by far."""
+    board = board_of({"A tiny": {"t": range(60, 65)}, "B tiny": {"t": (0, *range(53, 57))}})
+    (answer,) = answers(board)
+    told = "A tiny scores more than B tiny by the ranks of runs, though the interval of their "
+    assert answer.startswith(f"{told}means' difference holds 0: +18.")
+
+
 def test_a_mean_against_the_ranks_is_told(board_of):
     """Seven runs of A are better than all of B's, and one fails."""
     board = board_of({"A tiny": {"t": (0, *range(61, 68))}, "B tiny": {"t": range(53, 61)}})

@@ -748,8 +748,8 @@ def test_scores_between_0_and_1_keep_their_figures(tmp_path):
     runs = [replace(found, setting=setting, seed=s, score=0.55 + 0.05 * s) for s in range(2)]
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    assert section.tables[0].rows[0][1].text == "0.575 ± 0.025 (2)"
-    assert r"0.575 $\pm$ 0.025" in as_latex([section])
+    assert section.tables[0].rows[0][1].text == "0.5750 ± 0.0250 (2)"
+    assert r"0.5750 $\pm$ 0.0250" in as_latex([section])
 
 
 def test_summaries_of_a_known_table(tmp_path):
@@ -1317,9 +1317,12 @@ def test_files_give_no_binary_noise(tmp_path):
 def test_a_score_alone_in_its_row_is_not_bold(tmp_path):
     """Method B lacks the second task."""
     paths = [
-        write_result(tmp_path / f"{method}-{task}-result.json", task=TASKS[task], method=method)
-        for method, task in (("A", 0), ("A", 1), ("B", 0))
-    ]
+        write_result(
+            tmp_path / f"{method}-{task}-result.json",
+            task=TASKS[task], method=method, successes=(k, 20, 30),
+        )
+        for method, task, k in (("A", 0, 10), ("A", 1, 10), ("B", 0, 9))
+    ]  # fmt: skip
     (board,), _ = boards_of(paths)
     section = board_section(board, "b")
     marks = [[cell.bold for cell in row[1:]] for row in section.tables[0].rows]
@@ -1327,6 +1330,35 @@ def test_a_score_alone_in_its_row_is_not_bold(tmp_path):
     assert as_latex([section]).count(r"\textbf") == 2
     rows = csv.DictReader(as_csv([section]).splitlines())
     assert [row["bold"] for row in rows] == ["True", "True", "False"]
+
+
+def test_a_row_is_printed_to_one_number_of_decimals(tmp_path):
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    runs = [
+        replace(found, setting=Setting("quick-return v1"), method=method, seed=seed, score=score)
+        for method, scores in (("A", (-8.02, -8.20)), ("B", (-11.8, -13.1)))
+        for seed, score in enumerate(scores)
+    ]
+    (board,), _ = make_boards(runs)
+    section = board_section(board, "b")
+    assert [cell.text for cell in section.tables[0].rows[0][1:]] == [
+        *("-8.11 ± 0.09 (2)", "-12.45 ± 0.65 (2)")
+    ]
+    assert r"-8.11 $\pm$ 0.09 (2)} & -12.45 $\pm$ 0.65 (2)" in as_latex([section])
+
+
+def test_updates_that_runs_of_a_task_differ_in_are_told(tmp_path):
+    """Beside which a score says little of a method."""
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    runs = [
+        replace(found, method=method, seed=seed, updates=updates)
+        for method, seed, updates in (("A", 0, 4000), ("A", 1, 4000), ("B", 0, 20))
+    ]
+    (board,), _ = make_boards(runs)
+    told = "Runs of one task differ in their updates: B tiny 20, A tiny 4\xa0000."
+    assert told in board_section(board, "b").notes
+    (board,), _ = make_boards(runs[:2])
+    assert not any("differ in their updates" in s for s in board_section(board, "b").notes)
 
 
 def test_bold_is_told_by_the_distance_from_a_best_that_may_be_negative(tmp_path):
