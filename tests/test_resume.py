@@ -17,7 +17,7 @@ from tql_offline import locks
 from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
-from tql_offline.files import append_jsonl, read_jsonl, rewind_jsonl
+from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import Evaluator
@@ -403,6 +403,65 @@ def test_a_run_of_another_kind_of_device_is_refused(data, tmp_path, recorded, wa
     with pytest.raises(InputError, match=f"trained on a {was}, whose .* a {here} does not draw"):
         go_on(data, tmp_path / "r")
     assert folder.metrics.read_bytes() == before
+
+
+# More updates.
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_finished_run_goes_on_as_one_of_more_updates(data, tmp_path, schedule):
+    """Its rates stay at the last of their schedule; the first result is kept."""
+    rates = {"schedule": schedule, "warmup": 2, "schedule_steps": 24}
+    settings = SETTINGS | {"optimizer": rates, "steps": 32, "log_every": 4}
+    whole = run(resolve(settings), data, tmp_path, "whole", SilentReporter())
+    first = settings | {"optimizer": rates | {"schedule_steps": 0}, "steps": 24}
+    folder = run(resolve(first), data, tmp_path, "r", SilentReporter())
+    result = folder.result.read_bytes()
+    scores = folder.evaluations.read_bytes()
+    with pytest.raises(Killed):
+        resume(folder.path, lambda _c: data, At("advanced_training", 3, kill), steps=32)
+    assert not folder.result.exists()
+    assert (folder.path / "result-of-24.json").read_bytes() == result
+    assert go_on(data, folder.path) == folder
+    assert folder.config.read_bytes() == whole.config.read_bytes()
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+    for file in (whole.checkpoints / "32").iterdir():
+        assert (folder.checkpoints / "32" / file.name).read_bytes() == file.read_bytes()
+    assert read_json(folder.result)["updates"] == 32
+    assert folder.evaluations.read_bytes().startswith(scores)
+    last = [line for line in read_jsonl(whole.evaluations) if line["step"] == 32]
+    assert [line for line in read_jsonl(folder.evaluations) if line["step"] == 32] == last
+
+
+def test_an_unfinished_run_may_get_more_updates(data, whole, tmp_path):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced_training", 9, kill))
+    folder = resume(tmp_path / "r", lambda _config: data, SilentReporter(), steps=32)
+    before, after = (list(read_jsonl(there.metrics)) for there in (whole, folder))
+    assert [line["step"] for line in after] == [5, 10, 15, 20, 25, 30, 32]
+    assert after[:4] == before[:4]
+    assert max(folder.checkpoint_steps()) == 32
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(24, "one of 24 updates, and 24 are no more"), (7, "no more"), (10**10, "--steps")],
+)
+def test_no_more_updates_or_too_many_are_refused(data, whole, tmp_path, steps, said):
+    shutil.copytree(whole.path, tmp_path / "r")
+    before = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=said):
+        resume(tmp_path / "r", lambda _config: data, SilentReporter(), steps=steps)
+    after = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    assert after | before == after == {**before, **{p: b"" for p in after if p.name == ".lock"}}
+
+
+def test_a_finished_run_without_its_last_checkpoint_does_not_go_on(data, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "checkpoints" / "24")
+    with pytest.raises(InputError, match="no checkpoint of its last update, 24"):
+        resume(tmp_path / "r", lambda _config: data, SilentReporter(), steps=32)
+    assert (tmp_path / "r" / "result.json").is_file()
 
 
 def test_resume_takes_no_other_settings(tmp_path, capsys):

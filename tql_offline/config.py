@@ -295,6 +295,12 @@ class OptimizerConfig(Table):
         description="learning rates after warm-up: cosine to 10% at the run's end (the paper's), "
         "or constant (FQL's and CORL's, with warmup 0)",
     )
+    schedule_steps: int = Field(
+        0,
+        ge=0,
+        le=MAX_COUNT,
+        description="updates of the schedule, whose last rate is kept from there; 0: the run's",
+    )
 
 
 class ExecutionConfig(Table):
@@ -504,6 +510,11 @@ class Config(Table):
     def has_critic(self) -> bool:
         """Whether a critic is trained; behaviour cloning ignores its size and entropy mode."""
         return self.objective != "cloning"
+
+    @property
+    def schedule_steps(self) -> int:
+        """Updates over which learning rates warm up and fall."""
+        return self.optimizer.schedule_steps or self.steps
 
     @property
     def method(self) -> str:

@@ -13,6 +13,7 @@
       videos/               best, median and worst episode, where `eval --video` was run
       .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
+      result-of-<steps>.json                 the same from before it was given more updates
 
 Nothing in it is ever unpickled. Files are written under other names and renamed, so that a
 reader never sees half of one.

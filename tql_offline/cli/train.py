@@ -76,7 +76,8 @@ def train(
         str | None, typer.Option(help="none, fixed, single or layerwise. Default: layerwise.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Updates. Default: 1,000,000 (8,000 on pointmaze).")
+        int | None,
+        typer.Option(help="Updates. Default: 1,000,000 (8,000 on pointmaze). With --resume: more."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Transitions per update. Default: 256.")
@@ -145,13 +146,13 @@ def train(
         assign(flags, assignment)
     given = _given(flags)
     if resume is not None:
-        others = _given(flags | {"dataset": flags["dataset"] | {"path": None}})
+        others = _given(flags | {"steps": None, "dataset": flags["dataset"] | {"path": None}})
         if others or set_ or config or preset or name or print_config or seeds:
             raise InputError(
                 "--resume takes a run's own settings; leave all other flags out, except --path for "
-                "data that were moved"
+                "data that were moved, and --steps for more updates"
             )
-        resume_and_show(resume, Path(path) if path else None)
+        resume_and_show(resume, Path(path) if path else None, steps)
         return
     settings = resolve(given, file=config, preset=preset)
     if config is not None:
@@ -233,12 +234,12 @@ def train_and_show(
     return folders
 
 
-def resume_and_show(path: Path, moved_to: Path | None = None) -> None:
+def resume_and_show(path: Path, moved_to: Path | None = None, steps: int | None = None) -> None:
     """Resume a stopped run, then show the scores."""
     from tql_offline.training.run import resume
 
     with TerminalReporter() as reporter:
-        folder = resume(path, load_and_say, reporter, moved_to)
+        folder = resume(path, load_and_say, reporter, moved_to, steps)
     _show(folder)
 
 

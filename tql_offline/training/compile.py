@@ -267,9 +267,9 @@ class _OneByOne:
     def __call__(self, step: int, most: int) -> int:
         """Run one update."""
         del most
-        settings, steps = self.config.optimizer, self.config.steps
-        schedule = (step - 1, settings.warmup, steps, settings.schedule)
-        set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *schedule)
+        warmup, schedule = self.config.optimizer.warmup, self.config.optimizer.schedule
+        course = (step - 1, warmup, self.config.schedule_steps, schedule)
+        set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *course)
         self.window.add(self.agent.update(self._sample(step), self.generator, step))
         return 1
 
@@ -365,13 +365,13 @@ def updates_of_a_launch(config: Config) -> int:
 def rate_table(config: Config, agent: Agent) -> Tensor:
     """Learning rates of every update `(steps, optimizers)`, in the optimizers' order."""
     peaks = [agent.learning_rates[name] for name in agent.optimizers]
-    settings = config.optimizer
-    shares = _schedule(settings.warmup, config.steps, settings.schedule)
+    warmup, schedule = config.optimizer.warmup, config.optimizer.schedule
+    shares = _shares(config.steps, warmup, config.schedule_steps, schedule)
     shape = torch.tensor(shares, dtype=torch.float64)
     return shape.outer(torch.tensor(peaks, dtype=torch.float64)).float()
 
 
 @lru_cache(maxsize=1)
-def _schedule(warmup: int, steps: int, schedule: Schedule) -> list[float]:
-    """Every update's share of the peak; the seeds of one run have the same."""
-    return [learning_rate(step, 1.0, warmup, steps, schedule) for step in range(steps)]
+def _shares(updates: int, warmup: int, steps: int, schedule: Schedule) -> list[float]:
+    """Each update's share of the peak; the seeds of one run have the same."""
+    return [learning_rate(step, 1.0, warmup, steps, schedule) for step in range(updates)]

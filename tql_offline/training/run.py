@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent, make_agent
-from tql_offline.config import Config, is_own
+from tql_offline.config import Config, is_own, validate
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.load import Dataset
@@ -45,7 +45,7 @@ from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
 from tql_offline.training.provenance import collect_provenance, on_cpu, own_code
 from tql_offline.training.reporters import Reporter, SeedReporter
-from tql_offline.training.result import open_run, read_provenance, write_result
+from tql_offline.training.result import open_run, read_evaluations, read_provenance, write_result
 from tql_offline.training.rewards import RewardMap, floor_notes, large_notes, reward_map
 from tql_offline.training.trackers import make_tracker
 from tql_offline.training.watch import make_watch
@@ -133,8 +133,12 @@ def resume(
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
     moved_to: Path | None = None,
+    steps: int | None = None,
 ) -> RunFolder:
     """Resume a stopped run from its last checkpoint; it ends as if it had never stopped.
+
+    With more `steps` a finished run goes on, too, at the last rate of its schedule: it ends as a
+    run of as many steps whose `optimizer.schedule_steps` are the steps it had.
 
     Where that checkpoint is damaged, the last one that is not takes its place.
 
@@ -145,25 +149,32 @@ def resume(
         load_dataset: loads the data of the run's config.
         reporter: where progress goes.
         moved_to: where the data's file is now, if it was moved.
+        steps: updates in all, if it is to have more.
 
     Raises:
-        InputError: the run is finished, being trained, or damaged, its dataset has changed, or
-            code that it names lies with it.
+        InputError: the run is finished, being trained, or damaged, its dataset has changed, code
+            that it names lies with it, or `steps` are no more than it has.
     """
     folder, config = open_run(path)
     for named in (config.objective, config.dataset.env_id):
         refuse_brought(named, path)
     with claimed(folder):
-        _refuse_finished(folder)
+        if steps is None:
+            _refuse_finished(folder)
+        else:
+            _refuse_fewer(folder, config, steps)
         device = pick_device(config.device)
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
         dataset = data_of(folder, config, load_dataset, moved_to)
-        setup = _set_up(config, dataset)
+        longer = _with_more(config, steps) if steps is not None else config
+        setup = _set_up(longer, dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
         step = _load_newest(folder, setup, reporter)
+        if longer is not config:
+            _extend(folder, config, longer)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
         findings = (*_other_threads(provenance), *_other_code(provenance, setup)) if step else ()
@@ -203,11 +214,41 @@ def _load_newest(folder: RunFolder, setup: "_Setup", reporter: Reporter) -> int:
     return 0
 
 
+def _refuse_fewer(folder: RunFolder, config: Config, steps: int) -> None:
+    if steps <= config.steps:
+        raise InputError(
+            f"run {folder.path} is one of {config.steps:,} updates, and {steps:,} are no more; "
+            "give more --steps, or none to resume it as it is"
+        )
+    if folder.is_finished() and config.steps not in folder.checkpoint_steps():
+        raise InputError(
+            f"run {folder.path} has no checkpoint of its last update, {config.steps:,}, to go on "
+            "from; restore it from a copy, or train anew with more --steps"
+        )
+
+
+def _with_more(config: Config, steps: int) -> Config:
+    """Settings of more updates, whose learning rates go on from where their schedule ended."""
+    optimizer = {**config.optimizer.model_dump(), "schedule_steps": config.schedule_steps}
+    settings = {**config.model_dump(), "steps": steps, "optimizer": optimizer}
+    return validate(settings, source="--steps")
+
+
+def _extend(folder: RunFolder, before: Config, config: Config) -> None:
+    """Give a run more updates on disk.
+
+    The result goes first: without it, a run of the old number of updates is one to resume.
+    """
+    if folder.result.exists():
+        folder.result.rename(folder.path / f"result-of-{before.steps}.json")
+    write_atomic(folder.config, config.to_toml())
+
+
 def _refuse_finished(folder: RunFolder) -> None:
     if folder.is_finished():
         raise InputError(
-            f"run {folder.path} is finished, and so is the schedule of its learning rates; there "
-            "is nothing to resume, so train anew with more --steps"
+            f"run {folder.path} is finished; there is nothing to resume, unless --steps gives it "
+            "more updates, at the last learning rate of its schedule"
         )
     # From nothing, the scores of a run that once ended would be lost.
     if folder.result.exists() and not folder.checkpoint_steps():
@@ -436,7 +477,7 @@ def _training(
     protocol = protocols.get(config.evaluation.protocol)
     steps = protocols.evaluation_steps(protocol, config.steps)
     scorer = RunScorer(config, agent, folder, reporter, evaluator)
-    scorer.catch_up((step for step in steps if step <= begun.step), begun.step)
+    scorer.catch_up(_before(begun, steps, reporter), begun.step)
     observation_dim, action_dim = _dims(setup.dataset)
     watch = make_watch(config, setup.dataset.episodes, agent.num_tokens)
     watch.catch_up(read_jsonl(folder.metrics))
@@ -458,6 +499,18 @@ def _training(
         window=setup.window,
         stream=stream,
     )
+
+
+def _before(begun: _Begun, steps: Sequence[int], reporter: Reporter) -> list[int]:
+    """The steps so far at which scores are due, of which a checkpoint may make missing ones."""
+    there = {begun.step, *begun.folder.checkpoint_steps()}
+    so_far = [step for step in steps if step <= begun.step]
+    scored = {line["step"] for line in read_evaluations(begun.folder)}
+    if gone := [str(step) for step in so_far if step not in there | scored]:
+        reporter.noted(
+            f"note: there are no scores of step {', '.join(gone)}, which has no checkpoint"
+        )
+    return [step for step in so_far if step in there]
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:
