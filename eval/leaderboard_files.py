@@ -154,7 +154,7 @@ def _tabular(board: Board) -> str:
     labels = (*board.labels, *map(imported_label, board.imported_methods))
     head = " & ".join(map(escape_latex, ("task", *labels)))
     lines = [
-        f"% {escape_latex(str(board.setting))}",
+        *(f"% {escape_latex(text)}" for text in (str(board.setting), *board.notes)),
         rf"\begin{{tabular}}{{l{'r' * len(labels)}}}",
         r"\toprule",
         rf"{head} \\",

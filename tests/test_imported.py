@@ -75,6 +75,8 @@ def test_imported_scores_stand_beside_ones_runs_in_every_file(runs, mine, tmp_pa
     assert r"98 $\pm$ 1 (2) & 100 \\" in tex
     widths = {line.count("&") for line in tex.splitlines() if line.endswith(r"\\")}
     assert widths == {4}
+    (comment,) = [line for line in tex.splitlines() if "CORL, table 3" in line]
+    assert comment.startswith("% Imported, by protocols that are not known")
 
 
 def test_imported_scores_change_nothing_else(runs, mine, tmp_path):
