@@ -8,9 +8,11 @@ its seed and the actions.
 """
 
 import importlib.metadata
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -18,6 +20,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import goal_of_seed
@@ -186,7 +189,8 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
         `env_id`, `max_episode_steps` (None if unlimited), `success_timing` (the one in force, None
         if the environment has none), `goals` (0 unless they are reached in turn),
         `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco,
-        gymnasium and the environment's own package.
+        gymnasium and the environment's own package; of one that is in no package, `code` has the
+        name and SHA-256 of its class's file.
 
     Raises:
         InputError: it cannot be made, or its observations or actions are not vectors.
@@ -205,6 +209,7 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
             "action_dim": action_dim,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
             | _own_version(env),
+            **_own_code(env_id, env),
         }
     finally:
         env.close()
@@ -217,6 +222,29 @@ def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
         return {package: importlib.metadata.version(package)}
     except importlib.metadata.PackageNotFoundError:  # a module of the user's own
         return {}
+
+
+def _own_code(env_id: str, env: gymnasium.Env[Any, Any]) -> dict[str, dict[str, str]]:
+    """Name and SHA-256 of the file that makes an environment of one's own; nothing of a package's.
+
+    Of the class's file, or, where the class is of a package, of the module that registers it: what
+    these import is not told apart. A class that was typed into a session has none.
+    """
+    named = env_id.removeprefix(GOALS_PREFIX).rpartition(":")[0]
+    for module in (type(env.unwrapped).__module__, named):
+        file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+        if file.is_file() and not _is_installed(module):
+            return {"code": {"file": file.name, "sha256": file_sha256(file)}}
+    return {}
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module is of an installed package, whose version tells its code."""
+    try:
+        importlib.metadata.version(module.partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def action_bounds(env_id: str) -> tuple[list[float], list[float]]:

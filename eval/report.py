@@ -600,6 +600,11 @@ def _differences(runs: list[Run]) -> list[str]:
     for dataset in {dataset_of(run) for run in runs}:
         hashes = {_dataset_hash(run) for run in runs if dataset_of(run) == dataset}
         facts[f"content of dataset {dataset}"] = {h[:12] for h in hashes if h}
+    for run in runs:
+        digest = run.provenance.get("environment.code.sha256")  # of one of one's own
+        if isinstance(digest, str):
+            name = f"code of environment {as_text(run.provenance.get('environment.env_id'))}"
+            facts.setdefault(name, set()).add(digest[:12])
     return [
         f"The runs differ in {name} ({', '.join(sorted(values))}): their scores are not comparable "
         "as they stand."

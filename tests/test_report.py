@@ -251,6 +251,17 @@ def test_runs_that_cannot_be_compared_are_named(run, tmp_path):
     assert "differ in gymnasium" not in markdown
 
 
+def test_runs_in_environments_of_other_code_are_named(tmp_path):
+    runs = [make_run(tmp_path / f"s{seed}", seed=seed, steps=200) for seed in range(3)]
+    for folder, env_id, digest in zip(runs, ("a", "a", "b"), ("1", "2", "3"), strict=True):
+        facts = json.loads(folder.provenance.read_text())
+        facts["environment"] |= {"env_id": f"my:{env_id}-v0", "code": {"sha256": 64 * digest}}
+        folder.provenance.write_text(json.dumps(facts))
+    _, markdown = written(runs, tmp_path / "out")
+    assert f"differ in code of environment my:a-v0 ({12 * '1'}, {12 * '2'})" in markdown
+    assert "code of environment my:b-v0" not in markdown
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [make_run(tmp_path / d / "tiny", steps=200, successes=(1,)) for d in ("a", "b")]
     _, markdown = written(runs, tmp_path / "out")

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -163,6 +164,20 @@ def test_a_description_says_what_scores_depend_on():
             "gymnasium": gymnasium.__version__,
         },
     }
+
+
+def test_a_description_has_the_code_of_ones_own_environment():
+    """The class's file, or that of the module which registers a class of a package."""
+    import reader_environments
+
+    for env_id, name in (
+        ("rollout_environments:Uneven-v0", "rollout_environments.py"),
+        ("reader_environments:ShortHopper-v0", "reader_environments.py"),
+    ):
+        file = Path(reader_environments.__file__).with_name(name)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert describe(env_id)["code"] == {"file": name, "sha256": digest}
+    assert "code" not in describe("Pendulum-v1")
 
 
 def test_a_success_that_is_not_reported_is_none(tmp_path):
