@@ -57,7 +57,14 @@ from tql_offline.eval.statistics import (
     other_share,
     widened_tail,
 )
-from tql_offline.eval.variants import Settings, choices, differing, settings_of, variant_names
+from tql_offline.eval.variants import (
+    Settings,
+    choices,
+    differing,
+    resumed_with_other_code,
+    settings_of,
+    variant_names,
+)
 
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 BOLD = 0.95
@@ -510,6 +517,7 @@ def _board(
         runs=tuple(distinct),
         notes=(
             *choices(rows, names),
+            *resumed_with_other_code(rows),
             *contents(runs),
             *(aliases(runs) if is_own else ()),
             *_notes(beside),

@@ -37,6 +37,9 @@ _SHOWN = 4
 _WIDTH = 40
 _CODE = 8
 """Digits shown of the SHA-256 of one's own method's code."""
+_CHANGES = 2
+"""Most changes of it in the middle of a run that a name shows."""
+_THEN = " then "
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -44,8 +47,29 @@ def settings_of(run: Run) -> dict[str, str]:
     recorded = run.result.get("settings")
     flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
     settings = effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
-    code = run.provenance.get("own_method.sha256")
-    return settings | ({"code": as_text(code)[:_CODE]} if code else {})
+    code = _code(run.provenance)
+    return settings | ({"code": code} if code else {})
+
+
+def _code(provenance: Mapping[str, Any]) -> str:
+    """The version of one's own method's code; of a run that had several, each with where it began.
+
+    A run resumed with other code is one of neither version, and of no other such run unless it
+    changed at the same update.
+    """
+    first, found = (provenance.get(f"own_method.{key}") for key in ("sha256", "resumed_with"))
+    later = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    code = as_text(first)[:_CODE] if first else ""
+    if not later:
+        return code
+    changes = [
+        f"{as_text(entry.get('sha256'))[:_CODE]} from update {as_text(entry.get('step'))[:_WIDTH]}"
+        for entry in later
+    ]
+    if len(changes) > _CHANGES:
+        digest = hashlib.sha256("\n".join(changes).encode("utf-8", "replace")).hexdigest()
+        changes = [f"{len(changes)} others, {digest[:6]}"]
+    return _THEN.join([code or "unknown", *changes])
 
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
@@ -126,6 +150,20 @@ def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
             f"Several settings are shown of {listed(list(labels), _SHOWN)}. The best of them by "
             "these scores is biased upwards: choose on tuning seeds and report fresh seeds "
             "(docs/selection.md)."
+        )
+
+
+def resumed_with_other_code(runs: Sequence["Measured"]) -> Iterator[str]:
+    """Yield which runs are of no one version of their own method's code, and which versions."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        code = run.settings.get("code", "")
+        if _THEN in code:
+            found.setdefault((run.method, code), []).append(run.name)
+    for (method, code), names in found.items():
+        yield (
+            f"The code of {method} was changed and the run resumed (code {code}), so it ended as "
+            f"neither version would and is no seed of either: {listed(names, _SHOWN)}."
         )
 
 

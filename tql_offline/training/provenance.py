@@ -66,6 +66,34 @@ def own_code(agent: Agent) -> dict[str, str] | None:
     return {"file": file.name, "sha256": file_sha256(file) if file.is_file() else ""}
 
 
+def resumed_code(
+    before: Mapping[str, Any], now: Mapping[str, str], step: int, *, is_scored: bool
+) -> dict[str, Any]:
+    """The record of one's own method's code for a run that goes on from a step with `now`.
+
+    `resumed_with` lists the versions after the first, each with the step that it went on from.
+    Versions of which the run has kept nothing are left out.
+
+    Args:
+        before: the record so far; it may be foreign.
+        now: what `own_code` returns.
+        step: the step of the checkpoint that was loaded.
+        is_scored: whether the run has scores of that step, which a version that went on from it
+            may have made.
+    """
+    found = before.get("resumed_with")
+    listed = [entry for entry in found if _is_version(entry)] if isinstance(found, list) else []
+    later = [entry for entry in listed if entry["step"] < step + is_scored]
+    if (later or [before])[-1].get("sha256") != now["sha256"]:
+        later.append({"step": step, "sha256": now["sha256"]})
+    first = {key: value for key, value in before.items() if key != "resumed_with"}
+    return first | ({"resumed_with": later} if later else {})
+
+
+def _is_version(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("step"), int) and "sha256" in entry
+
+
 def package_versions() -> dict[str, str | None]:
     """Installed versions of the packages that can change a result; None where not installed."""
     return {name: installed_version(name) for name in PACKAGES}

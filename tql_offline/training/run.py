@@ -43,9 +43,14 @@ from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, ope
 from tql_offline.training.loop import Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
-from tql_offline.training.provenance import collect_provenance, on_cpu, own_code
+from tql_offline.training.provenance import collect_provenance, on_cpu, own_code, resumed_code
 from tql_offline.training.reporters import Reporter, SeedReporter
-from tql_offline.training.result import open_run, read_evaluations, read_provenance, write_result
+from tql_offline.training.result import (
+    open_run,
+    read_evaluations,
+    read_provenance,
+    write_result,
+)
 from tql_offline.training.rewards import RewardMap, floor_notes, large_notes, reward_map
 from tql_offline.training.trackers import make_tracker
 from tql_offline.training.watch import make_watch
@@ -177,7 +182,8 @@ def resume(
             _extend(folder, config, longer)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
-        findings = (*_other_threads(provenance), *_other_code(provenance, setup)) if step else ()
+        findings = [*_other_threads(provenance)] if step else []
+        findings += _record_code(folder, provenance, setup, step)
         _train([_Begun(setup=setup, folder=folder, step=step)], findings, reporter)
     return folder
 
@@ -267,9 +273,26 @@ def _other_threads(provenance: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _other_code(provenance: Mapping[str, Any], setup: "_Setup") -> Iterator[str]:
+def _record_code(
+    folder: RunFolder, provenance: Mapping[str, Any], setup: "_Setup", step: int
+) -> Iterator[str]:
+    """Record code of one's own that has changed since the run began; yields a note of it.
+
+    What starts again from nothing is a run of the code as it is now.
+    """
     before, now = provenance.get("own_method"), own_code(setup.agent)
-    if now is not None and isinstance(before, dict) and before.get("sha256") != now["sha256"]:
+    if now is None or now == before:
+        return
+    if not step:
+        write_json(folder.provenance, {**provenance, **_method_facts(setup), "own_method": now})
+        return
+    if not isinstance(before, dict):  # of a version that recorded no code
+        return
+    is_scored = any(line["step"] == step for line in read_evaluations(folder))
+    record = resumed_code(before, now, step, is_scored=is_scored)
+    if record != before:
+        write_json(folder.provenance, {**provenance, "own_method": record})
+    if "resumed_with" in record:
         yield (
             f"note: the code of {setup.config.objective} ({now['file']}) has changed since the run "
             "began, so it ends as neither version would; train it anew to compare it"
@@ -356,14 +379,18 @@ def _provenance(setup: _Setup, seeds: Sequence[int], findings: Sequence[str]) ->
     facts = collect_provenance(setup.device, dataset.describe(), setup.environment)
     return {
         **facts,
-        **_critic_facts(setup.agent),
-        "flops_per_update": flops_per_update(setup.config, *_dims(setup.dataset)),
+        **_method_facts(setup),
         "execution": asdict(setup.execution),
         **({"own_method": code} if (code := own_code(setup.agent)) else {}),
         "seeds_at_once": list(seeds),
         "rewards": asdict(setup.rewards),
         "data_findings": list(findings),
     }
+
+
+def _method_facts(setup: _Setup) -> dict[str, Any]:
+    flops = flops_per_update(setup.config, *_dims(setup.dataset))
+    return {**_critic_facts(setup.agent), "flops_per_update": flops}
 
 
 def _refuse_images(dataset: Dataset) -> None:
