@@ -1,13 +1,16 @@
 """Methods of one's own: told apart by class, settings and code, and trained as they are."""
 
+import copy
 import hashlib
 import shutil
+from functools import partial
 
 import pytest
+import torch
 from command_line import command
 from own_data import write_own
 from report_runs import make_run
-from stand_ins import Noting
+from stand_ins import Noting, raising
 
 from tql_offline.config import is_own, resolve
 from tql_offline.datasets.load import load
@@ -16,15 +19,19 @@ from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.variants import differing, effective, settings_of
 from tql_offline.files import read_json, read_jsonl, write_json
+from tql_offline.runs import RunFolder
+from tql_offline.training.compile import compile_losses
+from tql_offline.training.own_settings import watched
 from tql_offline.training.provenance import resumed_code
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run
+from tql_offline.training.run import resume, run, run_seeds
 from tql_offline.training.sweep import first_difference
 
 MODULE = """
 import torch
 
 from tql_offline.agents.flow_q import FlowQ
+from tql_offline.errors import InputError
 
 
 class Mine(FlowQ):
@@ -43,6 +50,47 @@ class FQL(Mine):
 class WithoutMetrics(FlowQ):
     def critic_loss(self, batch, noise):
         return super().critic_loss(batch, noise)[0]
+
+
+class FailsAfter(FlowQ):
+    def update(self, batch, generator, step):
+        if step > self.config.own["updates"]:
+            raise ValueError("of the method's own")
+        return super().update(batch, generator, step)
+
+
+class FailsOfSeedZero(FlowQ):
+    def update(self, batch, generator, step):
+        if self.config.seed == 0 and batch.rewards.device.type != "meta":
+            raise InputError("of seed 0")
+        return super().update(batch, generator, step)
+
+
+class Delayed(Mine):
+    policy_delay = 2
+
+    def policy_loss(self, batch, noise):
+        loss, metrics = super().policy_loss(batch, noise)
+        return self.config.own.get("scale", 1.0) * loss, metrics
+
+
+class Scaled(FlowQ):
+    def critic_loss(self, batch, noise):
+        loss, metrics = super().critic_loss(batch, noise)
+        return self.config.own.get("scale", 1.0) * loss, metrics
+
+
+class Wide(FlowQ):
+    def act(self, policy, observations, noise):
+        actions = super().act(policy, observations, noise)
+        torch.rand(5)
+        observations.zero_()
+        return torch.cat([actions, actions], dim=-1) if policy == self.config.own["of"] else actions
+
+
+class Listing(FlowQ):
+    def act(self, policy, observations, noise):
+        return super().act(policy, observations, noise).tolist()
 """
 CHANGED = MODULE.replace("WEIGHT = 1.0", "WEIGHT = -1.0")
 
@@ -249,6 +297,186 @@ def test_a_report_has_runs_resumed_with_other_code_in_a_column_and_says_why(tmp_
         f"The code of TQL was changed and the run resumed (code {mixed}), so it ended as neither "
         "version would and is no seed of either: s1."
     ) in text
+
+
+# What fails at once.
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_run_whose_method_fails_before_anything_is_kept_leaves_no_folder(
+    data, module, tmp_path, seeds
+):
+    config = settings(data, module, "FailsAfter", own={"updates": 0})
+    noted = Noting()
+    with pytest.raises(ValueError, match="of the method's own"):
+        run_seeds(config, seeds, data, tmp_path / "runs", "r", noted)
+    assert not any((tmp_path / "runs").iterdir())
+    assert not any("not counted" in sentence for sentence in noted.sentences)
+
+
+def test_a_seed_that_fails_takes_no_other_with_it(data, module, tmp_path):
+    with pytest.raises(InputError, match="of seed 0"):
+        run_seeds(
+            settings(data, module, "FailsOfSeedZero"),
+            (0, 1),
+            data,
+            tmp_path / "runs",
+            "r",
+            SilentReporter(),
+        )
+    (left,) = (tmp_path / "runs").iterdir()
+    assert (left.name, RunFolder(left).is_finished()) == ("r-s1", True)
+
+
+@pytest.mark.parametrize(
+    ("over", "kept"),
+    [
+        ({"log_every": 1, "checkpoint_every": 4}, "metrics.jsonl"),
+        ({"log_every": 4, "checkpoint_every": 1}, "checkpoints"),
+    ],
+)
+def test_a_run_whose_method_fails_later_keeps_what_it_has(data, module, tmp_path, over, kept):
+    config = settings(data, module, "FailsAfter", own={"updates": 1}, **over)
+    with pytest.raises(ValueError, match="of the method's own"):
+        run(config, data, tmp_path / "runs", "r", SilentReporter())
+    names = {path.name for path in (tmp_path / "runs" / "r").iterdir()}
+    assert {"config.toml", "provenance.json", kept} <= names
+
+
+def test_a_stop_is_no_failure(data, module, tmp_path, monkeypatch):
+    monkeypatch.setattr("tql_offline.training.run.train", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, settings(data, module), tmp_path / "runs")
+    assert RunFolder(tmp_path / "runs" / "r").provenance.is_file()
+
+
+def test_only_what_a_run_begins_with_is_removed(tmp_path):
+    folder = RunFolder(tmp_path)
+    for name in ("config.toml", "provenance.json", ".lock", "tensorboard/events", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("" if name == "metrics.jsonl" else "a")
+    folder.checkpoints.mkdir()
+    assert folder.has_only_begun()
+    for name in ("metrics.jsonl", "evaluations.jsonl", "checkpoints/2.damaged", "mine.txt"):
+        (tmp_path / name).write_text("a")
+        assert not folder.has_only_begun(), name
+        (tmp_path / name).unlink()
+
+
+def test_a_setting_that_the_objective_lacks_is_named_before_there_is_a_folder(
+    data, module, tmp_path
+):
+    noted = Noting()
+    with pytest.raises(InputError, match=r"own\.updates, which the objective reads"):
+        trained(data, settings(data, module, "FailsAfter"), tmp_path / "runs", noted)
+    assert (noted.sentences, (tmp_path / "runs").exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "said"),
+    [
+        (
+            "Wide",
+            {"of": "learned"},
+            r"Wide\.act gives actions of shape \(3, 4\) for 3 obs.*learned",
+        ),
+        ("Wide", {"of": "behaviour"}, r"\(3, 4\).* 'behaviour', where a tensor of shape \(3, 2\)"),
+        ("Listing", {}, r"Listing\.act gives a list for 3 obs.* one row of 2 numbers"),
+    ],
+)
+def test_actions_of_another_shape_are_refused_before_training(
+    data, module, tmp_path, name, own, said
+):
+    with pytest.raises(InputError, match=said):
+        trained(data, settings(data, module, name, own=own), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_trying_to_act_changes_no_data_and_no_random_numbers(data, module, tmp_path):
+    before, state = data.episodes.observations.copy(), torch.get_rng_state()
+    folder = trained(data, settings(data, module, "Wide", own={"of": "none"}), tmp_path / "runs")
+    assert (data.episodes.observations == before).all()
+    assert torch.equal(torch.get_rng_state(), state)
+    like = settings(data, module, objective="flow")
+    plain = run(like, data, tmp_path / "runs", "plain", SilentReporter())
+    assert folder.metrics.read_bytes() == plain.metrics.read_bytes()
+
+
+# Settings that nothing reads.
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "said"),
+    [
+        (
+            "Mine",
+            {"wieght": 2.0},
+            ["own.wieght by the end of its first update; did you mean own.w"],
+        ),
+        (
+            "Mine",
+            {"zeta": 2.0},
+            ["own.zeta by the end of its first update; it has read own.weight"],
+        ),
+        ("FQL", {"weight": 2.0}, []),
+        ("Delayed", {"scale": 2.0}, []),
+        ("Delayed", {"sclae": 2.0}, ["by the end of its first 2 updates; did you mean own.scale?"]),
+        ("FailsAfter", {"updates": 9, "beta": 1}, ["own.beta by"]),
+    ],
+)
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_settings_that_a_method_does_not_read_are_named(
+    data, module, tmp_path, name, own, said, seeds
+):
+    noted = Noting()
+    config = settings(data, module, name, own=own)
+    (folder, *_) = run_seeds(config, seeds, data, tmp_path / "runs", "r", noted)
+    told = [sentence for sentence in noted.sentences if "has not read own." in sentence]
+    assert len(told) == len(said)
+    assert all(part in sentence for part, sentence in zip(said, told, strict=True))
+    assert folder.config.read_text() == config.to_toml()
+
+
+def test_reading_a_setting_in_any_way_is_reading_it():
+    config = resolve({"objective": "my:Mine", "own": {"beta": 3.0, "gamma": 2}})
+    everything = (
+        dict,
+        lambda own: own.model_dump(),
+        lambda own: own.names,
+        lambda own: own.model_extra,
+    )
+    ways = [lambda own: own["beta"], lambda own: own.get("beta", 1), lambda own: own.beta]
+    ways += [lambda own: copy.deepcopy(own)["beta"], *everything]
+    for way in ways:
+        own = watched(config).own
+        assert own.unread == ("beta", "gamma")
+        way(own)
+        assert own.unread == (() if way in everything else ("gamma",))
+
+
+def test_watching_settings_changes_none():
+    config = resolve({"objective": "my:Mine", "own": {"beta": 3.0, "gamma": 2}})
+    seen = watched(config)
+    seen.own["beta"]
+    assert (seen == config, config == seen, hash(seen)) == (True, True, hash(config))
+    assert seen != resolve({"objective": "my:Mine", "own": {"beta": 3.0}})
+    assert (seen.to_toml(), repr(seen.own.get("z", 7))) == (config.to_toml(), "7")
+    with pytest.raises(InputError, match=r"own\.z, which the objective reads"):
+        seen.own["z"]
+
+
+def test_settings_that_only_compiled_code_reads_are_read(data, module, tmp_path, monkeypatch):
+    """Nobody sees it read them; the same code without numbers is seen."""
+    compiled = partial(compile_losses, backend="eager")
+    monkeypatch.setattr("tql_offline.training.compile.compile_losses", compiled)
+    # The second time, the operations are known without an update.
+    for own, said in (({"scale": 2.0}, 0), ({"scale": 2.0}, 0), ({"sclae": 2.0}, 1)):
+        noted = Noting()
+        config = settings(data, module, "Scaled", own=own, execution={"compile": "on"})
+        folder = run(config, data, tmp_path / "runs", "", noted)
+        assert read_json(folder.provenance)["execution"]["mode"] == "compiled"
+        assert sum("did you mean own.scale?" in sentence for sentence in noted.sentences) == said
+        assert sum("has not read" in sentence for sentence in noted.sentences) == said
 
 
 def test_the_packages_methods_have_no_code_of_ones_own(data, module, tmp_path):

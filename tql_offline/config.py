@@ -398,16 +398,17 @@ class OwnConfig(Table):
         Raises:
             InputError: it was not given.
         """
-        if name not in self.names:
+        given = self.__pydantic_extra__ or {}
+        if name not in given:
             raise InputError(
                 f"setting own.{name}, which the objective reads, is not given; "
                 f"give it as --set own.{name}=VALUE, or in the table [own] of a config file"
             )
-        return (self.__pydantic_extra__ or {})[name]
+        return given[name]
 
     def get(self, name: str, default: Any) -> Any:
         """A setting's value, or `default` if it was not given."""
-        return self[name] if name in self.names else default
+        return (self.__pydantic_extra__ or {}).get(name, default)
 
 
 class Config(Table):

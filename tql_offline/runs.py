@@ -105,6 +105,17 @@ class RunFolder:
             return False
         return True
 
+    def has_only_begun(self) -> bool:
+        """Whether the folder has nothing but what a run begins with: no checkpoint, line or file.
+
+        A tracker's folder is its own record of the lines.
+        """
+        begun = (self.config, self.provenance, self.path / "tensorboard", self.path / "wandb")
+        return all(
+            path in begun or path.name.startswith(".") or _is_empty(path)
+            for path in self.path.iterdir()
+        )
+
     def checkpoint_steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
         if not self.checkpoints.is_dir():
@@ -127,6 +138,10 @@ class RunFolder:
                     f"{path} is a link, through which other files would be written; put the file "
                     "itself there, or link the whole run folder"
                 )
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
 
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:

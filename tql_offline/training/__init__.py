@@ -4,6 +4,7 @@ A run
     run          set up, trained and written; the place to begin reading
     new_run      where it goes, and what is refused before it begins
     data, rewards, environment      what it trains on and is scored in
+    own_settings                    which settings of one's own a method reads
     loop         updates, and at their steps log, score and save
     compile      how updates run: torch.compile, CUDA graphs, precision → device, memory
     stopping     Ctrl-C, SIGTERM and other signals that end a job

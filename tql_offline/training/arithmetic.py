@@ -8,18 +8,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from tql_offline.agents import META, Agent, make_agent_of_shapes
 from tql_offline.batch import Batch
 from tql_offline.config import Config, is_own
+from tql_offline.errors import InputError
 
 WITHOUT_PRODUCTS = (
     *("seed", "steps", "device", "log_every", "checkpoint_every", "keep_checkpoints"),
     *("dataset", "optimizer", "execution", "watch", "evaluation"),
 )
 """Settings in which runs with the same arithmetic mostly differ."""
+_MAX_REASON = 200
+"""Most characters quoted of an error."""
 
 
 def flops_per_update(config: Config, observation_dim: int, action_dim: int) -> int | None:
     """Operations of the matrix products of one update of a config; a multiply-add is two.
 
-    None for a method of one's own whose update cannot be counted: one that looks at a number.
+    None for a method of one's own whose update cannot be counted (see `why_uncounted`).
 
     They are counted on a separate agent that has shapes but no numbers, so that the run's device,
     precision, compilation and hand-written passes have no effect. See `flops_of`.
@@ -28,22 +31,42 @@ def flops_per_update(config: Config, observation_dim: int, action_dim: int) -> i
         config: its batch size matters.
         observation_dim: n_s.
         action_dim: n_a.
+
+    Raises:
+        InputError: a method of one's own lacks a setting, or returns no loss with metrics.
     """
-    # Seeds trained at once ask for the same count, which takes a second.
+    counted = _counted_like(config, observation_dim, action_dim)
+    return counted if isinstance(counted, int) else None
+
+
+def why_uncounted(config: Config, observation_dim: int, action_dim: int) -> str:
+    """What an update raises where tensors have no numbers, as `flops_per_update` tries it, or "".
+
+    It is the reason for which nothing is counted if the same update can be done with numbers.
+    """
+    counted = _counted_like(config, observation_dim, action_dim)
+    return counted if isinstance(counted, str) else ""
+
+
+def _counted_like(config: Config, observation_dim: int, action_dim: int) -> int | str:
+    """The count, or why there is none; seeds trained at once ask for the same, and it takes 1 s."""
     defaults = Config()
     same = {name: getattr(defaults, name) for name in WITHOUT_PRODUCTS}
     return _counted(config.model_copy(update=same), observation_dim, action_dim)
 
 
 @lru_cache(maxsize=64)
-def _counted(config: Config, observation_dim: int, action_dim: int) -> int | None:
-    agent = make_agent_of_shapes(config, observation_dim, action_dim)
+def _counted(config: Config, observation_dim: int, action_dim: int) -> int | str:
     try:
+        agent = make_agent_of_shapes(config, observation_dim, action_dim)
         return flops_of(agent, config.batch_size)
-    except Exception:  # whatever foreign code raises where there are no numbers
-        if is_own(config.objective):
-            return None
+    except InputError:  # a setting that is not given: with numbers it is the same
         raise
+    except Exception as error:  # whatever foreign code raises where there are no numbers
+        if not is_own(config.objective):
+            raise
+        said = " ".join(str(error).partition("\n")[0].split())
+        return f"{type(error).__name__}: {said}"[:_MAX_REASON]
 
 
 def flops_of(agent: Agent, batch_size: int) -> int:

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
 from tql_offline.config import Config
@@ -257,6 +258,43 @@ def unscored(folder: RunFolder, config: Config, agent: Agent, step: int) -> tupl
         if line["step"] == step and line["protocol"]["name"] == config.evaluation.protocol
     }
     return tuple(policy for policy in due(config, agent, step) if policy not in scored)
+
+
+def check_act(agent: Agent, observations: NDArray[Any], device: torch.device) -> None:
+    """Check that each policy of one's own method gives an action per observation.
+
+    They are asked once, for a few, with random numbers that no run draws.
+
+    Args:
+        agent: the method.
+        observations: `(N, n_s)` raw ones, of which the first are taken.
+        device: where the agent is.
+
+    Raises:
+        InputError: names the class, what `act` gives and what it should.
+    """
+    # Not as many as an action has dims, so that rows and dims are told apart.
+    few = observations[: agent.action_dim + 1]
+    some = torch.tensor(few, dtype=torch.float32, device=device)  # a copy, which may be changed
+    generator = torch.Generator(device).manual_seed(0)
+    name, want = type(agent).__name__, (len(some), agent.action_dim)
+    devices = [device] if device.type == "cuda" else []
+    for policy in agent.policies:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            shape = (len(some), agent.noise_dim(policy))
+            noise = torch.randn(shape, generator=generator, device=device)
+            actions: Any = agent.act(policy, some, noise)
+        if not isinstance(actions, torch.Tensor):
+            gives = f"a {type(actions).__name__}"
+        elif actions.shape != want:
+            gives = f"actions of shape {tuple(actions.shape)}"
+        else:
+            continue
+        raise InputError(
+            f"{name}.act gives {gives} for {len(some)} observations and policy {policy!r}, where "
+            f"a tensor of shape {want} is needed; return one row of {agent.action_dim} numbers "
+            "per observation"
+        )
 
 
 def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:

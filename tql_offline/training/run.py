@@ -1,14 +1,14 @@
 """A whole run: from loaded data and settings to result.json."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tql_offline.agents import Agent, make_agent
+from tql_offline.agents import Agent, make_agent, make_agent_of_shapes
 from tql_offline.config import Config, is_own, validate
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
@@ -28,7 +28,7 @@ from tql_offline.networks import cpu_kernels
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
-from tql_offline.training.arithmetic import flops_per_update
+from tql_offline.training.arithmetic import flops_of, flops_per_update, why_uncounted
 from tql_offline.training.compile import (
     Execution,
     Updates,
@@ -39,10 +39,17 @@ from tql_offline.training.compile import (
 from tql_offline.training.data import data_of, refuse_other_data
 from tql_offline.training.device import pick_device
 from tql_offline.training.environment import endless, fitting_environment
-from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, open_evaluator
+from tql_offline.training.evaluation import (
+    Evaluator,
+    RunScorer,
+    check_act,
+    check_fit,
+    open_evaluator,
+)
 from tql_offline.training.loop import Training, train
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import NO_ENCODER, check, new_run_folder
+from tql_offline.training.own_settings import unread_notes, watched
 from tql_offline.training.provenance import collect_provenance, on_cpu, own_code, resumed_code
 from tql_offline.training.reporters import Reporter, SeedReporter
 from tql_offline.training.result import (
@@ -101,6 +108,7 @@ def run_seeds(
             the others have finished).
     """
     refuse_other_data(config, dataset)
+    config = watched(config)
     runs = Path(runs)  # callers from Python may pass a string
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
     names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
@@ -109,13 +117,14 @@ def run_seeds(
     setups = [_set_up(configs[0], dataset)]
     findings = findings_of(dataset)
     setups += [_set_up(each, dataset, setups[0]) for each in configs[1:]]
+    records = [_provenance(setup, seeds, findings) for setup in setups]
     begun = []
     with ExitStack() as stack:
-        for setup, its_name in zip(setups, names, strict=True):
+        for setup, record, its_name in zip(setups, records, names, strict=True):
             folder = new_run_folder(runs, setup.config, its_name)
             stack.enter_context(_claimed_new(folder))
             write_atomic(folder.config, setup.config.to_toml())
-            write_json(folder.provenance, _provenance(setup, seeds, findings))
+            write_json(folder.provenance, record)
             begun.append(_Begun(setup=setup, folder=folder))
         _train(begun, findings, reporter)
     return [one.folder for one in begun]
@@ -123,14 +132,18 @@ def run_seeds(
 
 @contextmanager
 def _claimed_new(folder: RunFolder) -> Iterator[None]:
-    """Claim a folder just made; it goes again if that is refused."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(claimed(folder))
-        except InputError:
-            remove(folder.path)
-            raise
-        yield
+    """Claim a folder just made; it goes again if the run fails before it has anything to keep.
+
+    A stop is no failure: what it interrupts can be resumed.
+    """
+    try:
+        with claimed(folder):
+            yield
+    except Exception:
+        with suppress(OSError):  # the error above all
+            if folder.has_only_begun():
+                remove(folder.path)
+        raise
 
 
 def resume(
@@ -174,7 +187,7 @@ def resume(
         _refuse_another_kind(provenance, device, path)
         dataset = data_of(folder, config, load_dataset, moved_to)
         longer = _with_more(config, steps) if steps is not None else config
-        setup = _set_up(longer, dataset)
+        setup = _set_up(watched(longer), dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
         step = _load_newest(folder, setup, reporter)
@@ -347,6 +360,8 @@ def _set_up(config: Config, dataset: Dataset, like: _Setup | None = None) -> _Se
         agent.normaliser.fit(dataset.episodes.observations)
     agent.fit_rewards(dataset.episodes.rewards)
     if like is None:
+        if is_own(config.objective):
+            check_act(agent, dataset.episodes.observations, device)
         buffer = make_buffer(
             dataset.episodes,
             n_step=config.n_step,
@@ -422,15 +437,46 @@ def _unscored(begun: _Begun) -> Iterator[str]:
         )
 
 
+def _after_first_updates(setup: _Setup, reporter: Reporter) -> Updates:
+    """A run's updates, which with the first ones tell what only they show of one's own method.
+
+    Before, a fault of its own would come behind a note on what follows from the fault.
+    """
+    updates, left = setup.updates, setup.agent.policy_delay
+
+    def tell(step: int, most: int) -> int:
+        nonlocal left
+        count = updates(step, most)
+        if left > 0:
+            left -= count
+            for sentence in (*_uncounted(setup), *_unread(setup)) if left <= 0 else ():
+                reporter.noted(sentence)
+        return count
+
+    return tell if is_own(setup.config.objective) else updates
+
+
 def _uncounted(setup: _Setup) -> Iterator[str]:
-    """A note, if the operations of an update are not known."""
-    config = setup.config  # the package's methods can all be counted, which takes a second
-    if is_own(config.objective) and flops_per_update(config, *_dims(setup.dataset)) is None:
+    """A note, if the operations of an update are not known though it can be done."""
+    if why := why_uncounted(setup.config, *_dims(setup.dataset)):
         yield (
             f"note: the operations of an update of {setup.config.objective} are not counted, since "
-            "it looks at numbers (as `.item()` or `if` do); on a GPU such a method needs "
-            "execution.updates_per_launch 0"
+            f"it cannot be done without numbers ({why}); if it looks at them (as `.item()` or `if` "
+            "do), it needs execution.updates_per_launch 0 on a GPU"
         )
+
+
+def _unread(setup: _Setup) -> Iterator[str]:
+    """A note for each setting of one's own that the first updates have not read."""
+    notes = list(unread_notes(setup.config, setup.agent.policy_delay))
+    if not notes or setup.execution.mode.startswith("eager"):
+        yield from notes
+        return
+    # Compiled losses read unseen; the same code without numbers does not.
+    with suppress(Exception):  # nothing is certain then
+        agent = make_agent_of_shapes(setup.config, *_dims(setup.dataset))
+        flops_of(agent, setup.config.batch_size)
+        yield from unread_notes(setup.config, setup.agent.policy_delay)
 
 
 def _slower(setup: _Setup) -> Iterator[str]:
@@ -460,6 +506,7 @@ def _train(begun: Sequence[_Begun], findings: Sequence[str], reporter: Reporter)
         for one, stream in zip(begun, _streams(len(begun), first.device), strict=True):
             own = SeedReporter(reporter, one.setup.config.seed) if several else reporter
             trainings.append(_training(one, evaluator, own, stream, stack))
+        trainings[0].updates = _after_first_updates(first, reporter)  # seeds share their code
         train(trainings)
 
 
@@ -472,7 +519,6 @@ def _notes(begun: Sequence[_Begun]) -> Iterator[str]:
     yield from _unscored(begun[0])
     yield from endless(first.environment)
     yield from _slower(first)
-    yield from _uncounted(first)
     for sentence in _other_limit(first):
         yield f"note: {sentence}"
     for one in begun:
