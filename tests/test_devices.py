@@ -14,7 +14,8 @@ from tql_offline.datasets.load import load
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.training.fqe import Fit, evaluate_offline
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # On a CPU test_resume.py and test_execution.py have the same, to the bit.

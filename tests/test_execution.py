@@ -31,7 +31,8 @@ from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.loop import next_event
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 
@@ -90,7 +91,7 @@ def test_seeds_at_once_are_each_what_it_is_alone(data, alone, tmp_path):
 def test_seeds_share_one_copy_of_the_data(data, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "tql_offline.training.run.make_buffer",
+        "tql_offline.training.setup.make_buffer",
         lambda *a, **k: made.append(make_buffer(*a, **k)) or made[-1],
     )
     run_seeds(settings(steps=1), (0, 1), data, tmp_path, "mine", SilentReporter())
@@ -341,7 +342,7 @@ def test_a_run_whose_losses_were_replaced_trains_and_counts_its_arithmetic(
     how, data, alone, tmp_path, monkeypatch
 ):
     """What is counted is the method's arithmetic, however it is run."""
-    monkeypatch.setattr("tql_offline.training.run.check_execution", lambda *_: None)
+    monkeypatch.setattr("tql_offline.training.resume.check_execution", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *arguments: loss(*arguments))
     folder = train(data, tmp_path, execution=how)
     recorded = json.loads(folder.provenance.read_text())

@@ -23,7 +23,8 @@ from tql_offline.files import remove_parts
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, loop
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run
 
 TESTS = Path(__file__).parent
 STEPS = 12

@@ -24,7 +24,8 @@ from tql_offline.training.compile import compile_losses
 from tql_offline.training.own_settings import watched
 from tql_offline.training.provenance import resumed_code
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 from tql_offline.training.sweep import first_difference
 
 MODULE = """

@@ -14,7 +14,7 @@ from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.errors import InputError
 from tql_offline.files import read_json
-from tql_offline.training.run import findings_of
+from tql_offline.training.setup import findings_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 

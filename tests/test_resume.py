@@ -22,7 +22,8 @@ from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import Evaluator
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 

@@ -26,7 +26,8 @@ from tql_offline.training.new_run import new_run_folder
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
 from tql_offline.training.result import open_run
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 
 pytestmark = pytest.mark.usefixtures("short_protocols")
 

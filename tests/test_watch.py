@@ -16,7 +16,8 @@ from tql_offline.eval.run_records import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.run import resume, run, run_seeds
+from tql_offline.training.resume import resume
+from tql_offline.training.run import run, run_seeds
 from tql_offline.training.watch import Warned, Watch, largest_return, make_watch, stop_error
 
 TOKENS = 43

@@ -236,7 +236,7 @@ def train_and_show(
 
 def resume_and_show(path: Path, moved_to: Path | None = None, steps: int | None = None) -> None:
     """Resume a stopped run, then show the scores."""
-    from tql_offline.training.run import resume
+    from tql_offline.training.resume import resume
 
     with TerminalReporter() as reporter:
         folder = resume(path, load_and_say, reporter, moved_to, steps)

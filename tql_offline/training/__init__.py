@@ -3,6 +3,8 @@
 A run
     run          set up, trained and written; the place to begin reading
     new_run      where it goes, and what is refused before it begins
+    setup        all that trains, in memory → notes: what is said of it
+    resume       a stopped run goes on, a finished one for more updates
     data, rewards, environment      what it trains on and is scored in
     own_settings                    which settings of one's own a method reads
     loop         updates, and at their steps log, score and save

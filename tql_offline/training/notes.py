@@ -1,0 +1,89 @@
+"""What a run says about itself before and after its first updates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from tql_offline.agents import make_agent_of_shapes
+from tql_offline.config import is_own
+from tql_offline.networks import cpu_kernels
+from tql_offline.training.arithmetic import flops_of, why_uncounted
+from tql_offline.training.compile import Updates, wants_c_kernels
+from tql_offline.training.environment import endless
+from tql_offline.training.own_settings import unread_notes
+from tql_offline.training.reporters import Reporter
+from tql_offline.training.rewards import floor_notes, large_notes
+from tql_offline.training.setup import Begun, Setup, dims_of, limit_notes
+
+
+def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
+    """Notes on the runs of one or several seeds, before they train."""
+    first = begun[0].setup
+    yield from first.rewards.notes()
+    yield from large_notes(first.dataset.episodes)
+    yield from floor_notes(first.config, first.dataset.episodes)
+    yield from _unscored(begun[0])
+    yield from endless(first.environment)
+    yield from _slower(first)
+    for sentence in limit_notes(first):
+        yield f"note: {sentence}"
+    for one in begun:
+        if one.setup.execution.reason:
+            yield f"running eagerly: {one.setup.execution.reason}"
+
+
+def _unscored(begun: Begun) -> Iterator[str]:
+    """A note, if scoring is left for later, with the command that does it."""
+    if begun.setup.dataset.env_id is not None and not begun.setup.config.evaluation.enabled:
+        yield (
+            "note: policies are not scored while training; "
+            f"`tql-offline eval {begun.folder.path} --missing` scores them later"
+        )
+
+
+def _slower(setup: Setup) -> Iterator[str]:
+    """A note on why a CPU's updates take longer than they could, if they do."""
+    wanted = wants_c_kernels(setup.device, setup.execution.mode, setup.execution.precision)
+    if wanted and (lack := cpu_kernels.why_not()):
+        yield f"note: updates take a fifth longer than with C kernels, because {lack}"
+
+
+def after_first_updates(setup: Setup, reporter: Reporter) -> Updates:
+    """A run's updates, which with the first ones tell what only they show of one's own method.
+
+    Before, a fault of its own would come behind a note on what follows from the fault.
+    """
+    updates, left = setup.updates, setup.agent.policy_delay
+
+    def tell(step: int, most: int) -> int:
+        nonlocal left
+        count = updates(step, most)
+        if left > 0:
+            left -= count
+            for sentence in (*_uncounted(setup), *_unread(setup)) if left <= 0 else ():
+                reporter.noted(sentence)
+        return count
+
+    return tell if is_own(setup.config.objective) else updates
+
+
+def _uncounted(setup: Setup) -> Iterator[str]:
+    """A note, if the operations of an update are not known though it can be done."""
+    if why := why_uncounted(setup.config, *dims_of(setup.dataset)):
+        yield (
+            f"note: the operations of an update of {setup.config.objective} are not counted, since "
+            f"it cannot be done without numbers ({why}); if it looks at them (as `.item()` or `if` "
+            "do), it needs execution.updates_per_launch 0 on a GPU"
+        )
+
+
+def _unread(setup: Setup) -> Iterator[str]:
+    """A note for each setting of one's own that the first updates have not read."""
+    notes = list(unread_notes(setup.config, setup.agent.policy_delay))
+    if not notes or setup.execution.mode.startswith("eager"):
+        yield from notes
+        return
+    # Compiled losses read unseen; the same code without numbers does not.
+    with suppress(Exception):  # nothing is certain then
+        agent = make_agent_of_shapes(setup.config, *dims_of(setup.dataset))
+        flops_of(agent, setup.config.batch_size)
+        yield from unread_notes(setup.config, setup.agent.policy_delay)
