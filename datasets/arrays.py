@@ -11,18 +11,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tql_offline.datasets.episodes import Array, OutOfBoundsError
+from tql_offline.datasets.episodes import Array, NoTransitionError, OutOfBoundsError
 from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, checked_bounds, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS
+from tql_offline.datasets.views import AS_STEPS
 from tql_offline.errors import InputError
 
 Layout = Literal["steps", "ogbench"]
 
 _BOUNDS_ARGUMENT = "action_bounds=(LOW, HIGH), here and in the config's table 'dataset'"
-_UNCLEAR_LAYOUT = (
-    f"{TAKEN_FOR_OGBENCH}; give layout='steps' if each row is a step, as d3rlpy has it, or "
-    "layout='ogbench' if this is right"
-)
+_STEPS_ARGUMENT = "give layout='steps' if each row is a step, as d3rlpy has it"
+_UNCLEAR_LAYOUT = f"{TAKEN_FOR_OGBENCH}; {_STEPS_ARGUMENT}, or layout='ogbench' if this is right"
 
 
 def from_arrays(
@@ -71,6 +70,9 @@ def from_arrays(
         data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
     except OutOfBoundsError as error:
         raise OutOfBoundsError(error.fault, _BOUNDS_ARGUMENT) from error
+    except NoTransitionError as error:
+        advice = error.advice.replace(AS_STEPS, _STEPS_ARGUMENT)
+        raise NoTransitionError(error.fault, advice) from error
     return replace(data, name=name, source="arrays")
 
 

@@ -52,6 +52,10 @@ class OutOfBoundsError(AdvisedError):
         self.args = (fault, option)
 
 
+class NoTransitionError(AdvisedError):
+    """An episode of one row, which in OGBench's layout holds an observation and no transition."""
+
+
 Column = TypeVar("Column", bound=np.generic)
 
 
@@ -145,7 +149,8 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
         `(E,)` transitions per episode.
 
     Raises:
-        InputError: the file does not end at an episode's end, or an episode has no transition.
+        InputError: the file does not end at an episode's end.
+        NoTransitionError: an episode has no transition.
 
     >>> lengths_from_terminals(np.array([0, 0, 0, 1, 0, 0, 1]))
     array([3, 2])
@@ -159,9 +164,8 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
     lengths = np.diff(ends, prepend=-1) - 1
     if lengths.min() < 1:
         row = int(ends[lengths.argmin()])
-        raise InputError(
-            f"the episode that column 'terminals' ends at row {row} has no transition; leave it out"
-        )
+        fault = f"the episode that column 'terminals' ends at row {row} has no transition"
+        raise NoTransitionError(fault, "leave it out")
     return lengths
 
 

@@ -34,6 +34,7 @@ from tql_offline.datasets.episodes import (
     ACTION_TOLERANCE,
     Array,
     Episodes,
+    NoTransitionError,
     OutOfBoundsError,
     drop_last_rows,
     lengths_from_terminals,
@@ -63,6 +64,7 @@ from tql_offline.datasets.required import (
     require_vector,
 )
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
+from tql_offline.datasets.views import AS_STEPS, as_steps
 from tql_offline.errors import InputError, shown
 from tql_offline.files import read_json
 
@@ -78,10 +80,7 @@ TAKEN_FOR_OGBENCH = (
     "without a column 'masks' the rows are taken for OGBench's: one that 'terminals' marks holds "
     "no more than an episode's last observation, and no transition ends the task"
 )
-WITHOUT_MASKS = (
-    f"{TAKEN_FOR_OGBENCH}; if each row is a step, as d3rlpy has it, add a column 'timeouts', 1 "
-    "where an episode was cut off (docs/data.md)"
-)
+WITHOUT_MASKS = f"{TAKEN_FOR_OGBENCH}; {AS_STEPS}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -585,6 +584,9 @@ def _core_columns(
     terminals = require_marks(columns, "terminals", len(observations), path)
     try:
         lengths = lengths_from_terminals(terminals)
+    except NoTransitionError as error:
+        named = NoTransitionError(f"{path}: {error.fault}", error.advice)
+        raise as_steps(named, columns, terminals != 0) from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return observations, actions, lengths

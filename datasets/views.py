@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.datasets.episodes import Array, Episodes
+from tql_offline.datasets.episodes import Array, Episodes, NoTransitionError
 from tql_offline.errors import InputError
+
+AS_STEPS = (
+    "if each row is a step, as d3rlpy has it, add a column 'timeouts', 1 where an episode was cut "
+    "off (docs/data.md)"
+)
+"""How to tell that rows marked by `terminals` hold steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +99,18 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
 
     Raises:
         InputError: a required column is missing, is not of numbers, or differs from the
-            observations in its number of rows; or an episode has no transition.
+            observations in its number of rows.
+        NoTransitionError: an episode has no transition.
     """
     rows = len(_numbers(columns, "observations", None, name))
     terminals = _numbers(columns, "terminals", rows, name).reshape(rows, -1)[:, 0]
     is_last = np.asarray(terminals != 0)
-    if rows:
-        is_last[-1] = True  # the rows after the last mark are an episode, too
+    is_last[-1] = True  # the rows after the last mark are an episode, too
     counts = np.diff(np.flatnonzero(is_last), prepend=-1)
-    if rows == 0 or counts.min() < 2:
-        row = int(np.cumsum(counts)[counts.argmin()] - 1) if rows else 0
-        raise InputError(
-            f"{name} has an episode without a transition, which ends at row {row}; leave it out"
-        )
+    if counts.min() < 2:
+        row = int(np.cumsum(counts)[counts.argmin()] - 1)
+        fault = f"{name} has an episode without a transition, which ends at row {row}"
+        raise as_steps(NoTransitionError(fault, "leave it out"), columns, is_last)
     own: dict[str, Array] = {}
     for column in ("rewards", "masks"):
         if column in columns:
@@ -123,6 +128,38 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
         last_rewards=own.get("last_rewards"),
         last_masks=own.get("last_masks"),
     )
+
+
+def as_steps(
+    error: NoTransitionError, columns: Mapping[str, Array], is_last: NDArray[np.bool_]
+) -> NoTransitionError:
+    """The error, with advice on the layout where each row of its columns seems to be a step.
+
+    They do if they have no `masks`, without which OGBench's layout is only assumed, and rows that
+    end an episode have actions and rewards of their own.
+
+    Args:
+        error: what is wrong with the columns in OGBench's layout.
+        columns: the columns by name.
+        is_last: `(rows,)`, true on each episode's last row.
+    """
+    own = [columns[key] for key in ("actions", "rewards") if key in columns]
+    are_complete = len(own) == 2 and all(len(column) == len(is_last) for column in own)
+    ends = np.flatnonzero(is_last)
+    if "masks" in columns or not are_complete or not all(_are_own(c, ends) for c in own):
+        return error
+    return NoTransitionError(
+        f"{error.fault} in OGBench's layout, while rows that 'terminals' marks have actions and "
+        "rewards of their own",
+        f"{AS_STEPS}; otherwise leave it out",
+    )
+
+
+def _are_own(column: Array, ends: NDArray[np.int64]) -> bool:
+    """Whether last rows are neither all the same nor all copies of the rows before them."""
+    later = ends[np.diff(ends, prepend=-1) > 1]
+    are_copies = len(later) > 0 and bool((column[later] == column[later - 1]).all())
+    return not (are_copies or bool((column[ends] == column[ends[:1]]).all()))
 
 
 def _numbers(columns: Mapping[str, Array], column: str, rows: int | None, name: str) -> Array:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets import checks
+from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.checks import (
     SHOWN,
@@ -20,7 +21,7 @@ from tql_offline.datasets.checks import (
     quick_check,
 )
 from tql_offline.datasets.load import WITHOUT_MASKS, load
-from tql_offline.datasets.views import view_of, view_of_columns, view_of_flat
+from tql_offline.datasets.views import AS_STEPS, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
 from tql_offline.training import run as training
 from tql_offline.training.reporters import SilentReporter
@@ -449,6 +450,45 @@ def test_rows_that_seem_to_be_steps_are_a_warning(tmp_path):
     assert done.exit_code == 1
     assert f"warning: {WITHOUT_MASKS}; the marked rows have actions and rewards of" in said
     assert "episodes have 39 to 69 transitions, which speaks for that" in said
+
+
+def with_episode_of_one_row(columns):
+    """The steps of `steps_of` with their second episode cut down to its last."""
+    ends = np.flatnonzero(columns["terminals"])
+    kept = np.ones(len(columns["terminals"]), bool)
+    kept[ends[0] + 1 : ends[1]] = False
+    return {name: column[kept] for name, column in columns.items()}
+
+
+def test_an_episode_of_one_step_gets_the_advice_on_layouts(tmp_path):
+    columns = with_episode_of_one_row(steps_of(good()))
+    np.savez(tmp_path / "mine.npz", **columns)
+    row = np.flatnonzero(columns["terminals"])[1]
+    done = run(tmp_path / "mine.npz")
+    assert isinstance(done.exception, InputError)
+    assert f"ends at row {row} in OGBench's layout, while rows" in str(done.exception)
+    assert f"{AS_STEPS}; otherwise leave it out" in str(done.exception)
+    with pytest.raises(InputError, match=rf"ends at row {row} has no .*timeouts', 1 where an"):
+        load(str(tmp_path / "mine.npz"))
+    with pytest.raises(InputError, match=r"of their own; give layout='steps' if each row is"):
+        from_arrays(columns, "mine", layout="ogbench")
+    assert from_arrays(columns, "mine", layout="steps").episodes.lengths[1] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(masks=np.ones(len(c["rewards"]), np.float32)),
+        lambda c: c["actions"].__setitem__(c["terminals"], 0),
+        lambda c: c["rewards"].__setitem__(c["terminals"], 0),
+        lambda c: c.pop("rewards"),
+    ],
+)
+def test_a_row_without_a_step_of_its_own_is_to_be_left_out(change):
+    columns = with_episode_of_one_row(steps_of(good()))
+    change(columns)
+    with pytest.raises(InputError, match=r"which ends at row \d+; leave it out"):
+        view_of_columns(columns, "mine")
 
 
 def equally_long(columns):
