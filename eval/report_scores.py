@@ -253,10 +253,11 @@ def answer_of(run: Run) -> str:
     scores = main_scores(run)
     if not scores:
         return f"{label}: no evaluation yet."
+    dated = {score.last.step for score in scores.values()} != {run.steps_done}
     parts: list[str] = []
     for policy, score in scores.items():
         who = label if policy == "learned" else _policy_name(policy, run)
-        parts.append(f"{who}: {_outcome(score, first=not parts)}")
+        parts.append(f"{who}: {_outcome(score, first=not parts, dated=dated)}")
     if "learned" not in scores:
         parts.insert(0, f"{label}: the learned policy was not evaluated")
     return "; ".join(parts) + "."
@@ -270,23 +271,20 @@ def _policy_name(policy: str, run: Run) -> str:
     return f"behaviour {kind} of the same data"
 
 
-def _outcome(score: CountedScore, first: bool) -> str:
+def _outcome(score: CountedScore, *, first: bool, dated: bool) -> str:
+    """A score in words; `dated` says at which update the policy was scored."""
+    when = f" at update {grouped(score.last.step)}" if dated else ""
     if score.successes is None:
         value = score.mean(lambda e: e.return_mean)
-        return f"mean return {figure(value)} over {score.episodes} episodes{_when(score)}"
+        return f"mean return {figure(value)} over {score.episodes} episodes{when}"
     if not first:
         rate = rate_text(score.successes, score.episodes, starts=score.starts)
-        return f"{score.successes}/{score.episodes} ({rate})"
+        return f"{score.successes}/{score.episodes}{when} ({rate})"
     name = "95\u00a0% Wilson interval "
     rate = rate_text(score.successes, score.episodes, name, score.starts)
     number = len(score.evaluations)
     where = "" if number == 1 else f" in the last {number} evaluations"
-    return f"{score.successes}/{score.episodes} successes{where}{_when(score)} ({rate})"
-
-
-def _when(score: CountedScore) -> str:
-    """At which update, if counted evaluations are missing."""
-    return f" at update {grouped(score.last.step)}" if score.lacking else ""
+    return f"{score.successes}/{score.episodes} successes{where}{when} ({rate})"
 
 
 # A run's logged curves

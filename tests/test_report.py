@@ -394,7 +394,23 @@ def leave_out_success(folder):
         line["episodes"] = [{**episode, "success": None} for episode in line["episodes"]]
         line["success_rate"] = None
     write_lines(folder.evaluations, lines)
-    folder.result.unlink()
+    folder.result.unlink(missing_ok=True)
+
+
+def test_scores_of_different_updates_are_named_by_them(tmp_path):
+    """A run stopped between evaluations, whose behaviour policy was scored where it stopped."""
+    folder = make_run(tmp_path / "stopped", steps=2000, finished=False)
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    logged = folder.metrics.read_text().splitlines(keepends=True)
+    folder.metrics.write_text("".join(logged[:6]))
+    write_lines(folder.evaluations, [lines[0], lines[-1] | {"step": 600}])
+    for page in written([folder], tmp_path / "out"):
+        said = page.replace("\u00a0", " ")
+        assert "TQL tiny (unfinished, 600 of 2 000 updates): 3/50 successes at update 500 (" in said
+        assert "of the same data: 0/50 at update 600 (" in page
+    leave_out_success(folder)
+    for page in written([folder], tmp_path / "out"):
+        assert "over 50 episodes at update 500; behaviour flow" in page
 
 
 def test_wilson_intervals_are_explained_only_beside_success_rates(run, tmp_path):
