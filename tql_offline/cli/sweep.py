@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
+from tql_offline.cli.streams import outliving_output
 from tql_offline.cli.tables import (
     Counter,
     percent_with_interval,
@@ -139,6 +140,7 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
     )
 
 
+@outliving_output()
 def _train(
     suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int, gpus: Sequence[str]
 ) -> "list[Ended]":

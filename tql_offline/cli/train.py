@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tql_offline.cli import app
+from tql_offline.cli.streams import outliving_output
 from tql_offline.cli.tables import (
     TerminalReporter,
     print_evaluations,
@@ -211,6 +212,7 @@ _COEFFICIENTS = {
 }
 
 
+@outliving_output()
 def train_and_show(
     config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
 ) -> list[RunFolder]:
@@ -234,6 +236,7 @@ def train_and_show(
     return folders
 
 
+@outliving_output()
 def resume_and_show(path: Path, moved_to: Path | None = None, steps: int | None = None) -> None:
     """Resume a stopped run, then show the scores."""
     from tql_offline.training.resume import resume
