@@ -69,7 +69,7 @@ def from_arrays(
     try:
         data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
     except OutOfBoundsError as error:
-        raise OutOfBoundsError(error.fault, _BOUNDS_ARGUMENT) from error
+        raise error.told(bounds, _BOUNDS_ARGUMENT) from error
     except NoTransitionError as error:
         advice = error.advice.replace(AS_STEPS, _STEPS_ARGUMENT)
         raise NoTransitionError(error.fault, advice) from error

@@ -46,7 +46,7 @@ def check_dataset(
     try:
         return _all_findings(data, env_id, bounds)
     except OutOfBoundsError as error:
-        raise _advised(error, env_id) from error
+        raise _advised(error, env_id, bounds) from error
 
 
 def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
@@ -70,7 +70,7 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     view = view_of_columns(columns, data)
     found = _findings(view, data, env_id)
     found += [] if "masks" in columns else [_without_masks(view)]
-    return [*_refused(lambda: own_episodes(columns, path), env_id), *warnings_first(found)]
+    return [*_refused(lambda: own_episodes(columns, path), env_id, bounds), *warnings_first(found)]
 
 
 def _without_masks(view: View) -> Finding:
@@ -97,7 +97,7 @@ def _flat_findings(
     scale_actions(columns, bounds)
     found = _findings(view_of_flat(columns, str(path)), data, env_id)
     if entry is None:
-        return [*_refused(lambda: episodes_of(columns, path), env_id), *found]
+        return [*_refused(lambda: episodes_of(columns, path), env_id, bounds), *found]
     return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
 
 
@@ -111,20 +111,22 @@ def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:
     return ("actions",) if bounds else ()
 
 
-def _refused(load_columns: Callable[[], object], env_id: str) -> Iterator[Finding]:
+def _refused(
+    load_columns: Callable[[], object], env_id: str, bounds: Sequence[float]
+) -> Iterator[Finding]:
     """The finding that training refuses the columns, if it does; this uses the columns up."""
     try:
         load_columns()
     except InputError as error:
-        said = _advised(error, env_id) if isinstance(error, OutOfBoundsError) else error
+        said = _advised(error, env_id, bounds) if isinstance(error, OutOfBoundsError) else error
         yield Finding("warning", "refused", f"training refuses it: {said}")
 
 
-def _advised(error: OutOfBoundsError, env_id: str) -> OutOfBoundsError:
+def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> OutOfBoundsError:
     """What training says, with the option of `datasets check` beside training's setting."""
     low, high = _shared_bounds(env_id)
     setting = BOUNDS_SETTING.format(low=low, high=high)
-    return OutOfBoundsError(error.fault, f"--action-bounds {low},{high} (in training: {setting})")
+    return error.told(bounds, f"--action-bounds {low},{high} (in training: {setting})")
 
 
 def _shared_bounds(env_id: str) -> tuple[str, str]:

@@ -166,10 +166,8 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
 
     bad = first_bad(actions, is_outside)
     if bad is not None and not clips:
-        raise OutOfBoundsError(
-            f"column 'actions' of {path} has {actions[bad]:g} at row {bad[0]}, dim {bad[1]}, "
-            "outside [-1, 1]"
-        )
+        place = f"row {bad[0]}, dim {bad[1]}"
+        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), place)
     outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
     if not outside:

@@ -18,7 +18,7 @@ observation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +40,38 @@ _ANY_BOUNDS = BOUNDS_SETTING.format(low="LOW", high="HIGH")
 
 
 class OutOfBoundsError(AdvisedError):
-    """Actions of a user's own data lie outside [-1, 1].
+    """Actions of a user's own data lie outside [-1, 1], or outside the bounds that were given.
 
     Args:
-        fault: which, and where.
-        option: how the caller is told their bounds.
+        column: the column, and its file.
+        action: the first of them, scaled by `bounds` if any were given.
+        place: its row and dim.
+        bounds: the bounds that were given, mapped to -1 and 1.
+        option: how the caller is told bounds.
     """
 
-    def __init__(self, fault: str, option: str = _ANY_BOUNDS) -> None:
-        super().__init__(fault, f"name their bounds by {option}, or scale the actions into it")
-        self.args = (fault, option)
+    def __init__(
+        self,
+        column: str,
+        action: float,
+        place: str,
+        bounds: Sequence[float] = (),
+        option: str = _ANY_BOUNDS,
+    ) -> None:
+        low, high = bounds or (-1, 1)
+        stored = low + (action + 1) / 2 * (high - low)
+        given, advice = "", f"name their bounds by {option}, or scale the actions into it"
+        if bounds:
+            given = "the given bounds "
+            advice = f"name the least and the greatest action of the data by {option}"
+        fault = f"{column} has {stored:g} at {place}, outside {given}[{low:g}, {high:g}]"
+        super().__init__(fault, advice)
+        self.args = (column, action, place, bounds, option)
+
+    def told(self, bounds: Sequence[float], option: str = _ANY_BOUNDS) -> Self:
+        """The same error where these bounds were given, with another way to give them."""
+        column, action, place, *_ = self.args
+        return type(self)(column, action, place, bounds, option)
 
 
 class NoTransitionError(AdvisedError):

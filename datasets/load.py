@@ -414,7 +414,10 @@ def own_dataset(
         InputError: the columns cannot be used for training.
     """
     scale_actions(columns, bounds)
-    episodes, notes = (episodes_of if flat else own_episodes)(columns, path)
+    try:
+        episodes, notes = (episodes_of if flat else own_episodes)(columns, path)
+    except OutOfBoundsError as error:
+        raise error.told(bounds) from error
     return Dataset(
         episodes=episodes,
         name=path.stem,
@@ -457,8 +460,9 @@ def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None
     actions = columns.get("actions")
     if bounds and actions is not None and actions.dtype.kind == "f":
         low, high = bounds
-        np.subtract(actions, (low + high) / 2, out=actions)
-        np.divide(actions, (high - low) / 2, out=actions)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
+            np.subtract(actions, (low + high) / 2, out=actions)
+            np.divide(actions, (high - low) / 2, out=actions)
         if isinstance(columns, Columns):
             columns.finite.discard("actions")
 
@@ -507,10 +511,8 @@ def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
     bad = first_bad(actions, lambda block: np.abs(block) > 1 + ACTION_TOLERANCE)
     if bad is not None:
-        raise OutOfBoundsError(
-            f"column 'actions' of {path} has {actions[bad]:g} at row {_row(bad[0], lengths)}, "
-            f"dim {bad[1]}, outside [-1, 1]"
-        )
+        place = f"row {_row(bad[0], lengths)}, dim {bad[1]}"
+        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), place)
 
 
 def _row(transition: int, lengths: NDArray[np.int64]) -> int:

@@ -1,6 +1,8 @@
 """Data and environments whose actions have other bounds than -1 and 1."""
 
 import json
+import pickle
+import re
 
 import gymnasium
 import numpy as np
@@ -9,6 +11,7 @@ from command_line import command
 
 import tql_offline
 from tql_offline.config import resolve
+from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load, scale_actions
 from tql_offline.datasets.reading import Columns
@@ -206,6 +209,24 @@ def test_the_checks_take_the_bounds_that_they_advise(tmp_path, capsys):
     code, output = command([*check[:3], "--action-bounds", "-1.5,1.5"], capsys)
     assert code == 1
     assert "by --action-bounds LOW,HIGH (in" in output.out
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_actions_outside_given_bounds_are_told_as_they_are_stored(flat, tmp_path, capsys):
+    columns = own_rows(np.linspace(-2, 2, 40))
+    if flat:
+        columns |= {"timeouts": columns.pop("terminals"), "terminals": np.zeros(40)}
+    np.savez(tmp_path / "wide.npz", **columns)
+    told = "has -2 at row 0, dim 0, outside the given bounds [-1.5, 1]; name the least and the"
+    for load_it in (
+        lambda: load(str(tmp_path / "wide.npz"), action_bounds=[-1.5, 1]),
+        lambda: from_arrays(columns, "mine", action_bounds=[-1.5, 1], layout=None),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)) as error:
+            load_it()
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    check = ["datasets", "check", str(tmp_path / "wide.npz"), "--action-bounds", "-1.5,1"]
+    assert told in command(check, capsys)[1].out
 
 
 def own_rows(actions):
