@@ -113,7 +113,8 @@ def settings(arguments: argparse.Namespace, size: str, mode: str) -> Config:
         "entropy": {"mode": mode},
         "optimizer": {name: value for name, value in optimizer.items() if value is not None},
     }
-    return resolve({name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    return resolve(given, flags_are="the flags")
 
 
 def asked(config: Config, updates: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ The data are beside this file: `catalogue.toml` (OGBench, and the bundles that p
     minari           none here: Minari fetches its own      -
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from importlib import resources
 from typing import Any
 
 from tql_offline.datasets.names import parse_name
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, did_you_mean
 
 SUITES = ("ogbench", "ogbench-visual", "d4rl", "minari")
 _DOCUMENTS = ("catalogue.toml", "catalogue_d4rl.toml", "catalogue_minari.toml")
@@ -203,10 +202,7 @@ def _file(name: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(_file(name), _entries(), n=3, cutoff=0.6)
-    if not near:
-        return "see `tql-offline datasets list`"
-    return f"did you mean {' or '.join(near)}?"
+    return did_you_mean(_file(name), _entries()) or "see `tql-offline datasets list`"
 
 
 @cache

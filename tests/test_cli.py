@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from own_data import write_own
 
 import tql_offline.__main__
 import tql_offline.cli
 from tql_offline.cli import COMMANDS, main
 from tql_offline.cli.tables import TerminalReporter, metrics_line, print_evaluations, print_spread
+from tql_offline.cli.train import load_and_say
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.embedded import is_installed, load_embedded
@@ -181,8 +183,8 @@ def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("preset", "instead"),
     [
-        ("iql", "inverse_temperature"),
-        ("cql", "conservative.alpha"),
+        ("iql", "none of; give --set implicit.inverse_temperature=β, or"),
+        ("cql", "none of; give --set conservative.alpha=α, or"),
         ("bc", "none of; leave"),
     ],
 )
@@ -199,6 +201,71 @@ def test_a_setting_that_two_flags_give_is_refused(capsys):
         code, output = command([*asked, *twice], capsys)
         assert (code, "two values; leave one out" in output.err) == (2, True)
     assert command([*asked, "--set", "steps=50"], capsys)[0] == 0
+
+
+def test_counts_are_taken_as_set_takes_them(capsys):
+    counts = ["--steps", "1e5", "--batch-size", "64"]
+    code, output = command(["train", *counts, "--print-config"], capsys)
+    assert code == 0
+    assert {"steps = 100000", "batch_size = 64"} <= {*output.out.splitlines()}
+    for flag in ("--steps", "--batch-size"):
+        for wrong in ("1.5", "inf", "many", "1e400"):
+            code, output = command(["train", flag, wrong, "--print-config"], capsys)
+            assert code == 2
+            assert f"value for '{flag}': '{wrong}' is not a whole number, such as" in output.err
+
+
+def test_errors_of_settings_name_where_they_are_from(capsys):
+    _, output = command(["train", "--set", "stepz=1"], capsys)
+    assert "'stepz' in the flags or preset" in output.err
+    with pytest.raises(InputError, match="'stepz' in the given settings or preset"):
+        resolve({"stepz": 1})
+
+
+def test_a_suite_is_no_config(tmp_path, capsys):
+    suite = tmp_path / "a suite.toml"
+    suite.write_text("seeds = [0, 1]\n[settings]\nsteps = 3\n[axis.size.tiny]\n")
+    code, output = command(["train", "--config", str(suite)], capsys)
+    assert code == 2
+    assert "is a suite of runs, with tables [axis], [settings], and no" in output.err
+    assert f"`tql-offline sweep '{suite}'`" in output.err
+    suite.write_text("seeds = [0, 1]")
+    assert "did you mean seed" in command(["train", "--config", str(suite)], capsys)[1].err
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("fqll", "did you mean fql or ifql?"),
+        ("cube-singel+fql", "did you mean cube-single or"),
+        ("TQL", "did you mean tql or"),
+        ("fql+iql", "humanoidmaze"),
+        ("xyzzy", "humanoidmaze"),
+    ],
+)
+def test_a_misspelt_preset_gets_the_nearest_or_all(preset, said, capsys):
+    code, output = command(["train", "--preset", preset, "--print-config"], capsys)
+    assert (code, said in output.err) == (2, True)
+    assert ("did you mean" in output.err) == ("did you mean" in said)
+
+
+def test_a_text_that_no_datasets_name_contains_gets_the_nearest(capsys):
+    for words, said in (
+        (["pointmz"], "no such dataset; did you mean pointmaze?"),
+        (["cube-doubel-play-v0"], "did you mean cube-double-play-v0"),
+        (["pointmz", "--suite", "d4rl"], "no such dataset\n"),
+        (["xyzzy"], "no such dataset\n"),
+    ):
+        code, output = command(["datasets", "list", *words], capsys)
+        assert (code, said in output.out) == (0, True), output.out
+
+
+def test_no_environment_is_asked_for_where_nothing_is_to_be_scored(tmp_path, capsys):
+    data = write_own(tmp_path / "own.npz", (5, 5), observation_dim=3)
+    for enabled in (True, False):
+        config = resolve({"dataset": {"name": str(data)}, "evaluation": {"enabled": enabled}})
+        load_and_say(config)
+        assert ("give --env" in capsys.readouterr().out) == enabled
 
 
 def test_alpha_of_an_objective_of_ones_own_is_refused_in_a_sentence(monkeypatch, capsys):

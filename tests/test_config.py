@@ -328,7 +328,7 @@ def test_bad_settings_are_named_in_one_sentence(bad, words):
     with pytest.raises(InputError) as caught:
         resolve(bad)
     assert "\n" not in str(caught.value)
-    for word in [*words, "flags"]:
+    for word in [*words, "the given settings"]:
         assert word in str(caught.value)
 
 

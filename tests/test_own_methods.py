@@ -2,8 +2,11 @@
 
 import copy
 import hashlib
+import re
 import shutil
+import sys
 from functools import partial
+from importlib import invalidate_caches
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from own_data import write_own
 from report_runs import make_run
 from stand_ins import Noting, raising
 
+from tql_offline.agents import make_agent_of_shapes
 from tql_offline.config import is_own, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
@@ -140,6 +144,29 @@ def test_one_that_looks_at_numbers_trains_without_a_count(data, module, tmp_path
 def test_a_loss_without_metrics_is_named(data, module, tmp_path):
     with pytest.raises(InputError, match=r"WithoutMetrics\.critic_loss returns a Tensor where"):
         trained(data, settings(data, module, "WithoutMetrics"), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Mime", "has no class 'Mime'; did you mean Mine?"),
+        ("Other", "has no class 'Other'; choose one of its agents: Mine, FQL, WithoutMetrics"),
+    ],
+)
+def test_a_class_that_its_module_lacks_is_named_with_those_that_it_has(
+    name, said, data, module, tmp_path
+):
+    with pytest.raises(InputError, match=f"^module '{module.stem}' {re.escape(said)}$"):
+        trained(data, settings(data, module, name), tmp_path / "runs")
+    module.write_text("import torch")
+    with pytest.raises(InputError, match=r"Mine'; write one there"):
+        make_agent_of_shapes(settings(data, reloaded(module)), 3, 2)
+
+
+def reloaded(module):
+    sys.modules.pop(module.stem, None)
+    invalidate_caches()
+    return module
 
 
 def test_settings_of_ones_own_are_read_recorded_and_required(data, module, tmp_path):

@@ -675,7 +675,7 @@ def test_a_method_of_ones_own_is_trained_and_used_by_its_modules_name(own, tmp_p
         assert command([*words, str(folder)], capsys)[0] == 0
     for objective, said in (
         ("no_such:MineQ", "cannot be imported (No module named 'no_such')"),
-        ("test_training:NoQ", "cannot be imported"),
+        ("test_training:NoQ", "has no class 'NoQ'; choose one of its agents: MineQ"),
         ("os:system", "no subclass of tql_offline.agents.Agent"),
         ("os.path", "must be one of flow"),
         ("os:system('x')", "must be one of flow"),

@@ -8,6 +8,7 @@ complete and is written to the run folder; it is enough to repeat the run withou
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -56,6 +57,8 @@ MAX_OWN = 64
 """Most settings of a method of one's own."""
 MAX_ACTION = 1e30
 MIN_ACTION_RANGE = 1e-30
+_SUITE_TABLES = ("axis", "settings", "collect")
+"""Tables that a suite has and a config has not."""
 MAX_TEXT = 4096
 """Most characters in a path or a name."""
 
@@ -552,12 +555,12 @@ def resolve(
     *,
     file: Path | None = None,
     preset: str = "",
-    flags_are: str = "the flags",
+    flags_are: str = "the given settings",
 ) -> Config:
     """Merge defaults, preset, config file and flags; later ones take precedence.
 
     Args:
-        flags: nested overrides from the command line.
+        flags: nested overrides, as from the command line.
         file: a TOML config file.
         preset: a family, a method, or both as `family+method`; if empty, the one the file names.
             The family defaults to the dataset's.
@@ -566,7 +569,7 @@ def resolve(
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
     """
-    from_file = read_toml(file) if file else {}
+    from_file = _read_config(file) if file else {}
     if (preset or flags.get("preset")) and from_file.get("preset"):
         raise InputError(
             f"config file {file} already builds on preset {shown(from_file['preset'])}; "
@@ -581,6 +584,21 @@ def resolve(
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
     return validate(merge(overrides, given), source=" or ".join(sources))
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Read a config file; a suite is refused by what it is.
+
+    Raises:
+        InputError: it cannot be read, or is a suite.
+    """
+    document = read_toml(file)
+    if tables := [f"[{key}]" for key in _SUITE_TABLES if isinstance(document.get(key), dict)]:
+        raise InputError(
+            f"{file} is a suite of runs, with tables {', '.join(tables)}, and no settings of one; "
+            f"train them by `tql-offline sweep {shlex.quote(str(file))}`"
+        )
+    return document
 
 
 def _refuse_other_preset(

@@ -1,7 +1,8 @@
 """The one error a user is meant to read."""
 
+import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _SHOWN = 120
@@ -54,6 +55,17 @@ def numbered(number: int, one: str, several: str) -> str:
     ('1 row is', '2,000 rows are')
     """
     return f"{number:,} {one if number == 1 else several}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of some known names; empty if none is near.
+
+    >>> did_you_mean("FQLL", ["fql", "iql", "cql"]), did_you_mean("a", ["fql"])
+    ('did you mean fql?', '')
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name[:_SHOWN].lower(), by_lower, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(by_lower[one] for one in near)}?" if near else ""
 
 
 def listed(names: Sequence[str], most: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.datasets.names import MINARI_PREFIX
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, did_you_mean, shown
 
 DEFAULT_DATASET = "pointmaze-medium-navigate-singletask-task1-v0"
 """Collected on the spot if missing, so that `train` needs no network."""
@@ -50,12 +50,19 @@ def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
         elif name in presets()["method"] and not method:
             method = name
         else:
-            families, methods = (", ".join(presets()[kind]) for kind in ("family", "method"))
-            raise InputError(
-                f"preset {shown(preset)} is not a family ({families}), a method ({methods}) "
-                "or family+method; choose from these"
-            )
+            raise _unknown_preset(preset, name)
     return family or family_of(dataset), method
+
+
+def _unknown_preset(preset: Any, name: str) -> InputError:
+    """The error of a preset with a part that is none; it asks for the nearest, or lists all."""
+    families, methods = presets()["family"], presets()["method"]
+    if name not in {*families, *methods} and (near := did_you_mean(name, [*families, *methods])):
+        return InputError(f"preset {shown(preset)} is not a family, a method or both; {near}")
+    return InputError(
+        f"preset {shown(preset)} is not a family ({', '.join(families)}), a method "
+        f"({', '.join(methods)}) or family+method; choose from these"
+    )
 
 
 def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pkgutil import resolve_name
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tql_offline.batch import Batch
 from tql_offline.config import OBJECTIVES, Config
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, did_you_mean, listed
 from tql_offline.networks import Normaliser
 
 META = torch.device("meta")
@@ -106,18 +107,30 @@ def _agent_of(objective: str) -> Callable[..., Agent]:
     Raises:
         InputError: there is no such module or class, or it is no agent.
     """
+    named, _, name = OBJECTIVES.get(objective, objective).rpartition(":")
     try:
-        found: Callable[..., Agent] = resolve_name(OBJECTIVES.get(objective, objective))
+        module = import_module(named)
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"objective {objective!r} cannot be imported ({error}); install its module, or, where "
             "it lies in the working directory, set PYTHONPATH=. before the command"
         ) from error
+    if not hasattr(module, name):
+        raise InputError(f"module {named!r} has no class {name!r}; {_other_classes(module, name)}")
+    found: Callable[..., Agent] = getattr(module, name)
     if objective not in OBJECTIVES and not (isinstance(found, type) and issubclass(found, Agent)):
         raise InputError(
             f"objective {objective!r} is no subclass of tql_offline.agents.Agent; make it one"
         )
     return found
+
+
+def _other_classes(module: ModuleType, name: str) -> str:
+    """The agents that a module defines instead of one, those of similar names if there are any."""
+    own = (v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__)
+    agents = [v.__name__ for v in own if isinstance(v, type) and issubclass(v, Agent)]
+    others = f"choose one of its agents: {listed(agents, 8)}" if agents else "write one there"
+    return did_you_mean(name, agents) or others
 
 
 def on_device(metrics: Mapping[str, Tensor | float], device: torch.device) -> Metrics:

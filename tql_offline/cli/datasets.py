@@ -1,5 +1,6 @@
 """`tql-offline datasets list | info | check | convert`."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,7 @@ from tql_offline.datasets.names import (
     parse_name,
     suite_folder,
 )
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
@@ -59,7 +60,17 @@ def list_datasets(
         if rows:
             print_table(f"{title(name)}: {len(rows)} datasets", columns, rows, whole=True)
     if not shown:
-        say("no such dataset" + (" on this machine" if installed else ""))
+        say("no such dataset" + (" on this machine" if installed else "") + _nearest(text, suite))
+
+
+def _nearest(text: str, suite: str | None) -> str:
+    """What a text that no name contains may have meant: a word of names, or a name."""
+    names = [entry.name for entry in (entries() if suite is None else select(suite))]
+    if any(text in name for name in names):
+        return ""
+    words = {word for name in names for word in re.split("[-/]", name) if len(word) > 2}
+    near = did_you_mean(text, [*sorted(words), *names])
+    return near and f"; {near}"
 
 
 def _unpublished() -> list[Entry]:

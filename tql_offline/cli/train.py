@@ -1,6 +1,7 @@
 """`tql-offline train`."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from tql_offline.cli.tables import (
     say,
 )
 from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own, resolve
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, shown
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
 from tql_offline.own_code import refuse_brought
@@ -26,6 +27,20 @@ from tql_offline.training.stopping import end_with_input
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
+
+
+_INTEGER = "<int>"
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as 1e6, as `--set` takes it."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        number = float(text)
+        if number.is_integer():
+            return int(number)
+    raise typer.BadParameter(f"{shown(text)} is not a whole number, such as 100000 or 1e5")
 
 
 @app.command()
@@ -78,10 +93,15 @@ def train(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Updates. Default: 1,000,000 (8,000 on pointmaze). With --resume: more."),
+        typer.Option(
+            parser=_whole,
+            metavar=_INTEGER,
+            help="Updates. Default: 1,000,000 (8,000 on pointmaze). With --resume: more, in all.",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Transitions per update. Default: 256.")
+        int | None,
+        typer.Option(parser=_whole, metavar=_INTEGER, help="Transitions per update. Default: 256."),
     ] = None,
     n_step: Annotated[
         int | None, typer.Option(help="n of the n-step returns. Default: 1 (pointmaze 25).")
@@ -155,7 +175,7 @@ def train(
             )
         resume_and_show(resume, Path(path) if path else None, steps)
         return
-    settings = resolve(given, file=config, preset=preset)
+    settings = resolve(given, file=config, preset=preset, flags_are="the flags")
     if config is not None:
         _refuse_brought(settings, given, config)
     _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)
@@ -189,7 +209,7 @@ def _refuse_idle(
     """
     objective = config.objective
     if alpha is not None and objective not in FLOW_POLICIES and not is_own(objective):
-        mend = f"set {_COEFFICIENTS[objective]}, or " if objective in _COEFFICIENTS else ""
+        mend = f"give {_COEFFICIENTS[objective]}, or " if objective in _COEFFICIENTS else ""
         raise InputError(
             f"--alpha is of flow policies, which {objective!r} has none of; {mend}leave it out"
         )
@@ -263,7 +283,7 @@ def load_and_say(config: Config) -> "Dataset":
     )
     for note in data.notes:
         say(f"note: {note}")
-    if data.env_id is None:
+    if data.env_id is None and (data.unscored or config.evaluation.enabled):
         nothing = "no environment is known for these data, so policies are not scored; give --env"
         say(data.unscored or nothing)
     return data
