@@ -1,6 +1,7 @@
 """Runs from end to end: same seed same bits, checkpoints, results, the command line's manners."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from stand_ins import Noting, raising
 
 from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.agents.flow_q import FlowQ
+from tql_offline.cli import tables
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
@@ -163,9 +165,27 @@ def test_seeds_end_in_their_mean(own, tmp_path, capsys):
     place = ["--dataset", str(own), "--runs", str(tmp_path), "--name", "r"]
     code, output = command(["train", *place, *flags, *maze, "--seeds", "0-1"], capsys)
     assert code == 0, output.err
-    assert "over 2 seeds, learned policy at the last update: -30 ± 0 score" in " ".join(
-        output.out.split()
-    )
+    said = " ".join(output.out.split())
+    assert "over 2 seeds, learned policy at the last update: -30 ± 0 score" in said
+    assert said.count("seed ┃ policy ┃ updates ┃") == said.count("Scores") == 1
+    assert re.findall(r"│ (\d) │ (\w+) │ 2 │", said) == [
+        *(("0", "learned"), ("0", "behaviour"), ("1", "learned"), ("1", "behaviour"))
+    ]
+    assert said.count("run folder: ") == 2
+
+
+def test_lines_of_metrics_name_their_seed_where_there_are_several(
+    own, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tables, "PLAIN_SECONDS", 0.0)
+    place = ["--dataset", str(own), "--runs", str(tmp_path), "--no-eval"]
+    small = ["critic.size=tiny", "flow.hidden=[8]", "steps=2", "batch_size=4", "log_every=1"]
+    train = ["train", *place, *(word for setting in small for word in ("--set", setting))]
+    _, several = command([*train, "--seeds", "0,3"], capsys)
+    found = re.findall(r"^seed (\d), update (\d) ", several.out, re.MULTILINE)
+    assert sorted(found) == [("0", "1"), ("0", "2"), ("3", "1"), ("3", "2")]
+    _, one = command([*train, "--seeds", "5"], capsys)
+    assert re.search(r"^update 1 ", one.out, re.MULTILINE)
 
 
 def test_a_run_that_nothing_scores_keeps_what_scores_are_made_of(own, tmp_path, capsys):

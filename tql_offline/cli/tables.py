@@ -106,13 +106,18 @@ def percent_with_interval(successes: int, episodes: int) -> str:
 
 
 def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
-    """Print evaluations.jsonl lines as a table: successes, where the protocol scores them."""
+    """Print evaluations.jsonl lines as a table: successes, where the protocol scores them.
+
+    Lines of several seeds have their `seed`, which is then a column.
+    """
     lines = list(lines)
     if not lines:
         return
     by_success = all(scores_success(line["protocol"]) for line in lines)
+    seeds = ("seed#",) if all("seed" in line for line in lines) else ()
     rows = [
         (
+            *(str(line["seed"]) for _ in seeds),
             str(line["policy"]),
             f"{line['step']:,}",
             *(_successes(line) if by_success else (f"{line['score']:.4g}",)),
@@ -122,12 +127,17 @@ def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
         for line in lines
     ]
     score = ("successes#", "success (95 % Wilson)#") if by_success else ("score#",)
-    print_table("Scores", ("policy", "updates#", *score, "return#", "steps#"), rows)
+    print_table("Scores", (*seeds, "policy", "updates#", *score, "return#", "steps#"), rows)
 
 
 def _successes(line: Mapping[str, Any]) -> tuple[str, str]:
     wins, episodes = sum(bool(e["success"]) for e in line["episodes"]), len(line["episodes"])
     return f"{wins}/{episodes}", percent_with_interval(wins, episodes)
+
+
+def _seed(line: Mapping[str, Any]) -> str:
+    """Whose line it is, where several seeds train at once."""
+    return f"seed {line['seed']}, " if "seed" in line else ""
 
 
 def metrics_line(line: dict[str, Any], updates_per_second: float) -> str:
@@ -196,7 +206,7 @@ class TerminalReporter:
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
         """A line of metrics was written."""
-        text = metrics_line(line, updates_per_second)
+        text = _seed(line) + metrics_line(line, updates_per_second)
         if self._live is not None:
             self._note.plain = text.replace("  H1 ", "\nH1 ", 1)
         elif self._is_time(PLAIN_SECONDS):
@@ -207,8 +217,7 @@ class TerminalReporter:
         outcome = f"scores {line['score']:.4g}"
         if scores_success(line["protocol"]):
             outcome = f"succeeds in {_successes(line)[1]}"
-        seed = f"seed {line['seed']}, " if "seed" in line else ""
-        say(f"{seed}update {line['step']:,}: {line['policy']} policy {outcome}")
+        say(f"{_seed(line)}update {line['step']:,}: {line['policy']} policy {outcome}")
 
     def noted(self, sentence: str) -> None:
         """Print a sentence."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 _INTEGER = "<int>"
+"""What `--help` shows of a number that `_whole` reads."""
 
 
 def _whole(text: str) -> int:
@@ -249,8 +250,8 @@ def train_and_show(
         )
     with TerminalReporter() as reporter:
         folders = run_seeds(config, seeds or (config.seed,), data, runs, name, reporter)
-    shown = [line for folder in folders for line in _show(folder)]
-    last = [line for line in shown if line["policy"] == "learned" and line["step"] == config.steps]
+    lines = _show(folders, seeds if len(seeds) > 1 else ())
+    last = [line for line in lines if line["policy"] == "learned" and line["step"] == config.steps]
     if len(last) > 1:
         print_spread(last)
     return folders
@@ -263,14 +264,20 @@ def resume_and_show(path: Path, moved_to: Path | None = None, steps: int | None 
 
     with TerminalReporter() as reporter:
         folder = resume(path, load_and_say, reporter, moved_to, steps)
-    _show(folder)
+    _show([folder])
 
 
-def _show(folder: RunFolder) -> list[dict[str, Any]]:
-    """Print a run's scores, and return them."""
-    lines = list(read_jsonl(folder.evaluations))
+def _show(folders: Sequence[RunFolder], seeds: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Print the scores of a run or of several seeds' in one table, and return them."""
+    marks: Sequence[dict[str, Any]] = [{"seed": seed} for seed in seeds] or [{}]
+    lines = [
+        line | mark
+        for folder, mark in zip(folders, marks, strict=True)
+        for line in read_jsonl(folder.evaluations)
+    ]
     print_evaluations(lines)
-    say(f"run folder: {folder.path}")
+    for folder in folders:
+        say(f"run folder: {folder.path}")
     return lines
 
 

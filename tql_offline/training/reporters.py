@@ -64,7 +64,7 @@ class SeedReporter:
 
     def logged(self, line: dict[str, Any], updates_per_second: float) -> None:
         """A line of this seed's metrics was written."""
-        self.reporter.logged(line, updates_per_second)
+        self.reporter.logged({**line, "seed": self.seed}, updates_per_second)
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """A policy of this seed was scored."""
