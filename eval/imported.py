@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tql_offline.datasets.names import with_task
 from tql_offline.documents import read_bounded
-from tql_offline.errors import InputError, listed, shown
+from tql_offline.errors import InputError, did_you_mean, listed, shown
 from tql_offline.eval.leaderboard import Board, TaskScore, score_of_seeds
 from tql_offline.eval.rows import MAX_NAMED
 
@@ -35,6 +36,7 @@ class ImportedScore:
     """One line of a file.
 
     Attributes:
+        task: named as a board's row is, OGBench's default task by its number.
         seed: None for a score that is all there is of a method on a task.
         source: where it is from, by the file; empty if that does not say.
         file: the file as the user named it.
@@ -130,7 +132,7 @@ def _score(fields: Sequence[str], header: Sequence[str], file: Path, line: int) 
         )
     return ImportedScore(
         method=row["method"],
-        task=row["task"],
+        task=with_task(row["task"]),
         seed=int(row["seed"]) if row["seed"] else None,
         score=float(row["score"]),
         source=row.get("source", ""),
@@ -211,5 +213,11 @@ def without_board(boards: Iterable[Board], scores: Iterable[ImportedScore]) -> I
     for file, tasks in missing.items():
         yield (
             f"{file}: scores of {listed(list(tasks), MAX_NAMED)} are left out, as no leaderboard "
-            f"has such a row ({have})"
+            f"has such a row ({have}){_nearest(tasks, rows)}"
         )
+
+
+def _nearest(tasks: Iterable[str], rows: Sequence[str]) -> str:
+    """What the first of some tasks that is like a row may have meant."""
+    asked = ((task, did_you_mean(task, rows)) for task in tasks)
+    return next((f"; for {task}, {near}" for task, near in asked if near), "")

@@ -114,6 +114,23 @@ def test_tasks_of_no_leaderboard_are_named_and_left_out(runs, tmp_path, capsys):
     assert "FQL (imported)" not in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_task_that_is_like_a_row_is_asked_for(runs, tmp_path):
+    like = TASK.replace("medium", "medum")
+    path = scores_file(tmp_path, "IQL,hopper,0,2,", f"IQL,{like},0,3,")
+    (warning,) = write_report(runs, tmp_path / "out", scores=[path]).warnings
+    assert warning.endswith(f"(they have {TASK}); for {like}, did you mean {TASK}?")
+
+
+def test_a_task_without_its_number_is_the_default_one(runs, tmp_path):
+    alias = TASK.replace("-task1", "")
+    path = scores_file(tmp_path, f"IQL,{alias},0,12,")
+    files = write_report(runs, tmp_path / "out", published=False, scores=[path])
+    assert files.warnings == ()
+    assert rows_of(files.markdown.read_text(), TASK)[-1] == "12 (1)"
+    with pytest.raises(InputError, match=f"line 3 repeats seed 0 of IQL on {TASK}"):
+        read_scores([scores_file(tmp_path, f"IQL,{alias},0,12,", f"IQL,{TASK},0,12,")])
+
+
 def test_several_files_are_read_in_their_order(tmp_path):
     first = scores_file(tmp_path, "B,t,0,1,")
     second = tmp_path / "more.csv"
