@@ -1,5 +1,6 @@
 """docs/python.md, whose blocks run one after the other as one program; arrays as datasets."""
 
+import inspect
 import re
 import sys
 import types
@@ -69,6 +70,14 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
     assert from_memory.notes == from_file.notes
     assert findings_of(from_memory) == findings_of(from_file)
     assert (WITHOUT_MASKS in from_memory.notes) == (not added)
+
+
+def test_the_page_names_every_option_of_arrays():
+    options = inspect.signature(from_arrays).parameters.values()
+    names = [option.name for option in options if option.kind is option.KEYWORD_ONLY]
+    page = PAGE.read_text(encoding="utf-8")
+    assert "action_bounds" in names
+    assert [name for name in names if f"{name}=" not in page] == []
 
 
 def test_arrays_of_other_bounds_are_scaled():
