@@ -14,6 +14,7 @@ from tql_offline.agents import make_agent, numpy_policy
 from tql_offline.agents.flow_q import FlowQ
 from tql_offline.cli import tables
 from tql_offline.config import OBJECTIVES, resolve
+from tql_offline.datasets import load as loading
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
@@ -172,6 +173,40 @@ def test_seeds_end_in_their_mean(own, tmp_path, capsys):
         *(("0", "learned"), ("0", "behaviour"), ("1", "learned"), ("1", "behaviour"))
     ]
     assert said.count("run folder: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--runs", "file"], "written to the folder of runs file (Not a directory)"),
+        (["--runs", "file/runs"], "written to the folder of runs file/runs (Not a directory)"),
+        (["--objective", "no_such:MineQ"], "cannot be imported (No module named 'no_such')"),
+        (["--objective", "test_training:NoQ"], "has no class 'NoQ'"),
+        (["--name", "r", "--seeds", "0-1"], "run folder runs/r-s1 exists already"),
+    ],
+)
+def test_what_would_end_a_run_is_refused_before_its_data_are_loaded(
+    flags, said, own, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "runs" / "r-s1").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(loading, "load", raising(AssertionError("loaded")))
+    code, output = command(["train", "--dataset", str(own), *flags], capsys)
+    assert (code, said in output.err) == (2, True), output.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_whose_method_is_gone_is_refused_before_its_data_are_loaded(
+    own, tmp_path, monkeypatch, capsys
+):
+    folder = train_own(own, tmp_path, steps=2, objective="test_training:MineQ")
+    folder.result.unlink()
+    folder.config.write_text(folder.config.read_text().replace("MineQ", "GoneQ"))
+    monkeypatch.setattr(loading, "load", raising(AssertionError("loaded")))
+    code, output = command(["train", "--resume", str(folder.path)], capsys)
+    assert (code, "has no class 'GoneQ'" in output.err) == (2, True), output.err
 
 
 def test_lines_of_metrics_name_their_seed_where_there_are_several(

@@ -3,9 +3,10 @@
 from tql_offline.agents.base import (
     META,
     Agent,
+    agent_class,
     make_agent,
     make_agent_of_shapes,
     numpy_policy,
 )
 
-__all__ = ["META", "Agent", "make_agent", "make_agent_of_shapes", "numpy_policy"]
+__all__ = ["META", "Agent", "agent_class", "make_agent", "make_agent_of_shapes", "numpy_policy"]

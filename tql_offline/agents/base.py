@@ -98,10 +98,10 @@ def make_agent(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return _agent_of(config.objective)(config, observation_dim, action_dim, device)
+        return agent_class(config.objective)(config, observation_dim, action_dim, device)
 
 
-def _agent_of(objective: str) -> Callable[..., Agent]:
+def agent_class(objective: str) -> Callable[..., Agent]:
     """The class of an objective, or of `module:Class`, which is imported.
 
     Raises:

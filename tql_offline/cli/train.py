@@ -238,10 +238,12 @@ def train_and_show(
     config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
 ) -> list[RunFolder]:
     """Train with a progress bar, then show the scores; without `seeds`, train the config's."""
-    from tql_offline.training.new_run import check
+    from tql_offline.training.new_run import check, check_code_and_place, seed_names
     from tql_offline.training.run import run_seeds
 
-    check(config, runs, name)
+    for each in seed_names(name, seeds or (config.seed,)):
+        check(config, runs, each)
+    check_code_and_place(config, runs)
     data = load_and_say(config)
     if data.env_id is None:
         say(
@@ -263,7 +265,7 @@ def resume_and_show(path: Path, moved_to: Path | None = None, steps: int | None 
     from tql_offline.training.resume import resume
 
     with TerminalReporter() as reporter:
-        folder = resume(path, load_and_say, reporter, moved_to, steps)
+        folder = resume(path, _load_where_method_is, reporter, moved_to, steps)
     _show([folder])
 
 
@@ -279,6 +281,14 @@ def _show(folders: Sequence[RunFolder], seeds: Sequence[int] = ()) -> list[dict[
     for folder in folders:
         say(f"run folder: {folder.path}")
     return lines
+
+
+def _load_where_method_is(config: Config) -> "Dataset":
+    """Load a config's data unless its method cannot be imported; `resume` may import its code."""
+    from tql_offline.agents import agent_class
+
+    agent_class(config.objective)
+    return load_and_say(config)
 
 
 def load_and_say(config: Config) -> "Dataset":

@@ -1,7 +1,10 @@
 """Where a new run goes, and what can be refused before it begins."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from tql_offline.agents import agent_class
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.errors import InputError, shown
@@ -46,6 +49,34 @@ def check(config: Config, runs: Path, name: str) -> None:
                 f"runs in {runs} would lie in {place}, as does {shown(named)}, which is not "
                 "imported to open a run that it lies with; choose another --runs"
             )
+
+
+def check_code_and_place(config: Config, runs: Path) -> None:
+    """Refuse, beyond `check`, what would end this process's run after its data are loaded.
+
+    Raises:
+        InputError: the method cannot be imported, or nothing can be written to the folder of runs,
+            which is not made yet.
+    """
+    agent_class(config.objective)
+    try:
+        above = (runs.absolute(), *runs.absolute().parents)
+        with TemporaryFile(dir=next(place for place in above if place.exists())):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written to the folder of runs {runs} ({error.strerror or error}); "
+            "choose another --runs"
+        ) from error
+
+
+def seed_names(name: str, seeds: Sequence[int]) -> list[str]:
+    """The names of several seeds' run folders; empty if they are to be derived.
+
+    >>> seed_names("mine", [0, 3]), seed_names("mine", [3])
+    (['mine-s0', 'mine-s3'], ['mine'])
+    """
+    return [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
 
 
 def _is_folder_name(name: str) -> bool:
