@@ -156,7 +156,7 @@ def test_a_loss_without_metrics_is_named(data, module, tmp_path):
 def test_a_class_that_its_module_lacks_is_named_with_those_that_it_has(
     name, said, data, module, tmp_path
 ):
-    with pytest.raises(InputError, match=f"^module '{module.stem}' {re.escape(said)}$"):
+    with pytest.raises(InputError, match=f"^module '{module.stem}' {re.escape(said)}"):
         trained(data, settings(data, module, name), tmp_path / "runs")
     module.write_text("import torch")
     with pytest.raises(InputError, match=r"Mine'; write one there"):
