@@ -15,7 +15,7 @@ from tql_offline.training import checkpoint
 from tql_offline.training.data import refuse_other_data
 from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, open_evaluator
 from tql_offline.training.loop import Training, train
-from tql_offline.training.new_run import check, new_run_folder
+from tql_offline.training.new_run import check, new_run_folder, seed_names
 from tql_offline.training.notes import after_first_updates, opening_notes
 from tql_offline.training.own_settings import watched
 from tql_offline.training.reporters import Reporter, SeedReporter
@@ -73,7 +73,7 @@ def run_seeds(
     config = watched(config)
     runs = Path(runs)  # callers from Python may pass a string
     configs = [config.model_copy(update={"seed": seed}) for seed in seeds]
-    names = [f"{name}-s{seed}" if name and len(seeds) > 1 else name for seed in seeds]
+    names = seed_names(name, seeds)
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     setups = [set_up(configs[0], dataset)]
