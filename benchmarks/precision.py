@@ -45,6 +45,7 @@ from tql_offline.networks import kernels
 from tql_offline.number_lists import parse_numbers
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
+from tql_offline.training import new_run
 from tql_offline.training import run as runs
 from tql_offline.training.device import pick_device
 from tql_offline.training.evaluation import Evaluator
@@ -111,7 +112,7 @@ def emulated(precision: str) -> Iterator[None]:
     exact = precision in ("float32", CONTROL)
     mode = nullcontext() if exact else Emulated(precision)
     with (
-        patch.object(runs, "check_execution"),
+        patch.object(new_run, "check_execution"),
         patch.object(Evaluator, "score", unrounded(Evaluator.score)),
         sdpa_kernel(SDPBackend.MATH),
         mode,

@@ -195,7 +195,7 @@ def _latex_score(score: TaskScore | None, decimals: int | None) -> str:
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
     found = [average(board, label, tasks) for label in board.labels]
-    decimals = decimals_of((pair[0] for pair in found if pair), board.is_percent)
+    decimals = decimals_of((n for pair in found if pair for n in pair), board.is_percent)
     cells = ["--" if pair is None else _latex_spread(*pair, decimals) for pair in found]
     cells += ["--"] * len(board.imported_methods)
     return rf"{' & '.join([escape_latex(name), *cells])} \\"

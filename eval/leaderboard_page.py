@@ -203,7 +203,7 @@ def unlike_updates(board: Board) -> Iterator[str]:
         of_column.setdefault(run.label, set()).add(run.updates)
     if any(len(updates) > 1 for updates in on_task.values()):
         ordered = sorted(of_column.items(), key=lambda item: min(item[1]))
-        told = [f"{label} {' or '.join(map(grouped, sorted(u)))}" for label, u in ordered]
+        told = [f"{label} {listed([*map(grouped, sorted(u))], MAX_NAMED)}" for label, u in ordered]
         yield f"Runs of one task differ in their updates: {listed(told, MAX_NAMED)}."
 
 
@@ -339,8 +339,9 @@ def score_table(board: Board) -> Table:
 
 def row_decimals(board: Board, task: str) -> int | None:
     """Decimals of a row's scores, the imported ones' too."""
-    beside = (score.mean for (other, _), score in board.imported.items() if other == task)
-    return decimals_of([*board.row(task), *beside], board.is_percent)
+    cells = [*board.scores.items(), *board.imported.items()]
+    row = [score for (other, _), score in cells if other == task]
+    return decimals_of((n for score in row for n in (score.mean, score.sd)), board.is_percent)
 
 
 def _bold_limit(board: Board) -> str:
@@ -359,7 +360,7 @@ def average_table(board: Board) -> Table:
     rows = []
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]
-        decimals = decimals_of((pair[0] for pair in found if pair), board.is_percent)
+        decimals = decimals_of((n for pair in found if pair for n in pair), board.is_percent)
         cells = (
             Cell(text=NONE) if pair is None else Cell(text=spread(*pair, decimals), sort=pair[0])
             for pair in found
@@ -381,7 +382,7 @@ def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> T
         is_whole: whether the board has all tasks.
     """
     percent, averages = board.is_percent, board.averages(board.tasks)
-    decimals = decimals_of((summary.mean for summary in overall), percent)
+    decimals = decimals_of((n for s in overall for n in (s.mean, s.sd)), percent)
     rows = (
         (
             cell(summary.label),

@@ -1,4 +1,4 @@
-"""Which colour and line a board's columns have in its plots: the same in all of them."""
+"""Which colour and line a board's columns have in its plots: as far as it goes, the same in all."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -61,5 +61,6 @@ def line_styles(board: Board, labels: Sequence[str]) -> dict[str, LineStyle]:
             colours[methods[label]], _BY_SIZE[min(its.index(label), len(_BY_SIZE) - 1)]
         )
     if len(set(styles.values())) < len(labels):
-        return {label: LineStyle(i, "solid") for i, label in enumerate(labels, start=1)}
+        own = board.measured if len(board.measured) <= MAX_COLOUR else labels
+        return {label: LineStyle(1 + own.index(label), "solid") for label in labels}
     return styles

@@ -66,19 +66,24 @@ def spread(mean: float, sd: float, decimals: int | None) -> str:
     return " ± ".join(f"{round(n, decimals) + 0.0:.{decimals}f}" for n in numbers)
 
 
-def decimals_of(means: Iterable[float], percent: bool) -> int | None:
-    """Decimals that a row of scores is printed to: none of percents, as papers have it.
+def decimals_of(numbers: Iterable[float], percent: bool) -> int | None:
+    """Decimals that a row of means and deviations is printed to: none of percents, as in papers.
 
-    Of others, as many as give the largest four figures; None if it is too large for plain digits.
+    Of others, as many as give the largest four figures. None, which leaves each number to itself,
+    where plain digits would not do: a mean is far larger or smaller than another.
 
-    >>> decimals_of([-8.0217, -11.894], percent=False), decimals_of([39.76], percent=True)
+    >>> decimals_of([-8.0217, 0.17, -11.894], percent=False), decimals_of([39.76], percent=True)
     (2, 0)
+    >>> decimals_of([0.0123, 2000.0], percent=False)
     """
-    largest = max((abs(mean) for mean in means if math.isfinite(mean)), default=0.0)
+    sizes = [abs(number) for number in numbers if math.isfinite(number) and number]
+    largest = max(sizes, default=0.0)
     if percent and largest <= 1000:
         return 0
-    if not 1e-4 < largest < 1e4:
-        return 0 if largest == 0 else None
+    if not sizes:
+        return 0
+    if not 1e-4 < largest < 1e4 or min(sizes) < largest / 1000:
+        return None
     return max(0, 3 - math.floor(math.log10(largest)))
 
 

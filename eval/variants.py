@@ -97,6 +97,8 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
         tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
     if flat.get("critic.kind") == "mlp":
         tables.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
+    if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:
+        tables.append("optimizer.schedule_steps")
     if not flat.get("conservative.calibrated"):
         tables.append("conservative.after_cut")
     return tables

@@ -235,7 +235,8 @@ def test_impossible_protocols_are_refused(change):
     ("scores", "expected"),
     [
         ([100.0, 95.0, 94.9], [True, True, False]),
-        ([0.0, 0.0], [True, True]),
+        ([0.0, 0.0], [False, False]),
+        ([0.0, 0.0, -1.0], [True, True, False]),
         ([-100.0, -104.0, -106.0], [True, True, False]),
         ([float("nan"), 1.0, 0.5], [False, True, False]),
         ([float("nan"), 1.0], [False, False]),

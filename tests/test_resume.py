@@ -423,7 +423,8 @@ def test_a_finished_run_goes_on_as_one_of_more_updates(data, tmp_path, schedule)
         resume(folder.path, lambda _c: data, At("advanced_training", 3, kill), steps=32)
     assert not folder.result.exists()
     assert (folder.path / "result-of-24.json").read_bytes() == result
-    assert go_on(data, folder.path) == folder
+    # The same command again, as from a queue that restarts jobs.
+    assert resume(folder.path, lambda _c: data, SilentReporter(), steps=32) == folder
     assert folder.config.read_bytes() == whole.config.read_bytes()
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
     for file in (whole.checkpoints / "32").iterdir():
@@ -457,12 +458,35 @@ def test_no_more_updates_or_too_many_are_refused(data, whole, tmp_path, steps, s
     assert after | before == after == {**before, **{p: b"" for p in after if p.name == ".lock"}}
 
 
-def test_a_finished_run_without_its_last_checkpoint_does_not_go_on(data, whole, tmp_path):
-    shutil.copytree(whole.path, tmp_path / "r")
-    shutil.rmtree(tmp_path / "r" / "checkpoints" / "24")
-    with pytest.raises(InputError, match="no checkpoint of its last update, 24"):
-        resume(tmp_path / "r", lambda _config: data, SilentReporter(), steps=32)
-    assert (tmp_path / "r" / "result.json").is_file()
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_finished_run_without_its_last_checkpoint_does_not_go_on(data, whole, tmp_path, is_there):
+    """From an older one it would lose updates and scores that it had."""
+    folder = RunFolder(tmp_path / "r")
+    shutil.copytree(whole.path, folder.path)
+    last = folder.checkpoints / "24"
+    if is_there:
+        (last / "critic.safetensors").write_bytes(b"")
+    else:
+        shutil.rmtree(last)
+    scores, lines = folder.evaluations.read_bytes(), folder.metrics.read_bytes()
+    with pytest.raises(InputError, match="no sound checkpoint of its last update, 24"):
+        resume(folder.path, lambda _config: data, SilentReporter(), steps=32)
+    assert folder.is_finished()
+    assert (folder.evaluations.read_bytes(), folder.metrics.read_bytes()) == (scores, lines)
+
+
+@pytest.mark.parametrize("steps", [None, 32])
+def test_a_result_that_cannot_be_read_without_checkpoints_is_no_run_to_begin_anew(
+    data, whole, tmp_path, steps
+):
+    folder = RunFolder(tmp_path / "r")
+    shutil.copytree(whole.path, folder.path)
+    shutil.rmtree(folder.checkpoints)
+    folder.result.write_text("{")
+    lines = folder.metrics.read_bytes()
+    with pytest.raises(InputError, match="cannot be read, and the run has no checkpoint"):
+        resume(folder.path, lambda _config: data, SilentReporter(), steps=steps)
+    assert folder.metrics.read_bytes() == lines
 
 
 def test_resume_takes_no_other_settings(tmp_path, capsys):

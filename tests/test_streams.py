@@ -1,5 +1,7 @@
 """Output that nobody reads any more: it ends no run, and other commands quietly."""
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from own_data import write_own
+
+from tql_offline.cli.streams import outliving_output
 
 PROGRAM = [sys.executable, "-m", "tql_offline"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -48,6 +52,25 @@ def test_a_run_outlives_its_output(tmp_path, output, stderr_too):
     assert json.loads((tmp_path / "runs" / "r" / "result.json").read_text())["updates"] == 3
     if not stderr_too:
         assert done.stderr.decode().count("the output was closed; training goes on without it") == 1
+
+
+class FailingDisk(io.StringIO):
+    """A file on a disk that fails."""
+
+    def write(self, _text):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_log_on_a_disk_that_fails_is_an_error(monkeypatch, tmp_path):
+    """Nobody would learn that it is cut short."""
+    with (tmp_path / "log").open("w") as log:
+        for fileno in (None, log.fileno):
+            disk = FailingDisk()
+            if fileno is not None:
+                disk.fileno = fileno
+            monkeypatch.setattr(sys, "stdout", disk)
+            with outliving_output(), pytest.raises(OSError, match="Input/output"):
+                sys.stdout.write("a line")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")

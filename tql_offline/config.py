@@ -291,11 +291,11 @@ class OptimizerConfig(Table):
         10_000,
         ge=0,
         le=MAX_COUNT,
-        description="updates of linear warm-up from 1%, at most a tenth of the run",
+        description="updates of linear warm-up from 1%, at most a tenth of the schedule",
     )
     schedule: Schedule = Field(
         "cosine",
-        description="learning rates after warm-up: cosine to 10% at the run's end (the paper's), "
+        description="learning rates after warm-up: cosine to 10% at its end (the paper's), "
         "or constant (FQL's and CORL's, with warmup 0)",
     )
     schedule_steps: int = Field(

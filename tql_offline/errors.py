@@ -57,15 +57,15 @@ def numbered(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest of some known names; empty if none is near.
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question that names the nearest of some known names, with a prefix; empty if none is near.
 
     >>> did_you_mean("FQLL", ["fql", "iql", "cql"]), did_you_mean("a", ["fql"])
     ('did you mean fql?', '')
     """
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name[:_SHOWN].lower(), by_lower, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(by_lower[one] for one in near)}?" if near else ""
+    return f"did you mean {' or '.join(prefix + by_lower[one] for one in near)}?" if near else ""
 
 
 def listed(names: Sequence[str], most: int) -> str:

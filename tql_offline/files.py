@@ -129,6 +129,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard_folder(path: Path) -> None:
+    """Remove a folder, renaming it first: half a folder would be mistaken for another one.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    aside = path.with_name(f".{path.name}.removed")
+    remove(aside)
+    path.rename(aside)
+    remove(aside)
+
+
 def put_folder(aside: Path, target: Path) -> None:
     """Rename a complete folder into place, and only then delete what was there before.
 

@@ -1,7 +1,11 @@
-"""Commands that outlive their output: a closed pipe or a lost terminal ends no run."""
+"""Commands that outlive their output: a closed pipe or a terminal that is gone ends no run.
+
+A terminal that closes also sends SIGHUP, which stops a run, unless `nohup` has it ignored.
+"""
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,8 +13,6 @@ from typing import Any, TextIO, cast
 
 import typer
 
-_GONE = (errno.EPIPE, errno.EIO)
-"""Errors of writing where nobody reads: to a closed pipe, to a terminal that is gone."""
 _GOES_ON = (
     "tql-offline: the output was closed; training goes on without it, and Ctrl-C stops it with a "
     "checkpoint"
@@ -59,10 +61,19 @@ class _Lasting:
         try:
             yield
         except OSError as error:
-            if error.errno not in _GONE:
+            if not self._is_gone(error):
                 raise
             self._discard()
             self._when_gone()
+
+    def _is_gone(self, error: OSError) -> bool:
+        """Whether nobody reads: a pipe is closed, a terminal gone. A disk that fails is neither."""
+        if error.errno != errno.EIO:
+            return error.errno == errno.EPIPE
+        try:
+            return stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        except OSError:  # a stand-in without a file
+            return False
 
     def _discard(self) -> None:
         """Send all that follows, and what is still buffered, to nowhere."""

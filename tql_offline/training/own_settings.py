@@ -1,6 +1,5 @@
 """Which settings of one's own a method reads, to name those that it was given in vain."""
 
-import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
@@ -8,7 +7,7 @@ import torch
 from pydantic import PrivateAttr
 
 from tql_offline.config import Config, OwnConfig
-from tql_offline.errors import listed
+from tql_offline.errors import did_you_mean, listed
 
 _MAX_NAMED = 6
 """Most settings that a sentence lists."""
@@ -126,7 +125,7 @@ def unread_notes(config: Config, updates: int) -> Iterator[str]:
         return
     done = "its first update" if updates == 1 else f"its first {updates} updates"
     for name in own.unread:
-        near = difflib.get_close_matches(name, own.missed, n=1)
         reads = listed([f"own.{other}" for other in own.asked], _MAX_NAMED)
-        advice = f"did you mean own.{near[0]}?" if near else f"it has read {reads or 'none'}"
+        near = did_you_mean(name, own.missed, prefix="own.")
+        advice = near or f"it has read {reads or 'none'}"
         yield f"note: {config.objective} has not read own.{name} by the end of {done}; {advice}"

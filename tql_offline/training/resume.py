@@ -55,22 +55,19 @@ def resume(
     for named in (config.objective, config.dataset.env_id):
         refuse_brought(named, path)
     with claimed(folder):
-        if steps is None:
-            _refuse_finished(folder)
-        else:
-            _refuse_fewer(folder, config, steps)
+        longer = _with_more(folder, config, steps)
+        _refuse_finished(folder, has_more=longer.steps > config.steps)
         device = pick_device(config.device)
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
         dataset = data_of(folder, config, load_dataset, moved_to)
-        longer = _with_more(config, steps) if steps is not None else config
         setup = set_up(watched(longer), dataset)
         for place in (folder.path, folder.checkpoints):
             remove_parts(place)
         step = _load_newest(folder, setup, reporter)
-        if longer is not config:
-            _extend(folder, config, longer)
+        if longer.steps > config.steps:
+            _extend(folder, config, longer, step)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
         findings = [*_other_threads(provenance)] if step else []
@@ -79,30 +76,18 @@ def resume(
     return folder
 
 
-def _refuse_finished(folder: RunFolder) -> None:
-    if folder.is_finished():
+def _refuse_finished(folder: RunFolder, *, has_more: bool) -> None:
+    if folder.is_finished() and not has_more:
         raise InputError(
             f"run {folder.path} is finished; there is nothing to resume, unless --steps gives it "
             "more updates, at the last learning rate of its schedule"
         )
     # From nothing, the scores of a run that once ended would be lost.
     if folder.result.exists() and not folder.checkpoint_steps():
+        lack = "is there" if folder.is_finished() else "cannot be read"
         raise InputError(
-            f"{folder.result} cannot be read, and the run has no checkpoint to write it anew from; "
-            "copy the whole run again"
-        )
-
-
-def _refuse_fewer(folder: RunFolder, config: Config, steps: int) -> None:
-    if steps <= config.steps:
-        raise InputError(
-            f"run {folder.path} is one of {config.steps:,} updates, and {steps:,} are no more; "
-            "give more --steps, or none to resume it as it is"
-        )
-    if folder.is_finished() and config.steps not in folder.checkpoint_steps():
-        raise InputError(
-            f"run {folder.path} has no checkpoint of its last update, {config.steps:,}, to go on "
-            "from; restore it from a copy, or train anew with more --steps"
+            f"{folder.result} {lack}, and the run has no checkpoint to go on from; copy the whole "
+            "run again"
         )
 
 
@@ -116,18 +101,36 @@ def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path:
         )
 
 
-def _with_more(config: Config, steps: int) -> Config:
-    """Settings of more updates, whose learning rates go on from where their schedule ended."""
+def _with_more(folder: RunFolder, config: Config, steps: int | None) -> Config:
+    """Settings of more updates, whose learning rates go on from where their schedule ended.
+
+    The same command may come again, from a queue that restarts jobs: as many are no more.
+    """
+    if steps is None or (steps == config.steps and not folder.is_finished()):
+        return config
+    if steps <= config.steps:
+        raise InputError(
+            f"run {folder.path} is one of {config.steps:,} updates, and {steps:,} are no more; "
+            "give more --steps, or none to resume it as it is"
+        )
     optimizer = {**config.optimizer.model_dump(), "schedule_steps": config.schedule_steps}
     settings = {**config.model_dump(), "steps": steps, "optimizer": optimizer}
     return validate(settings, source="--steps")
 
 
-def _extend(folder: RunFolder, before: Config, config: Config) -> None:
+def _extend(folder: RunFolder, before: Config, config: Config, step: int) -> None:
     """Give a run more updates on disk.
 
     The result goes first: without it, a run of the old number of updates is one to resume.
+
+    Raises:
+        InputError: it was finished, and would lose updates and scores that it had.
     """
+    if folder.is_finished() and step < before.steps:
+        raise InputError(
+            f"run {folder.path} has no sound checkpoint of its last update, {before.steps:,}, to "
+            "go on from; restore it from a copy, or train anew with more --steps"
+        )
     if folder.result.exists():
         folder.result.rename(folder.path / f"result-of-{before.steps}.json")
     write_atomic(folder.config, config.to_toml())

@@ -9,7 +9,7 @@ import torch
 from tql_offline.config import Config
 from tql_offline.datasets.load import Dataset
 from tql_offline.eval import protocol as protocols
-from tql_offline.files import read_jsonl, remove, write_atomic, write_json
+from tql_offline.files import discard_folder, read_jsonl, write_atomic, write_json
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.data import refuse_other_data
@@ -98,14 +98,15 @@ def _claimed_new(folder: RunFolder) -> Iterator[None]:
 
     A stop is no failure: what it interrupts can be resumed.
     """
-    try:
-        with claimed(folder):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder))
             yield
-    except Exception:
-        with suppress(OSError):  # the error above all
-            if folder.has_only_begun():
-                remove(folder.path)
-        raise
+        except Exception:
+            with suppress(OSError):  # the error above all
+                if folder.has_only_begun():
+                    discard_folder(folder.path)
+            raise
 
 
 def train_runs(begun: Sequence[Begun], findings: Sequence[str], reporter: Reporter) -> None:

@@ -12,7 +12,6 @@ sweeps may share a folder: each takes the next run that no other process trains.
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from tql_offline.datasets.load import kind_of
 from tql_offline.errors import InputError
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.variants import idle_settings
-from tql_offline.files import read_json, writing
+from tql_offline.files import discard_folder, read_json, writing
 from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
 from tql_offline.training.provenance import SWEEP_COMMAND
@@ -174,13 +173,8 @@ def discard(run: PlannedRun, runs: Path) -> None:
     Raises:
         InputError: it cannot be removed.
     """
-    path, aside = runs / run.name, runs / f".{run.name}.removed"
-    with writing(path):
-        # Renamed first: half a folder would be mistaken for someone else's run.
-        if aside.exists():
-            shutil.rmtree(aside)
-        path.rename(aside)
-        shutil.rmtree(aside)
+    with writing(runs / run.name):
+        discard_folder(runs / run.name)
 
 
 @contextmanager
