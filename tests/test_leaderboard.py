@@ -38,6 +38,7 @@ from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.eval.scaling_page import trend_sentences
+from tql_offline.eval.variants import differing, effective
 from tql_offline.runs import find_results
 
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
@@ -660,6 +661,15 @@ def test_settings_without_a_use_make_no_column(tmp_path, settings, columns):
     ]
     (board,), _ = boards_of(paths)
     assert len(board.measured) == columns, board.measured
+
+
+def test_the_length_of_a_schedule_that_is_constant_changes_nothing():
+    table = {"optimizer.warmup": 0, "optimizer.schedule": "constant"}
+    runs = [effective(table | {"optimizer.schedule_steps": n}, "flow") for n in (0, 5)]
+    assert differing(runs) == ()
+    table |= {"optimizer.warmup": 2}
+    runs = [effective(table | {"optimizer.schedule_steps": n}, "flow") for n in (0, 5)]
+    assert differing(runs) == ("optimizer.schedule_steps",)
 
 
 def test_mlps_as_large_as_transformers_of_other_depths_are_other_critics(tmp_path):

@@ -103,6 +103,8 @@ def test_columns_that_colours_and_lines_cannot_tell_apart_have_a_colour_each(boa
 def test_more_sizes_of_a_method_than_lines_have_a_colour_each(board_of):
     sizes = ("tiny", "small", "medium", "large")
     board = board_of([("TQL", 0, (5, 20, 30, 40), size) for size in sizes])
-    styles = line_styles(board, board.measured).values()
-    assert {style.colour for style in styles} == {1, 2, 3, 4}
-    assert {style.line for style in styles} == {"solid"}
+    styles = line_styles(board, board.measured)
+    assert {style.colour for style in styles.values()} == {1, 2, 3, 4}
+    assert {style.line for style in styles.values()} == {"solid"}
+    some = list(reversed(board.measured[1:]))
+    assert line_styles(board, some) == {label: styles[label] for label in some}
