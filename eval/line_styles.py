@@ -1,4 +1,4 @@
-"""Which colour and line a board's columns have in its plots: as far as it goes, the same in all."""
+"""Which colour and line a board's columns have in its plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -41,26 +41,28 @@ def line_styles(board: Board, labels: Sequence[str]) -> dict[str, LineStyle]:
     """How some columns of runs are drawn: by method in colour and by size in line, if that tells.
 
     Where it does not, because there are more methods than colours or more sizes than lines, each
-    of the columns has a colour of its own.
+    column has a colour of its own. A board of no more columns than colours has one answer for all
+    its plots.
 
     Args:
         board: the board.
         labels: its columns that are drawn, at most `MAX_COLOUR`.
     """
-    methods, sizes = {}, {}
-    for run in board.runs:
-        methods[run.label] = run.method
-        sizes[run.label] = run.parameters or 0
-    colours, styles = colours_of(board, [methods[label] for label in labels]), {}
+    among = board.measured if len(board.measured) <= MAX_COLOUR else tuple(labels)
+    styles = _by_method_and_size(board, among)
+    if len(set(styles.values())) < len(among):
+        styles = {label: LineStyle(i, "solid") for i, label in enumerate(among, start=1)}
+    return {label: styles[label] for label in labels}
+
+
+def _by_method_and_size(board: Board, labels: Sequence[str]) -> dict[str, LineStyle]:
+    methods = {run.label: run.method for run in board.runs}
+    sizes = {run.label: run.parameters or 0 for run in board.runs}
+    colours = colours_of(board, [methods[label] for label in labels])
+    styles = {}
     for label in labels:
-        its = sorted(
-            (other for other in methods if methods[other] == methods[label]),
-            key=lambda other: -sizes[other],
-        )
-        styles[label] = LineStyle(
-            colours[methods[label]], _BY_SIZE[min(its.index(label), len(_BY_SIZE) - 1)]
-        )
-    if len(set(styles.values())) < len(labels):
-        own = board.measured if len(board.measured) <= MAX_COLOUR else labels
-        return {label: LineStyle(1 + own.index(label), "solid") for label in labels}
+        its = [other for other in methods if methods[other] == methods[label]]
+        place = sorted(its, key=lambda other: -sizes[other]).index(label)
+        line = _BY_SIZE[min(place, len(_BY_SIZE) - 1)]
+        styles[label] = LineStyle(colours[methods[label]], line)
     return styles
