@@ -38,6 +38,8 @@ _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
 """Repeats are reported if more than this share of transitions repeat the one before."""
+LARGE_OBSERVATION = 100.0
+"""Typical size of an observation dim beyond which a network sees little more than its sign."""
 LARGE_REWARD = 1e3
 """A reward is large if it is above this or below its negative."""
 _BOUND = 1 - 2e-5
@@ -80,6 +82,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         *_rewards(view),
         *_large_rewards(view),
         *_constant_observations(view),
+        *_large_observations(view),
         *_choices(view),
         *_actions(view),
         *_duplicates(view),
@@ -497,6 +500,29 @@ def _constant_observations(view: View) -> Iterator[Finding]:
         f"({len(dims)} of {observations.shape[1]}); drop those that the task has no use for if the "
         "environment lets you",
     )
+
+
+def large_dims(observations: Array) -> list[int]:
+    """Dims of observations `(N, n_s)` so large that a network sees little more than their sign.
+
+    Those whose root mean square exceeds `LARGE_OBSERVATION`, of rows spread over all.
+    """
+    rows = np.linspace(0, len(observations) - 1, min(_SAMPLE, len(observations)), dtype=np.int64)
+    with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
+        size = np.sqrt(np.square(observations[rows], dtype=np.float64).mean(axis=0))
+        return [int(dim) for dim in np.flatnonzero(size > LARGE_OBSERVATION)]
+
+
+def _large_observations(view: View) -> Iterator[Finding]:
+    """Find dims of observations that training should normalise."""
+    if view.observations.ndim == 2 and (dims := large_dims(view.observations)):
+        yield Finding(
+            "note",
+            "observations",
+            f"dims of the observations that are mostly beyond ±{LARGE_OBSERVATION:g} from episode "
+            f"0, row 0 on: {listed([*map(str, dims)], _LISTED)} ({len(dims)} of "
+            f"{view.observations.shape[1]}); train with --set dataset.normalise=true",
+        )
 
 
 def _choices(view: View) -> Iterator[Finding]:

@@ -436,12 +436,15 @@ def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
     Raises:
         InputError: bounds are given that are not two numbers in ascending order.
     """
-    numbers = tuple(map(float, bounds))
-    if numbers and not are_bounds(numbers):
-        raise InputError(
-            f"action bounds {numbers} are not the least and the greatest action; give two numbers"
-        )
-    return numbers
+    try:
+        numbers = tuple(map(float, bounds))
+        if not numbers or are_bounds(numbers):
+            return numbers
+    except (TypeError, ValueError):  # a single number, or an array for each dim
+        pass
+    raise InputError(
+        f"action bounds {shown(bounds)} are not the least and the greatest action; give two numbers"
+    )
 
 
 def bounds_by_dim(

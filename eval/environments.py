@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,7 +135,14 @@ def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         return env
     if (space.low == -1).all() and (space.high == 1).all():
         return env
-    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    # Rounding may put a scaled action beyond the bounds, which an environment may refuse.
+    bounded = gymnasium.wrappers.TransformAction(env, partial(_clipped, space), space)
+    return gymnasium.wrappers.RescaleAction(bounded, np.float32(-1), np.float32(1))
+
+
+def _clipped(space: gymnasium.spaces.Box, action: Any) -> NDArray[Any]:
+    clipped: NDArray[Any] = np.clip(action, space.low, space.high)
+    return clipped
 
 
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):

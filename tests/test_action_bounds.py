@@ -13,10 +13,10 @@ import tql_offline
 from tql_offline.config import resolve
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
-from tql_offline.datasets.load import load, scale_actions
+from tql_offline.datasets.load import checked_bounds, load, scale_actions
 from tql_offline.datasets.reading import Columns
 from tql_offline.errors import InputError
-from tql_offline.eval.environments import action_bounds, make
+from tql_offline.eval.environments import action_bounds, in_unit_actions, make
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.sharing.export import export_run
 from tql_offline.training import environment
@@ -149,6 +149,32 @@ def test_actions_are_scaled_to_each_dims_bounds_and_no_further(tmp_path):
     least, greatest = tql_offline.load(model).to_environment([[-1.0], [1.0]])[:, 0]
     assert least >= np.float32(0.1)
     assert greatest <= np.float32(0.3)
+
+
+class Exact(gymnasium.Env):
+    """Refuses actions beyond its bounds, by however little."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(
+        np.array([-2, 0, -0.1], np.float32), np.array([2, 10, 0.5], np.float32)
+    )
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_an_action_at_a_bound_is_not_beyond_it():
+    """In float32, -1 scaled to [-0.1, 0.5] would be -0.10000002."""
+    env = in_unit_actions(Exact())
+    for action in ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]):
+        env.step(np.array(action, np.float32))
+
+
+@pytest.mark.parametrize("bounds", [5, (np.zeros(2), np.ones(2)), ("low", "high"), (1,)])
+def test_bounds_of_another_form_are_a_sentence(bounds):
+    with pytest.raises(InputError, match="not the least and the greatest action"):
+        checked_bounds(bounds)
 
 
 DIMS = {"Pendulum-v1": (3, 1), "InvertedPendulum-v5": (4, 1)}

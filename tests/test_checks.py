@@ -17,14 +17,18 @@ from tql_offline.datasets.checks import (
     SHOWN,
     check,
     check_spaces,
+    large_dims,
     last_rows_look_like_steps,
     quick_check,
 )
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.datasets.views import AS_STEPS, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
+from tql_offline.runs import RunFolder
 from tql_offline.training import run as training
+from tql_offline.training.notes import opening_notes
 from tql_offline.training.reporters import SilentReporter
+from tql_offline.training.setup import Begun, set_up
 
 LENGTHS = (60, 40, 50, 70)
 ENDS = np.cumsum(np.array(LENGTHS) + 1) - 1
@@ -557,3 +561,24 @@ def test_a_single_column_of_observations_is_one_sentence(tmp_path):
 def test_an_unreadable_file_is_an_input_error(tmp_path):
     (tmp_path / "mine.npz").write_bytes(b"no zip")
     assert isinstance(run(tmp_path / "mine.npz").exception, (InputError, SystemExit))
+
+
+def test_observations_too_large_for_networks_are_noted_unless_normalised(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {
+        "observations": rng.normal(0, 1, (200, 3)) * [1e-3, 1.0, 1e5],
+        "actions": rng.uniform(-1, 1, (200, 1)),
+        "rewards": rng.normal(size=200),
+        "terminals": np.arange(200) == 199,
+    }
+    data = from_arrays(columns, "mine", layout="ogbench")
+    assert large_dims(data.episodes.observations) == [2]
+    (found,) = [f for f in check(view_of(data.episodes)) if "mostly beyond" in f.sentence]
+    assert found.level == "note"
+    assert "2 (1 of 3); train with --set dataset.normalise=true" in found.sentence
+    told = {}
+    for normalise in (False, True):
+        config = resolve({"dataset": {"name": "mine", "normalise": normalise}, "steps": 1})
+        begun = Begun(setup=set_up(config, data), folder=RunFolder(tmp_path / "r"))
+        told[normalise] = [s for s in opening_notes([begun]) if "mostly beyond ±100 in dim 2" in s]
+    assert (len(told[False]), told[True]) == (1, [])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from stand_ins import raising
 
 from tql_offline.config import resolve
 from tql_offline.datasets.episodes import Episodes
@@ -369,6 +370,15 @@ def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, caps
     assert "discounted by 0.995, from the first observations of 3 episodes of the data" in said
     assert "policies can at best be ranked" in said
     assert "diverged" not in said
+
+
+def test_a_folder_that_takes_no_file_is_told_before_the_fit(trained, data, monkeypatch):
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    monkeypatch.setattr("tql_offline.training.fqe.fitted_q_evaluation", raising(AssertionError()))
+    with pytest.raises(InputError, match="nothing can be written to .*, where the result would go"):
+        evaluate_offline(
+            trained.path, fit=TWO, load_dataset=lambda _c: data, reporter=SilentReporter()
+        )
 
 
 def test_the_command_says_that_a_fit_diverged(trained, data, monkeypatch, capsys):

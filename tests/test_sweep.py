@@ -333,6 +333,25 @@ def written(runs, config, result=True):
     return folder
 
 
+def test_a_run_with_more_updates_is_the_suites_finished_one(tmp_path):
+    """Once it had as many as the suite asks for, and the same schedule of its rates."""
+    run = PlannedRun(name="x-s0", config=resolve({"steps": 100}))
+    longer = resolve({"steps": 300, "optimizer": {"schedule_steps": 100}})
+    folder = written(tmp_path, longer, result=False)
+    with pytest.raises(InputError, match="has steps 300 where the suite gives 100"):
+        state_of(run, tmp_path)  # it was never finished
+    (folder.path / "result-of-100.json").write_text("{}")
+    assert state_of(run, tmp_path) == "finished"
+    other = resolve({"steps": 300, "optimizer": {"schedule_steps": 100}, "batch_size": 3})
+    folder.config.write_text(other.to_toml())
+    with pytest.raises(InputError, match="has batch_size 3"):
+        state_of(run, tmp_path)
+    stretched = resolve({"steps": 300, "optimizer": {"schedule_steps": 200}})
+    folder.config.write_text(stretched.to_toml())
+    with pytest.raises(InputError, match="has steps 300"):
+        state_of(run, tmp_path)
+
+
 def test_states(tmp_path):
     run = PlannedRun(name="x-s0", config=resolve({}))
     assert state_of(run, tmp_path) == "to do"

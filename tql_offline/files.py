@@ -44,6 +44,19 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, before work whose result would be lost.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"nothing can be written to {folder}, where the result would go; give permission "
+            "there, or copy the folder to another place"
+        )
+
+
 def part_of(path: Path) -> Path:
     """The temporary path of a file or folder; `remove_parts` finds what a killed process left."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")

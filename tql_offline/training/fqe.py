@@ -33,7 +33,7 @@ from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval.statistics import mean_std, student_t
-from tql_offline.files import append_jsonl
+from tql_offline.files import append_jsonl, require_writable
 from tql_offline.networks import MLPCritic, Normaliser
 from tql_offline.objectives.td import td_target
 from tql_offline.training import checkpoint
@@ -146,6 +146,7 @@ def evaluate_offline(
         InputError: there is no such checkpoint or policy, the data differ, or the fit diverged.
     """
     folder, config = open_run(path)
+    require_writable(folder.path)
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)

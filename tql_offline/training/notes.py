@@ -5,6 +5,8 @@ from contextlib import suppress
 
 from tql_offline.agents import make_agent_of_shapes
 from tql_offline.config import is_own
+from tql_offline.datasets.checks import LARGE_OBSERVATION, large_dims
+from tql_offline.errors import listed
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.arithmetic import flops_of, why_uncounted
 from tql_offline.training.compile import Updates, wants_c_kernels
@@ -14,6 +16,9 @@ from tql_offline.training.reporters import Reporter
 from tql_offline.training.rewards import floor_notes, large_notes
 from tql_offline.training.setup import Begun, Setup, dims_of, limit_notes
 
+_MAX_DIMS = 6
+"""Most dims that a note lists."""
+
 
 def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
     """Notes on the runs of one or several seeds, before they train."""
@@ -21,6 +26,7 @@ def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
     yield from first.rewards.notes()
     yield from large_notes(first.dataset.episodes)
     yield from floor_notes(first.config, first.dataset.episodes)
+    yield from _not_normalised(first)
     yield from _unscored(begun[0])
     yield from endless(first.environment)
     yield from _slower(first)
@@ -29,6 +35,17 @@ def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
     for one in begun:
         if one.setup.execution.reason:
             yield f"running eagerly: {one.setup.execution.reason}"
+
+
+def _not_normalised(setup: Setup) -> Iterator[str]:
+    """A note, if observations are large and go into networks as they are."""
+    observations = setup.dataset.episodes.observations
+    if not setup.config.dataset.normalise and (dims := large_dims(observations)):
+        names = listed([*map(str, dims)], _MAX_DIMS)
+        yield (
+            f"note: observations are mostly beyond ±{LARGE_OBSERVATION:g} in dim {names}, of which "
+            "networks see little more than the sign; --set dataset.normalise=true standardises them"
+        )
 
 
 def _unscored(begun: Begun) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
-from tql_offline.files import write_json
+from tql_offline.files import require_writable, write_json
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
@@ -70,6 +70,7 @@ def evaluate_run(
             "--policy and --video out"
         )
     folder, config = open_run(path)
+    require_writable(folder.path)
     own = own_protocol(config, read_provenance(folder))
     evaluation = config.evaluation.model_copy(
         update={"protocol": protocols.get(protocol or own).name}

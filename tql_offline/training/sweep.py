@@ -100,13 +100,27 @@ def _state_of(run: PlannedRun, path: Path) -> State:
         return "to do"
     if path.is_dir() and all(map(_is_passing, path.iterdir())):
         return "unfinished"  # ended before its settings were written
-    folder, config = open_run(path)
+    folder, now = open_run(path)
+    config = before_more(folder, now, run.config)
     is_moved = moved_data(folder, config, run.config) is not None
     if difference := first_difference(config, run.config, is_moved=is_moved):
         raise InputError(
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
         )
-    return "finished" if folder.is_finished() else "unfinished"
+    return "finished" if config is not now or folder.is_finished() else "unfinished"
+
+
+def before_more(folder: RunFolder, have: Config, want: Config) -> Config:
+    """A run's settings or, where it was given more updates than the suite's, the ones before.
+
+    The suite's run is finished then; going on with it is nothing that the suite asks for.
+    """
+    length = want.optimizer.schedule_steps
+    optimizer = have.optimizer.model_copy(update={"schedule_steps": length})
+    before = have.model_copy(update={"steps": want.steps, "optimizer": optimizer})
+    was_finished = (folder.path / f"result-of-{want.steps}.json").is_file()
+    is_longer = have.steps > want.steps and have.schedule_steps == before.schedule_steps
+    return before if was_finished and is_longer else have
 
 
 def _in_some_looks(look: Callable[[], Result], *passing: type[Exception]) -> Result:
