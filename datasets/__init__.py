@@ -23,7 +23,7 @@ Looking at data
     checks       what is wrong with the data
     check_dataset  all checks of a name or a file
     summary      what a dataset holds, in a few numbers
-    convert      conversion between npz, HDF5 and Minari
+    convert      conversion between npz, HDF5 and Minari → hdf5_writing
 
 Getting data
     catalogue    published datasets and their known faults

@@ -19,24 +19,24 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
-import h5py
 import numpy as np
 
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import BOUNDS_SETTING, Array, shared_bounds
+from tql_offline.datasets.hdf5_writing import created_hdf5
 from tql_offline.datasets.minari import bounds_of, metadata_of, read_space
-from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, OWN_ROWS, files_of, read_minari
+from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, MAIN, OWN_ROWS, files_of, read_minari
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
-from tql_offline.files import flush, flush_closed, put_folder, remove, write_json, writing
+from tql_offline.files import flush, put_folder, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
@@ -212,17 +212,16 @@ def _write_hdf5(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
             raise InputError(
                 f"column {shown(name)} of {column.dtype} has no place in an HDF5 file; leave it out"
             )
-    with h5py.File(path, "w", track_order=True, locking=False) as file:  # as it is read
+    with created_hdf5(path) as (file, check):
         for name, column in columns.items():
             packing = {"compression": "gzip", "shuffle": True} if packed and column.size > 1 else {}
             file.create_dataset(name, data=column, **packing)
-    flush_closed(path)
+            check()
 
 
 def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> None:
     try:
         from minari import __version__ as version
-        from minari.data_collector import EpisodeBuffer
         from minari.dataset.minari_storage import MinariStorage
     except ImportError as error:
         raise InputError(
@@ -243,19 +242,31 @@ def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> No
             {
                 "dataset_id": target_id if "-v" in target_id else f"{target_id}-v0",
                 "minari_version": version,
+                "total_episodes": len(counts),
+                "total_steps": int(counts.sum()) - len(counts),
                 COLUMNS_KEY: list(columns),
             }
         )
-        bounds = np.cumsum(counts).tolist()
-        episodes = [
-            {name: column[start:stop] for name, column in columns.items()}
-            for start, stop in zip([0, *bounds[:-1]], bounds, strict=True)
-        ]
-        storage.update_episodes(EpisodeBuffer(**_episode(episode)) for episode in episodes)
-        storage.update_episode_metadata(
-            {f"last_{name}": episode[name][-1] for name in OWN_ROWS if name in episode}
-            for episode in episodes
-        )
+        _write_episodes(columns, np.cumsum(counts).tolist(), path / "data" / MAIN)
+        storage.update_metadata({"dataset_size": storage.get_size()})
+
+
+def _write_episodes(columns: Mapping[str, Array], bounds: Sequence[int], path: Path) -> None:
+    """Write a group per episode as Minari does, whose own writer a full disk ends with a crash."""
+    with created_hdf5(path) as (file, check):
+        for number, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
+            episode = {name: column[start:stop] for name, column in columns.items()}
+            group = file.create_group(f"episode_{number}")
+            group.attrs.update({"id": number, "total_steps": stop - start - 1})
+            group.attrs.update(
+                {f"last_{name}": episode[name][-1] for name in OWN_ROWS if name in episode}
+            )
+            group.create_group("infos")
+            for name, column in _episode(episode).items():
+                # Chunks, which may grow, let Minari add to an episode.
+                growing = (None, *column.shape[1:])
+                group.create_dataset(name, data=column, chunks=True, maxshape=growing)
+                check()
 
 
 def _check_for_minari(columns: Mapping[str, Array], rows: int) -> None:
@@ -282,8 +293,8 @@ def _space(column: Array) -> Any:
     return gymnasium.spaces.Box(low, high, column.shape[1:], dtype)
 
 
-def _episode(columns: Mapping[str, Array]) -> dict[str, Any]:
-    """The fields that Minari stores of one episode."""
+def _episode(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """The datasets that Minari has of one episode."""
     steps = len(columns["observations"]) - 1
     ended = "masks" in columns and not np.any(columns["masks"][steps - 1])
     last = np.zeros(steps, bool)
@@ -294,8 +305,8 @@ def _episode(columns: Mapping[str, Array]) -> dict[str, Any]:
         "rewards": columns["rewards"][:steps] if "rewards" in columns else np.zeros(steps),
         "terminations": last & ended,
         "truncations": last & (not ended),
-        "infos": {
-            name: column
+        **{
+            f"infos/{name}": column
             for name, column in columns.items()
             if name not in ("observations", *OWN_ROWS)
         },

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -256,6 +258,31 @@ def test_a_loss_leaves_the_old_target(tmp_path, target, monkeypatch):
         convert(tmp_path / "b.npz", tmp_path / target, force=True)
     assert_same(read_any(tmp_path / target), made(0))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+LIMITED = """
+import resource, sys
+from tql_offline.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+main(["datasets", "convert", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("most", [1, 2000, 50_000])
+@pytest.mark.parametrize("target", [*TARGETS, "packed.hdf5"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, target, most):
+    """HDF5 ends the process where a file cannot be closed."""
+    pytest.importorskip("resource")
+    np.savez(tmp_path / "a.npz", **made(lengths=(200,) * 20))
+    packed = ["--packed"] if target == "packed.hdf5" else []
+    words = [str(most), str(tmp_path / "a.npz"), str(tmp_path / target), *packed]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{target} cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_the_manifest_names_source_and_target(tmp_path):
