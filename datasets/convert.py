@@ -27,12 +27,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from tql_offline.datasets.catalogue import find_or_none
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import BOUNDS_SETTING, Array, shared_bounds
 from tql_offline.datasets.hdf5_writing import created_hdf5
-from tql_offline.datasets.minari import bounds_of, metadata_of, read_space
+from tql_offline.datasets.load import find_data, kind_of
+from tql_offline.datasets.minari import bounds_of, is_minari, metadata_of, read_space
 from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, MAIN, OWN_ROWS, files_of, read_minari
+from tql_offline.datasets.names import find_file, parse_name
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
@@ -75,6 +78,11 @@ def convert(
         raise InputError(f"{source} would be converted onto itself; name another target")
     if not force and target.exists():
         raise InputError(f"{target} exists already; give --force to replace it")
+    if _is_of_slices(source):
+        raise InputError(
+            f"{source} is a folder of npz slices, which is not converted as a whole; convert each "
+            "of its files, or train on the folder as it is"
+        )
     if to == "minari" and source.is_file() and is_flat(source):
         raise InputError(
             f"{source} has a row a step, as D4RL's files, which is not written as Minari's layout; "
@@ -106,6 +114,18 @@ def convert(
             aside.replace(target)
     write_json(target.with_name(f"{target.name}.json"), manifest)
     return manifest
+
+
+def source_of(name: str) -> Path:
+    """The file or folder that a published name, a name of Minari's or a path means.
+
+    Raises:
+        InputError: the dataset of that name is not here.
+    """
+    kind = kind_of(name)
+    if kind == "ogbench" and find_or_none(name):
+        return find_file(parse_name(name))
+    return find_data(name, allow_broken=True) if kind in ("minari", "d4rl") else Path(name)
 
 
 def needed_setting(manifest: Mapping[str, Any]) -> str:
@@ -148,6 +168,10 @@ def read_any(source: Path, *, infos: bool = True) -> Mapping[str, Array]:
     if source.is_dir():
         return read_minari(source, infos=infos)
     return read_columns(source, flat=is_flat(source))
+
+
+def _is_of_slices(source: Path) -> bool:
+    return source.is_dir() and not is_minari(source) and any(source.glob("*.npz"))
 
 
 def _format(target: Path, to: str) -> str:

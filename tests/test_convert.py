@@ -342,6 +342,35 @@ def test_a_spoiled_minari_file_is_one_sentence(tmp_path, spoil):
     assert "\n" not in str(caught.value)
 
 
+def test_names_are_converted_as_other_commands_take_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "theirs"))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("OGBENCH_DATA", str(tmp_path / "ogbench"))
+    (tmp_path / "ogbench").mkdir()
+    np.savez(tmp_path / "ogbench" / "cube-single-play-v0.npz", **made())
+    convert(tmp_path / "ogbench" / "cube-single-play-v0.npz", tmp_path / "theirs/odd/arm-v0")
+    to = str(tmp_path / "b.npz")
+    for name in ("minari:odd/arm-v0", "cube-single-play-v0"):
+        code, output = command(["datasets", "convert", name, to, "--force"], capsys)
+        assert code == 0, output.err
+        assert_same(read_any(Path(to)), made())
+    for name, said in (
+        ("minari:odd/leg-v0", "'odd/leg-v0' is not here"),
+        ("hopper-medium-v2", "hopper-medium-v2"),
+        ("cube-double-play-v0", "`tql-offline download cube-double-play-v0`"),
+        ("nothing", "data file nothing does not exist"),
+    ):
+        code, output = command(["datasets", "convert", name, to, "--force"], capsys)
+        assert (code, said in output.err) == (2, True), output.err
+
+
+def test_a_folder_of_slices_is_not_converted_as_a_whole(tmp_path):
+    (tmp_path / "slices").mkdir()
+    np.savez(tmp_path / "slices" / "0.npz", **made())
+    with pytest.raises(InputError, match="slices is a folder of npz slices, which is not conv"):
+        convert(tmp_path / "slices", tmp_path / "b.npz")
+
+
 def test_the_command(tmp_path):
     np.savez(tmp_path / "a.npz", **made())
     arguments = [

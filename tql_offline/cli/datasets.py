@@ -166,7 +166,7 @@ def _bounds(text: str) -> tuple[float, ...]:
 
 @datasets.command("convert")
 def convert_data(
-    source: Annotated[Path, typer.Argument(help=".npz, HDF5, or a Minari folder.")],
+    source: Annotated[str, typer.Argument(help=".npz, HDF5, Minari folder, or dataset name.")],
     target: Annotated[Path, typer.Argument(help=".npz, .hdf5, or a folder for Minari.")],
     to: Annotated[str, typer.Option(help="npz, hdf5 or minari. Default: from the target.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
@@ -178,9 +178,11 @@ def convert_data(
     ] = False,
 ) -> None:
     """Rewrite data in another format, without loss; digests go into TARGET.json."""
-    from tql_offline.datasets.convert import convert, needed_setting
+    from tql_offline.datasets.convert import convert, needed_setting, source_of
 
-    manifest = convert(source, target, to, force=force, packed=packed, infos=not without_infos)
+    manifest = convert(
+        source_of(source), target, to, force=force, packed=packed, infos=not without_infos
+    )
     say(f"{target}: {len(manifest['columns'])} columns, sha256 {manifest['target']['sha256']}")
     if sentence := needed_setting(manifest):
         say(sentence)
