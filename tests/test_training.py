@@ -350,7 +350,7 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     np.savez(tmp_path / "else" / "mine.npz", nothing=np.zeros(3))
     code, output = command(look, capsys)
     assert code == 2
-    assert "observations" in output.err, "that folder's file is taken"
+    assert "mine.npz has sha256" in output.err, "that folder's file is taken"
 
 
 def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys):
@@ -374,13 +374,23 @@ def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys
     np.savez(moved, **dict(np.load(own)) | {"rewards": np.zeros(len(np.load(own)["rewards"]))})
     for words, said in (
         ([*commands[1], *path], "restore that file"),
-        ([*commands[2], "--path", "nowhere.npz"], "is not there any more"),
+        ([*commands[2], "--path", "nowhere.npz"], "nowhere.npz, given by --path as the data of"),
         (["eval", asked, *path], "--path is of --ope"),
         ([*commands[0], *path, "--slices", "3"], "except --path"),
         ([*commands[0], "--set", f"dataset.path={moved}"], "except --path"),
     ):
         code, output = command(words, capsys)
         assert (code, said in " ".join(output.err.split())) == (2, True), output.err
+
+
+def test_a_file_that_is_not_the_runs_is_told_as_that_whatever_else_is_wrong(own, tmp_path, capsys):
+    folder = train_own(str(own), tmp_path / "runs")
+    kept, other = dict(np.load(own)), tmp_path / "other.npz"
+    words = ["inspect", str(folder.path), "--grid", "2", "--path", str(other)]
+    for faulty in (kept | {"actions": 9 * kept["actions"]}, {"nothing": np.zeros(3)}):
+        np.savez(other, **faulty)
+        code, output = command(words, capsys)
+        assert (code, "other.npz has sha256" in output.err) == (2, True), output.err
 
 
 def test_a_moved_minari_folder_is_found_by_its_new_place(own, tmp_path, capsys):

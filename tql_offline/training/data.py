@@ -6,6 +6,7 @@ from typing import Any
 
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import Dataset, bounds_by_dim
 from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
@@ -66,21 +67,19 @@ def data_of(
     recorded = read_provenance(folder)["dataset"]
     where = _recorded_path(config, recorded) if moved_to is None else str(moved_to)
     named = config if where is None else _with_path(config, where)
-    _refuse_lost_file(folder, named, recorded)
+    _refuse_lost_file(folder, named, recorded, is_told=moved_to is not None)
     try:
         dataset = load_dataset(named)
     except InputError as error:
         if recorded.get("source") != "arrays":
+            _refuse_other_file(folder, named, recorded, error)
             raise
         raise InputError(
             f"run {folder.path} was trained on arrays from Python, which no command has; call "
             "`resume`, `inspect_run` or `evaluate_offline` with a load_dataset that makes them"
         ) from error
     if dataset.sha256 != recorded["sha256"]:
-        raise InputError(
-            f"{dataset.path} has sha256 {dataset.sha256} where run {folder.path} was trained on "
-            f"{recorded['sha256']}; restore that file"
-        )
+        raise _other_bytes(folder, dataset.path, dataset.sha256, recorded)
     have = None if dataset.action_bounds is None else [*dataset.action_bounds]
     if dataset.is_own and have != recorded.get("action_bounds"):
         raise InputError(
@@ -90,12 +89,47 @@ def data_of(
     return dataset
 
 
-def _refuse_lost_file(folder: RunFolder, config: Config, recorded: Mapping[str, Any]) -> None:
-    """Raise an error that says where a run's own data file was, if it is gone."""
+def _refuse_other_file(
+    folder: RunFolder, config: Config, recorded: Mapping[str, Any], fault: InputError
+) -> None:
+    """Raise an error if a file that could not be used is not the one that a run was trained on.
+
+    Mending what is wrong with it would not make it that file.
+    """
+    path = Path(config.dataset.path or config.dataset.name)
+    try:
+        digest = file_sha256(path) if path.is_file() else recorded["sha256"]
+    except OSError:  # which the fault is about
+        return
+    if digest != recorded["sha256"]:
+        raise _other_bytes(folder, path, digest, recorded) from fault
+
+
+def _other_bytes(
+    folder: RunFolder, path: Path, digest: str, recorded: Mapping[str, Any]
+) -> InputError:
+    return InputError(
+        f"{path} has sha256 {digest} where run {folder.path} was trained on "
+        f"{recorded['sha256']}; restore that file"
+    )
+
+
+def _refuse_lost_file(
+    folder: RunFolder, config: Config, recorded: Mapping[str, Any], *, is_told: bool
+) -> None:
+    """Raise an error that says where a run's own data file was, if it is gone.
+
+    If the user told its new place (`is_told`), that is what is wrong.
+    """
     given = Path(config.dataset.path or config.dataset.name)
     is_file = bool(config.dataset.path) or recorded.get("source") == "own file"
     if not is_file or given.exists():
         return
+    if is_told:
+        raise InputError(
+            f"{given}, given by --path as the data of run {folder.path}, is not there; check the "
+            "path"
+        )
     where = recorded.get("path")
     was = f", {shown(where)}," if isinstance(where, str) else ""
     elsewhere = (
