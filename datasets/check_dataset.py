@@ -24,8 +24,10 @@ from tql_offline.datasets.load import (
     scale_actions,
 )
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
-from tql_offline.errors import InputError
+from tql_offline.errors import AdvisedError, InputError
 
+_OPTION = f"--action-bounds {{low}},{{high}} (in training: {BOUNDS_SETTING})"
+"""How `datasets check` and training are told bounds."""
 _OWN_COLUMNS = ("observations", "actions", "terminals", "rewards", "masks")
 
 
@@ -56,8 +58,9 @@ def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     if Path(data).suffix in (".npz", *HDF5_SUFFIXES):
         return _own_findings(data, env_id, bounds)
     if kind == "minari":
-        return _findings(view_of(load(data, action_bounds=bounds).episodes), data, env_id)
-    # `load` compares dims.
+        loaded = load(data, action_bounds=bounds)
+        return _findings(view_of(loaded.episodes), data, env_id, loaded.action_bounds)
+    # `load` compares dims, and takes no other environment than the data's own.
     episodes = load(data, env_id=env_id or None, action_bounds=bounds).episodes
     return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)
 
@@ -68,7 +71,7 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     columns = read_columns(path, only=_OWN_COLUMNS, floats=_scaled_columns(bounds))
     scale_actions(columns, bounds)
     view = view_of_columns(columns, data)
-    found = _findings(view, data, env_id)
+    found = _findings(view, data, env_id, _by_dim(view, bounds))
     found += [] if "masks" in columns else [_without_masks(view)]
     return [*_refused(lambda: own_episodes(columns, path), env_id, bounds), *warnings_first(found)]
 
@@ -95,15 +98,43 @@ def _flat_findings(
     path = Path(data) if entry is None else d4rl_file(entry)
     columns = read_columns(path, only=COLUMNS, floats=_scaled_columns(bounds), flat=True)
     scale_actions(columns, bounds)
-    found = _findings(view_of_flat(columns, str(path)), data, env_id)
+    view = view_of_flat(columns, str(path))
+    found = _findings(view, data, env_id, _by_dim(view, bounds))
     if entry is None:
         return [*_refused(lambda: episodes_of(columns, path), env_id, bounds), *found]
     return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
 
 
-def _findings(view: View, data: str, env_id: str) -> list[Finding]:
-    dims = check_spaces(view, env_id) if env_id else []
-    return dims + check(view, jumps=not _teleports(data))
+def _findings(
+    view: View, data: str, env_id: str, scaled_from: Sequence[Sequence[float]] | None
+) -> list[Finding]:
+    spaces: list[Finding] = []
+    if env_id:
+        # Bounds of other dims are not comparable.
+        spaces = check_spaces(view, env_id) or [*_other_bounds(view, data, env_id, scaled_from)]
+    return spaces + check(view, jumps=not _teleports(data))
+
+
+def _other_bounds(
+    view: View, data: str, env_id: str, scaled_from: Sequence[Sequence[float]] | None
+) -> Iterator[Finding]:
+    """The finding that training refuses the environment for its action bounds, if it does."""
+    from tql_offline.eval.bounds import check_bounds  # imports MuJoCo: only when needed
+
+    try:
+        check_bounds(env_id, _action_dim(view), scaled_from, data, f"give {_OPTION}")
+    except InputError as error:
+        yield Finding("warning", "bounds", str(error))
+
+
+def _by_dim(view: View, bounds: Sequence[float]) -> tuple[list[float], list[float]] | None:
+    """Bounds repeated for each action dim; None if none are given."""
+    dims = _action_dim(view)
+    return ([bounds[0]] * dims, [bounds[1]] * dims) if bounds else None
+
+
+def _action_dim(view: View) -> int:
+    return view.actions.shape[1] if view.actions.ndim > 1 else 1
 
 
 def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:
@@ -122,21 +153,17 @@ def _refused(
         yield Finding("warning", "refused", f"training refuses it: {said}")
 
 
-def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> OutOfBoundsError:
+def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> AdvisedError:
     """What training says, with the option of `datasets check` beside training's setting."""
-    low, high = _shared_bounds(env_id)
-    setting = BOUNDS_SETTING.format(low=low, high=high)
-    return error.told(bounds, f"--action-bounds {low},{high} (in training: {setting})")
+    if not env_id:
+        return error.told(bounds, _OPTION.format(low="LOW", high="HIGH"))
+    from tql_offline.eval.bounds import RESCALED  # imports MuJoCo: only when needed
+    from tql_offline.eval.environments import action_bounds
 
-
-def _shared_bounds(env_id: str) -> tuple[str, str]:
-    """Bounds that an environment has in every dim; LOW and HIGH if it has none such."""
-    bounds = None
-    if env_id:
-        from tql_offline.eval.environments import action_bounds  # imports MuJoCo: only when needed
-
-        bounds = shared_bounds(*action_bounds(env_id))
-    return (f"{bounds[0]:g}", f"{bounds[1]:g}") if bounds else ("LOW", "HIGH")
+    if shared := shared_bounds(*action_bounds(env_id)):
+        return error.told(bounds, _OPTION.format(low=f"{shared[0]:g}", high=f"{shared[1]:g}"))
+    fault = error.told(bounds).fault
+    return AdvisedError(f"{fault}, and {env_id!r} has no bounds that all dims share", RESCALED)
 
 
 def _teleports(data: str) -> bool:

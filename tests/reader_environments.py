@@ -52,3 +52,8 @@ gymnasium.register(
     "ShortHopper-v0", "gymnasium.envs.mujoco.hopper_v4:HopperEnv", max_episode_steps=50
 )
 gymnasium.register("CountingUnit-v0", "reader_environments:Counting", kwargs={"bound": 1.0})
+gymnasium.register(
+    "CountingByDim-v0",
+    "reader_environments:Counting",
+    kwargs={"bound": np.array([2.0, 5.0], np.float32)},
+)

@@ -16,10 +16,10 @@ from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import checked_bounds, load, scale_actions
 from tql_offline.datasets.reading import Columns
 from tql_offline.errors import InputError
+from tql_offline.eval import bounds as bounds_module
 from tql_offline.eval.environments import action_bounds, in_unit_actions, make
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.sharing.export import export_run
-from tql_offline.training import environment
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
@@ -203,7 +203,7 @@ def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
         ([-np.inf], [np.inf], "from -inf to inf where"),
         ([-1] * 12, [1] * 8 + [2] * 4, "from -1 to 1, 2 where"),
     ):
-        monkeypatch.setattr(environment, "action_bounds", lambda _id, b=(low, high): b)
+        monkeypatch.setattr(bounds_module, "action_bounds", lambda _id, b=(low, high): b)
         with pytest.raises(InputError, match=said) as error:
             fitting_environment("Pendulum-v1", config, 3, 1, whose="mine")
         assert "dataset.action_bounds" not in str(error.value)
@@ -235,6 +235,58 @@ def test_the_checks_take_the_bounds_that_they_advise(tmp_path, capsys):
     code, output = command([*check[:3], "--action-bounds", "-1.5,1.5"], capsys)
     assert code == 1
     assert "by --action-bounds LOW,HIGH (in" in output.out
+
+
+def check_against(env_id, file, capsys, *options):
+    """Exit code and output of the checks of a file against one of the environments of `Counting`."""
+    check = ["datasets", "check", str(file), "--env", f"reader_environments:{env_id}", *options]
+    code, output = command(check, capsys)
+    return code, output.out
+
+
+def of_counting(path, kind, greatest):
+    """Data of `Counting`'s dims: a file in either layout, or a Minari folder."""
+    columns = own_rows(np.linspace(-greatest, greatest, 40))
+    columns |= {
+        "observations": columns["observations"][:, :1],
+        "actions": np.repeat(columns["actions"], 2, axis=1),
+    }
+    if kind == "flat":
+        columns |= {"timeouts": columns.pop("terminals"), "terminals": np.zeros(40)}
+    np.savez(path.with_suffix(".npz"), **columns)
+    if kind != "minari":
+        return path.with_suffix(".npz")
+    convert(path.with_suffix(".npz"), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["own", "flat", "minari"])
+def test_the_checks_find_an_environment_of_other_bounds_that_training_refuses(
+    kind, tmp_path, capsys
+):
+    file = of_counting(tmp_path / "unit", kind, 1)
+    told = f"takes actions from -2, -5 to 2, 5 where those of {file} are from -1 to 1; scale the"
+    code, output = check_against("CountingByDim-v0", file, capsys)
+    assert (code, told in output, "--action-bounds" in output) == (1, True, False)
+    told = "takes actions from -2 to 2 where .* in its unit, give --action-bounds -2,2 .in training"
+    code, output = check_against("Counting-v0", file, capsys)
+    assert code == 1
+    assert re.search(told, output)
+    code, output = check_against("Counting-v0", file, capsys, "--action-bounds", "-2,2")
+    assert "takes actions" not in output
+    code, output = check_against("CountingUnit-v0", file, capsys)
+    assert "takes actions" not in output
+
+
+@pytest.mark.parametrize("kind", ["own", "flat", "minari"])
+def test_the_checks_advise_no_bounds_where_an_environments_differ_by_dim(kind, tmp_path, capsys):
+    file = of_counting(tmp_path / "wide", kind, 2)
+    check = ["datasets", "check", str(file), "--env", "reader_environments:CountingByDim-v0"]
+    code, output = command(check, capsys)
+    said = " ".join((output.out + output.err).split())
+    assert code in (1, 2)
+    assert "has no bounds that all dims share; scale the data and register it with" in said
+    assert "--action-bounds" not in said
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -3,25 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from tql_offline.config import Config, DataConfig
-from tql_offline.datasets.episodes import BOUNDS_SETTING, shared_bounds
-from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
-from tql_offline.eval.environments import (
-    PROBE_STEPS,
-    TRIAL_STEPS,
-    action_bounds,
-    describe,
-    try_out,
-)
+from tql_offline.eval.bounds import check_bounds
+from tql_offline.eval.environments import PROBE_STEPS, TRIAL_STEPS, describe, try_out
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, reference_for
-
-_MAX_DIMS = 8
-"""Most dims of an environment's bounds that a message lists."""
 
 
 def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
@@ -73,7 +61,7 @@ def fitting_environment(
             )
     protocol = protocols.get(config.evaluation.protocol)
     scale_of_scores(protocol, config.dataset)
-    _check_bounds(env_id, action_dim, bounds, whose)
+    check_bounds(env_id, action_dim, bounds, whose)
     needs_success = protocol.score == "success"
     succeeds = try_out(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
     if needs_success and not succeeds:
@@ -82,30 +70,6 @@ def fitting_environment(
             "scores; give --protocol quick-return, which scores the return"
         )
     return described
-
-
-def _check_bounds(env_id: str, action_dim: int, bounds: Sequence[Any] | None, whose: str) -> None:
-    """Check that an environment's action bounds are those that the data were scaled from."""
-    if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
-        return
-    low, high = action_bounds(env_id)
-    want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
-    if not (np.allclose(low, want_low) and np.allclose(high, want_high)):
-        in_its_unit = ""
-        if bounds_of_all := shared_bounds(low, high):
-            least, most = bounds_of_all
-            setting = BOUNDS_SETTING.format(low=f"{least:g}", high=f"{most:g}")
-            in_its_unit = f"if own data are in its unit, train with {setting}, else "
-        raise InputError(
-            f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
-            f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"
-            "scale the data and register it with gymnasium.wrappers.RescaleAction"
-        )
-
-
-def _listed(bounds: Sequence[float]) -> str:
-    """Format bounds, as one number where all dims have the same."""
-    return ", ".join(f"{bound:g}" for bound in [*dict.fromkeys(bounds)][:_MAX_DIMS])
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:
