@@ -128,6 +128,22 @@ def _flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return flat_observations(env)
 
 
+class FlatObservations(gymnasium.wrappers.TransformObservation[Any, Any, Any]):
+    """An environment with flattened observations.
+
+    Attributes:
+        flattened: the space that they are flattened from.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], space: gymnasium.Space[Any]) -> None:
+        self.flattened = space
+        super().__init__(
+            env,
+            lambda observation: gymnasium.spaces.flatten(space, observation),
+            gymnasium.spaces.flatten_space(space),
+        )
+
+
 def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Let an environment with other bounds take actions in [-1, 1], as policies give them."""
     space = env.action_space
@@ -198,7 +214,8 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
         if the environment has none), `goals` (0 unless they are reached in turn),
         `observation_dim`, `action_dim`, and under `versions` those of ogbench, mujoco,
         gymnasium and the environment's own package; of one that is in no package, `code` has the
-        name and SHA-256 of its class's file.
+        name and SHA-256 of its class's file; where the environment's own observations are not
+        vectors, `flattened` is the space that they are flattened from, as text.
 
     Raises:
         InputError: it cannot be made, or its observations or actions are not vectors.
@@ -218,6 +235,7 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
             | _own_version(env),
             **_own_code(env_id, env),
+            **_flattened(env),
         }
     finally:
         env.close()
@@ -243,6 +261,15 @@ def _own_code(env_id: str, env: gymnasium.Env[Any, Any]) -> dict[str, dict[str, 
         file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
         if file.is_file() and not _is_installed(module):
             return {"code": {"file": file.name, "sha256": file_sha256(file)}}
+    return {}
+
+
+def _flattened(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """The space that observations are flattened from, on one line; nothing if they are not."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, FlatObservations):
+            return {"flattened": " ".join(str(env.flattened).split())}
+        env = env.env
     return {}
 
 

@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, shown
-from tql_offline.eval.environments import in_unit_actions, one_line, quiet
+from tql_offline.eval.environments import FlatObservations, in_unit_actions, one_line, quiet
 
 _WRAPPERS = (
     "ClipAction",
@@ -288,11 +288,7 @@ def flat_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     space = _sorted(env.observation_space)
     if isinstance(space, spaces.Box) and (len(space.shape) == 1 or _is_image(space)):
         return env
-    return gymnasium.wrappers.TransformObservation(
-        env,
-        lambda observation: spaces.flatten(space, observation),
-        spaces.flatten_space(space),
-    )
+    return FlatObservations(env, space)
 
 
 def _in_rows(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

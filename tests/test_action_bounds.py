@@ -238,7 +238,7 @@ def test_the_checks_take_the_bounds_that_they_advise(tmp_path, capsys):
 
 
 def check_against(env_id, file, capsys, *options):
-    """Exit code and output of the checks of a file against one of the environments of `Counting`."""
+    """Exit code and output of the checks of a file against an environment of `Counting`."""
     check = ["datasets", "check", str(file), "--env", f"reader_environments:{env_id}", *options]
     code, output = command(check, capsys)
     return code, output.out

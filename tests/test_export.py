@@ -10,6 +10,7 @@ import types
 from dataclasses import asdict
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -259,6 +260,11 @@ def test_observations_come_as_an_environment_gives_them(model):
         ([1.0, 2.0, np.nan], None, "observation is not finite"),
         ([1.0, 2.0, 1e300], None, "observation is not finite"),
         (["a", "b", "c"], None, "no array of numbers"),
+        (
+            {"a": [1.0, 2.0, 3.0]},
+            None,
+            r"a dict, .* give .*spaces\.flatten\(env\.observation_space,",
+        ),
         ([1.0, 2.0, 3.0], [0.0], "noise has shape"),
         ([[1.0, 2.0, 3.0]], np.zeros((2, A)), "1 observations are given with 2 rows of noise"),
     ],
@@ -602,6 +608,33 @@ def test_bounds_of_the_environments_actions_are_told_with_the_way_back(trained, 
     run.provenance.write_text(json.dumps(facts))
     with pytest.raises(InputError, match="'action_bounds' in .*provenance.json are not 2 least"):
         export_run(run.path, tmp_path / "wrong", onnx=False)
+
+
+def test_the_code_of_a_card_flattens_what_the_evaluator_flattens(trained, tmp_path):
+    run = RunFolder(shutil.copytree(trained("rebrac").path, tmp_path / "run"))
+    plain = export_run(run.path, tmp_path / "plain", onnx=False)
+    assert plain.facts["flattened"] is None
+    card = (plain.folder / "README.md").read_text()
+    assert "An observation has 3 numbers, as the environment gives them;" in card
+    assert "flat" not in card.partition("## Scores")[0]
+
+    box = gymnasium.spaces.Box(-9, 9, (1, 2))
+    space = gymnasium.spaces.Dict({"z": box, "a": gymnasium.spaces.Box(-9, 9, (1,))})
+    facts = json.loads(run.provenance.read_text())
+    facts["environment"] = {"env_id": "Nested-v0", "flattened": str(space)}
+    run.provenance.write_text(json.dumps(facts))
+    out = export_run(run.path, tmp_path / "nested", onnx=False).folder
+    card = (out / "README.md").read_text()
+    assert "as the environment gives them" not in card
+    assert "An observation has 3 numbers, to which the environment's own, of the space Dict" in card
+
+    code = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(out))
+    names = {
+        "env": types.SimpleNamespace(observation_space=space),
+        "observation": {"z": np.array([[2.0, 3.0]]), "a": np.array([1.0])},
+    }
+    exec(code, names)
+    np.testing.assert_array_equal(names["action"], tql_offline.load(out)([1.0, 2.0, 3.0]))
 
 
 def test_a_model_from_before_bounds_were_told_is_loaded(model):

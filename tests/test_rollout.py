@@ -166,6 +166,14 @@ def test_a_description_says_what_scores_depend_on():
     }
 
 
+def test_a_description_says_what_observations_are_flattened_from():
+    inner = "Box(-inf, inf, (1,), float64)"
+    pair = "Tuple(Box(-inf, inf, (1, 2), float64), Discrete(3))"
+    nested = describe("reader_environments:CountingDict-v0")
+    assert nested["flattened"] == f"Dict('a': Dict('y': {inner}), 'b': {pair}, 'z': {inner})"
+    assert "flattened" not in describe("reader_environments:Counting-v0")
+
+
 def test_a_description_has_the_code_of_ones_own_environment():
     """The class's file, or that of the module which registers a class of a package."""
     import reader_environments

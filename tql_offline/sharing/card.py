@@ -13,6 +13,7 @@ from tql_offline.eval.report_tables import figure
 
 LIBRARY = "tql-offline"
 MAX_COMMAND = 4000
+_FLATTEN = "gymnasium.spaces.flatten(env.observation_space, observation)"
 
 
 def make_card(facts: Mapping[str, Any]) -> str:
@@ -104,20 +105,23 @@ def _state(facts: Mapping[str, Any]) -> str:
 
 def _usage(facts: Mapping[str, Any]) -> str:
     own = facts["own_method"]
-    action = "policy(observation)"
+    flattened = facts["flattened"]
+    action = "policy(flat)" if flattened else "policy(observation)"
     if facts["action_bounds"]:
         action = f"policy.to_environment({action})"
     code = [
         *_own_method(own, facts["objective"]),
+        *(["import gymnasium"] if flattened else []),
         "import tql_offline",
         'policy = tql_offline.load("FOLDER")',
+        *([f"flat = {_FLATTEN}"] if flattened else []),
         f"action = {action}",
     ]
     lines = [
         "## Use",
         f"```python\n{chr(10).join(code)}\n```",
-        f"`FOLDER` is this folder. An observation has {facts['observation_dim']} numbers, as the "
-        f"environment gives them; an action has {facts['action_dim']}, each in [-1, 1] as "
+        f"`FOLDER` is this folder. An observation has {facts['observation_dim']} numbers, "
+        f"{_flattening(flattened)}; an action has {facts['action_dim']}, each in [-1, 1] as "
         "`policy` gives it. NumPy in and out, one observation or a batch.",
     ]
     if own:
@@ -155,6 +159,17 @@ def _usage(facts: Mapping[str, Any]) -> str:
             f"first; output `action`. {facts['onnx']}"
         )
     return "\n\n".join(lines)
+
+
+def _flattening(space: str | None) -> str:
+    """How an environment's observations become the policy's."""
+    if not space:
+        return "as the environment gives them"
+    return (
+        f"to which the environment's own, of the space {_text(space)}, are flattened as above or "
+        "by `gymnasium.wrappers.FlattenObservation` (Dicts by sorted keys, as Gymnasium sorts "
+        "them unless the space was made of an OrderedDict)"
+    )
 
 
 def _own_method(own: str, objective: str) -> list[str]:

@@ -152,7 +152,8 @@ def _facts(
 ) -> dict[str, Any]:
     """`model.json`, except what is known of `policy.onnx` once that is written."""
     provenance = read_provenance(run)
-    task = (provenance.get("environment") or {}).get("env_id")
+    environment = provenance.get("environment") or {}
+    task, flattened = environment.get("env_id"), environment.get("flattened")
     has_critic = config.has_critic
     return {
         "schema": SCHEMA,
@@ -169,6 +170,7 @@ def _facts(
         "finished": is_complete(run, config),
         "seed": config.seed,
         "observation_dim": state.observation_dim,
+        "flattened": _brief(flattened) if flattened is not None else None,
         "action_dim": state.action_dim,
         "action_bounds": action_bounds(provenance["dataset"], state.action_dim, run.provenance),
         "policies": dict(acting.noise_dims),

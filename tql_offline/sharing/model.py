@@ -12,6 +12,7 @@ compared with what they hold before memory is allocated for it.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class SharedPolicy:
     Attributes:
         name: `learned` or `behaviour`.
         observation_dim: numbers per observation, as the environment gives them; the policy
-            normalises them itself.
+            normalises them itself. `facts["flattened"]` is the environment's space where they
+            are flattened by `gymnasium.spaces.flatten` first.
         action_dim: numbers per action, each in [-1, 1]; `facts["action_bounds"]` are the
             environment's bounds where they differ.
         noise_dim: noise values per action; 0 for a deterministic policy.
@@ -159,6 +161,11 @@ class SharedPolicy:
 
     def _rows(self, name: str, value: ArrayLike, dim: int) -> tuple[Array, bool]:
         """An argument as `(batch, dim)`, and whether it was a single row."""
+        if isinstance(value, Mapping):
+            raise InputError(
+                f"the {name} is a dict, which the policy does not flatten; give it the numbers of "
+                f"gymnasium.spaces.flatten(env.{name}_space, {name})"
+            )
         try:
             with np.errstate(over="ignore"):  # found below
                 array = np.asarray(value, dtype=np.float32)
