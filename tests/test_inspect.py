@@ -304,6 +304,13 @@ def test_bad_choices_are_a_sentence_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_takes_no_file_is_told_first(transformer, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    monkeypatch.setattr("tql_offline.training.inspection.inspect_agent", None)
+    assert inspect(transformer) == 2
+    assert "nothing can be written to" in capsys.readouterr().err
+
+
 def test_behaviour_cloning_has_nothing_to_inspect(own, tmp_path, capsys):
     assert inspect(trained(own, tmp_path, objective="cloning")) == 2
     assert "has no critic to inspect" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from tql_offline.eval.inspections import (
     Inspection,
     parse_inspection,
 )
-from tql_offline.files import write_atomic, writing, written_aside
+from tql_offline.files import require_writable, write_atomic, writing, written_aside
 from tql_offline.networks import EntropyController, TransformerCritic
 from tql_offline.networks.critic import Critic
 from tql_offline.training import checkpoint
@@ -102,6 +102,8 @@ def inspect_run(
     folder, config = open_run(path)
     if not config.has_critic:
         raise InputError(f"run {path} is behaviour cloning, which has no critic to inspect")
+    if out is None:
+        require_writable(folder.path)
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     dataset = data_of(folder, config, load_dataset, moved_to)
