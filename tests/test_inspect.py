@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -305,7 +306,7 @@ def test_bad_choices_are_a_sentence_and_nothing_is_written(
 
 
 def test_a_folder_that_takes_no_file_is_told_first(transformer, monkeypatch, capsys):
-    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    monkeypatch.setattr("os.access", lambda _path, mode: not mode & os.W_OK)
     monkeypatch.setattr("tql_offline.training.inspection.inspect_agent", None)
     assert inspect(transformer) == 2
     assert "nothing can be written to" in capsys.readouterr().err
