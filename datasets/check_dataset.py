@@ -16,6 +16,7 @@ from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
 from tql_offline.datasets.episodes import BOUNDS_SETTING, OutOfBoundsError, shared_bounds
 from tql_offline.datasets.load import (
     WITHOUT_MASKS,
+    bounds_by_dim,
     checked_bounds,
     kind_of,
     load,
@@ -71,7 +72,7 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     columns = read_columns(path, only=_OWN_COLUMNS, floats=_scaled_columns(bounds))
     scale_actions(columns, bounds)
     view = view_of_columns(columns, data)
-    found = _findings(view, data, env_id, _by_dim(view, bounds))
+    found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
     found += [] if "masks" in columns else [_without_masks(view)]
     return [*_refused(lambda: own_episodes(columns, path), env_id, bounds), *warnings_first(found)]
 
@@ -99,7 +100,7 @@ def _flat_findings(
     columns = read_columns(path, only=COLUMNS, floats=_scaled_columns(bounds), flat=True)
     scale_actions(columns, bounds)
     view = view_of_flat(columns, str(path))
-    found = _findings(view, data, env_id, _by_dim(view, bounds))
+    found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
     if entry is None:
         return [*_refused(lambda: episodes_of(columns, path), env_id, bounds), *found]
     return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
@@ -125,12 +126,6 @@ def _other_bounds(
         check_bounds(env_id, _action_dim(view), scaled_from, data, f"give {_OPTION}")
     except InputError as error:
         yield Finding("warning", "bounds", str(error))
-
-
-def _by_dim(view: View, bounds: Sequence[float]) -> tuple[list[float], list[float]] | None:
-    """Bounds repeated for each action dim; None if none are given."""
-    dims = _action_dim(view)
-    return ([bounds[0]] * dims, [bounds[1]] * dims) if bounds else None
 
 
 def _action_dim(view: View) -> int:

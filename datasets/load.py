@@ -426,7 +426,7 @@ def own_dataset(
         source="own file",
         env_id=env_id,
         notes=tuple(notes),
-        action_bounds=bounds_by_dim(episodes, bounds),
+        action_bounds=bounds_by_dim(episodes.actions.shape[1], bounds),
     )
 
 
@@ -448,10 +448,10 @@ def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
 
 
 def bounds_by_dim(
-    episodes: Episodes, bounds: Sequence[float]
+    action_dim: int, bounds: Sequence[float]
 ) -> tuple[list[float], list[float]] | None:
     """Bounds repeated for each action dim, as a dataset stores them; None if none are given."""
-    rows = [[float(bound)] * episodes.actions.shape[1] for bound in bounds]
+    rows = [[float(bound)] * action_dim for bound in bounds]
     return (rows[0], rows[1]) if rows else None
 
 

@@ -700,7 +700,8 @@ def _rank_estimates(
     if not own or np.isnan(tails).any():
         return found
     spread = _drawn_ranks(board, labels, generator, resamples)
-    bounds = np.quantile(spread, [min(tails, default=0.5), 1 - min(tails, default=0.5)], axis=0)
+    tail = min(tails, default=0.5)
+    bounds = np.quantile(spread, [tail, 1 - tail], axis=0)
     fall, rise = _room_of_ranks(board, labels) if board.is_rate else (0.0, 0.0)
     centre = np.array([found[label].value for label in labels])
     low = centre - np.sqrt((centre - bounds[0]).clip(min=0) ** 2 + fall)
@@ -727,11 +728,12 @@ def _shifts_of_ranks(board: Board, labels: Sequence[str]) -> Iterator[Scores]:
     for task in board.tasks:
         cells = [board.scores[task, label] for label in labels]
         means = np.array([cell.mean for cell in cells])
+        measured = ranks(means)
         for i, cell in enumerate(cells):
             for other in (0.0, 100.0) if agree(np.array(cell.runs)) else ():
                 moved = means.copy()
                 moved[i] += other_share(len(cell.runs)) * (other - means[i])
-                yield (ranks(moved) - ranks(means)) / len(board.tasks)
+                yield (ranks(moved) - measured) / len(board.tasks)
 
 
 def _drawn_ranks(

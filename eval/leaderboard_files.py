@@ -21,8 +21,8 @@ from tql_offline.eval.leaderboard import (
     imported_label,
     tasks_of,
 )
-from tql_offline.eval.leaderboard_page import BoardSection, row_decimals
-from tql_offline.eval.report_tables import decimals_of, spread
+from tql_offline.eval.leaderboard_page import BoardSection, pair_decimals, row_decimals
+from tql_offline.eval.report_tables import spread
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
@@ -195,7 +195,7 @@ def _latex_score(score: TaskScore | None, decimals: int | None) -> str:
 
 def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
     found = [average(board, label, tasks) for label in board.labels]
-    decimals = decimals_of((n for pair in found if pair for n in pair), board.is_percent)
+    decimals = pair_decimals(board, found)
     cells = ["--" if pair is None else _latex_spread(*pair, decimals) for pair in found]
     cells += ["--"] * len(board.imported_methods)
     return rf"{' & '.join([escape_latex(name), *cells])} \\"

@@ -1,7 +1,7 @@
 """Boards as tables, sentences and plots on the report's page."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -339,9 +339,14 @@ def score_table(board: Board) -> Table:
 
 def row_decimals(board: Board, task: str) -> int | None:
     """Decimals of a row's scores, the imported ones' too."""
-    cells = [*board.scores.items(), *board.imported.items()]
-    row = [score for (other, _), score in cells if other == task]
-    return decimals_of((n for score in row for n in (score.mean, score.sd)), board.is_percent)
+    own = (board.scores.get((task, label)) for label in board.labels)
+    beside = (board.imported.get((task, method)) for method in board.imported_methods)
+    return pair_decimals(board, [(s.mean, s.sd) for s in (*own, *beside) if s])
+
+
+def pair_decimals(board: Board, pairs: Iterable[tuple[float, float] | None]) -> int | None:
+    """Decimals of means and standard deviations printed side by side; None is an empty cell."""
+    return decimals_of((n for pair in pairs if pair for n in pair), board.is_percent)
 
 
 def _bold_limit(board: Board) -> str:
@@ -360,7 +365,7 @@ def average_table(board: Board) -> Table:
     rows = []
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]
-        decimals = decimals_of((n for pair in found if pair for n in pair), board.is_percent)
+        decimals = pair_decimals(board, found)
         cells = (
             Cell(text=NONE) if pair is None else Cell(text=spread(*pair, decimals), sort=pair[0])
             for pair in found

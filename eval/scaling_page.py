@@ -168,10 +168,10 @@ def _change(scaling: Scaling, tests: int, digits: int) -> str:
 
 
 def _evidence(scaling: Scaling, p: float, tests: int) -> str:
-    corrected = f", Holm-corrected for {tests} methods" if tests > 1 else ""
+    correction = f", Holm-corrected for {tests} methods" if tests > 1 else ""
     return (
         "Jonckheere-Terpstra test by permutation within tasks: concordance "
-        f"{scaling.trend.concordance:+.2f}, two-sided {chance(p)}{corrected}"
+        f"{scaling.trend.concordance:+.2f}, two-sided {chance(p)}{correction}"
     )
 
 

@@ -310,13 +310,13 @@ class _Mean:
 
         NaN if there is none; 0 if all runs of each task agree and `fall` and `rise` allow for it.
         """
-        variance, doubt, agree = self.variance, self.doubt, self.fall + self.rise
+        variance, doubt, room = self.variance, self.doubt, self.fall + self.rise
         if other is not None:
             variance, doubt = variance + other.variance, doubt + other.doubt
-            agree += other.fall + other.rise
+            room += other.fall + other.rise
         if doubt > 0:
             return student_t(variance**2 / doubt)
-        return 0.0 if agree and variance == 0 else math.nan
+        return 0.0 if room and variance == 0 else math.nan
 
     def spread(self, other: "_Mean | None" = None) -> float:
         """Square of the half-width due to runs that differ; NaN if there is no such quantile."""

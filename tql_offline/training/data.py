@@ -33,7 +33,7 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
             f"the settings are of dataset {shown(wanted)} and the data of {dataset.name} "
             f"({dataset.path}); let both have one dataset.name"
         )
-    asked = bounds_by_dim(dataset.episodes, config.dataset.action_bounds)
+    asked = bounds_by_dim(dataset.episodes.actions.shape[1], config.dataset.action_bounds)
     if dataset.is_own and dataset.action_bounds != asked:
         raise InputError(
             f"the settings' dataset.action_bounds are {_told(asked)} and the actions of "

@@ -231,14 +231,15 @@ class Transitions:
         numbers = torch.cumsum(begins, dim=0) - 1
         normaliser = Normaliser(episodes.observations.shape[1]).to(device)
         normaliser.fit(episodes.observations)
+        horizon = horizon_of(episodes, discount)
         return cls(
             buffer=buffer,
             episode=torch.repeat_interleave(numbers, lengths),
             first_rows=buffer.start_rows[(torch.cumsum(lengths, dim=0) - lengths)[begins]],
             normaliser=normaliser,
             bounds=return_bounds(episodes, discount),
-            horizon=horizon_of(episodes, discount),
-            scale=float(np.abs(episodes.rewards).max()) * horizon_of(episodes, discount) or 1.0,
+            horizon=horizon,
+            scale=float(np.abs(episodes.rewards).max()) * horizon or 1.0,
         )
 
 
