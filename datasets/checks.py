@@ -1,10 +1,10 @@
 """Checks of what is or looks wrong with data; a finding is one sentence with episode and row.
 
-A finding is a warning if the data cannot be intended as they are (a last observation is lost, a
-jump where an end is missing, a NaN or an infinity), and a note if they may be (a reward that is the
-same everywhere, an action dim that is never used). Every check works a block at a time on a `View`,
-which any reader can make. `quick_check` looks at only part of the rows, so that it can run before
-every training.
+A finding is a warning if the data cannot be intended as they are (last observations that are all
+0, a jump where an end is missing, a NaN or an infinity), and a note if they may be (a reward that
+is the same everywhere, an action dim that is never used). Every check works a block at a time on a
+`View`, which any reader can make. `quick_check` looks at only part of the rows, so that it can run
+before every training.
 """
 
 import hashlib

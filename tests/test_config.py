@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tql_offline.agents.controlled_critic import make_control, make_critic
 from tql_offline.cli.train import assign
 from tql_offline.config import Config, resolve, validate
 from tql_offline.errors import InputError
@@ -186,7 +187,8 @@ def test_targets_of_entropies_bind_the_depth_of_controlled_transformers_alone():
     deep = {"dataset": {"name": "cube-double-play-singletask-task1-v0"}, "critic": {"depth": 3}}
     for method in ("fql", "bc", "floq"):
         assert resolve(deep, preset=method).critic.depth == 3
-    assert resolve(deep | {"entropy": {"mode": "none"}}).critic.depth == 3
+    without = resolve(deep | {"entropy": {"mode": "none"}})
+    assert len(make_control(without, make_critic(without, 28, 5)).targets) == 3
     with pytest.raises(InputError, match=r"lists 2 layers where critic\.depth is 3; give 3 pairs"):
         resolve(deep)
     assert resolve(deep | {"entropy": {"targets_nats": []}}).critic.depth == 3

@@ -11,7 +11,7 @@ import torch
 
 from tql_offline import cores, doctor
 from tql_offline.datasets.names import collected_folder, downloaded_folder
-from tql_offline.doctor import Finding, diagnose
+from tql_offline.doctor import EXTRAS, Finding, diagnose
 from tql_offline.networks import cpu_kernels
 
 ROOT = Path(__file__).parent.parent
@@ -92,9 +92,9 @@ def test_the_mujoco_that_ogbench_excludes_is_a_warning(as_checkout, versions):
     assert finding("mujoco").state == "ok"
 
 
-@pytest.mark.parametrize("extra", ["wandb", "tensorboard", "minari"])
-def test_a_missing_extra_names_its_exact_install(versions, extra):
-    versions(**{extra: None})
+@pytest.mark.parametrize(("extra", "brought"), [(e, b) for e, (b, _) in EXTRAS.items()])
+def test_a_missing_extra_names_its_exact_install(versions, extra, brought):
+    versions(**{brought: None})
     found = finding(f"{extra} (optional)")
     assert found.state == "missing"
     assert found.mend == f"pip install 'tql-offline[{extra}]'"

@@ -15,6 +15,7 @@ FOLDERS = {
     "tql_offline.agents": ROOT / "tql_offline" / "agents",
     "tql_offline.training": ROOT / "tql_offline" / "training",
     "tql_offline.sharing": ROOT / "tql_offline" / "sharing",
+    "tql_offline.bench": ROOT / "tql_offline" / "bench",
 }
 FORBIDDEN = {
     "tql_offline.datasets": ("tql_offline.agents", "tql_offline.training", "tql_offline.cli"),
@@ -24,6 +25,7 @@ FORBIDDEN = {
     "tql_offline.agents": ("tql_offline.training", "tql_offline.datasets", "tql_offline.eval"),
     "tql_offline.training": ("tql_offline.cli", "tql_offline.sharing", "tql_offline.bench"),
     "tql_offline.sharing": ("tql_offline.cli",),
+    "tql_offline.bench": ("tql_offline.cli",),
 }
 
 

@@ -152,8 +152,10 @@ class CriticConfig(Table):
     size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
-    depth: Few = Field(2, description="blocks")
-    ensemble: Few = Field(2, description="heads on the [VALUE] output")
+    depth: Few = Field(2, description="blocks; an MLP gets the width of as many parameters")
+    ensemble: Few = Field(
+        2, description="heads on the [VALUE] output; of an MLP or floq, whole networks"
+    )
     reduction: Literal["mean", "min"] = Field(
         "mean",
         description="of the ensemble in flow's and floq's targets; others take the minimum",
@@ -283,7 +285,7 @@ class OptimizerConfig(Table):
     """AdamW and its schedule."""
 
     critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
-    policy_lr: PositiveFloat = Field(5e-4, description="both policy networks")
+    policy_lr: PositiveFloat = Field(5e-4, description="policies, and CQL's temperature of actions")
     weight_decay: float = Field(
         0.01, ge=0, allow_inf_nan=False, description="on block and head matrices only"
     )
@@ -417,7 +419,9 @@ class OwnConfig(Table):
 class Config(Table):
     """Everything needed to repeat a run."""
 
-    objective: str = Field(DEFAULT_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}")
+    objective: str = Field(
+        DEFAULT_OBJECTIVE, description=f"one of {', '.join(OBJECTIVES)}, or `module:Class`"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of initial weights and all sampling")
     steps: Positive = Field(1_000_000, description="updates")
     batch_size: int = Field(256, gt=0, le=2**20, description="transitions per update")

@@ -25,11 +25,14 @@ from tql_offline.version import __version__, installed_version
 State = Literal["ok", "missing", "warning"]
 
 EXTRAS = {
-    "wandb": "live logging to Weights & Biases",
-    "tensorboard": "event files for TensorBoard",
-    "minari": "datasets from Minari's hub",
+    "onnx": ("onnx", "policies in ONNX, which `export` writes"),
+    "minari": ("minari", "datasets from Minari's hub"),
+    "hub": ("huggingface_hub", "models on Hugging Face's hub"),
+    "video": ("imageio-ffmpeg", "films as MP4"),
+    "wandb": ("wandb", "live logging to Weights & Biases"),
+    "tensorboard": ("tensorboard", "event files for TensorBoard"),
 }
-"""Extras of this package that are named after the distribution they bring, and their use."""
+"""Extras of this package: a distribution that each brings, and its use."""
 
 LINUX_RENDERERS = ("egl", "osmesa")
 """Values of MUJOCO_GL with which MuJoCo cannot be imported on other systems."""
@@ -128,11 +131,11 @@ def _package(requirement: Requirement) -> Finding:
 
 
 def _extras() -> list[Finding]:
-    return [_extra(name, purpose) for name, purpose in EXTRAS.items()]
+    return [_extra(name, *extra) for name, extra in EXTRAS.items()]
 
 
-def _extra(name: str, purpose: str) -> Finding:
-    version = installed_version(name)
+def _extra(name: str, distribution: str, purpose: str) -> Finding:
+    version = installed_version(distribution)
     topic = f"{name} (optional)"
     if version is not None:
         return Finding(topic=topic, state="ok", detail=version)

@@ -96,7 +96,10 @@ class ActorCritic(Agent):
         return q
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:
-        """Step both optimizers from the same weights, then the target networks."""
+        """Step the critic and, every `policy_delay` updates, the policy and the target networks.
+
+        Both gradients are taken at the same weights.
+        """
         batch = normalised(batch, self.normaliser)
         noise = self.draw_noise(batch.actions, generator)
         with_policy = step % self.policy_delay == 0

@@ -56,8 +56,8 @@ def _targets(config: Config, critic: Critic) -> Float[Tensor, "layer 2"]:
     entropy, depth = config.entropy, config.critic.depth
     if isinstance(critic, MLPCritic):
         return torch.zeros(0, 2)
-    if entropy.targets_nats:
-        return entropy_targets_in_nats(entropy.targets_nats, depth, critic.num_tokens)
+    if len(entropy.targets_nats) == depth:  # `Config` sees to it wherever they have an effect
+        return entropy_targets_in_nats(entropy.targets_nats, critic.num_tokens)
     return entropy_targets(depth, critic.num_tokens, entropy.target, entropy.last_target)
 
 

@@ -84,18 +84,13 @@ def entropy_targets(
 
 
 def entropy_targets_in_nats(
-    pairs: Sequence[tuple[float, float]], depth: int, num_tokens: int
+    pairs: Sequence[tuple[float, float]], num_tokens: int
 ) -> Float[Tensor, "N 2"]:
     """Targets as the paper lists them: `([VALUE], others)` in nats per layer.
 
     Raises:
-        InputError: not one pair per layer, or a target that no attention over L tokens can reach.
+        InputError: no attention over L tokens can reach a target.
     """
-    if len(pairs) != depth:
-        raise InputError(
-            f"entropy.targets_nats lists {len(pairs)} layers where the critic has {depth}; "
-            "give one pair per layer"
-        )
     limit = math.log(num_tokens)
     if any(not 0 < target < limit for pair in pairs for target in pair):
         raise InputError(

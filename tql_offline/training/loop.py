@@ -43,6 +43,7 @@ class Training:
         watch: judges every line of metrics.
         window: the metrics since the last log step.
         stream: GPU stream, so that several runs' work may overlap; None takes the default one.
+        clock: seconds by which updates per second are told.
         saved: the step of the checkpoint written last, -1 before the first.
     """
 
