@@ -140,7 +140,7 @@ def test_no_machine_has_a_say(monkeypatch):
     for piece in (kernels.AffineProjection, kernels.FeedForward, kernels.Gelu):
         monkeypatch.setattr(piece, "apply", refuse)
     monkeypatch.setattr(cpu_kernels, "_call", refuse)
-    monkeypatch.setattr(attention, "HAS_TRITON", not attention.HAS_TRITON)
+    monkeypatch.setattr(attention, "triton_enabled", not attention.triton_enabled)
     arithmetic._counted.cache_clear()
     with torch.autocast("cpu", torch.bfloat16):
         assert flops_per_update(resolve(TINY), 3, 1) == counted

@@ -401,17 +401,17 @@ def test_kernels_in_c_are_for_eager_float32_on_a_cpu():
 
 
 def test_without_triton_attention_is_left_to_pytorch(monkeypatch):
-    monkeypatch.setattr(attention, "HAS_TRITON", True)
+    monkeypatch.setattr(attention, "triton_enabled", True)
     agent, buffer = agent_and_buffer()
     execution._try_triton(agent, buffer, 16)
-    assert attention.HAS_TRITON
+    assert attention.triton_enabled
 
     def no_compiler(*_):
         raise RuntimeError("Failed to find C compiler")
 
     agent.critic_loss = no_compiler
     execution._try_triton(agent, buffer, 16)
-    assert not attention.HAS_TRITON
+    assert not attention.triton_enabled
 
 
 class Accelerator:

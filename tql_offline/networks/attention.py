@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from tql_offline.networks import cpu_kernels, kernels
 
-HAS_TRITON = find_spec("triton") is not None
-if HAS_TRITON:
+triton_enabled = find_spec("triton") is not None
+"""Whether the register kernel may be used; compile.py disables it where Triton cannot build it."""
+
+if triton_enabled:
     from tql_offline.networks import triton_attention
 
 LONG = 128
@@ -82,7 +84,7 @@ def mix(
         mixed_BLD, entropy_BHL = cpu_kernels.Attention.apply(qkv_BL3D, 3, heads, return_entropy)
         return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
     if in_registers(qkv_BL3D, 3, heads):
-        mixed_BLD, entropy_BHL, _ = triton_attention.attend(autocast(qkv_BL3D), 3, heads)
+        mixed_BLD, entropy_BHL, _ = triton_attention.attend(as_products_take(qkv_BL3D), 3, heads)
         return mixed_BLD, group_entropy(entropy_BHL) if return_entropy else None
     q, k, v = (split_heads(part, heads) for part in qkv_BL3D.chunk(3, dim=-1))
     entropy = None
@@ -110,7 +112,7 @@ def value_weights(
         p_BHL, entropy_BHL = cpu_kernels.Attention.apply(qk_BL2D, 2, heads, True)
         return p_BHL, group_entropy(entropy_BHL)
     if in_registers(qk_BL2D, 2, heads):
-        p_BHL, entropy_BHL, _ = triton_attention.attend(autocast(qk_BL2D), 2, heads)
+        p_BHL, entropy_BHL, _ = triton_attention.attend(as_products_take(qk_BL2D), 2, heads)
         return p_BHL, group_entropy(entropy_BHL)
     q, k = (split_heads(part, heads) for part in qk_BL2D.chunk(2, dim=-1))
     if qk_BL2D.shape[1] <= LONG:
@@ -127,14 +129,14 @@ def in_c(joint: Tensor, parts: int, heads: int) -> bool:
 
 def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
     """Whether the register kernel applies: few tokens, tensor-core precision, a known width."""
-    if not (kernels.enabled and HAS_TRITON and qkv.is_cuda and qkv.shape[1] <= LONG):
+    if not (kernels.enabled and triton_enabled and qkv.is_cuda and qkv.shape[1] <= LONG):
         return False
     low = torch.is_autocast_enabled("cuda") or torch.backends.cuda.matmul.allow_tf32
     known = qkv.dtype in (torch.float32, torch.bfloat16)
     return low and known and qkv.shape[2] // parts // heads in (16, 32, 64, 128)
 
 
-def autocast(x: Tensor) -> Tensor:
+def as_products_take(x: Tensor) -> Tensor:
     """Make x contiguous, in the dtype of the products around it."""
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))

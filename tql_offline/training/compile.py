@@ -124,7 +124,7 @@ def prepare(
     if settings.compile == "on" or (settings.compile == "auto" and on_gpu):
         seconds, reason = compile_losses(agent, buffer, config.batch_size)
         mode = "eager" if reason else "compiled"
-    if on_gpu and mode == "eager" and attention.HAS_TRITON:
+    if on_gpu and mode == "eager" and attention.triton_enabled:
         _try_triton(agent, buffer, config.batch_size)
     one = _OneByOne(config, agent, buffer, generator, window)
     updates: Updates = one
@@ -235,7 +235,7 @@ def _try_triton(agent: Agent, buffer: Buffer, batch_size: int) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception:  # anything that Triton or its tool chain raises
-        attention.HAS_TRITON = False
+        attention.triton_enabled = False
 
 
 def _first_line(error: BaseException) -> str:

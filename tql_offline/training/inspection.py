@@ -44,7 +44,7 @@ ROWS = 128
 
 MAX_MAP_BYTES = 2**30
 
-DECIMALS = 6
+DIGITS = 6
 """Significant digits in inspect.json; attention.npz has all."""
 
 
@@ -350,8 +350,8 @@ def _landscapes(
 
 
 def _rounded(values: Tensor) -> Any:
-    """Nested lists of numbers in `DECIMALS` significant digits."""
-    flat = [float(f"{value:.{DECIMALS}g}") for value in values.flatten().tolist()]
+    """Nested lists of numbers in `DIGITS` significant digits."""
+    flat = [float(f"{value:.{DIGITS}g}") for value in values.flatten().tolist()]
     return np.array(flat).reshape(values.shape).tolist()
 
 

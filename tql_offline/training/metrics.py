@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tql_offline.errors import InputError
 
-DECIMALS = 7
+DIGITS = 7
 """Significant digits written: more than float32 holds."""
 
 
@@ -82,7 +82,7 @@ def _count(tensor: Tensor, name: str) -> int:
 def _round(value: Any) -> Any:
     if isinstance(value, list):
         return [_round(item) for item in value]
-    return float(f"{value:.{DECIMALS}g}")
+    return float(f"{value:.{DIGITS}g}")
 
 
 def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:

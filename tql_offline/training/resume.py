@@ -20,7 +20,7 @@ from tql_offline.training.own_settings import watched
 from tql_offline.training.provenance import on_cpu, own_code, resumed_code
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.result import open_run, read_evaluations, read_provenance
-from tql_offline.training.run import train_runs
+from tql_offline.training.run import train_begun
 from tql_offline.training.setup import Begun, Setup, method_facts, set_up
 
 
@@ -72,7 +72,7 @@ def resume(
             rewind_jsonl(file, step)
         findings = [*_other_threads(provenance)] if step else []
         findings += _record_code(folder, provenance, setup, step)
-        train_runs([Begun(setup=setup, folder=folder, step=step)], findings, reporter)
+        train_begun([Begun(setup=setup, folder=folder, step=step)], findings, reporter)
     return folder
 
 

@@ -88,7 +88,7 @@ def run_seeds(
             write_atomic(folder.config, setup.config.to_toml())
             write_json(folder.provenance, record)
             begun.append(Begun(setup=setup, folder=folder))
-        train_runs(begun, findings, reporter)
+        train_begun(begun, findings, reporter)
     return [one.folder for one in begun]
 
 
@@ -109,7 +109,7 @@ def _claimed_new(folder: RunFolder) -> Iterator[None]:
             raise
 
 
-def train_runs(begun: Sequence[Begun], findings: Sequence[str], reporter: Reporter) -> None:
+def train_begun(begun: Sequence[Begun], findings: Sequence[str], reporter: Reporter) -> None:
     """Train runs from where they are to their end, then write their results."""
     for sentence in (*findings, *opening_notes(begun)):
         reporter.noted(sentence)
