@@ -231,33 +231,22 @@ def is_planned(protocol: Protocol, steps: int, step: int) -> bool:
     return step == steps or (0 < step < steps and step % protocol.evaluate_every == 0)
 
 
-def episode_seeds(protocol: Protocol, base_seed: int = 0) -> list[int]:
-    """Distinct seeds of an evaluation's episodes.
+def episode_seeds(protocol: Protocol) -> list[int]:
+    """Distinct seeds of an evaluation's episodes, `episodes_played` integers in [0, 2^32).
 
-    They don't depend on the run: under one base seed every policy on a task starts from the same
-    initial states and is given the same noise, so that policies are compared pairwise. Under a
-    protocol with goals, the goals come in turn: an episode's goal is `goal_of_seed`.
+    They don't depend on the run: every policy on a task starts from the same initial states and is
+    given the same noise, so that policies are compared pairwise. Under a protocol with goals, the
+    goals come in turn: an episode's goal is `goal_of_seed`.
 
     Args:
         protocol: the protocol; only its numbers of episodes and goals matter.
-        base_seed: seed that selects the set of episodes.
-
-    Returns:
-        `episodes_played` integers in [0, 2^32).
-
-    Raises:
-        InputError: the base seed is negative.
     """
-    if base_seed < 0:
-        raise InputError(f"the base seed of the episodes is {base_seed}; set one of at least 0")
-    sequence = np.random.SeedSequence(base_seed)
     goals = max(protocol.goals, 1)
     # More than needed: among 32-bit numbers an equal pair is rare but not impossible, and so is a
     # remainder that occurs only half as often as the others.
-    drawn = dict.fromkeys(sequence.generate_state(2 * protocol.episodes_played).tolist())
+    state = np.random.SeedSequence(0).generate_state(2 * protocol.episodes_played)
+    drawn = dict.fromkeys(state.tolist())
     by_goal = [[seed for seed in drawn if seed % goals == goal] for goal in range(goals)]
-    if min(map(len, by_goal)) < protocol.episodes:
-        raise InputError(f"base seed {base_seed} draws too few episodes of a goal; set another")
     return [seeds[k] for k in range(protocol.episodes) for seeds in by_goal]
 
 

@@ -135,43 +135,6 @@ class _Slots:
         )
 
 
-def rollout(
-    policy: Policy,
-    env_id: str,
-    *,
-    seeds: Sequence[int],
-    noise_dim: int,
-    slots: int,
-    processes: int,
-    success_timing: str | None = None,
-    progress: Callable[[int], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> list[Episode]:
-    """Play one episode per seed in a pool of its own; see `run_episodes`.
-
-    Args:
-        policy: see `Policy`.
-        env_id: as for `environments.make`.
-        seeds: the episodes' seeds.
-        noise_dim: dimension of the noise the policy takes per step, 0 for none.
-        slots: environments stepped together, the policy's batch.
-        processes: worker processes; 1 keeps the environments in this process.
-        success_timing: as for `environments.make`.
-        progress: called with the number of finished episodes.
-        cancelled: polled at least every 0.1 s, True to give up; to cancel from another thread, let
-            it read a `threading.Event`.
-
-    Raises:
-        InputError: the environment cannot be made, or the policy's actions are unusable.
-    """
-    with EnvironmentPool(
-        env_id, slots=slots, processes=processes, success_timing=success_timing
-    ) as pool:
-        return run_episodes(
-            policy, pool, seeds=seeds, noise_dim=noise_dim, progress=progress, cancelled=cancelled
-        )
-
-
 def run_episodes(
     policy: Policy,
     pool: EnvironmentPool,
@@ -273,7 +236,6 @@ def evaluate(
     step: int,
     policy_name: str,
     noise_dim: int,
-    base_seed: int = 0,
     reference: Reference | None = None,
     progress: Callable[[int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -287,7 +249,6 @@ def evaluate(
         step: updates the policy was trained for.
         policy_name: "learned" or "behaviour".
         noise_dim: dimension of the noise the policy takes per step, 0 for none.
-        base_seed: selects the set of episodes; see `protocol.episode_seeds`.
         reference: the dataset's reference scores, for a normalised score.
         progress: called with the number of finished episodes.
         cancelled: polled at least every 0.1 s, True to give up; to cancel from another thread, let
@@ -317,7 +278,7 @@ def evaluate(
     episodes = run_episodes(
         policy,
         pool,
-        seeds=episode_seeds(protocol, base_seed),
+        seeds=episode_seeds(protocol),
         noise_dim=noise_dim,
         progress=progress,
         cancelled=cancelled,

@@ -14,6 +14,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
 from tql_offline.eval.leaderboard import measured
 from tql_offline.eval.protocol import (
+    MAX_EPISODES,
     counted_steps,
     episode_seeds,
     evaluation_steps,
@@ -208,7 +209,6 @@ def test_episode_seeds_are_distinct_and_repeat():
     seeds = episode_seeds(OGBENCH)
     assert len(set(seeds)) == 50
     assert seeds == episode_seeds(dataclasses.replace(QUICK, seeds=8))
-    assert not set(seeds) & set(episode_seeds(OGBENCH, base_seed=1))
     assert all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
     assert len(set(episode_seeds(dataclasses.replace(QUICK, episodes=5000)))) == 5000
 
@@ -310,7 +310,12 @@ def test_every_goal_has_equally_many_episodes():
     assert len(set(seeds)) == 250
     goals = [goal_of_seed(seed, 5) for seed in seeds]
     assert goals == [1, 2, 3, 4, 5] * 50
-    assert seeds != episode_seeds(get("ogbench-goal"), base_seed=1)
+
+
+def test_there_are_seeds_for_any_number_of_episodes():
+    for episodes in (*range(1, 100), MAX_EPISODES):
+        protocol = dataclasses.replace(get("ogbench-goal"), episodes=episodes)
+        assert len(set(episode_seeds(protocol))) == protocol.episodes_played
 
 
 def test_an_episodes_goal_is_ogbenchs_task_of_its_seed():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reader_environments  # (registers)
 from command_line import command
+from rollouts import rollout
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
@@ -26,7 +27,6 @@ from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
 from tql_offline.eval.protocol import get
 from tql_offline.eval.references import reference_for
-from tql_offline.eval.rollout import rollout
 
 minari = pytest.importorskip("minari")
 

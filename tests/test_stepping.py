@@ -27,9 +27,10 @@ import numpy as np
 import pytest
 import rollout_environments
 from gymnasium.utils import seeding
+from rollouts import rollout
 
 from tql_offline.eval import workers
-from tql_offline.eval.rollout import RolloutCancelledError, rollout, run_episodes
+from tql_offline.eval.rollout import RolloutCancelledError, run_episodes
 from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
 
 UNEVEN = "rollout_environments:Uneven-v0"
@@ -413,7 +414,7 @@ def test_a_killed_caller_takes_its_workers_along(tmp_path):
     """Nobody is there to clean up."""
     code = (
         "import multiprocessing, time\n"
-        "from tql_offline.eval.rollout import rollout\n"
+        "from rollouts import rollout\n"
         "def policy(observations, noise):\n"
         "    if observations[:, 3].max() == 1:\n"
         "        print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
