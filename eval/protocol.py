@@ -16,7 +16,6 @@ import numpy as np
 
 from tql_offline.errors import InputError
 
-_SCORES = ("success", "return", "normalised")
 _NAME = re.compile(r"(?P<name>[^:@]*)(?::(?P<episodes>\d{1,9}))?(?:@(?P<every>\d{1,9}))?", re.ASCII)
 MAX_EPISODES = 10_000
 """Most episodes that a name may ask for: a million would be a slip, and would take days."""
@@ -62,29 +61,6 @@ class Protocol:
     def episodes_played(self) -> int:
         """Number of episodes of an evaluation, over all goals."""
         return self.episodes * max(self.goals, 1)
-
-    def __post_init__(self) -> None:
-        """Check the fields' ranges."""
-        for field in ("version", "episodes", "training_steps", "seeds", "slots"):
-            if getattr(self, field) < 1:
-                raise InputError(f"protocol {self.name!r}: {field} is below 1; set a positive one")
-        if (self.evaluate_every < 1) == (self.evaluations < 1):
-            raise InputError(
-                f"protocol {self.name!r} must set either evaluate_every or evaluations, "
-                "and the other to 0"
-            )
-        if self.counted not in ("last", "last-3") or self.score not in _SCORES:
-            raise InputError(
-                f"protocol {self.name!r}: counted must be 'last' or 'last-3' and score one of "
-                f"{', '.join(_SCORES)}, not {self.counted!r} and {self.score!r}"
-            )
-        if bool(self.references) != (self.score == "normalised") or self.goals < 0:
-            raise InputError(
-                f"protocol {self.name!r}: references go with a normalised score alone, and goals "
-                f"are no fewer than 0, not {self.references!r} and {self.goals}"
-            )
-        if not 0 < self.bold <= 1:
-            raise InputError(f"protocol {self.name!r}: bold must lie in (0, 1], not {self.bold}")
 
 
 @functools.cache
