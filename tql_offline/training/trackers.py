@@ -91,13 +91,13 @@ def check_tracker(name: str) -> None:
         _require({"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[name], name)
 
 
-def flatten(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten(line: Mapping[str, Any]) -> dict[str, float]:
     """Numbers of a metrics line by name; lists by their indices.
 
     >>> flatten({"loss": 1.0, "entropy": [[0.5, 0.6]]})
     {'loss': 1.0, 'entropy/0/0': 0.5, 'entropy/0/1': 0.6}
     """
-    return dict(_walk(line, prefix))
+    return dict(_walk(line, ""))
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
