@@ -8,12 +8,10 @@ its seed and the actions.
 """
 
 import importlib.metadata
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -21,11 +19,12 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.protocol import goal_of_seed
+from tql_offline.own_code import code_of
 from tql_offline.temporary import environment_files_removed
+from tql_offline.version import installed_version
 
 _SUCCESS_TIMINGS = (None, "pre", "post")
 _PACKAGES = ("ogbench", "mujoco", "gymnasium")
@@ -244,23 +243,21 @@ def describe(env_id: str, success_timing: str | None = None) -> dict[str, Any]:
 def _own_version(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
     """The version of the package that an environment comes from, if it is installed as one."""
     package = type(env.unwrapped).__module__.partition(".")[0]
-    try:
-        return {package: importlib.metadata.version(package)}
-    except importlib.metadata.PackageNotFoundError:  # a module of the user's own
-        return {}
+    version = installed_version(package)
+    return {} if version is None else {package: version}  # none: a module of the user's own
 
 
 def _own_code(env_id: str, env: gymnasium.Env[Any, Any]) -> dict[str, dict[str, str]]:
     """Name and SHA-256 of the file that makes an environment of one's own; nothing of a package's.
 
-    Of the class's file, or, where the class is of a package, of the module that registers it: what
-    these import is not told apart. A class that was typed into a session has none.
+    Of the class's file, or, where the class is of a package, whose version tells its code, of the
+    module that registers it; see `code_of`.
     """
     named = env_id.removeprefix(GOALS_PREFIX).rpartition(":")[0]
     for module in (type(env.unwrapped).__module__, named):
-        file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-        if file.is_file() and not _is_installed(module):
-            return {"code": {"file": file.name, "sha256": file_sha256(file)}}
+        code = code_of(module)
+        if code["sha256"] and installed_version(module.partition(".")[0]) is None:
+            return {"code": code}
     return {}
 
 
@@ -271,15 +268,6 @@ def _flattened(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
             return {"flattened": " ".join(str(env.flattened).split())}
         env = env.env
     return {}
-
-
-def _is_installed(module: str) -> bool:
-    """Whether a module is of an installed package, whose version tells its code."""
-    try:
-        importlib.metadata.version(module.partition(".")[0])
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def action_bounds(env_id: str) -> tuple[list[float], list[float]]:

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.errors import InputError, shown
 
 
@@ -80,3 +81,12 @@ def _is_within(inner: Path, outer: Path) -> bool:
                 if above.samefile(outer):
                     return True
     return False
+
+
+def code_of(module: str) -> dict[str, str]:
+    """Name and SHA-256 of the file of an imported module; both empty if it has none.
+
+    What the file imports is not told apart. Code that was typed into a session has no file.
+    """
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return {"file": file.name, "sha256": file_sha256(file) if file.is_file() else ""}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent
-from tql_offline.datasets.digests import file_sha256
+from tql_offline.own_code import code_of
 from tql_offline.version import __version__, installed_version
 
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "ogbench", "minari", "safetensors", "h5py")
@@ -56,14 +56,10 @@ def _command() -> list[str]:
 def own_code(agent: Agent) -> dict[str, str] | None:
     """Name and SHA-256 of the file of a method of one's own; None for the package's.
 
-    Of the class's own file: what that imports is not told apart. A class that was typed into a
-    session has none, and an empty digest.
+    Of the class's own file; see `code_of`.
     """
     module = type(agent).__module__
-    if module.startswith("tql_offline.agents."):
-        return None
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    return {"file": file.name, "sha256": file_sha256(file) if file.is_file() else ""}
+    return None if module.startswith("tql_offline.agents.") else code_of(module)
 
 
 def resumed_code(
