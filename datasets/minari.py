@@ -23,7 +23,7 @@ from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.episodes import ACTION_BOUND, ACTION_TOLERANCE, Array, Episodes
 from tql_offline.datasets.names import MINARI_PREFIX, minari_folder
 from tql_offline.datasets.reading import Floats
-from tql_offline.documents import parse_json
+from tql_offline.documents import is_whole, parse_json
 from tql_offline.errors import InputError, shown
 from tql_offline.files import read_json
 
@@ -33,6 +33,8 @@ MAX_WIDTH = 2**20
 """Most numbers that one observation may have."""
 _METADATA = "metadata.json"
 _MAX_NAME = 200
+_EXACT = 2**53 - 1
+"""Largest whole number that floats tell from its neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +276,7 @@ def _leaves(space: Any, keys: tuple[str | int, ...]) -> Iterable[Leaf]:
 
 
 def _whole(number: Any) -> int:
-    if not isinstance(number, int) or abs(number) >= 2**53:
+    if not is_whole(number, -_EXACT, _EXACT):
         raise TypeError("no whole number")
     return number
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.documents import is_whole
 from tql_offline.errors import InputError
 from tql_offline.files import read_json
 
@@ -185,7 +186,7 @@ def _landscape(raw: Mapping[str, Any], state: Mapping[str, Any], action_dim: int
 
 
 def _count(value: Any, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+    if not is_whole(value, 0, most):
         raise ValueError("count")
     return value
 

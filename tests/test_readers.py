@@ -659,6 +659,7 @@ HOSTILE_METADATA = {
     "discrete": ({"action_space": '{"type": "Discrete", "n": 2, "start": 0}'}, "continuous"),
     "text": ({"observation_space": '{"type": "Text"}'}, "'Text'"),
     "no space": ({"observation_space": None}, "do not describe"),
+    "true": ({"observation_space": '{"type": "MultiBinary", "n": true}'}, "do not describe"),
     "huge": ({"observation_space": '{"type": "Discrete", "n": 99999999999, "start": 0}'}, "space"),
     "wide": (
         {"action_space": '{"type": "Box", "shape": [3], "low": [0], "high": [1], "dtype": "f4"}'},

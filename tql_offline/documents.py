@@ -6,9 +6,10 @@ printed, compared and traversed.
 """
 
 import json
+import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tql_offline.errors import InputError
 
@@ -57,6 +58,17 @@ def read_bounded(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise InputError(f"{path} is larger than {most} bytes; it is not ours")
     return data
+
+
+def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> TypeGuard[int]:
+    """Whether a value is a whole number from `low` to `high`.
+
+    Python counts `true` as 1, but no document of ours means a number by it.
+
+    >>> is_whole(3, 0, 9), is_whole(3.0), is_whole(True)
+    (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def parse_json(data: bytes) -> Any:

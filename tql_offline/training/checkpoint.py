@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config
-from tql_offline.documents import require_plain
+from tql_offline.documents import is_whole, require_plain
 from tql_offline.errors import AdvisedError, InputError, shown
 from tql_offline.files import (
     flush_closed,
@@ -251,7 +251,7 @@ def read_numbers(document: Mapping[str, Any], path: Path) -> dict[str, int]:
 
 def _bounded(value: Any, key: str, path: Path) -> int:
     low, high = BOUNDS[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not is_whole(value, low, high):
         raise InputError(
             f"{key!r} in {path} is not a whole number of {low} to {high}; "
             "restore it from the run that wrote it"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.config import Config, read_toml, validate
+from tql_offline.documents import is_whole
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.files import read_json, read_jsonl, write_json
@@ -85,7 +86,7 @@ def read_evaluations(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(value, 0)
 
 
 def _is_text(value: Any) -> bool:

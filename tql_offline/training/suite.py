@@ -19,6 +19,7 @@ from tql_offline.config import Config, DataConfig, read_toml, resolve
 from tql_offline.cores import usable_cores
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.names import collected_folder, downloaded_folder, parse_name
+from tql_offline.documents import is_whole
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.environments import TRIAL_STEPS, try_out
 from tql_offline.files import read_json
@@ -115,7 +116,7 @@ def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
     if isinstance(seeds, str) and seeds:
         return parse_numbers(seeds, f"'seeds' of suite {path}")
     numbers = seeds if isinstance(seeds, list) else []
-    fit = all(is_whole(seed) and 0 <= seed < 2**32 for seed in numbers)
+    fit = all(is_whole(seed, 0, 2**32 - 1) for seed in numbers)
     if not numbers or not fit or len(set(numbers)) < len(numbers):
         raise InputError(
             f"seeds of suite {path} are {shown(seeds)}; list different whole numbers from 0 to "
@@ -128,7 +129,7 @@ def _collect(episodes: Settings, path: Path) -> dict[str, int]:
     for name, number in episodes.items():
         with _naming(f"suite {path}, [collect]"):
             parse_name(name)
-            if not is_whole(number) or not 0 < number < 2**32:
+            if not is_whole(number, 1, 2**32 - 1):
                 raise InputError(f"{name} is {shown(number)}; give a whole number of episodes")
     return episodes
 
@@ -146,11 +147,6 @@ def _labels(axes: Settings, axis: str, path: Path) -> dict[str, Settings]:
                 "names; use letters and digits, with '.', '_' and '-' between them"
             )
     return {label: _table(labels, label, path) for label in labels}
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is an int and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import kind_of
+from tql_offline.documents import is_whole
 from tql_offline.errors import InputError
 from tql_offline.eval.run_records import flatten
 from tql_offline.eval.variants import idle_settings
@@ -43,7 +44,7 @@ from tql_offline.training.stopping import (
     SAME_STOP_SECONDS,
     handled,
 )
-from tql_offline.training.suite import PlannedRun, cores_each, is_whole
+from tql_offline.training.suite import PlannedRun, cores_each
 
 POLL_SECONDS = 0.1
 LOOKS = 3
@@ -392,7 +393,7 @@ def _threads_before(run: PlannedRun, folder: Path) -> int | None:
     if not can_go_on(run, folder):
         return None
     threads: Any = read_json(RunFolder(folder / run.name).provenance).get("threads")
-    return int(threads) if is_whole(threads) and int(threads) > 0 else None
+    return threads if is_whole(threads, 1) else None
 
 
 def _command_to_record(run: PlannedRun) -> str:
