@@ -110,13 +110,13 @@ def raw_episodes(data: Path, leaves: Sequence[Leaf]) -> Iterator[RawEpisode]:
     with _opened(data) as (path, file):
         if not len(file):
             raise InputError(f"{path} holds no episode; get the dataset again")
-        claimed = 0
+        claimed, most = 0, machine_bytes()
         for number in range(len(file)):
             # An open dataset may take far more memory than its rows, so only one episode's are.
             items = _raw_items(path, _plain_group(path, file, f"episode_{number}"), leaves)
             claimed += sum(map(claimed_bytes, items))
             check_size(path, claimed)
-            if 2 * claimed > machine_bytes():
+            if 2 * claimed > most:
                 raise MemoryError
             _check_counts(path, number, items)
             yield _raw(items)

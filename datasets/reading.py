@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.cores import memory_limit
 from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, in_threads, row_blocks
 from tql_offline.datasets.episodes import Array
 from tql_offline.documents import require_plain
@@ -105,11 +106,16 @@ class Wanted:
 
 
 def machine_bytes() -> int:
-    """The machine's memory, or `MAX_BYTES` if the system does not say."""
+    """The memory of the machine, or of this container or job if less.
+
+    `MAX_BYTES` if the system does not say.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
         return MAX_BYTES
+    limit = memory_limit()
+    return total if limit is None else min(total, limit)
 
 
 @contextmanager

@@ -239,13 +239,13 @@ def _planned_bytes(header: dict[str, _Header], wanted: _Place) -> int:
 
 
 def available_bytes() -> int:
-    """Memory available without swapping, if the system says, otherwise all memory."""
+    """Memory available without swapping, if the system says, but no more than `machine_bytes`."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, ValueError, StopIteration):
         return machine_bytes()
-    return 1024 * free
+    return min(1024 * free, machine_bytes())
 
 
 def slices_sha256(paths: Sequence[Path]) -> str:

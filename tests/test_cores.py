@@ -1,4 +1,4 @@
-"""Cores that a process may use: by affinity, and by the CPU time of its control groups."""
+"""Cores and memory that a process may use: by affinity, and by its control groups."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tql_offline import cores
+from tql_offline.datasets import reading, slices
 
 
 @pytest.fixture
@@ -84,6 +85,30 @@ def test_threads_are_limited_where_time_is(system, monkeypatch, quota, given, th
     system("0::/\n", **{"cpu.max": f"{quota} 100000"})
     cores.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "limit"),
+    [
+        ("0::/job/step\n", {"memory.max": "max", "job/memory.max": "2000", "job/step/x": ""}, 2000),
+        ("0::/job/step\n", {"job/memory.max": "2000", "job/step/memory.max": "1000"}, 1000),
+        ("0::/\n", {"memory.max": "3000"}, 3000),
+        ("0::/job\n", {"memory.max": "max", "other/memory.max": "1000"}, None),
+        ("4:cpu:/job\n9:memory:/job\n", {"memory/job/memory.limit_in_bytes": "4000"}, 4000),
+        ("", {}, None),
+    ],
+)
+def test_memory_is_limited_by_a_group_and_those_above_it(system, membership, files, limit):
+    system(membership, **files)
+    assert cores.memory_limit() == limit
+
+
+@pytest.mark.parametrize("limit", [None, 1000, 2**60])
+def test_readers_take_no_more_memory_than_a_container_or_job_may(system, limit):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    system("0::/job\n", **{"memory.max": str(limit)})
+    assert reading.machine_bytes() == min(limit or machine, machine)
+    assert slices.available_bytes() <= reading.machine_bytes()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import ogbench
 import pytest
 import torch
 
-from tql_offline import cores, doctor
+from tql_offline import doctor
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.doctor import EXTRAS, Finding, diagnose
 from tql_offline.networks import cpu_kernels
@@ -190,9 +190,9 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, driver, build, st
 
 
 def test_memory_is_that_of_the_container(monkeypatch):
-    monkeypatch.setattr(doctor, "_memory_limit", lambda: 10**9)
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 10**9)
     assert finding("memory").detail.startswith("1.00 GB, the limit of this container or job")
-    monkeypatch.setattr(doctor, "_memory_limit", lambda: None)
+    monkeypatch.setattr(doctor, "memory_limit", lambda: None)
     assert "limit" not in finding("memory").detail
 
 
@@ -317,27 +317,3 @@ def test_a_compiler_that_fails_is_not_said_to_be_missing(monkeypatch):
     for own in ("gcc -O1", "gcc 'unclosed"):
         monkeypatch.setenv("CC", own)
         assert finding("kernels in C").mend == "unset CC"
-
-
-@pytest.mark.parametrize(
-    ("membership", "files", "limit"),
-    [
-        ("0::/job/step\n", {"memory.max": "max", "job/memory.max": "2000", "job/step/x": ""}, 2000),
-        ("0::/job/step\n", {"job/memory.max": "2000", "job/step/memory.max": "1000"}, 1000),
-        ("0::/\n", {"memory.max": "3000"}, 3000),
-        ("0::/job\n", {"memory.max": "max", "other/memory.max": "1000"}, None),
-        ("4:cpu:/job\n9:memory:/job\n", {"memory/job/memory.limit_in_bytes": "4000"}, 4000),
-        ("", {}, None),
-    ],
-)
-def test_memory_is_limited_by_a_group_and_those_above_it(
-    monkeypatch, tmp_path, membership, files, limit
-):
-    monkeypatch.setattr(cores, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
-    cores.MEMBERSHIP.write_text(membership)
-    for name, text in files.items():
-        path = cores.CONTROL_GROUPS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    assert doctor._memory_limit() == limit

@@ -1,10 +1,11 @@
-"""How many threads and processes to start by default."""
+"""How many threads and processes to start by default, and how much memory they may take."""
 
 import math
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def _quota(group: Path) -> float:
     except (OSError, ValueError, ZeroDivisionError):  # no such group here, or "max"
         return math.inf
     return cores if cores > 0 else math.inf  # -1 also means no limit
+
+
+def memory_limit() -> int | None:
+    """The least memory limit of this process's control groups in bytes; None without one."""
+    limits = map(_limit_of, control_groups("memory"))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit_of(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):  # newer and older kernel interface
+        with suppress(OSError, ValueError):  # no such group here, or "max"
+            return int((group / name).read_text(encoding="ascii"))
+    return None
 
 
 def control_groups(controller: str) -> Iterator[Path]:

@@ -9,7 +9,6 @@ import shutil
 import tomllib
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from tql_offline.cores import control_groups, usable_cores
+from tql_offline.cores import memory_limit, usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.temporary import environment_files_removed
 from tql_offline.version import __version__, installed_version
@@ -224,24 +223,11 @@ def _memory() -> list[Finding]:
     if not hasattr(os, "sysconf"):
         return [Finding(topic="memory", state="ok", detail="unknown")]
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _memory_limit()
+    limit = memory_limit()
     if limit is None or limit >= total:
         return [Finding(topic="memory", state="ok", detail=_gb(total))]
     detail = f"{_gb(limit)}, the limit of this container or job, of {_gb(total)}"
     return [Finding(topic="memory", state="ok", detail=detail)]
-
-
-def _memory_limit() -> int | None:
-    """The least memory limit of this process's control groups in bytes, or None without one."""
-    limits = map(_limit_of, control_groups("memory"))
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _limit_of(group: Path) -> int | None:
-    for name in ("memory.max", "memory.limit_in_bytes"):  # newer and older kernel interface
-        with suppress(OSError, ValueError):  # no such group here, or "max"
-            return int((group / name).read_text(encoding="ascii"))
-    return None
 
 
 def _rendering() -> list[Finding]:
