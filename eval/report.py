@@ -8,7 +8,6 @@ content security policy allows no script but its own.
 import base64
 import hashlib
 import importlib.resources
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.attention_health import has_targets, has_temperatures
@@ -68,6 +66,7 @@ from tql_offline.eval.run_records import (
     read_run,
 )
 from tql_offline.files import write_atomic
+from tql_offline.markdown import code_block, escape_markdown
 from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
 
@@ -288,26 +287,6 @@ def render(template: str, page: dict[str, Any]) -> str:
 
 def _template_source(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def escape_markdown(value: Any) -> Any:
-    r"""Escape text so that Markdown shows it literally, on one line, even inside a table cell.
-
-    >>> print(escape_markdown("a|b <i> tql_tiny"))
-    a\|b \<i\> tql_tiny
-    """
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    line = re.sub(r"[\s\x00-\x1f\x7f\x85\u2028\u2029]+", " ", value)
-    # An underscore inside a word is plain text, and names have many.
-    return re.sub(r"[\\`*\[\]<>|&~$#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
-
-
-def code_block(text: str) -> Markup:
-    """A Markdown code block, fenced by more backticks than the text has in a row."""
-    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}\n{text}\n{fence}")
 
 
 def csp_hash(script: str) -> str:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tql_offline.eval.report import code_block, escape_markdown
 from tql_offline.eval.report_tables import figure
+from tql_offline.markdown import code_block, escape_markdown
 
 LIBRARY = "tql-offline"
 MAX_COMMAND = 4000
