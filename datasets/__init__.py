@@ -13,6 +13,7 @@ Reading files
     reading      what both have in common: bounds, hostile names, threads
     blocks       large arrays a block at a time
     required     columns of a type, a shape and a length, finite
+    ogbench      the layout of a row more per episode, and the rewards of OGBench's tasks
     d4rl         the layout of one row per transition
     minari       Minari's folders → minari_hdf5, minari_arrow
     slices       folders of npz slices

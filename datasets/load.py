@@ -1,22 +1,15 @@
 """Loading of a dataset, given by name or file, as canonical episodes.
 
-OGBench's file layout keeps every episode's last observation in a row of its own, whose action is
-unused (columns of two episodes of 3 and 2 transitions):
-
-    observations : [s0, s1, s2, s3, | s0, s1, s2]
-    actions      : [a0, a1, a2,  -, | a0, a1,  -]
-    terminals    : [ 0,  0,  0,  1, |  0,  0,  1]
-
-`terminals` marks the end of an episode's rows, not of its task: the relabelled `masks` say whether
-to bootstrap. A user's own npz or HDF5 file has the same columns plus `rewards` and, where the task
-can end, `masks`. D4RL's layout is read by `d4rl`, Minari's folders by `minari`.
+A name is OGBench's, D4RL's or Minari's, read by `ogbench`, `d4rl` and `minari`. A user's own npz or
+HDF5 file has OGBench's layout and columns, plus `rewards` and, where the task can end, `masks`; or
+D4RL's; or it is a Minari folder that `convert` wrote.
 """
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +23,11 @@ from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
 from tql_offline.datasets.d4rl import d4rl_file, environment_of, episodes_of
 from tql_offline.datasets.digests import in_background, sha256_in_background
 from tql_offline.datasets.episodes import (
-    ACTION_BOUND,
     ACTION_TOLERANCE,
     Array,
     Episodes,
-    NoTransitionError,
     OutOfBoundsError,
     drop_last_rows,
-    lengths_from_terminals,
 )
 from tql_offline.datasets.minari import (
     environment_id,
@@ -47,35 +37,20 @@ from tql_offline.datasets.minari import (
     read_episodes,
 )
 from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, files_of, read_minari
-from tql_offline.datasets.names import (
-    MINARI_PREFIX,
-    DatasetName,
-    collected_folder,
-    commands_for,
-    find_file,
-    parse_name,
-)
+from tql_offline.datasets.names import MINARI_PREFIX, DatasetName, find_file, parse_name
+from tql_offline.datasets.ogbench import COLUMNS as OGBENCH_COLUMNS
+from tql_offline.datasets.ogbench import FLOATS as OGBENCH_FLOATS
+from tql_offline.datasets.ogbench import clip, core_columns, mend_of, source_of
+from tql_offline.datasets.ogbench import episodes_of as ogbench_episodes
 from tql_offline.datasets.reading import Columns, Floats, is_there
-from tql_offline.datasets.required import (
-    require_marks,
-    require_masks,
-    require_matrix,
-    require_states,
-    require_vector,
-)
+from tql_offline.datasets.required import require_masks, require_vector
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
-from tql_offline.datasets.views import AS_STEPS, as_steps
+from tql_offline.datasets.views import AS_STEPS
 from tql_offline.errors import InputError, shown
-from tql_offline.files import read_json
-
-if TYPE_CHECKING:
-    import gymnasium
 
 Kind = Literal["minari", "own", "d4rl", "ogbench"]
 
-_CORE_FLOATS = ("observations", "actions")
-_OWN_FLOATS = (*_CORE_FLOATS, "rewards", "masks")
-_STATE_COLUMNS = ("qpos", "button_states")
+_OWN_FLOATS = (*OGBENCH_FLOATS, "rewards", "masks")
 TAKEN_FOR_OGBENCH = (
     "without a column 'masks' the rows are taken for OGBench's: one that 'terminals' marks holds "
     "no more than an episode's last observation, and no transition ends the task"
@@ -291,6 +266,19 @@ def _first_task(name: DatasetName) -> str:
     return f"{head}-singletask-task1-{version}"
 
 
+def _load_ogbench(name: DatasetName, given: Path | None, slices: int) -> Dataset:
+    path = given or find_file(name)
+    columns, digest = _read(path, slices, mend_of(name), OGBENCH_COLUMNS, OGBENCH_FLOATS)
+    return Dataset(
+        episodes=ogbench_episodes(columns, name, path),
+        name=name.name,
+        path=path,
+        digest=digest,
+        source="given file" if given else source_of(path, digest.result()),
+        env_id=name.env_id,
+    )
+
+
 def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int) -> Dataset:
     path = given or d4rl_file(entry)
     columns, digest = _read_flat(path, slices)
@@ -479,7 +467,7 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
     Raises:
         InputError: the columns cannot be used for training; the message names column and row.
     """
-    observations, actions, lengths = _core_columns(columns, path)
+    observations, actions, lengths = core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
     masks, notes = np.ones_like(rewards), [WITHOUT_MASKS]
     if "masks" in columns:
@@ -491,7 +479,7 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
     require_masks(masks, path, lambda transition: _row(transition, lengths))
     episodes = Episodes(
         observations=observations,
-        actions=_clip(actions),
+        actions=clip(actions),
         rewards=drop_last_rows(rewards, lengths),
         masks=masks,
         lengths=lengths,
@@ -521,167 +509,3 @@ def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> N
 def _row(transition: int, lengths: NDArray[np.int64]) -> int:
     """The file's row of a transition: each earlier episode has one extra row."""
     return transition + int(np.searchsorted(np.cumsum(lengths), transition, side="right"))
-
-
-def _load_ogbench(name: DatasetName, given: Path | None, slices: int) -> Dataset:
-    path = given or find_file(name)
-    kept = (*_CORE_FLOATS, "terminals", *_STATE_COLUMNS)
-    columns, digest = _read(path, slices, _mend(name), kept, _CORE_FLOATS)
-    observations, actions, lengths = _core_columns(columns, path)
-    states = {
-        column: drop_last_rows(require_states(columns, column, len(observations), path), lengths)
-        for column in _STATE_COLUMNS
-        if column in columns
-    }
-    observation_dim = None if is_images(observations) else observations.shape[1]
-    rewards, masks = relabel(name, observation_dim, actions.shape[1], states, path)
-    episodes = Episodes(
-        observations=observations,
-        actions=_clip(drop_last_rows(actions, lengths)),
-        rewards=rewards,
-        masks=masks,
-        lengths=lengths,
-    )
-    return Dataset(
-        episodes=episodes,
-        name=name.name,
-        path=path,
-        digest=digest,
-        source="given file" if given else _source(path, digest.result()),
-        env_id=name.env_id,
-    )
-
-
-def _source(path: Path, sha256: str) -> str:
-    """Tell whether a file that was found by its name was collected or downloaded."""
-    if path.parent == collected_folder() or _is_collected(path, sha256):
-        return "collected"
-    return "downloaded"
-
-
-def _is_collected(path: Path, sha256: str) -> bool:
-    """Whether a collection's manifest lies beside the file and has its digest."""
-    try:
-        recorded = read_json(path.with_suffix(".json")).get("sha256")
-    except InputError:
-        return False
-    return isinstance(recorded, dict) and recorded.get(path.name) == sha256
-
-
-def _mend(name: DatasetName) -> str:
-    """How to replace a dataset's damaged file."""
-    try:
-        return f"delete it and run {commands_for(name.file)}"
-    except InputError:
-        return "get the file again from where it came"
-
-
-def _core_columns(
-    columns: Mapping[str, Array], path: Path
-) -> tuple[Array, Floats, NDArray[np.int64]]:
-    """Observations, actions and episode lengths of a file in OGBench's layout."""
-    observations: Array
-    if "observations" in columns and is_images(columns["observations"]):
-        observations = columns["observations"]
-    else:
-        observations = require_matrix(columns, "observations", None, path)
-    actions = require_matrix(columns, "actions", len(observations), path)
-    terminals = require_marks(columns, "terminals", len(observations), path)
-    try:
-        lengths = lengths_from_terminals(terminals)
-    except NoTransitionError as error:
-        named = NoTransitionError(f"{path}: {error.fault}", error.advice)
-        raise as_steps(named, columns, terminals != 0) from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return observations, actions, lengths
-
-
-def is_images(observations: Array) -> bool:
-    """Whether observations are uint8 images `(rows, height, width, channels)`."""
-    is_bytes = observations.dtype == np.uint8 and observations.ndim == 4
-    return is_bytes and 0 not in observations.shape
-
-
-def relabel(
-    name: DatasetName,
-    observation_dim: int | None,
-    action_dim: int,
-    states: dict[str, Array],
-    path: Path,
-) -> tuple[Floats, Floats]:
-    """Rewards and masks of a singletask dataset, computed by `ogbench.relabel_utils`.
-
-    Locomotion: reward = success - 1. Manipulation: (sub-goals met) - (sub-goals). The mask is 0
-    where the task is solved. Both come from the simulator's states, so for a dataset of images
-    (`observation_dim` None) the environment without images gives the same.
-
-    Raises:
-        InputError: the file's shapes do not match the environment's, or its state columns are
-            missing or do not match.
-    """
-    from ogbench.relabel_utils import relabel_dataset  # imports MuJoCo, which takes seconds
-
-    from tql_offline.eval.environments import make, quiet, vector_dim
-
-    if observation_dim is None:
-        if not name.env_id.startswith("visual-"):
-            raise InputError(
-                f"{path} has images where {name.env_id} has numbers; it is not {name.file}, so "
-                "give the right file or name"
-            )
-        name = replace(name, env_id=name.env_id.removeprefix("visual-"))
-    environment = make(name.env_id, success_timing=None)
-    try:
-        with quiet():
-            spaces = (environment.observation_space, environment.action_space)
-        for what, have, space in zip(
-            ("observation", "action"), (observation_dim, action_dim), spaces, strict=True
-        ):
-            if have is None:
-                continue
-            want = vector_dim(name.env_id, what, space)
-            if have != want:
-                raise InputError(
-                    f"{path} has {have} {what} dims where {name.env_id} has {want}; "
-                    f"it is not {name.file}, so give the right file or name"
-                )
-        labels: dict[str, Any] = dict(states)
-        with quiet():
-            _check_states(name, environment, states, path)
-            relabel_dataset(name.env_id, environment, labels)
-    finally:
-        environment.close()
-    return labels["rewards"], labels["masks"]
-
-
-def _check_states(
-    name: DatasetName,
-    environment: "gymnasium.Env[Any, Any]",
-    states: dict[str, Array],
-    path: Path,
-) -> None:
-    """Refuse states of another simulator: their columns would be read as other quantities."""
-    environment.reset()  # manipulation environments have no model until reset
-    simulator: Any = environment.unwrapped
-    widths = {"qpos": simulator.model.nq}
-    if hasattr(simulator, "_num_buttons"):
-        widths["button_states"] = simulator._num_buttons
-    for column, width in widths.items():
-        if column not in states:
-            raise InputError(
-                f"{path} lacks the simulator states {column!r} that the rewards of {name.env_id} "
-                f"need; {_mend(name)}"
-            )
-        if states[column].shape[1:] != (width,):
-            raise InputError(
-                f"column {column!r} of {path} has rows of shape {states[column].shape[1:]} where "
-                f"{name.env_id} has ({width},); it is not {name.file}, so give the right file or "
-                "name"
-            )
-
-
-def _clip(actions: Floats) -> Floats:
-    """Clip in place, without a second copy of the column."""
-    clipped: Floats = np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
-    return clipped

@@ -13,8 +13,9 @@ from own_data import write_own
 
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.columns import read_columns
-from tql_offline.datasets.load import load, relabel
+from tql_offline.datasets.load import load
 from tql_offline.datasets.names import find_file, parse_name
+from tql_offline.datasets.ogbench import relabel
 from tql_offline.datasets.reading import STEP_MARKS
 from tql_offline.errors import InputError
 
