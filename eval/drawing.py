@@ -27,6 +27,8 @@ Frame = NDArray[np.uint8]
 
 DEFAULT_FPS = 30.0
 """Frames per second if an environment does not state its own pace."""
+_START_TIMEOUT = 300.0
+"""Seconds that the process may take until its first frame."""
 
 _Context = multiprocessing.get_context("spawn")
 
@@ -57,7 +59,6 @@ class Drawing:
         env_id: as for `environments.make`.
         success_timing: as for `environments.make`.
         step_timeout: seconds that a reset or a step and its frame may take.
-        start_timeout: seconds that the process may take until its first frame.
 
     Attributes:
         env_id: as given.
@@ -74,10 +75,9 @@ class Drawing:
         *,
         success_timing: str | None = None,
         step_timeout: float = 60.0,
-        start_timeout: float = 300.0,
     ) -> None:
         self.env_id = env_id
-        self._step_timeout, self._start_timeout = step_timeout, start_timeout
+        self._step_timeout = step_timeout
         self._arguments = (env_id, success_timing)
         self.renderer, self.fps = self._first_that_draws(renderers())
 
@@ -115,7 +115,7 @@ class Drawing:
         for renderer in candidates:
             self._start(renderer)
             try:
-                answer = self._answer(self._start_timeout)
+                answer = self._answer(_START_TIMEOUT)
             except BaseException:
                 self.close()
                 raise

@@ -283,7 +283,7 @@ def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
         env.close()
 
 
-def try_out(env_id: str, steps: int = PROBE_STEPS) -> bool:
+def try_out(env_id: str, steps: int) -> bool:
     """Try an environment out; returns whether its `info` reports success during an episode.
 
     Plays one episode of zero actions, at most this many steps long; an environment that has not

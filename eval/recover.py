@@ -59,7 +59,7 @@ def recoverable(name: str) -> tuple[str, list[str]]:
     return "", [*said, *_unwrapped(name, metadata, spec, registered), *_unmet(metadata)]
 
 
-def recover(name: str, *, draws: bool = False) -> gymnasium.Env[Any, Any]:
+def recover(name: str, *, draws: bool) -> gymnasium.Env[Any, Any]:
     """Make the environment that a dataset's policies are scored in.
 
     Its observations are flattened and its actions scaled to [-1, 1], as the dataset's are.

@@ -364,8 +364,8 @@ def test_the_settings_page_is_up_to_date():
     ("setting", "meant"),
     [
         ("batchsize", "did you mean batch_size?"),
-        ("critic.siz", "did you mean critic.size, "),
-        ("alpha", "did you mean flow.alpha, conservative.alpha?"),
+        ("critic.siz", "did you mean critic.size or "),
+        ("alpha", "did you mean flow.alpha or conservative.alpha?"),
         ("zzz", "docs/config.md lists all settings"),
         ("y" * 10**6, "docs/config.md lists all settings"),
     ],

@@ -5,7 +5,6 @@ paper's), the preset of the dataset's family (presets.py), a config file, flags.
 complete and is written to the run folder; it is enough to repeat the run without the layers.
 """
 
-import difflib
 import math
 import re
 import shlex
@@ -18,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, did_you_mean, shown
 from tql_offline.presets import (
     DEFAULT_DATASET,
     DEFAULT_OBJECTIVE,
@@ -664,8 +663,9 @@ def _nearest(key: str) -> str:
     """Suggest settings with the same last word or, failing that, a similar name."""
     names = list(_names())
     same = [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same or difflib.get_close_matches(key[:100], names, n=3, cutoff=0.6)
-    return f"did you mean {', '.join(near)}?" if near else "docs/config.md lists all settings"
+    if same:
+        return f"did you mean {' or '.join(same)}?"
+    return did_you_mean(key, names) or "docs/config.md lists all settings"
 
 
 def _names() -> Iterator[str]:

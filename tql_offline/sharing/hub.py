@@ -31,7 +31,7 @@ def check_hub(repository: str) -> None:
         )
 
 
-def push(folder: Path, repository: str, *, private: bool = False) -> str:
+def push(folder: Path, repository: str, *, private: bool) -> str:
     """Create the repository if it is missing, and upload a model folder in one commit.
 
     Args:
