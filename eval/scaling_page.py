@@ -192,8 +192,23 @@ def _answer(scaling: Scaling, p: float, least_p: float, tests: int) -> str:
         which = "too few runs" if are_few else "too many equal scores"
         return f"{which} to show a trend with size, whatever their order"
     if p < SIGNIFICANCE:
-        return f"scores {'rise' if trend.p_rise < trend.p_fall else 'fall'} with size"
+        rises = trend.p_rise < trend.p_fall
+        return f"scores {'rise' if rises else 'fall'} with size{_doubt(scaling, rises)}"
     return "no trend with size is shown"
+
+
+def _doubt(scaling: Scaling, rises: bool) -> str:
+    """What a claim by the ranks of runs must not hide about the means."""
+    first, last = scaling.points[0], scaling.points[-1]
+    change = last.difference
+    if (change.value if rises else -change.value) <= 0:
+        higher = "higher" if rises else "lower"
+        return (
+            f" by the ranks of runs, though {last.size}'s mean is not {higher} than {first.size}'s"
+        )
+    if change.low <= 0 <= change.high:
+        return " by the ranks of runs, though the interval of the means' difference holds 0"
+    return ""
 
 
 def _enough(scaling: Scaling, least_p: float, tests: int) -> str:

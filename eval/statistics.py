@@ -191,15 +191,17 @@ def improvement_probability(first: Sequence[Scores], second: Sequence[Scores]) -
 def estimate_mean(table: Table, *, is_rate: bool = False) -> Estimate:
     """`mean_of_tasks` with Student's t interval.
 
-    The degrees of freedom are those of the sum of the tasks' variances (Satterthwaite, 1946, "An
-    approximate distribution"); for one task it is the plain t interval.
+    The degrees of freedom of tasks with as many runs are those of the sum of their variances
+    (Satterthwaite, 1946, "An approximate distribution"); for one task it is the plain t interval.
+    Where numbers of runs differ, the parts of the interval due to each number are combined by the
+    root of the sum of squares (Zou and Donner, 2008, "Construction of confidence limits about
+    effect measures"): Satterthwaite's of all is too narrow where few runs agree by chance.
 
     Runs that all agree, say at 100 %, have no spread that tells how other runs would do. For
     success rates, their interval holds every mean that they do not contradict: a share
     s = 1 - (α/2)^(1/n) of runs may be of another kind, say failures, and n draws may still show
     none (Hanley and Lippman-Hand, 1983, "If nothing goes wrong, is everything all right?"). How
-    far that may move the mean is combined with the other tasks' part by the root of the sum of
-    squares (Zou and Donner, 2008, "Construction of confidence limits about effect measures").
+    far that may move the mean is combined with the other tasks' part likewise.
 
     Args:
         table: one vector of runs' scores per task.
@@ -209,7 +211,7 @@ def estimate_mean(table: Table, *, is_rate: bool = False) -> Estimate:
         InputError: there is no task, a task has no run, or a score is not finite.
     """
     mean = _Mean.of(table, is_rate)
-    spread = mean.spread()
+    spread = _spread(mean)
     low, high = (
         mean.value - math.sqrt(spread + mean.fall),
         mean.value + math.sqrt(spread + mean.rise),
@@ -220,10 +222,13 @@ def estimate_mean(table: Table, *, is_rate: bool = False) -> Estimate:
 
 
 def estimate_difference(first: Table, second: Table, *, is_rate: bool = False) -> Estimate:
-    """Difference of two `mean_of_tasks` of independent runs, by Welch's t; see `estimate_mean`."""
+    """Difference of two `mean_of_tasks` of independent runs; see `estimate_mean`.
+
+    Where both have as many runs on every task, it is Welch's t.
+    """
     one, other = (_Mean.of(table, is_rate) for table in (first, second))
     value, most = one.value - other.value, 100.0 if is_rate else math.inf
-    spread = one.spread(other)
+    spread = _spread(one, other)
     low = value - math.sqrt(spread + one.fall + other.rise)
     high = value + math.sqrt(spread + one.rise + other.fall)
     return Estimate(value=value, low=max(low, -most), high=min(high, most))
@@ -233,15 +238,16 @@ def estimate_gain(first: Table, second: Table, *, is_rate: bool = False) -> Esti
     """Relative change of `mean_of_tasks`, `first / second - 1`, by Fieller's theorem.
 
     With means a, b of variances u, v the bounds solve (a - ρb)² = t² (u + ρ²v) (Fieller, 1954,
-    "Some problems in interval estimation"). There are no bounds if b may be 0, no value if b ≤ 0.
+    "Some problems in interval estimation"); t is that of a - ρb at the ratio found (see
+    `estimate_mean`). There are no bounds if b may be 0, no value if b ≤ 0.
     A success rate falls by 100 % at most.
     """
     one, other = (_Mean.of(table, is_rate) for table in (first, second))
     a, b = one.value, other.value
     if b <= 0:
         return Estimate(value=math.nan)
-    t = one.quantile(other.times(a / b))
-    u, v = t**2 * one.variance, t**2 * other.variance
+    of_a, of_b = _squared_quantiles(one, other.times(a / b))
+    u, v = float((of_a * one.parts).sum()), float((of_b * other.parts).sum())
     low = _fieller(a, b, u + one.fall, v + other.rise, -1)
     high = _fieller(a, b, u + one.rise, v + other.fall, 1)
     if math.isnan(low) or math.isnan(high):
@@ -265,15 +271,15 @@ class _Mean:
 
     Attributes:
         value: the mean.
-        variance: variance of its error; NaN if a task has only one run.
-        doubt: Σ of the tasks' squared parts of `variance`, each over its degrees of freedom.
+        parts: `(tasks,)`, the variance of its error due to each; NaN where a task has one run.
+        freedoms: `(tasks,)`, the degrees of freedom of each part.
         fall: square of how far the true mean may lie below, due to the tasks whose runs agree.
         rise: square of how far it may lie above.
     """
 
     value: float
-    variance: float
-    doubt: float
+    parts: Scores
+    freedoms: Scores
     fall: float = 0.0
     rise: float = 0.0
 
@@ -282,15 +288,12 @@ class _Mean:
         """Compute the mean of a table of runs' scores."""
         tasks = checked_table(table)
         counts = np.array([len(task) for task in tasks])
-        parts = np.full(len(tasks), math.nan)
-        if (counts > 1).all():
-            parts = np.array([0.0 if agree(task) else task.var(ddof=1) for task in tasks])
-            parts /= counts * len(tasks) ** 2
+        variances = [_variance(task) for task in tasks]
         alike = [(other_share(len(t)), t[0]) for t in tasks if is_rate and agree(t)]
         return cls(
             value=float(mean_of_tasks(tasks)),
-            variance=float(parts.sum()),
-            doubt=float((parts**2 / np.maximum(counts - 1, 1)).sum()),
+            parts=np.array(variances) / counts / len(tasks) ** 2,
+            freedoms=np.array(counts - 1.0),
             fall=sum((share * score / len(tasks)) ** 2 for share, score in alike),
             rise=sum((share * (100 - score) / len(tasks)) ** 2 for share, score in alike),
         )
@@ -299,29 +302,44 @@ class _Mean:
         """The mean of the scores times a factor."""
         return _Mean(
             value=factor * self.value,
-            variance=factor**2 * self.variance,
-            doubt=factor**4 * self.doubt,
+            parts=factor**2 * self.parts,
+            freedoms=self.freedoms,
             fall=factor**2 * self.fall,
             rise=factor**2 * self.rise,
         )
 
-    def quantile(self, other: "_Mean | None" = None) -> float:
-        """Student's t of the error of this mean, or of its difference from another.
 
-        NaN if there is none; 0 if all runs of each task agree and `fall` and `rise` allow for it.
-        """
-        variance, doubt, room = self.variance, self.doubt, self.fall + self.rise
-        if other is not None:
-            variance, doubt = variance + other.variance, doubt + other.doubt
-            room += other.fall + other.rise
-        if doubt > 0:
-            return student_t(variance**2 / doubt)
-        return 0.0 if room and variance == 0 else math.nan
+def _squared_quantiles(*means: _Mean) -> list[Scores]:
+    """Squares of Student's t by which the parts of independent means count in their sum.
 
-    def spread(self, other: "_Mean | None" = None) -> float:
-        """Square of the half-width due to runs that differ; NaN if there is no such quantile."""
-        variance = self.variance + (other.variance if other else 0.0)
-        return self.quantile(other) ** 2 * variance
+    NaN if a task has one run; 0 if all runs of each task agree and `fall` and `rise` allow for it.
+    """
+    parts = np.concatenate([mean.parts for mean in means])
+    freedoms = np.concatenate([mean.freedoms for mean in means])
+    if np.isnan(parts).any():
+        return [np.full(len(mean.parts), math.nan) for mean in means]
+    if not parts.any():
+        has_room = any(mean.fall + mean.rise for mean in means)
+        return [np.full(len(mean.parts), 0.0 if has_room else math.nan) for mean in means]
+    squares = np.zeros(len(parts))
+    for freedom in np.unique(freedoms[parts > 0]):
+        own = freedoms == freedom
+        count = parts[own].sum() ** 2 / (parts[own] ** 2).sum()  # between 1 and their number
+        squares[own] = student_t(float(count * freedom)) ** 2
+    return np.split(squares, np.cumsum([len(mean.parts) for mean in means])[:-1])
+
+
+def _spread(*means: _Mean) -> float:
+    """Square of the half-width of independent means' sum, due to runs that differ; may be NaN."""
+    squares = _squared_quantiles(*means)
+    return sum(float((s * m.parts).sum()) for s, m in zip(squares, means, strict=True))
+
+
+def _variance(task: Scores) -> float:
+    """Variance over a task's runs; NaN for a single one, 0 if all agree."""
+    if len(task) == 1:
+        return math.nan
+    return 0.0 if agree(task) else float(task.var(ddof=1))
 
 
 def agree(task: Scores) -> bool:
@@ -343,6 +361,10 @@ def student_t(freedom: float) -> float:
 
 # Intervals of other statistics, by bootstrap.
 
+_DECIDING: dict[Statistic, float] = {median_of_tasks: 0.0, interquartile_mean: 0.25}
+"""Share of the tasks that may decide a statistic, at least one; all take part in others. An IQM's
+is from simulation: with tasks as unlike as in TQL's tables its intervals cover what they say."""
+
 
 def estimate(
     statistic: Statistic,
@@ -350,7 +372,6 @@ def estimate(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    of_one_task: bool = False,
     is_rate: bool = False,
 ) -> Estimate:
     """A statistic of a table with its stratified bootstrap interval.
@@ -358,17 +379,16 @@ def estimate(
     Runs are drawn with replacement within each task; bounds are quantiles of the statistic,
     widened for few runs (see this module's docstring). There are no bounds if a task has one run,
     which would count as known exactly, or if there are so few runs that the quantiles would lie
-    beyond any resample: 4 of a single task. A resample of runs that all agree is always the same:
-    for success rates the room that they leave (`estimate_mean`) is combined with the quantiles; if
-    scores are no rates and all runs of each task agree, there are no bounds.
+    beyond any resample. For IQM and median their numbers alone decide that: an IQM of 5 tasks has
+    bounds from 5 runs of each on, of 10 tasks from 3. A resample of runs that all agree is always
+    the same: for success rates the room that they leave (`estimate_mean`) is combined with the
+    quantiles; if scores are no rates and all runs of each task agree, there are no bounds.
 
     Args:
         statistic: such as `interquartile_mean`.
         table: one vector of runs' scores per task.
         generator: the only source of randomness.
         resamples: number of resamples.
-        of_one_task: whether the statistic may depend on a single task's runs, as a median of tasks
-            does; the interval is then widened for the fewest runs that a task has.
         is_rate: whether scores are success rates in percent; bounds then lie in [0, 100].
 
     Raises:
@@ -378,9 +398,7 @@ def estimate(
     value = float(statistic(tasks))
     if is_rate and all(map(agree, tasks)):
         return with_room(Estimate(value=value, low=value, high=value), statistic, tasks)
-    tail = widened_tail(tasks)
-    if of_one_task and not math.isnan(tail):
-        tail = _tail_of_one(min(map(len, tasks)))
+    tail = widened_tail(tasks, _DECIDING.get(statistic))
     if math.isnan(tail):
         return Estimate(value=value)
     drawn = _resampled(statistic, tasks, generator, resamples)
@@ -462,29 +480,28 @@ def _improvement_variance(theta: float, sizes: Sequence[tuple[int, int]]) -> flo
     return theta * (1 - theta) * sum(parts) / len(sizes) ** 2
 
 
-def widened_tail(tasks: Sequence[Scores]) -> float:
+def widened_tail(tasks: Sequence[Scores], share: float | None = None) -> float:
     """The quantile at which a bootstrap of the tasks' mean is as wide as Student's t.
 
-    It is Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`. NaN if
-    there is no such t, or if the quantile is further out than `_LEAST_TAIL`.
+    It is Φ(-√(n/(n - 1)) t), where n is the runs per task and t that of `estimate_mean`; given a
+    share, that of as many tasks, at least one. Where tasks differ in their numbers of runs, it is
+    that of one task with the fewest. NaN if there is no such t, or if the quantile is further out
+    than `_LEAST_TAIL`.
     """
-    mean = _Mean.of(tasks, False)
-    if not mean.variance > 0:
+    fewest = min(map(len, tasks))
+    if fewest == 1 or all(map(agree, tasks)):
         return math.nan
-    counts = np.array([len(task) for task in tasks])
-    squares = np.array([task.var() for task in tasks]) / counts / len(tasks) ** 2
-    widening = math.sqrt(mean.variance / squares.sum())
-    return _tail(widening * mean.quantile())
+    count = 1.0
+    if fewest == max(map(len, tasks)):
+        parts = np.array([task.var() for task in tasks])
+        satterthwaite = parts.sum() ** 2 / (parts**2).sum()
+        count = satterthwaite if share is None else max(share * len(tasks), 1.0)
+    return _tail_of(fewest, count * (fewest - 1))
 
 
-def _tail_of_one(runs: int) -> float:
-    """`widened_tail` of a single task."""
-    return _tail(math.sqrt(runs / (runs - 1)) * student_t(runs - 1))
-
-
-def _tail(deviations: float) -> float:
-    """Normal tail beyond a number of standard deviations; NaN below `_LEAST_TAIL`."""
-    tail = NormalDist().cdf(-deviations)
+def _tail_of(runs: int, freedom: float) -> float:
+    """Φ(-√(n/(n - 1)) t) of n runs per task; NaN below `_LEAST_TAIL`."""
+    tail = NormalDist().cdf(-math.sqrt(runs / (runs - 1)) * student_t(freedom))
     return tail if tail >= _LEAST_TAIL else math.nan
 
 

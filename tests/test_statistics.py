@@ -234,7 +234,7 @@ def test_equal_scores_that_are_no_rates_have_no_interval():
 
 def test_means_and_differences_are_students_and_welchs():
     rng = np.random.default_rng(0)
-    first, second = rng.normal(50, 5, 4), rng.normal(40, 9, 6)
+    first, second = rng.normal(50, 5, 4), rng.normal(40, 9, 4)
     got = estimate_mean([first])
     assert (got.low, got.high) == pytest.approx(t_interval(first))
     got = estimate_difference([first], [second])
@@ -242,6 +242,20 @@ def test_means_and_differences_are_students_and_welchs():
     assert (got.low, got.high) == pytest.approx((welch.low, welch.high))
     two_tasks = estimate_mean([first, second])
     assert two_tasks.value == pytest.approx((first.mean() + second.mean()) / 2)
+
+
+def test_unlike_numbers_of_runs_have_their_own_degrees_of_freedom():
+    """Two tasks of three runs together, and one of five: half is the root of the sum of squares."""
+    rng = np.random.default_rng(0)
+    table = [rng.normal(50, 5, 3), rng.normal(60, 9, 3), rng.normal(40, 7, 5)]
+    got = estimate_mean(table)
+    alike, (low, high) = estimate_mean(table[:2]), t_interval(table[2])
+    assert got.high - got.value == pytest.approx(
+        math.hypot(2 * (alike.high - alike.value), (high - low) / 2) / 3
+    )
+    got = estimate_difference(table[:1], table[2:])
+    (first, last), half = t_interval(table[0]), (high - low) / 2
+    assert got.high - got.value == pytest.approx(math.hypot((last - first) / 2, half))
 
 
 def test_a_gain_of_a_known_base_is_the_means():
@@ -254,10 +268,10 @@ def test_a_gain_of_a_known_base_is_the_means():
 
 def test_a_gain_is_fiellers():
     """By the formula, its degrees of freedom at the ratio found."""
-    one, other = np.array([70.0, 90.0, 85.0]), np.array([30.0, 31.0, 36.0, 26.0, 30.5])
+    one, other = np.array([70.0, 90.0, 85.0, 81.0]), np.array([30.0, 31.0, 36.0, 26.0])
     a, b = one.mean(), other.mean()
-    u, v = one.var(ddof=1) / 3, other.var(ddof=1) / 5
-    freedom = (u + (a / b) ** 2 * v) ** 2 / (u**2 / 2 + ((a / b) ** 2 * v) ** 2 / 4)
+    u, v = one.var(ddof=1) / 4, other.var(ddof=1) / 4
+    freedom = (u + (a / b) ** 2 * v) ** 2 / (u**2 / 3 + ((a / b) ** 2 * v) ** 2 / 3)
     t2 = stats.t.isf(0.025, freedom) ** 2
     roots = np.roots([b**2 - t2 * v, -2 * a * b, a**2 - t2 * u])
     got = estimate_gain([one], [other])
@@ -317,7 +331,7 @@ def like_tasks(rng, runs):
 @pytest.mark.parametrize(
     ("statistic", "runs"),
     [
-        *((interquartile_mean, runs) for runs in (3, 4, 8)),
+        *((interquartile_mean, runs) for runs in (5, 8)),
         *((median_of_tasks, runs) for runs in (5, 8)),
     ],
 )
@@ -325,8 +339,7 @@ def test_bootstrapped_intervals_cover_what_they_say(statistic, runs, draw):
     rng, found, trials = np.random.default_rng(0), [], 400
     truth = float(statistic(draw(rng, 100_000)))
     for _ in range(trials):
-        one = statistic is median_of_tasks
-        got = estimate(statistic, draw(rng, runs), rng, resamples=1000, of_one_task=one)
+        got = estimate(statistic, draw(rng, runs), rng, resamples=1000)
         found += [] if math.isnan(got.low) else [got.low <= truth <= got.high]
     assert len(found) > 0.8 * trials
     assert np.mean(found) >= 0.91
@@ -348,14 +361,7 @@ def test_bootstrapped_intervals_cover_where_runs_of_a_task_agree(statistic, runs
     truth = float(statistic(all_or_nothing_beside_others(rng, 100_000)))
     for _ in range(trials):
         table = all_or_nothing_beside_others(rng, runs)
-        got = estimate(
-            statistic,
-            table,
-            rng,
-            resamples=300,
-            of_one_task=statistic is median_of_tasks,
-            is_rate=True,
-        )
+        got = estimate(statistic, table, rng, resamples=300, is_rate=True)
         if (table[0] == 100).all() and not math.isnan(got.low):
             found.append(got.low <= truth <= got.high)
     assert len(found) > 0.2 * trials
@@ -388,15 +394,59 @@ def test_bands_of_profiles_cover_what_they_say(runs, draw):
     assert (covered / 400 >= 0.9).all()  # Wilson's of 10 runs in all, which take few values
 
 
-def test_a_median_of_tasks_has_no_interval_of_few_runs_a_task():
-    """It may hang on the one task in the middle, and four runs of one task have none."""
-    table = np.random.default_rng(0).normal(size=(5, 4))
-    several, one = (
-        estimate(median_of_tasks, table, np.random.default_rng(0), of_one_task=flag)
-        for flag in (False, True)
-    )
-    assert several.low < several.high
-    assert math.isnan(one.low)
+@pytest.mark.parametrize(
+    ("statistic", "tasks", "runs", "has_bounds"),
+    [
+        (median_of_tasks, 50, 4, False),
+        (median_of_tasks, 2, 5, True),
+        (interquartile_mean, 5, 4, False),
+        (interquartile_mean, 6, 4, True),
+        (interquartile_mean, 8, 3, False),
+        (interquartile_mean, 9, 3, True),
+    ],
+)
+def test_what_few_tasks_may_decide_has_an_interval_by_numbers_alone(
+    statistic, tasks, runs, has_bounds
+):
+    """Four runs of one task have none, and a median may hang on the one in the middle."""
+    table = np.random.default_rng(0).normal(size=(tasks, runs))
+    table[0] *= 100  # as if it were the only one, to a mean
+    got = estimate(statistic, table, np.random.default_rng(0), resamples=100)
+    assert math.isfinite(got.low) == has_bounds
+    fewer = [table[0, :2], *table[1:]]
+    assert math.isnan(estimate(statistic, fewer, np.random.default_rng(0), resamples=100).low)
+
+
+def unlike_tasks(rng, counts):
+    """Tasks whose seeds deviate as those of TQL's cube-double do (arXiv 2602.01439, table 3)."""
+    means, deviations = [90.0, 75.0, 60.0, 25.0, 50.0], [2.0, 5.0, 12.0, 15.0, 20.0]
+    return [rng.normal(*task) for task in zip(means, deviations, counts, strict=True)]
+
+
+def test_intervals_cover_where_tasks_deviate_unlike_one_another():
+    rng, covered, trials = np.random.default_rng(0), np.zeros(2), 400
+    truth = interquartile_mean(unlike_tasks(rng, [100_000] * 5))
+    for _ in range(trials):
+        table = unlike_tasks(rng, [6] * 5)
+        mean, iqm = estimate_mean(table), estimate(interquartile_mean, table, rng, resamples=500)
+        covered += [mean.low <= 60 <= mean.high, iqm.low <= truth <= iqm.high]
+    assert (covered / trials >= 0.93).all()
+
+
+@pytest.mark.parametrize("few", [2, 3])
+def test_intervals_cover_where_one_task_has_fewer_runs(few):
+    """Satterthwaite's degrees of freedom cover 80 to 88 % of these."""
+    rng, covered, trials = np.random.default_rng(0), np.zeros(3), 400
+    for _ in range(trials):
+        table, whole = unlike_tasks(rng, [8, 8, 8, 8, few]), unlike_tasks(rng, [8] * 5)
+        mean, difference = estimate_mean(table), estimate_difference(table, whole)
+        gain = estimate_gain(table, whole)
+        covered += [
+            mean.low <= 60 <= mean.high,
+            difference.low <= 0 <= difference.high,
+            math.isnan(gain.low) or gain.low <= 0 <= gain.high,
+        ]
+    assert (covered / trials >= 0.93).all()
 
 
 def test_improvement_is_never_certain():
