@@ -23,12 +23,14 @@ from scipy import stats
 
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
+from tql_offline.errors import listed, shown
 from tql_offline.eval.protocol import known_protocol, protocol_label, scores_success
 from tql_offline.eval.published import Published
 from tql_offline.eval.references import SCALES
 from tql_offline.eval.report_scores import CountedScore, setting_of
 from tql_offline.eval.rows import (
     DIGEST,
+    MAX_NAMED,
     OWN,
     aliases,
     contents,
@@ -63,10 +65,15 @@ from tql_offline.eval.variants import (
     differing,
     resumed_with_other_code,
     settings_of,
+    unlike_sizes,
     variant_names,
 )
 
+_REPORTED, _IMPORTED = " (reported)", " (imported)"
+"""Ends of the labels of columns that hold no runs."""
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
+_DECIMALS = 9
+"""Of a run's score: more are rounding, by which runs of as many successes would differ."""
 BOLD = 0.95
 """Bold fraction under protocols that this version does not know."""
 
@@ -358,13 +365,16 @@ def measured(run: Run) -> Measured | str:
     task = _task(run)
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
+    method = _string(result.get("method")) or "unnamed"
+    if method.endswith((_REPORTED, _IMPORTED)):
+        return f"has a method {shown(method)}, whose name says that it was not measured"
     score = CountedScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
     if missing := run.lacking(known):
         return f"has no score of update {', '.join(map(str, missing))}, which its protocol counts"
-    settings = {_setting(run, label, evaluation) for evaluation in score.evaluations}
-    conditions = [_conditions(run, evaluation) for evaluation in score.evaluations]
+    settings = {setting_played(run, label, evaluation) for evaluation in score.evaluations}
+    conditions = [conditions_of(run, evaluation) for evaluation in score.evaluations]
     unlike = [*map(str, sorted(settings))] if len(settings) > 1 else []
     unlike += [f"{key} differs" for key in differing(conditions)]
     if unlike:
@@ -378,14 +388,14 @@ def measured(run: Run) -> Measured | str:
         setting=settings.pop(),
         task=task,
         dataset=_string(result.get("dataset")),
-        method=_string(result.get("method")) or "unnamed",
+        method=method,
         size=_string(result.get("size")),
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),
         env_id=score.last.env_id,
         tql_offline=_string(run.provenance.get("tql_offline")),
-        score=fmean([e.score for e in score.evaluations]),
+        score=_mean([e.score for e in score.evaluations]),
         last=score.last.score,
         last_three=score.last_three,
         best=score.best,
@@ -402,6 +412,11 @@ def measured(run: Run) -> Measured | str:
         in_own_episodes=all(map(has_own_episodes, score.evaluations)),
         curve={evaluation.step: evaluation.score for evaluation in known},
     )
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """Mean of scores, the same for equal sums: 100 · k / n in another order rounds otherwise."""
+    return round(fmean(scores), _DECIMALS)
 
 
 def _behaviour(run: Run, learned: Evaluation) -> Evaluation | None:
@@ -439,7 +454,7 @@ def _dataset(run: Run) -> str:
     return with_task(name)
 
 
-def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
+def setting_played(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     """The setting an evaluation was played with; if not recorded, what the run began with."""
     facts, played = run.provenance, dict(evaluation.versions)
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
@@ -448,11 +463,14 @@ def _setting(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     return Setting(protocol, suite_of(_dataset(run) or _task(run)), timing, *versions)
 
 
-def _conditions(run: Run, evaluation: Evaluation) -> dict[str, str]:
+def conditions_of(run: Run, evaluation: Evaluation) -> dict[str, str]:
     """The conditions that distinguish a task's rows, without those that were not recorded."""
+    # Of the environment's own package.
+    others = {name: version for name, version in evaluation.versions if name not in SIMULATORS}
     began = run.provenance
     limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
     found = {
+        **others,  # first, as its names are the file's
         "data": _string(run.result.get("dataset_sha256"))[:DIGEST],
         "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
         "step limit": str(limit or ""),
@@ -499,12 +517,15 @@ def _board(
     runs = with_shared_names(runs)
     rows = [replace(run, task=row) for run, row in zip(runs, row_names(runs), strict=True)]
     names = variant_names(rows)
-    named = [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
+    named = _with_own_labels(
+        [replace(run, method=name) for run, name in zip(rows, names, strict=True)]
+    )
     distinct = _distinct(named, warnings)
     cells = by_cell(distinct)
     tasks = tuple(sorted({task for task, _ in cells}, key=natural))
     followed = [p for p in published if setting.protocol.startswith(f"{p.protocol} v")]
     beside = [p for p in followed if p.task in tasks and not is_own]
+    split = {p.task for p in followed if not is_own} & tasks_of(tasks) - set(tasks)
     scores = {key: score_of(found) for key, found in cells.items()}
     known = known_protocol(setting.protocol)
     return Board(
@@ -518,21 +539,36 @@ def _board(
         notes=(
             *choices(rows, names),
             *resumed_with_other_code(rows),
+            *unlike_sizes(distinct),
             *contents(runs),
             *(aliases(runs) if is_own else ()),
             *_notes(beside),
+            *([_without_reported(split)] if split else []),
         ),
     )
 
 
+def _with_own_labels(runs: Sequence[Measured]) -> list[Measured]:
+    """Runs of which no two methods share a label: one without a size may be called "FQL tiny"."""
+    sizes: dict[str, set[str]] = {}
+    for run in runs:
+        sizes.setdefault(run.label, set()).add(run.size)
+    return [
+        run
+        if run.size or len(sizes[run.label]) == 1
+        else replace(run, method=f"{run.method} (no size)")
+        for run in runs
+    ]
+
+
 def reported_label(row: Published) -> str:
     """Label of the column of a printed score."""
-    return f"{row.method} (reported)"
+    return f"{row.method}{_REPORTED}"
 
 
 def imported_label(method: str) -> str:
     """Label of the column of a method's imported scores."""
-    return f"{method} (imported)"
+    return f"{method}{_IMPORTED}"
 
 
 def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScore]:
@@ -542,6 +578,12 @@ def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScor
 
 def _notes(rows: Iterable[Published]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"Reported: {p.source}. {p.note}" for p in rows))
+
+
+def _without_reported(tasks: Iterable[str]) -> str:
+    """A sentence on tasks whose printed scores no row shows."""
+    named = listed(sorted(tasks, key=natural), MAX_NAMED)
+    return f"Reported scores of {named} are left out, since its runs are in rows that differ."
 
 
 def by_cell(runs: Iterable[Measured]) -> dict[tuple[str, str], list[Measured]]:
@@ -566,9 +608,9 @@ def score_of_seeds(scores: Sequence[float]) -> TaskScore:
 
 def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:
     """Runs in the order of their seeds; of two with one seed, only the first by name."""
-    kept: dict[tuple[str, ...], Measured] = {}
+    kept: dict[tuple[str, str, str], Measured] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.name)):
-        key = (run.task, run.label, run.dataset_sha256, str(run.seed))
+        key = (run.task, run.label, str(run.seed))
         first = kept.setdefault(key, run)
         if first is not run:
             warnings.append(
@@ -619,22 +661,35 @@ def domain_title(name: str, rows: Sequence[str]) -> str:
 
 def tasks_of(rows: Iterable[str]) -> set[str]:
     """The tasks of rows; one task may have several."""
-    return {row.partition(", ")[0] for row in rows}
+    return set(map(task_of, rows))
+
+
+def task_of(row: str) -> str:
+    """The task of a row, without what tells it from the task's other rows."""
+    return row.partition(", ")[0]
 
 
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:
     """Mean over tasks of a method's means and of its standard deviations, as papers print averages.
+
+    Rows of one task, which differ in data or environment, count together as much as another task.
 
     Returns:
         The two means; None if the method lacks a task or a mean over them is meaningless.
     """
     if not board.averages(tasks):
         return None
-    cells = [board.scores.get((task, label)) for task in tasks]
-    known = [cell for cell in cells if cell is not None]
-    if len(known) < len(cells):
-        return None
-    return fmean([cell.mean for cell in known]), fmean([cell.sd for cell in known])
+    rows: dict[str, list[TaskScore]] = {}
+    for row in tasks:
+        cell = board.scores.get((row, label))
+        if cell is None:
+            return None
+        rows.setdefault(task_of(row), []).append(cell)
+    means, deviations = (
+        [fmean([getattr(cell, name) for cell in cells]) for cells in rows.values()]
+        for name in ("mean", "sd")
+    )
+    return fmean(means), fmean(deviations)
 
 
 def mean_ranks(board: Board) -> dict[str, float]:
@@ -671,7 +726,7 @@ def _summary(
         estimates = {
             "mean": mean,
             "IQM": drawn(interquartile_mean),
-            "median": drawn(median_of_tasks, of_one_task=True),
+            "median": drawn(median_of_tasks),
         }
         if board.is_rate:
             estimates["optimality gap"] = Estimate(

@@ -163,7 +163,7 @@ def _tabular(board: Board) -> str:
     for tasks in domains(board).values():
         lines += [_latex_row(board, task) for task in tasks]
     if board.averages(board.tasks) and len(board.tasks) > 1:
-        lines += [r"\midrule", rf"\multicolumn{{{1 + len(board.labels)}}}{{l}}{{averages over}} \\"]
+        lines += [r"\midrule", rf"\multicolumn{{{1 + len(labels)}}}{{l}}{{averages over}} \\"]
         lines += [_latex_average(board, name, tasks) for name, tasks in _groups(board).items()]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -172,7 +172,11 @@ def _groups(board: Board) -> dict[str, tuple[str, ...]]:
     """Domains of several rows, and all rows if there are others; one row is its own average."""
     found = {domain_title(name, rows): rows for name, rows in domains(board).items()}
     groups = {title: rows for title, rows in found.items() if len(rows) > 1}
-    return groups if len(found) == 1 else {**groups, f"all {len(board.tasks)} tasks": board.tasks}
+    return (
+        groups
+        if len(found) == 1
+        else {**groups, f"all {len(tasks_of(board.tasks))} tasks": board.tasks}
+    )
 
 
 def _latex_row(board: Board, task: str) -> str:

@@ -24,6 +24,7 @@ from tql_offline.eval.leaderboard import (
     domains,
     imported_label,
     summaries,
+    tasks_of,
 )
 from tql_offline.eval.learning_curves import learning_plots
 from tql_offline.eval.line_styles import LineStyle, keys_of, line_styles
@@ -361,7 +362,7 @@ def average_table(board: Board) -> Table:
     found_in = domains(board) if board.averages(board.tasks) else {}
     groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
-        groups[f"all {len(board.tasks)} tasks"] = board.tasks
+        groups[f"all {len(tasks_of(board.tasks))} tasks"] = board.tasks
     rows = []
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]

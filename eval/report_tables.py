@@ -117,12 +117,14 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
 
 
 def chance(p: float) -> str:
-    """A p-value in a sentence; none is 0.
+    """A p-value in a sentence; none is 0, and none below 0.05 is rounded to it.
 
-    >>> chance(0.03), chance(1e-5)
-    ('p = 0.030', 'p < 0.001')
+    >>> chance(0.03), chance(1e-5), chance(0.0496)
+    ('p = 0.030', 'p < 0.001', 'p = 0.0496')
     """
-    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.4f}" if 0.0495 <= p < 0.05 else f"p = {p:.3f}"
 
 
 def as_text(value: Any) -> str:
@@ -154,4 +156,4 @@ def figure(value: float) -> str:
     """
     if math.isnan(value):
         return NONE
-    return grouped(round(value)) if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return grouped(round(value)) if 9999.5 <= abs(value) < 1e9 else f"{value:.4g}"

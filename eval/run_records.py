@@ -50,6 +50,8 @@ MAX_WARNINGS = 1000
 _MAX_NUMBERS_NAMED = 3
 MAX_VERSIONS = 20
 """Most package versions kept of an evaluation."""
+_SAME_SCORE = 1e-3
+"""Relative distance up to which a score is that of its episodes: files may round."""
 _LEAST_RANGE = 1e-6
 """Least range of reference scores; below it a normalised score cannot be drawn sensibly."""
 MAX_SENTENCE = 500
@@ -464,6 +466,27 @@ def count(value: Any) -> int | None:
     return value if 0 <= value < 2**53 else None
 
 
+def _misstated(evaluation: Evaluation, success_rate: float) -> str:
+    """What is wrong with an evaluation's score, by its own outcome; empty if nothing is known."""
+    true = _true_score(evaluation, success_rate)
+    if not abs(evaluation.score - true) > _SAME_SCORE * max(abs(true), 1.0):  # one may be NaN
+        return ""
+    return f"has a score of {evaluation.score:g} where its episodes give {true:g}"
+
+
+def _true_score(evaluation: Evaluation, success_rate: float) -> float:
+    """The score that an evaluation's outcome gives; NaN if its protocol or its scale is unknown."""
+    known = known_protocol(evaluation.protocol)
+    if known is None:
+        return math.nan
+    if known.score == "success":
+        return 100 * success_rate
+    if known.score == "return":
+        return evaluation.return_mean
+    low, high, scale = evaluation.normalised_by or (math.nan,) * 3
+    return scale * (evaluation.return_mean - low) / (high - low)
+
+
 def _need_count(line: dict[str, Any], key: str) -> int:
     value = count(line.get(key))
     if value is None:
@@ -486,6 +509,9 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
             reading.warn(f"{path.name} line {line_number} {error} and was left out")
             continue
         if not reading.fits(evaluation):
+            continue
+        if wrong := _misstated(evaluation, _success_rate(evaluation)):
+            reading.warn(f"{path.name} line {line_number} {wrong} and was left out")
             continue
         if not _rate_agrees(evaluation, line.get("success_rate")):
             reading.warn(
@@ -620,14 +646,20 @@ def _successes(episodes: tuple[RecordedEpisode, ...]) -> int | None:
 
 
 def _counted(protocol: Any) -> int:
+    """How many evaluations a protocol counts; a file's own word is taken of unknown ones alone."""
+    if known := known_protocol(protocol_label(protocol)):
+        return evaluations_counted(known.counted)
     return evaluations_counted(protocol.get("counted") if isinstance(protocol, dict) else None)
 
 
 def _rate_agrees(evaluation: Evaluation, recorded: Any) -> bool:
-    rate = number(recorded)
-    if math.isnan(rate) or evaluation.successes is None:
-        return True
-    return abs(rate - evaluation.successes / evaluation.episodes) < 1e-6
+    distance = abs(number(recorded) - _success_rate(evaluation))
+    return math.isnan(distance) or distance < 1e-6
+
+
+def _success_rate(evaluation: Evaluation) -> float:
+    successes = evaluation.successes
+    return math.nan if successes is None else successes / evaluation.episodes
 
 
 def _evaluations_of_result(
@@ -635,17 +667,25 @@ def _evaluations_of_result(
 ) -> tuple[Evaluation, ...]:
     """Evaluations as summarised in a result's file, for a run whose episodes are gone."""
     rows = result.get("evaluations")
-    found = []
+    found: dict[tuple[int, str, str, str, str], Evaluation] = {}
     for index, row in enumerate(rows if isinstance(rows, list) else []):
         try:
             evaluation = _evaluation_of_result(row, result)
         except InputError as error:
             reading.warn(f"{name} evaluation {index + 1} {error} and was left out")
             continue
-        if reading.fits(evaluation):
-            found.append(evaluation)
+        if not reading.fits(evaluation):
+            continue
+        if wrong := _misstated(evaluation, number(row.get("success_rate"))):
+            reading.warn(f"{name} evaluation {index + 1} {wrong} and was left out")
+            continue
+        if found.setdefault(evaluation_key(evaluation), evaluation) is not evaluation:
+            reading.warn(
+                f"{name} evaluation {index + 1} repeats step {evaluation.step} "
+                f"({evaluation.policy}) and was left out"
+            )
     reading.warn_of_unlike(name)
-    return tuple(sorted(found, key=lambda e: e.step))
+    return tuple(sorted(found.values(), key=lambda e: e.step))
 
 
 def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
@@ -671,6 +711,7 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
         details=(),
         versions=_versions(row),
         reference=_reference(row),
+        normalised_by=_normalised_by(row),
         max_episode_steps=count(row.get("max_episode_steps")),
     )
 

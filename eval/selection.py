@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.eval.leaderboard import Measured, measured
+from tql_offline.eval.leaderboard import Measured, conditions_of, measured, setting_played
 from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.rows import row_names, with_shared_names
 from tql_offline.eval.run_records import RecordedEpisode, Run
@@ -267,8 +267,14 @@ def _played(run: Run) -> _Played | str:
     if scores_success(scored.setting.protocol) and any(e.success is None for e in most.details):
         return "has an episode of which it is not known whether it succeeded"
     own = [e.normalised_by for e in learned if e.protocol == scored.setting.protocol]
+    # These episodes may have been played later than those of the score, with other versions.
+    reference = {key: scored.conditions[key] for key in ["reference"] if key in scored.conditions}
     return _Played(
-        run=scored,
+        run=replace(
+            scored,
+            setting=setting_played(run, scored.setting.protocol, most),
+            conditions=conditions_of(run, most) | reference,
+        ),
         protocol=most.protocol,
         episodes=most.details,
         normalised_by=own[-1],

@@ -1,6 +1,6 @@
 """Separate columns for runs of one method that were trained with different settings.
 
-Only runs of one task, size and data are compared: a column may well have one setting per task.
+Only runs of one row and size are compared: a column may well have one setting per task.
 Options that cannot change a policy do not count as settings here.
 """
 
@@ -126,7 +126,7 @@ def variant_names(runs: Sequence["Measured"]) -> list[str]:
     """Each run's method, with the settings that distinguish it from others if some differ."""
     cells: dict[tuple[str, ...], list[Measured]] = {}
     for run in runs:
-        cells.setdefault((run.method, run.task, run.size, run.dataset_sha256), []).append(run)
+        cells.setdefault((run.method, run.task, run.size), []).append(run)
     keys: dict[str, dict[str, None]] = {}
     for (method, *_), found in cells.items():
         different = differing(run.settings for run in found)
@@ -153,6 +153,18 @@ def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
             "these scores is biased upwards: choose on tuning seeds and report fresh seeds "
             "(docs/selection.md)."
         )
+
+
+def unlike_sizes(runs: Sequence["Measured"]) -> Iterator[str]:
+    """Yield which cells hold critics of several numbers of parameters, as no run of ours makes."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for run in runs:
+        if run.parameters:
+            found.setdefault((run.label, run.task), set()).add(run.parameters)
+    for (label, task), counts in found.items():
+        if len(counts) > 1:
+            told = listed([f"{number:,}" for number in sorted(counts)], _SHOWN)
+            yield f"Critics of {label} on {task} differ in their number of parameters: {told}."
 
 
 def resumed_with_other_code(runs: Sequence["Measured"]) -> Iterator[str]:

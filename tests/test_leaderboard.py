@@ -349,11 +349,13 @@ def test_early_evaluations_are_no_score_of_a_finished_run(tmp_path):
 
 def of_protocol(path, name, episodes, evaluations=slice(None), **other):
     """A result of a named protocol whose evaluations claim a number of episodes."""
-    protocol = {"name": name, "version": 1, "counted": "last"}
+    known = get(name)
+    protocol = {"name": name, "version": 1, "counted": known.counted}
     write_result(path, protocol=protocol, **other)
     document = json.loads(path.read_text())
     for row in document["evaluations"][evaluations]:
         row["episodes"] = episodes
+        row["score"] = row["return_mean"] if known.score == "return" else row["score"]
     path.write_text(json.dumps(document))
     return path
 
@@ -365,12 +367,12 @@ def of_protocol(path, name, episodes, evaluations=slice(None), **other):
 )
 def test_as_many_episodes_as_the_protocol_has_are_a_score(tmp_path, protocol):
     number = len(episode_seeds(protocol))
-    path = of_protocol(tmp_path / "result.json", protocol.name, number, updates=100_000)
+    path = of_protocol(tmp_path / "result.json", protocol.name, number, updates=300_000)
     run = read_result(path)
     assert {e.episodes for e in run.evaluations} == {number}
     assert run.warnings == ()
     assert isinstance(measured(run), Measured)
-    of_protocol(path, protocol.name, number + 1, updates=100_000)
+    of_protocol(path, protocol.name, number + 1, updates=300_000)
     assert read_result(path).evaluations == ()
 
 
@@ -938,6 +940,30 @@ def test_a_small_chance_is_not_printed_as_none(tmp_path):
     sentence = sentence_of(tmp_path, {"tiny": [(5, 1)] * 2, "large": [(40, 1)] * 2})
     assert "scores rise with size" in sentence
     assert "two-sided p < 0.001" in sentence
+
+
+def test_a_rise_by_ranks_that_means_do_not_show_is_told(tmp_path):
+    """Seven of eight small runs score less than all large ones, and the eighth all."""
+
+    def said(small, large):
+        folder = tmp_path / f"{small[-1]}-{len(small)}-{large[0]}"
+        paths = [
+            write_result(
+                folder / f"{size}-{seed}-result.json", size=size, seed=seed, successes=(k,) * 3
+            )
+            for size, runs in (("tiny", small), ("large", large))
+            for seed, k in enumerate(runs)
+        ]
+        (board,), _ = boards_of(paths)
+        (sentence,) = trend_sentences(scaling_of(board, np.random.default_rng(0)))
+        return sentence
+
+    against = said([5] * 7 + [50], [9] * 8)
+    by_ranks = "scores rise with size by the ranks of runs, though "
+    assert f"{by_ranks}large's mean is not higher than tiny's" in against
+    unsure = said([5] * 7 + [20], [8] * 7 + [9])
+    assert f"{by_ranks}the interval of the means' difference holds 0" in unsure
+    assert "by the ranks" not in said([5, 6, 7, 8], [40, 41, 42, 43])
 
 
 def by_size(folder, flops):

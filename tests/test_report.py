@@ -131,7 +131,9 @@ def test_a_board_of_merged_results_tells_formula_and_references(run, tmp_path, w
     ]  # fmt: skip
     for path in paths:
         document = json.loads(path.read_text())
-        document["evaluations"][0]["reference"] = reference
+        row = document["evaluations"][0]
+        row["reference"] = reference
+        row["score"] = 100 * (row["return_mean"] + 20) / 3254
         path.write_text(json.dumps(document))
     files = write_report([run] if with_own else [], tmp_path / "out", merged=paths)
     for page in (files.html.read_text(), files.markdown.read_text()):
@@ -375,6 +377,7 @@ def test_only_a_runs_own_protocol_can_lack_scores(tmp_path):
     other = lines[0] | {"protocol": PROTOCOLS["quick"] | {"name": "quick:5"}}
     other["episodes"] = other["episodes"][:5]
     other["success_rate"] = sum(episode["success"] for episode in other["episodes"]) / 5
+    other["score"] = 100 * other["success_rate"]
     write_lines(run.evaluations, [*lines, other])
     files = write_report([run], tmp_path / "out")
     assert files.warnings == ()
@@ -596,7 +599,7 @@ def test_an_evaluation_played_again_replaces_the_first(run):
     write_lines(run.evaluations, [*lines, lines[3]])
     assert read_run(run).warnings == ()
     assert len(read_run(run).evaluations) == 5
-    changed = {**lines[3], "episodes": lines[0]["episodes"], "success_rate": 3 / 50}
+    changed = lines[0] | {"step": lines[3]["step"]}
     run.result.unlink()
     write_lines(run.evaluations, [*lines, changed])
     assert "repeats step 2000 (learned) with another outcome" in read_run(run).warnings[0]
@@ -673,14 +676,23 @@ def test_without_success_the_return_is_the_answer(run, tmp_path):
     assert "Success rate, %" not in html
 
 
-@pytest.mark.parametrize(("counted", "expected"), [("last", 1), ("last-3", 3), ("best", 1), (7, 1)])
-def test_counted_evaluations_are_read_from_the_protocol(run, counted, expected):
+@pytest.mark.parametrize(
+    ("name", "counted", "expected"),
+    [
+        *(("mine", counted, 3 if counted == "last-3" else 1) for counted in ("last-3", "best", 7)),
+        ("quick", "last-3", 1),
+        ("ogbench-singletask", "last", 3),
+    ],
+)
+def test_what_a_protocol_counts_is_read_from_files_of_unknown_ones_alone(
+    run, name, counted, expected
+):
     lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
     for line in lines:
-        line["protocol"] = {**PROTOCOLS["quick"], "counted": counted}
+        line["protocol"] = {**PROTOCOLS["quick"], "name": name, "counted": counted}
     write_lines(run.evaluations, lines)
     learned = report_scores.scores_of(read_run(run))[0]
-    assert len(learned.evaluations) == expected
+    assert learned.counted == expected
 
 
 def test_progress_counts_the_runs(run, tmp_path):

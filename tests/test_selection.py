@@ -219,6 +219,7 @@ def test_more_episodes_of_the_last_policy_are_taken(tmp_path):
         )
         last["protocol"] = {"name": "unifloral:200", "version": 1, "counted": "last"}
         last["episodes"] = last["episodes"] * 4
+        last["score"] = last["return_mean"]
         with folder.evaluations.open("a") as file:
             file.write(json.dumps(last) + "\n")
     (found,), _ = pools(map(read_run, folders))
@@ -237,7 +238,8 @@ def test_a_pools_setting_names_every_protocol_that_was_played(tmp_path, capsys):
             line["protocol"] = own
         if seed:
             more = {"name": "unifloral:100", "version": 1, "counted": "last"}
-            lines.append(lines[-1] | {"protocol": more, "episodes": lines[-1]["episodes"] * 2})
+            played = {"episodes": lines[-1]["episodes"] * 2, "score": lines[-1]["return_mean"]}
+            lines.append(lines[-1] | {"protocol": more} | played)
         folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
         result = json.loads(folder.result.read_text())
         folder.result.write_text(json.dumps(result | {"protocol": own}))
@@ -248,6 +250,46 @@ def test_a_pools_setting_names_every_protocol_that_was_played(tmp_path, capsys):
     printed = " ".join(output.out.split())
     assert "episodes (quick@5000 v1 and unifloral:100 v1, ogbench data" in printed
     assert "all 2 of a pool's runs are the arms where it has fewer than --arms 8" in printed
+
+
+def test_episodes_of_other_versions_are_in_no_pool_of_theirs(tmp_path):
+    """Two of four runs were played again, longer and under another simulator."""
+    for seed in range(4):
+        folder = make_run(tmp_path / f"r{seed}", seed=seed, behaviour=None)
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        if seed > 1:
+            played = {
+                "protocol": {"name": "quick:100", "version": 1, "counted": "last"},
+                "episodes": lines[-1]["episodes"] * 2,
+                "versions": {"mujoco": "3.9.0"},
+                "success_timing": "post",
+            }
+            lines.append(lines[-1] | played)
+        folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, left = pools(map(read_run, find_runs([tmp_path])))
+    assert left == []
+    assert [pool.runs for pool in found] == [("r0", "r1"), ("r2", "r3")]
+    assert "judged 'pre', ogbench 1.2.2, mujoco 3.3.5" in found[0].setting
+    assert "judged 'post', ogbench 1.2.2, mujoco 3.9.0" in found[1].setting
+
+
+def test_scores_of_a_small_scale_have_more_decimals(tmp_path, capsys):
+    for seed in range(4):
+        folder = make_run(tmp_path / "runs" / f"r{seed}", seed=seed, behaviour=None)
+        protocol = {"name": "minari:50", "version": 1, "counted": "last"}
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        for line in lines:
+            line.update(protocol=protocol, reference={"min": 0.0, "max": 1000.0, "scale": 1.0})
+            for episode in line["episodes"]:
+                episode["return"] = 860.0 + 10 * seed
+            line["score"] = 0.86 + 0.01 * seed
+        folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = json.loads(folder.result.read_text())
+        folder.result.write_text(json.dumps(result | {"protocol": protocol}))
+    flags = ["--arms", "2", "--pulls", "2", "--repeats", "9"]
+    code, output = command(["select", str(tmp_path / "runs"), *flags], capsys)
+    assert code == 0, output.err
+    assert "0.875" in output.out
 
 
 @pytest.mark.parametrize(
@@ -269,11 +311,12 @@ def test_returns_are_normalised_where_there_are_references(
     for folder, mean in zip(folders, (0.0, 50.0), strict=True):
         lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
         for line in lines:
-            line.update(protocol=protocol, reference=reference, score=1.0)
+            line.update(protocol=protocol, reference=reference)
             for episode in line["episodes"]:
                 episode["return"] = mean
             line["episodes"][0]["return"] = mean - 5
             line["episodes"][1]["return"] = mean + 5
+            line["score"] = (mean + 100) / 2 if unit == "normalised score" else mean
         folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
         result = json.loads(folder.result.read_text())
         folder.result.write_text(json.dumps(result | {"protocol": protocol}))

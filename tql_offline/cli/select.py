@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_PULLS, MAX_REPEATS = 10_000, 100_000
 MAX_PLAYED = 2 * 10**7
 """Most pulls of all choices together, which are held in memory at once."""
+_COARSE = 10
+"""Range of scores above which one decimal tells them apart."""
 _FACTS = ("task", "setting", "method", "size", "unit", "runs")
 SCHEMA = "tql-offline/selection/1"
 
@@ -88,21 +90,28 @@ def _table(pool: "Pool") -> tuple[str, str, str]:
 def _print(
     task: str, unit: str, setting: str, curves: "Sequence[tuple[Pool, SelectionCurve]]"
 ) -> None:
+    from tql_offline.eval.report_tables import digits_of
     from tql_offline.eval.selection import shown_pulls
 
     names = [f"{pool.method} {pool.size}".strip() for pool, _ in curves]
+    low, high = curves[0][0].bounds
+    digits = digits_of(high - low > _COARSE)
     played = [f"{len(p.runs)} runs × {min(map(len, p.episodes))}" for p, _ in curves]
-    rows = [["runs × episodes", *played], ["0", *(f"{curve.blind:.1f}" for _, curve in curves)]]
+    rows = [
+        ["runs × episodes", *played],
+        ["0", *(f"{curve.blind:.{digits}f}" for _, curve in curves)],
+    ]
     for pull in shown_pulls(len(curves[0][1].mean)):
-        rows.append([str(pull), *(_cell(curve, pull - 1) for _, curve in curves)])
-    rows.append(["all", *(f"{curve.by_all:.1f}" for _, curve in curves)])
+        rows.append([str(pull), *(_cell(curve, pull - 1, digits) for _, curve in curves)])
+    rows.append(["all", *(f"{curve.by_all:.{digits}f}" for _, curve in curves)])
     title = f"{task}: {unit} after so many episodes ({setting})"
     print_table(title, ["episodes#", *(f"{name}#" for name in names)], rows)
 
 
-def _cell(curve: "SelectionCurve", pull: int) -> str:
-    mean, low, high = curve.mean[pull], curve.low[pull], curve.high[pull]
-    return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+def _cell(curve: "SelectionCurve", pull: int, digits: int) -> str:
+    numbers = curve.mean[pull], curve.low[pull], curve.high[pull]
+    mean, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return mean if np.isnan(curve.low[pull]) else f"{mean} ({low} to {high})"
 
 
 def _document(

@@ -1,0 +1,154 @@
+"""What a file may claim of a run, and what is pooled: other people's results, other versions."""
+
+import json
+
+import numpy as np
+import pytest
+from report_runs import make_run, write_lines, write_result
+
+from tql_offline.eval.leaderboard import Measured, average, domains, make_boards, measured
+from tql_offline.eval.published import published_scores
+from tql_offline.eval.run_records import read_result, read_run
+from tql_offline.eval.statistics import estimate_difference
+
+TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
+
+
+def boards_of(paths, published=()):
+    found = [measured(read_result(path)) for path in paths]
+    assert all(isinstance(scores, Measured) for scores in found), found
+    return make_boards(found, published)
+
+
+def changed(path, **facts):
+    """A result with other facts; those of every evaluation under `row`."""
+    document = json.loads(path.read_text())
+    row = facts.pop("row", {})
+    document["evaluations"] = [line | row for line in document["evaluations"]]
+    path.write_text(json.dumps(document | facts))
+    return path
+
+
+def test_a_score_that_is_not_its_episodes_is_left_out(tmp_path):
+    path = changed(write_result(tmp_path / "result.json"), row={"score": 90.0})
+    run = read_result(path)
+    assert run.evaluations == ()
+    assert run.warnings[0] == (
+        "result.json evaluation 1 has a score of 90 where its episodes give 20 and was left out"
+    )
+    folder = make_run(tmp_path / "r", successes=(5,), behaviour=None)
+    (line,) = [json.loads(text) for text in folder.evaluations.read_text().splitlines()]
+    write_lines(folder.evaluations, [line | {"score": 90.0}])
+    warnings = read_run(folder).warnings
+    assert "evaluations.jsonl line 1 has a score of 90 where its episodes give 10" in warnings[0]
+
+
+@pytest.mark.parametrize("rounded", [20.0, 20.01, None])
+def test_a_score_that_was_rounded_or_has_no_known_scale_is_kept(tmp_path, rounded):
+    path = changed(write_result(tmp_path / "result.json", successes=(10,) * 3))
+    if rounded is None:
+        changed(path, protocol={"name": "mine", "version": 1, "counted": "last"})
+    else:
+        changed(path, row={"score": rounded})
+    assert len(read_result(path).evaluations) == 3
+
+
+def test_a_file_does_not_choose_what_its_protocol_counts(tmp_path):
+    protocol = {"name": "ogbench-singletask", "version": 1, "counted": "last"}
+    path = changed(write_result(tmp_path / "r.json", successes=(0, 0, 50)), protocol=protocol)
+    assert measured(read_result(path)).score == pytest.approx(100 / 3)
+
+
+def test_a_step_that_a_file_repeats_counts_once(tmp_path):
+    path = write_result(tmp_path / "result.json", successes=(0, 0, 50))
+    document = json.loads(path.read_text())
+    document["evaluations"] += document["evaluations"][-1:] * 2
+    path.write_text(json.dumps(document))
+    run = read_result(path)
+    assert measured(run).score == pytest.approx(100 / 3)
+    assert run.warnings[0] == (
+        "result.json evaluation 4 repeats step 300000 (learned) and was left out"
+    )
+
+
+def test_a_run_whose_data_are_not_recorded_is_no_other_run(tmp_path):
+    """Neither another seed, nor of settings that are not compared."""
+    known, unknown = (write_result(tmp_path / f"{n}.json") for n in "ab")
+    changed(unknown, dataset_sha256=None)
+    (board,), (warning,) = boards_of([known, unknown])
+    assert board.scores[TASKS[0], "TQL tiny"].runs == (40.0,)
+    assert "has another run of seed 0" in warning
+    for path, alpha in ((known, 1.0), (unknown, 300.0)):
+        changed(path, settings={"flow": {"alpha": alpha}})
+    (board,), _ = boards_of([known, unknown])
+    assert board.measured == ("TQL (flow.alpha 1.0) tiny", "TQL (flow.alpha 300.0) tiny")
+
+
+def test_versions_of_an_environments_own_package_are_rows_of_their_own(tmp_path):
+    versions = ("1.2.4", "1.4.2")
+    paths = [
+        changed(
+            write_result(tmp_path / f"{number}.json", seed=seed),
+            row={"versions": {"gymnasium_robotics": number, "mujoco": "3.3.5"}},
+        )
+        for seed, number in enumerate(versions)
+    ]
+    (board,), _ = boards_of(paths)
+    assert board.tasks == tuple(f"{TASKS[0]}, gymnasium_robotics {n}" for n in versions)
+
+
+def test_a_task_of_two_rows_counts_once_in_an_average(tmp_path):
+    """Of the first task there are two contents of data, on each of which every seed succeeds."""
+    paths = [
+        write_result(tmp_path / f"{n}.json", task=task, successes=(0 if n else 50,) * 3)
+        for n, task in enumerate(TASKS)
+    ]
+    again = write_result(tmp_path / "again.json", successes=(50,) * 3)
+    paths.append(changed(again, dataset_sha256="bb" * 32))
+    (board,), _ = boards_of(paths, published_scores())
+    assert len(board.tasks) == 6
+    assert average(board, "TQL tiny", board.tasks)[0] == 20
+    assert list(domains(board)) == ["cube-double-play"]
+    said = f"Reported scores of {TASKS[0]} are left out, since its runs are in rows that differ."
+    assert said in board.notes
+    (whole,), _ = boards_of(paths[:-1], published_scores())
+    assert not any("left out" in note for note in whole.notes)
+
+
+def test_a_method_cannot_be_named_as_another_column(tmp_path):
+    path = write_result(tmp_path / "a.json", method="TQL (reported)", size="tiny")
+    assert measured(read_result(path)) == (
+        "has a method 'TQL (reported)', whose name says that it was not measured"
+    )
+    of_size = write_result(tmp_path / "b.json", method="FQL", successes=(50,) * 3)
+    without = changed(write_result(tmp_path / "c.json", method="FQL tiny", seed=1), size=None)
+    (board,), _ = boards_of([of_size, without])
+    cells = {label: board.scores[TASKS[0], label].mean for label in board.measured}
+    assert cells == {"FQL tiny": 100, "FQL tiny (no size)": 40}
+
+
+def test_critics_of_one_size_and_unlike_numbers_of_parameters_are_told(tmp_path):
+    paths = [
+        changed(write_result(tmp_path / f"{seed}.json", seed=seed), parameters=count)
+        for seed, count in enumerate((106_434, 26_000_000))
+    ]
+    (board,), _ = boards_of(paths)
+    assert (
+        f"Critics of TQL tiny on {TASKS[0]} differ in their number of parameters: 106,434, "
+        "26,000,000."
+    ) in board.notes
+
+
+def test_as_many_successes_are_the_same_score_in_any_order(tmp_path):
+    """100 · k / 50 of 7, 7, 8 and of 1, 7, 14 sum to floats that differ."""
+    orders = ((7, 7, 8), (1, 7, 14), (14, 1, 7))
+    paths = [
+        write_result(tmp_path / f"{seed}.json", seed=seed, successes=order)
+        for seed, order in enumerate(orders)
+    ]
+    (board,), _ = boards_of(paths)
+    runs = board.scores[TASKS[0], "TQL tiny"].runs
+    assert len(set(runs)) == 1
+    got = board.interval(board.scores[TASKS[0], "TQL tiny"])
+    assert got.high > 70, "three seeds that agree leave room"
+    assert np.isnan(estimate_difference([runs], [runs]).low)
