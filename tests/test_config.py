@@ -14,6 +14,7 @@ from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
 from tql_offline.presets import family_of, presets
 from tql_offline.settings_page import reference
+from tql_offline.training.suite import expand, read_suite
 
 
 def test_config_survives_its_toml():
@@ -180,6 +181,33 @@ def test_a_gaps_target_needs_a_learned_weight():
     assert resolve(learned, preset="cal-ql").conservative.target_gap < -2.6  # its ant mazes'
     with pytest.raises(InputError, match=r"target_gap is given, .* conservative\.lagrange to true"):
         resolve({"conservative": {"target_gap": 1.0}}, preset="cql")
+
+
+def test_a_fraction_given_above_takes_the_place_of_targets_in_nats(tmp_path):
+    """Of the preset, of a complete config file, and of a suite's settings below an axis."""
+    file = tmp_path / "config.toml"
+    cube = resolve({"dataset": {"name": "cube-double-play-singletask-task1-v0"}})
+    file.write_text(cube.to_toml())
+    assert resolve({}, file=file).entropy.targets_nats
+    entropy = resolve({"entropy": {"target": 0.5}}, file=file).entropy
+    assert (entropy.target, entropy.targets_nats) == (0.5, ())
+    suite = tmp_path / "suite.toml"
+    suite.write_text(
+        '[settings]\npreset = "cube-double+tql"\n[settings.entropy]\n'
+        "targets_nats = [[3.0, 3.0], [2.5, 2.5]]\n"
+        "[axis.target]\nlow.entropy.target = 0.3\nhigh.entropy.last_target = 0.9\nas_it_is = {}\n"
+    )
+    targets = [run.config.entropy.targets_nats for run in expand(read_suite(suite), {}, 1)]
+    assert [len(target) for target in targets] == [0, 0, 2]
+
+
+def test_a_complete_config_file_takes_no_other_preset_of_any_kind(tmp_path):
+    """Data of one's own have no family, so its preset is empty and nothing clashes by name."""
+    file = tmp_path / "config.toml"
+    file.write_text(resolve({"dataset": {"name": "mine.npz"}}).to_toml())
+    for preset in ("iql", "scene+iql"):
+        with pytest.raises(InputError, match="has every setting, so what presets set"):
+            resolve({}, file=file, preset=preset)
 
 
 def test_targets_of_entropies_bind_the_depth_of_controlled_transformers_alone():

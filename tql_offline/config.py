@@ -23,6 +23,7 @@ from tql_offline.presets import (
     DEFAULT_OBJECTIVE,
     dataset_name,
     family_of,
+    layered,
     merge,
     preset_overrides,
     split_preset,
@@ -578,10 +579,11 @@ def resolve(
             f"config file {file} already builds on preset {shown(from_file['preset'])}; "
             "leave --preset out, or take the 'preset' line out of the file"
         )
-    given = merge(from_file, flags)
+    given = layered(from_file, flags)
     family, method = split_preset(preset or given.get("preset", ""), dataset_name(given))
     name = "+".join(part for part in (family, method) if part)
-    _refuse_other_preset(from_file, flags, file)
+    asked = {**flags, "preset": preset} if preset else flags
+    _refuse_other_preset(from_file, asked, file)
     overrides = merge(preset_overrides(family, method, given), {"preset": name})
     sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []

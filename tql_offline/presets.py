@@ -77,10 +77,13 @@ def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict
     if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
         preset = merge(preset, by_size.get(critic["size"], {}))
     preset = merge(preset, own)
-    entropy = _table(given, "entropy")
-    if {"target", "last_target"} & set(entropy) and "targets_nats" not in entropy:
-        preset = merge(preset, {"entropy": {"targets_nats": []}})
-    return preset
+    return merge(preset, {"entropy": {"targets_nats": []}}) if _sets_fraction(given) else preset
+
+
+def _sets_fraction(document: Mapping[str, Any]) -> bool:
+    """Whether settings give a target of entropies as a fraction, for which those in nats go."""
+    entropy = _table(document, "entropy")
+    return bool({"target", "last_target"} & set(entropy)) and "targets_nats" not in entropy
 
 
 def _within(family: str, dataset: str) -> str:
@@ -102,6 +105,18 @@ def dataset_name(document: Mapping[str, Any]) -> str:
     """The dataset that settings name, or the default."""
     name = _table(document, "dataset").get("name")
     return name if isinstance(name, str) and name else DEFAULT_DATASET
+
+
+def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge` of settings, in which a fraction given above takes the place of targets in nats.
+
+    >>> layered({"entropy": {"targets_nats": [[3.0, 3.0]]}}, {"entropy": {"target": 0.5}})
+    {'entropy': {'targets_nats': [], 'target': 0.5}}
+    """
+    has_nats = "targets_nats" in _table(below, "entropy")
+    if has_nats and _sets_fraction(above):
+        below = merge(below, {"entropy": {"targets_nats": []}})
+    return merge(below, above)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

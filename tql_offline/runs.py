@@ -11,6 +11,7 @@
       checkpoints/<step>/   *.safetensors and state.json
       inspect/              attention maps, entropies and Q landscapes, where `inspect` was run
       videos/               best, median and worst episode, where `eval --video` was run
+      wandb-id              the run's id at Weights & Biases, where that is the tracker
       .lock                 held while a process trains here
       result.json           the finished run in one versioned document (docs/result-schema.md)
       result-of-<steps>.json                 the same from before it was given more updates
@@ -51,6 +52,11 @@ class RunFolder:
     def provenance(self) -> Path:
         """`provenance.json`."""
         return self.path / "provenance.json"
+
+    @property
+    def wandb_id(self) -> Path:
+        """`wandb-id`."""
+        return self.path / "wandb-id"
 
     @property
     def metrics(self) -> Path:
@@ -110,9 +116,10 @@ class RunFolder:
 
         A tracker's folder is its own record of the lines.
         """
-        begun = (self.config, self.provenance, self.path / "tensorboard", self.path / "wandb")
+        trackers = {"tensorboard", "wandb", self.wandb_id.name}
+        begun = {self.config.name, self.provenance.name, *trackers}
         return all(
-            path in begun or path.name.startswith(".") or _is_empty(path)
+            path.name in begun or path.name.startswith(".") or _is_empty(path)
             for path in self.path.iterdir()
         )
 

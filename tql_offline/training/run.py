@@ -148,7 +148,7 @@ def _training(
     config, agent = setup.config, setup.agent
     if evaluator is not None:
         check_fit(agent, evaluator.pool, folder)
-    tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"))
+    tracker = make_tracker(config.tracker, folder, config.model_dump(mode="json"), begun.step)
     stack.enter_context(closing(tracker))
     protocol = protocols.get(config.evaluation.protocol)
     steps = protocols.evaluation_steps(protocol, config.steps)

@@ -24,7 +24,7 @@ from tql_offline.errors import InputError, shown
 from tql_offline.eval.environments import TRIAL_STEPS, try_out
 from tql_offline.files import read_json
 from tql_offline.number_lists import parse_numbers
-from tql_offline.presets import DEFAULT_DATASET, merge
+from tql_offline.presets import DEFAULT_DATASET, layered, merge
 from tql_offline.training.new_run import check
 
 MAX_RUNS = 100_000
@@ -184,7 +184,7 @@ def expand(suite: Suite, over: Mapping[str, Any], processes: int) -> list[Planne
         for seed in suite.seeds:
             name = "-".join([*(label for label, _ in combination), f"s{seed}"])
             with _naming(f"suite {suite.path}, run {shown(name)[1:-1]}"):
-                runs.append(PlannedRun(name=name, config=_resolve(reduce(merge, layers), seed)))
+                runs.append(PlannedRun(name=name, config=_resolve(reduce(layered, layers), seed)))
     _check_names(runs, suite.path)
     return runs
 

@@ -1,10 +1,14 @@
 """Metrics in TensorBoard or Weights & Biases, besides metrics.jsonl; both are optional packages."""
 
 import importlib
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from tql_offline.documents import MAX_CONFIG_BYTES, read_bounded
 from tql_offline.errors import InputError
+from tql_offline.files import write_atomic
 from tql_offline.runs import RunFolder
 
 
@@ -31,11 +35,13 @@ class NoTracker:
 
 
 class TensorBoardTracker:
-    """Event files in the run folder's `tensorboard/`."""
+    """Event files in the run folder's `tensorboard/`; a resumed run's replace what it repeats."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, step: int) -> None:
         module = _require("torch.utils.tensorboard", "tensorboard")
-        self._writer = module.SummaryWriter(str(folder.path / "tensorboard"))
+        self._writer = module.SummaryWriter(
+            str(folder.path / "tensorboard"), purge_step=step + 1 if step else None
+        )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
@@ -48,7 +54,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run with the run folder's name and settings."""
+    """A Weights & Biases run with the run folder's name and settings, one however often resumed."""
 
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
         module = _require("wandb", "wandb")
@@ -57,6 +63,10 @@ class WandbTracker:
             name=folder.path.name,
             dir=str(folder.path),
             config=dict(settings),
+            id=_wandb_id(folder),
+            resume="allow",
+            allow_val_change=True,  # a resumed run may be given more updates
+            reinit="create_new",  # or it would be the run of another seed in this process
         )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -68,14 +78,32 @@ class WandbTracker:
         self._run.finish()
 
 
-def make_tracker(name: str, folder: RunFolder, settings: Mapping[str, Any]) -> Tracker:
+def _wandb_id(folder: RunFolder) -> str:
+    """The run's id there, kept in its folder, by which it goes on after a stop."""
+    kept = read_bounded(folder.wandb_id, MAX_CONFIG_BYTES) if folder.wandb_id.exists() else b""
+    if re.fullmatch(rb"[0-9a-f]{16}", kept):
+        return kept.decode()
+    made = secrets.token_hex(8)
+    write_atomic(folder.wandb_id, made)
+    return made
+
+
+def make_tracker(
+    name: str, folder: RunFolder, settings: Mapping[str, Any], step: int = 0
+) -> Tracker:
     """Make the tracker that the config names.
+
+    Args:
+        name: the config's `tracker`.
+        folder: the run folder.
+        settings: the run's settings.
+        step: the update that a resumed run goes on from.
 
     Raises:
         InputError: its package is not installed.
     """
     if name == "tensorboard":
-        return TensorBoardTracker(folder)
+        return TensorBoardTracker(folder, step)
     if name == "wandb":
         return WandbTracker(folder, settings)
     return NoTracker()
