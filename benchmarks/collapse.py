@@ -214,7 +214,7 @@ def recorded(metrics: dict[str, Tensor], step: int) -> dict[str, Any]:
     window = MetricsWindow()
     window.add({name: metrics[name] for name in RECORDED})
     line = {"step": step, **window.flush()}
-    check_finite(line, step, "")
+    check_finite(line, step, "", "lower --critic-lr")
     return line
 
 

@@ -250,7 +250,10 @@ def _are_their_own(last: Array, before: Array) -> bool:
 
 
 def _copied_last_rows(view: View) -> Iterator[Finding]:
-    whole = np.flatnonzero((view.observation_counts == view.lengths + 1) & (view.lengths > 1))
+    seen = (view.observation_counts == view.lengths + 1) & (view.lengths > 1)
+    if view.masks is not None:  # where the task ended, nothing looks at the last observation
+        seen &= view.masks[np.cumsum(view.lengths) - 1] != 0
+    whole = np.flatnonzero(seen)
     if len(whole) < 2:
         return
     last = view.observation_starts[whole] + view.lengths[whole]

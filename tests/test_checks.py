@@ -107,12 +107,21 @@ def test_the_tasks_end_in_last_rows_is_lost():
 @pytest.mark.parametrize("what", ["repeats the one before", "is 0"])
 def test_made_up_last_observations(what):
     columns = good()
+    columns["masks"][ENDS - 1] = 1
     before = columns["observations"][ENDS - 1]
     columns["observations"][ENDS] = before if "repeats" in what else 0
     found = [f for f in check(view_of_columns(columns, "mine")) if f.kind == "last-row"]
     assert len(found) == 1
     assert what in found[0].sentence
     assert f"row {ENDS[0]}" in found[0].sentence
+
+
+def test_last_observations_after_the_tasks_end_may_be_made_up():
+    """As D4RL's layout is read: a step that ends the task needs no observation after it."""
+    columns = good()
+    columns["observations"][ENDS] = columns["observations"][ENDS - 1]
+    columns["masks"][ENDS - 1] = 0
+    assert "last-row" not in {f.kind for f in check(view_of_columns(columns, "mine"))}
 
 
 def test_numbers_that_are_none():

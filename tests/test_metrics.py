@@ -34,5 +34,5 @@ def test_an_update_does_not_change_what_was_added():
 def test_a_bad_number_inside_a_list_stops_the_run(bad):
     line = {"step": 7, "loss": 1.0, "entropy": [[1.0, bad]], "none": []}
     with pytest.raises(InputError, match=r"entropy became (nan|inf) by update 7"):
-        check_finite(line, 7, "")
-    check_finite(line | {"entropy": [[1.0, 2.0]]}, 7, "")
+        check_finite(line, 7, "", "stop")
+    check_finite(line | {"entropy": [[1.0, 2.0]]}, 7, "", "stop")

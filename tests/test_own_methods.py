@@ -24,6 +24,8 @@ from tql_offline.eval.run_records import read_run
 from tql_offline.eval.variants import differing, effective, settings_of
 from tql_offline.files import read_json, read_jsonl, write_json
 from tql_offline.runs import RunFolder
+from tql_offline.sharing.export import export_run
+from tql_offline.sharing.model import load as load_policy
 from tql_offline.training.compile import compile_losses
 from tql_offline.training.own_settings import watched
 from tql_offline.training.provenance import resumed_code
@@ -96,6 +98,33 @@ class Wide(FlowQ):
 class Listing(FlowQ):
     def act(self, policy, observations, noise):
         return super().act(policy, observations, noise).tolist()
+
+
+class Acts(FlowQ):
+    HOW = {
+        "random": lambda actions: actions + 0.3 * torch.randn(actions.shape),
+        "not finite": lambda actions: actions / 0 * 0,
+        "far": lambda actions: 5 * actions + 3,
+        "by numbers": lambda actions: 0.9 * actions if (actions.abs() > 0.1).any() else actions,
+        "on the CPU": lambda actions: actions * torch.tensor([0.9, 0.8]),
+    }
+
+    def act(self, policy, observations, noise):
+        return self.HOW[self.config.own["how"]](super().act(policy, observations, noise))
+
+
+class Returns(FlowQ):
+    HOW = {
+        "vector": lambda loss, metrics: (loss.expand(3), metrics),
+        "number": lambda loss, metrics: (1.0, metrics),
+        "detached": lambda loss, metrics: (loss.detach(), metrics),
+        "no name": lambda loss, metrics: (loss, metrics | {3: loss}),
+        "text": lambda loss, metrics: (loss, metrics | {"mine": "text"}),
+        "nan": lambda loss, metrics: (loss / 0 * 0, metrics | {"a": loss / 0 * 0}),
+    }
+
+    def critic_loss(self, batch, noise):
+        return self.HOW[self.config.own["how"]](*super().critic_loss(batch, noise))
 """
 CHANGED = MODULE.replace("WEIGHT = 1.0", "WEIGHT = -1.0")
 
@@ -410,14 +439,47 @@ def test_a_setting_that_the_objective_lacks_is_named_before_there_is_a_folder(
         ),
         ("Wide", {"of": "behaviour"}, r"\(3, 4\).* 'behaviour', where a tensor of shape \(3, 2\)"),
         ("Listing", {}, r"Listing\.act gives a list for 3 obs.* one row of 2 numbers"),
+        ("Acts", {"how": "random"}, r"Acts\.act gives other actions when asked again .*noise_dim"),
+        ("Acts", {"how": "not finite"}, r"Acts\.act gives actions that are not finite .*\[-1, 1\]"),
     ],
 )
-def test_actions_of_another_shape_are_refused_before_training(
+def test_actions_that_cannot_be_scored_are_refused_before_training(
     data, module, tmp_path, name, own, said
 ):
     with pytest.raises(InputError, match=said):
         trained(data, settings(data, module, name, own=own), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("how", ["far", "by numbers", "on the CPU"])
+def test_a_policy_that_looks_at_numbers_is_shared_and_acts_in_bounds(data, module, tmp_path, how):
+    folder = trained(data, settings(data, module, "Acts", own={"how": how}), tmp_path / "runs")
+    model = export_run(folder.path, tmp_path / "model", onnx=False).folder
+    policy = load_policy(model, own_methods=True)
+    few = data.episodes.observations[:4]
+    actions = policy(few)
+    assert actions.shape == (4, 2)
+    assert abs(actions).max() <= 1
+    if how == "far":
+        exported = export_run(folder.path, tmp_path / "with", onnx=True)
+        assert exported.comparison.difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("vector", r"returns a loss of shape \(3,\) where a tensor of one number .* take its mean"),
+        ("number", r"returns a loss 1\.0 where a tensor of one number is needed"),
+        ("detached", r"returns a loss without gradient"),
+        ("no name", r"returns a metric named 3; name metrics by text"),
+        ("text", r"returns a metric 'mine' that is a str; give a number or a tensor"),
+        ("nan", r"critic_loss became nan by update 2; .* or mend the losses of Returns"),
+    ],
+)
+def test_losses_that_are_none_are_named(data, module, tmp_path, how, said):
+    config = settings(data, module, "Returns", own={"how": how})
+    with pytest.raises(InputError, match=said):
+        trained(data, config, tmp_path / "runs")
 
 
 def test_trying_to_act_changes_no_data_and_no_random_numbers(data, module, tmp_path):

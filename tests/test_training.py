@@ -469,6 +469,21 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     )
 
 
+@pytest.mark.parametrize("left", ["", "half"])
+def test_scores_that_a_result_alone_holds_are_not_dropped(scored, tmp_path, left):
+    folder = RunFolder(shutil.copytree(scored.path, tmp_path / "r"))
+    lines = folder.evaluations.read_text().splitlines(keepends=True)
+    folder.evaluations.write_text("".join(lines[: len(lines) // 2 if left else 0]))
+    before = folder.result.read_bytes()
+    with pytest.raises(
+        InputError, match=r"scores of update .*20.* that .* lacks, and scoring would"
+    ):
+        evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
+    assert folder.result.read_bytes() == before
+    folder.result.unlink()
+    evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
+
+
 def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):
     evaluation = {"processes": 1, "enabled": False}
     some = {"keep_checkpoints": 1, "checkpoint_every": 3, "evaluation": evaluation}

@@ -65,13 +65,11 @@ class Agent(ABC):
         Raises:
             InputError: it is no loss with metrics, as a method of one's own may return.
         """
-        result: tuple[Tensor, Metrics] = getattr(self, name)(batch, noise)
-        if isinstance(result, tuple) and len(result) == 2:
-            return result
-        raise InputError(
-            f"{type(self).__name__}.{name} returns a {type(result).__name__} where a loss and a "
-            "dict of metrics are needed; return both"
-        )
+        result: Any = getattr(self, name)(batch, noise)
+        if fault := _fault_of(result):
+            raise InputError(f"{type(self).__name__}.{name} returns {fault}")
+        found: tuple[Tensor, Metrics] = result
+        return found
 
     @abstractmethod
     def act(
@@ -133,6 +131,25 @@ def _other_classes(module: ModuleType, name: str) -> str:
     return did_you_mean(name, agents) or others
 
 
+def _fault_of(result: Any) -> str:
+    """What keeps a result from being a loss with metrics, and the mend; empty if nothing does."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        what = f"a {type(result).__name__}"
+        return f"{what} where a loss and a dict of metrics are needed; return both"
+    loss, metrics = result
+    if not isinstance(loss, Tensor) or loss.shape:
+        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:40]
+        return f"a loss {what} where a tensor of one number is needed; take its mean"
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        return "a loss without gradient; compute it from the networks, and do not detach it"
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            return f"a metric named {name!r}; name metrics by text"
+        if not isinstance(value, Tensor | int | float):
+            return f"a metric {name!r} that is a {type(value).__name__}; give a number or a tensor"
+    return ""
+
+
 def on_device(metrics: Mapping[str, Tensor | float], device: torch.device) -> Metrics:
     """Metrics without their history; a plain number becomes one on the device."""
     return {
@@ -150,12 +167,23 @@ def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) 
 
 
 def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:
-    """A policy as the evaluator calls it: `(observations, noise) → actions`, all float32 arrays."""
+    """A policy as the evaluator calls it: `(observations, noise) → actions`, all arrays.
 
-    def act(observations: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    Actions are float32 and clipped to [-1, 1], as the evaluator would.
+
+    Raises:
+        InputError: the agent has no such policy.
+    """
+    if policy not in agent.policies:
+        raise InputError(f"there is no policy {policy!r}; choose of {', '.join(agent.policies)}")
+
+    def act(observations: NDArray[Any], noise: NDArray[Any]) -> NDArray[np.float32]:
         with torch.no_grad():
-            tensors = (torch.as_tensor(a, device=device) for a in (observations, noise))
-            actions: NDArray[Any] = agent.act(policy, *tensors).float().cpu().numpy()
-        return actions
+            tensors = (
+                torch.as_tensor(array, dtype=torch.float32, device=device)
+                for array in (observations, noise)
+            )
+            actions = agent.act(policy, *tensors).float().clamp(-1, 1)
+        return actions.cpu().numpy()
 
     return act

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tql_offline.agents import META, Agent, make_agent_of_shapes
-from tql_offline.config import Config
+from tql_offline.agents import META, Agent, make_agent, make_agent_of_shapes
+from tql_offline.config import Config, is_own
 from tql_offline.training.checkpoint import load_network
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def load_acting(
     Raises:
         InputError: a file is missing, damaged, or does not fit the config.
     """
-    runs, noisy = _probe(config, observation_dim, action_dim)
+    runs, noisy = _needs(config, observation_dim, action_dim)
     agent = make_agent_of_shapes(config, observation_dim, action_dim)
     networks = {name: agent.networks[name] for name in sorted(runs)}
     for name, network in networks.items():
@@ -49,20 +51,34 @@ def load_acting(
     return Acting(agent=agent, noise_dims=noise_dims, networks=networks)
 
 
-def _probe(config: Config, observation_dim: int, action_dim: int) -> tuple[set[str], set[str]]:
+def _needs(config: Config, observation_dim: int, action_dim: int) -> tuple[set[str], set[str]]:
     """Names of the networks that some policy runs, and of the policies whose actions need noise.
 
-    Each policy acts once, on shapes alone. One flow step and one sample reveal as much as many.
+    Each policy acts once, on shapes alone. A method of one's own may look at numbers, which shapes
+    lack: of it all networks are kept, and its policies act on the CPU.
     """
+    dims = observation_dim, action_dim
+    if not is_own(config.objective):
+        return _probe(make_agent_of_shapes(_short(config), *dims), META)
+    agent = make_agent(config, *dims, CPU)
+    _, noisy = _probe(agent, CPU)
+    return set(agent.networks), noisy
+
+
+def _short(config: Config) -> Config:
+    """With one flow step and one sample, which reveal as much as many."""
     short = {
         "flow": config.flow.model_copy(update={"flow_steps": 1}),
         "implicit": config.implicit.model_copy(update={"samples": 1}),
     }
-    agent = make_agent_of_shapes(config.model_copy(update=short), observation_dim, action_dim)
+    return config.model_copy(update=short)
+
+
+def _probe(agent: Agent, device: torch.device) -> tuple[set[str], set[str]]:
     runs: set[str] = set()
     for name, network in agent.networks.items():
         network.register_forward_pre_hook(_note(runs, name))
-    observations = torch.zeros(1, observation_dim, device=META)
+    observations = torch.zeros(1, len(agent.normaliser.mean), device=device)
     noisy = {name for name in agent.policies if _uses_noise(agent, name, observations)}
     return runs, noisy
 
@@ -75,7 +91,7 @@ def _note(names: set[str], name: str) -> Any:
 
 
 def _uses_noise(agent: Agent, policy: str, observations: Tensor) -> bool:
-    noise = torch.zeros(1, agent.noise_dim(policy), device=META, requires_grad=True)
+    noise = torch.zeros(1, agent.noise_dim(policy), device=observations.device, requires_grad=True)
     actions = agent.act(policy, observations, noise)
     if not actions.requires_grad:
         return False

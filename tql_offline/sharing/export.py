@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tql_offline.config import OBJECTIVES, Config, is_own
 from tql_offline.errors import InputError, shown
 from tql_offline.files import part_of, put_folder, write_atomic, write_json, writing
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder
-from tql_offline.sharing.acting import Acting, load_acting
+from tql_offline.sharing.acting import CPU, Acting, load_acting
 from tql_offline.sharing.card import make_card
 from tql_offline.sharing.model import SCHEMA, ModelFolder
 from tql_offline.sharing.onnx_policies import TOLERANCE, Comparison, check_onnx, export_onnx
@@ -28,8 +26,6 @@ from tql_offline.training.result import (
     read_provenance,
 )
 from tql_offline.version import __version__
-
-CPU = torch.device("cpu")
 
 MAX_TEXT, MAX_VERSIONS = 4000, 50
 """Most characters of a text, and most packages, that are taken over from a run folder."""

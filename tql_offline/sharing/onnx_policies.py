@@ -106,7 +106,7 @@ class _Policy(nn.Module):
         agent = self.acting.agent
         if noise is None:
             noise = observation.new_zeros(observation.shape[0], agent.noise_dim(POLICY))
-        return agent.act(POLICY, observation, noise)
+        return agent.act(POLICY, observation, noise).clamp(-1, 1)
 
 
 def _traced(acting: Acting) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tql_offline.agents import Agent, make_agent, numpy_policy
 from tql_offline.config import Config
@@ -261,9 +262,9 @@ def unscored(folder: RunFolder, config: Config, agent: Agent, step: int) -> tupl
 
 
 def check_act(agent: Agent, observations: NDArray[Any], device: torch.device) -> None:
-    """Check that each policy of one's own method gives an action per observation.
+    """Check that each policy of one's own method gives an action per observation, the same twice.
 
-    They are asked once, for a few, with random numbers that no run draws.
+    They are asked for a few, with random numbers that no run draws.
 
     Args:
         agent: the method.
@@ -275,26 +276,43 @@ def check_act(agent: Agent, observations: NDArray[Any], device: torch.device) ->
     """
     # Not as many as an action has dims, so that rows and dims are told apart.
     few = observations[: agent.action_dim + 1]
-    some = torch.tensor(few, dtype=torch.float32, device=device)  # a copy, which may be changed
+    some = torch.tensor(few, dtype=torch.float32, device=device)
     generator = torch.Generator(device).manual_seed(0)
-    name, want = type(agent).__name__, (len(some), agent.action_dim)
+    name = type(agent).__name__
     devices = [device] if device.type == "cuda" else []
     for policy in agent.policies:
         with torch.no_grad(), torch.random.fork_rng(devices):
             shape = (len(some), agent.noise_dim(policy))
             noise = torch.randn(shape, generator=generator, device=device)
-            actions: Any = agent.act(policy, some, noise)
-        if not isinstance(actions, torch.Tensor):
-            gives = f"a {type(actions).__name__}"
-        elif actions.shape != want:
-            gives = f"actions of shape {tuple(actions.shape)}"
-        else:
-            continue
-        raise InputError(
-            f"{name}.act gives {gives} for {len(some)} observations and policy {policy!r}, where "
-            f"a tensor of shape {want} is needed; return one row of {agent.action_dim} numbers "
-            "per observation"
-        )
+            actions, again = (_asked(agent, policy, some, noise) for _ in range(2))
+        if not torch.isfinite(actions).all():
+            raise InputError(
+                f"{name}.act gives actions that are not finite (NaN or infinite) before any "
+                f"update, by policy {policy!r}; give numbers in [-1, 1]"
+            )
+        if not torch.allclose(actions, again, rtol=1e-3, atol=1e-3):
+            raise InputError(
+                f"{name}.act gives other actions when asked again with the same observations and "
+                f"noise, by policy {policy!r}, so no score could be repeated; take all that is "
+                "random from `noise`, whose width is `noise_dim`"
+            )
+
+
+def _asked(agent: Agent, policy: str, observations: Tensor, noise: Tensor) -> Tensor:
+    """Actions of a policy, checked to be a tensor of a row each."""
+    want = (len(observations), agent.action_dim)
+    actions: Any = agent.act(policy, observations.clone(), noise.clone())
+    if isinstance(actions, Tensor) and actions.shape == want:
+        return actions
+    is_tensor = isinstance(actions, Tensor)
+    gives = (
+        f"actions of shape {tuple(actions.shape)}" if is_tensor else f"a {type(actions).__name__}"
+    )
+    raise InputError(
+        f"{type(agent).__name__}.act gives {gives} for {len(observations)} observations and policy "
+        f"{policy!r}, where a tensor of shape {want} is needed; return one row of "
+        f"{agent.action_dim} numbers per observation"
+    )
 
 
 def check_fit(agent: Agent, pool: EnvironmentPool, folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent
-from tql_offline.config import Config
+from tql_offline.config import Config, is_own
 from tql_offline.errors import InputError
 from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
@@ -193,13 +193,21 @@ def log(
 ) -> None:
     """Write one line of metrics.jsonl and one of timing.jsonl."""
     line = {"step": step, **means}
-    check_finite(line, step, _last_checkpoint(training.folder))
+    check_finite(line, step, _last_checkpoint(training.folder), _mend(training.config))
     append_jsonl(training.folder.metrics, line)
     heed(training, training.watch.see(line))
     timing = {"step": step, "seconds": seconds, "updates_per_second": updates_per_second}
     append_jsonl(training.folder.timing, timing)
     training.reporter.logged(line, updates_per_second)
     training.tracker.log(flatten({**line, **timing}), step)
+
+
+def _mend(config: Config) -> str:
+    """What may keep a run from diverging."""
+    tries = ["lower optimizer.critic_lr", "raise batch_size"]
+    tries += [] if config.dataset.normalise else ["set dataset.normalise"]
+    tries += [f"mend the losses of {config.method}"] if is_own(config.objective) else []
+    return f"{', '.join(tries[:-1])} or {tries[-1]}"
 
 
 def heed(training: Training, warnings: Sequence[Warned]) -> None:
@@ -225,9 +233,10 @@ def save(training: Training, step: int) -> None:
     if training.saved == step:
         return
     last = _last_checkpoint(training.folder)
-    check_finite(training.window.means(), step, last)
+    mend = _mend(training.config)
+    check_finite(training.window.means(), step, last, mend)
     if parameter := checkpoint.non_finite_parameter(training.agent):
-        raise divergence_error(f"parameter {parameter} became NaN or infinite", step, last)
+        raise divergence_error(f"parameter {parameter} became NaN or infinite", step, last, mend)
     state = replace(training.state, step=step)
     folder, agent = training.folder.checkpoints, training.agent
     checkpoint.save(folder, agent, training.generator, state, training.window)

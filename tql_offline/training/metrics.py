@@ -85,16 +85,16 @@ def _round(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}")
 
 
-def check_finite(line: dict[str, Any], step: int, last_checkpoint: str) -> None:
+def check_finite(line: dict[str, Any], step: int, last_checkpoint: str, mend: str) -> None:
     """Stop a run whose losses are no longer finite.
 
     Raises:
-        InputError: names the metric, the step and the last good checkpoint.
+        InputError: names the metric, a loss before others, the step and the last good checkpoint.
     """
-    for name, value in line.items():
-        for number in _numbers(value):
+    for name in sorted(line, key=lambda name: not name.endswith("loss")):
+        for number in _numbers(line[name]):
             if not math.isfinite(number):
-                raise divergence_error(f"{name} became {number}", step, last_checkpoint)
+                raise divergence_error(f"{name} became {number}", step, last_checkpoint, mend)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -106,12 +106,9 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-def divergence_error(what: str, step: int, last_checkpoint: str) -> InputError:
+def divergence_error(what: str, step: int, last_checkpoint: str, mend: str) -> InputError:
     """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
-    last = checkpoint_told(last_checkpoint)
-    return InputError(
-        f"{what} by update {step}; {last}, so lower optimizer.critic_lr or raise batch_size"
-    )
+    return InputError(f"{what} by update {step}; {checkpoint_told(last_checkpoint)}, so {mend}")
 
 
 def checkpoint_told(last: str) -> str:

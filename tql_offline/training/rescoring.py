@@ -7,11 +7,11 @@ from typing import Any
 
 from tql_offline.agents import Agent
 from tql_offline.config import Config
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
-from tql_offline.files import require_writable, write_json
+from tql_offline.files import read_json, require_writable, write_json
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
@@ -77,7 +77,7 @@ def evaluate_run(
     )
     scored = config.model_copy(update={"evaluation": evaluation})
     # Read before an episode is played: if scores cannot be added, playing is a waste of time.
-    read_evaluations(folder)
+    _refuse_lost_lines(folder, own)
     env_id = _environment_of(folder, env_id)
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
@@ -105,6 +105,27 @@ def evaluate_run(
             if drawing is not None:
                 evaluator.film(agent, folder, lines, drawing, reporter)
     return folder
+
+
+def _refuse_lost_lines(folder: RunFolder, protocol: str) -> None:
+    """Refuse to score a run whose result has scores that evaluations.jsonl lacks.
+
+    The result is written again from that file, without them.
+
+    Raises:
+        InputError: there are such scores, or a line of the file is damaged.
+    """
+    lines = read_evaluations(folder)
+    kept = {(e["policy"], e["step"]) for e in lines if e["protocol"]["name"] == protocol}
+    rows = read_json(folder.result).get("evaluations") if folder.result.exists() else None
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    lost = [row.get("step") for row in found if (row.get("policy"), row.get("step")) not in kept]
+    if lost:
+        raise InputError(
+            f"{folder.result} has scores of update {listed(sorted({*map(str, lost)}), 3)} that "
+            f"{folder.evaluations} lacks, and scoring would drop them; restore that file, or "
+            "remove result.json to score the run anew"
+        )
 
 
 def _score_missing(
