@@ -298,6 +298,7 @@ def test_the_protocol_of_a_first_scoring_that_failed_is_no_runs_own(own, tmp_pat
 def test_the_environment_that_a_run_was_trained_with_is_not_replaced(scored, tmp_path, capsys):
     folder = RunFolder(shutil.copytree(scored.path, tmp_path / "r"))
     folder.evaluations.unlink()
+    folder.result.unlink()
     code, output = command(["eval", str(folder.path), "--env", MAZE], capsys)
     assert code == 2
     assert "another task; leave --env out" in output.err
