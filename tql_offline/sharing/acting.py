@@ -55,11 +55,14 @@ def _needs(config: Config, observation_dim: int, action_dim: int) -> tuple[set[s
     """Names of the networks that some policy runs, and of the policies whose actions need noise.
 
     Each policy acts once, on shapes alone. A method of one's own may look at numbers, which shapes
-    lack: of it all networks are kept, and its policies act on the CPU.
+    lack: then all its networks are kept, and its policies act on the CPU.
     """
     dims = observation_dim, action_dim
-    if not is_own(config.objective):
+    try:
         return _probe(make_agent_of_shapes(_short(config), *dims), META)
+    except Exception:  # PyTorch's operations raise many kinds
+        if not is_own(config.objective):
+            raise
     agent = make_agent(config, *dims, CPU)
     _, noisy = _probe(agent, CPU)
     return set(agent.networks), noisy
