@@ -20,7 +20,7 @@ import jinja2
 from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.attention_health import has_targets, has_temperatures
 from tql_offline.eval.imported import ImportedScore, beside, read_scores, without_board
-from tql_offline.eval.leaderboard import Board, Measured, make_boards, measured, natural
+from tql_offline.eval.leaderboard import Board, Measured, Setting, make_boards, measured, natural
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
 from tql_offline.eval.published import published_scores, published_sizes
@@ -65,7 +65,7 @@ from tql_offline.eval.run_records import (
     read_result,
     read_run,
 )
-from tql_offline.files import write_atomic
+from tql_offline.files import write_atomic, writing
 from tql_offline.markdown import code_block, escape_markdown
 from tql_offline.runs import RunFolder
 from tql_offline.version import __version__
@@ -170,15 +170,11 @@ def write_report(
 
 
 def _write_all(out: Path, texts: dict[str, str]) -> None:
-    try:
-        for name, text in texts.items():
-            write_atomic(out / name, text.encode("utf-8", "replace").decode("utf-8"))
-        for name in set(_BOARD_FILES) - set(texts):  # from an earlier report
+    for name, text in texts.items():
+        write_atomic(out / name, text.encode("utf-8", "replace").decode("utf-8"))
+    for name in set(_BOARD_FILES) - set(texts):  # from an earlier report
+        with writing(out / name):
             (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the report cannot be written to {out} ({error.strerror}); give another folder"
-        ) from error
 
 
 def _boards(
@@ -281,8 +277,7 @@ def render(template: str, page: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(csp_hash=csp_hash, code_block=code_block)
-    text = environment.get_template(template).render(page)
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return environment.get_template(template).render(page)
 
 
 def _template_source(name: str) -> str:
@@ -522,12 +517,9 @@ def _page(
     runs = [run for _, run in named]
     many = len(runs) > 1
     shown = [board for board in boards if not board.is_alone]
+    alone = sections[0].name if sections else "Leaderboard"
     return {
-        "title": sections[0].name
-        if len(runs) == 1
-        else f"{len(runs)} runs"
-        if many
-        else "Leaderboard",
+        "title": f"{len(runs)} runs" if many else alone,
         "boards": shown,
         "board_warnings": board_warnings,
         "alone": _alone(boards, len(named)),
@@ -539,13 +531,25 @@ def _page(
         "has_rates": _have_rates(runs),
         "differences": _differences(runs),
         "curves": curves_of_runs(named) if many else None,
-        "answers": [sentence for board in shown for sentence in board.answers] if many else [],
+        "answers": _answers(shown) if many else [],
         "is_listed": len(runs) <= MAX_LISTED_RUNS,
         "is_detailed": len(runs) <= MAX_DETAILED_RUNS,
         "max_detailed": MAX_DETAILED_RUNS,
         "warning_count": len(board_warnings) + sum(len(section.warnings) for section in sections),
         "max_warnings": MAX_LISTED_WARNINGS,
     }
+
+
+def _answers(boards: Sequence[BoardSection]) -> list[str]:
+    """What all boards answer; of several, each sentence begins with what tells its board apart."""
+    settings = [section.board.setting for section in boards]
+    alike = [f for f in Setting._fields if len({getattr(one, f) for one in settings}) == 1]
+    names = [f"{setting._replace(**dict.fromkeys(alike, ''))}: " for setting in settings]
+    return [
+        f"{name if len(boards) > 1 else ''}{sentence}"
+        for name, section in zip(names, boards, strict=True)
+        for sentence in section.answers
+    ]
 
 
 def _alone(boards: list[BoardSection], own: int) -> Table:

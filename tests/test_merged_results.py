@@ -8,6 +8,7 @@ from report_runs import make_run, write_lines, write_result
 
 from tql_offline.eval.leaderboard import Measured, average, domains, make_boards, measured
 from tql_offline.eval.published import published_scores
+from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.statistics import estimate_difference
 
@@ -137,6 +138,21 @@ def test_critics_of_one_size_and_unlike_numbers_of_parameters_are_told(tmp_path)
         f"Critics of TQL tiny on {TASKS[0]} differ in their number of parameters: 106,434, "
         "26,000,000."
     ) in board.notes
+
+
+def test_answers_of_several_boards_say_which_they_are_of(tmp_path):
+    """By what differs between the boards alone: here the simulator, not the protocol."""
+    runs = [
+        make_run(tmp_path / f"{mujoco}-{method}-{s}", seed=s, mujoco=mujoco, method=method)
+        for mujoco in ("3.3.5", "3.9.0")
+        for method in ("TQL", "FQL")
+        for s in (0, 1)
+    ]
+    text = write_report(runs, tmp_path / "several").markdown.read_text()
+    heads = text.partition("\n- ")[0].split("\n\n")[1:3]
+    assert [line.partition(": ")[0] for line in heads] == ["mujoco 3.3.5", "mujoco 3.9.0"]
+    text = write_report(runs[:4], tmp_path / "one").markdown.read_text()
+    assert "mujoco 3.3.5: " not in text
 
 
 def test_as_many_successes_are_the_same_score_in_any_order(tmp_path):
