@@ -6,11 +6,11 @@ from typing import Any
 
 from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
+from tql_offline.documents import flatten
 from tql_offline.errors import InputError, listed
 from tql_offline.eval.leaderboard import Board, Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
-from tql_offline.eval.run_records import flatten
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, differing, effective
 

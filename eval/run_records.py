@@ -17,7 +17,9 @@ from tql_offline.config import validate
 from tql_offline.documents import (
     MAX_CONFIG_BYTES,
     MAX_DOCUMENT_BYTES,
+    MAX_KEY,
     MAX_LINE_BYTES,
+    flatten,
     parse_json,
     parse_toml,
     read_bounded,
@@ -35,12 +37,6 @@ from tql_offline.eval.protocol import (
 )
 from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
-
-MAX_DEPTH = 16
-"""Nesting depth beyond which tables are cut off."""
-
-MAX_KEYS, MAX_KEY = 2000, 200
-"""Most keys of a flattened table, and characters of a key: joined, short keys become long ones."""
 
 MAX_NUMBERS = 5 * 10**6
 """Most numbers kept of a run's curves, and of its evaluations' episodes."""
@@ -294,26 +290,6 @@ def read_result(path: Path) -> Run:
         curves={},
         warnings=tuple(reading.warnings),
     )
-
-
-def flatten(table: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Flatten nested tables, keys joined by dots; cut off below `MAX_DEPTH` and after `MAX_KEYS`.
-
-    >>> flatten({"critic": {"kind": "transformer", "size": "xl"}, "seed": 0})
-    {'critic.kind': 'transformer', 'critic.size': 'xl', 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        name = f"{prefix}{key}"[:MAX_KEY]
-        if len(flat) >= MAX_KEYS:
-            break
-        if not isinstance(value, dict) or not value:
-            flat[name] = value
-        elif depth == MAX_DEPTH:
-            flat[name] = "…"
-        else:
-            flat.update(flatten(value, f"{name}.", depth + 1))
-    return flat
 
 
 def lookup(flat: dict[str, Any], *names: str) -> Any:

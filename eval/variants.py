@@ -8,10 +8,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tql_offline.config import FLOW_POLICIES, OBJECTIVES, is_own
+from tql_offline.config import is_own
+from tql_offline.documents import flatten
 from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
-from tql_offline.eval.run_records import Run, flatten
+from tql_offline.eval.run_records import Run
+from tql_offline.setting_effects import idle_settings
 
 if TYPE_CHECKING:
     from tql_offline.eval.leaderboard import Measured
@@ -81,33 +83,6 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
         for key, value in flat.items()
         if key in kept or not key.startswith(idle)
     }
-
-
-def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
-    """Prefixes of settings that this objective and critic do not use.
-
-    A method of one's own may build on any of the package's, and use its settings.
-
-    Args:
-        objective: the objective.
-        flat: a run's flattened settings.
-    """
-    tables = [] if is_own(objective) else _other_tables(objective)
-    if objective == "cloning":
-        tables += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
-    if flat.get("critic.kind") == "mlp":
-        tables.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
-    if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:
-        tables.append("optimizer.schedule_steps")
-    if not flat.get("conservative.calibrated"):
-        tables.append("conservative.after_cut")
-    return tables
-
-
-def _other_tables(objective: str) -> list[str]:
-    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
-    tables = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
-    return tables if objective in FLOW_POLICIES else [*tables, "flow.alpha"]
 
 
 def differing(settings: Iterable[Settings]) -> tuple[str, ...]:

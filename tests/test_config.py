@@ -5,7 +5,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from command_line import command
 
 from tql_offline.agents.controlled_critic import make_control, make_critic
 from tql_offline.cli.train import assign
@@ -13,6 +15,7 @@ from tql_offline.config import Config, resolve, validate
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
 from tql_offline.presets import family_of, presets
+from tql_offline.setting_effects import copies, idle_of
 from tql_offline.settings_page import reference
 from tql_offline.training.suite import expand, read_suite
 
@@ -208,6 +211,62 @@ def test_a_complete_config_file_takes_no_other_preset_of_any_kind(tmp_path):
     for preset in ("iql", "scene+iql"):
         with pytest.raises(InputError, match="has every setting, so what presets set"):
             resolve({}, file=file, preset=preset)
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "idle"),
+    [
+        ("iql", {"flow": {"alpha": 3.0, "hidden": [8]}}, ["flow.alpha"]),
+        ("iql", {"implicit": {"samples": 4, "inverse_temperature": 1.0}}, ["implicit.samples"]),
+        ("ifql", {"implicit": {"inverse_temperature": 1.0}}, ["implicit.inverse_temperature"]),
+        ("bc", {"critic": {"size": "xl"}, "steps": 5}, ["critic.size"]),
+        ("fql", {"entropy": {"target": 0.5}}, ["entropy.target"]),
+        ("fql", {"entropy": {"mode": "none"}, "critic": {"reduction": "min"}}, []),
+        ("cql", {"critic": {"reduction": "min"}}, ["critic.reduction"]),
+        ("cal-ql", {"conservative": {"after_cut": "last"}}, []),
+    ],
+)
+def test_settings_that_a_method_does_not_use_are_known(preset, given, idle):
+    assert idle_of(resolve(given, preset=preset), given) == idle
+
+
+def test_settings_without_effect_are_told_and_the_config_is_printed(capsys):
+    flags = ["--preset", "iql", "--set", "rebrac.policy_alpha=9", "--print-config"]
+    code, output = command(["train", *flags], capsys)
+    assert code == 0
+    assert output.err == "note: IQL does not use rebrac.policy_alpha, so it has no effect\n"
+    assert tomllib.loads(output.out)["rebrac"]["policy_alpha"] == 9
+
+
+def test_runs_of_a_suite_that_would_train_the_same_are_known():
+    def named(preset, **rebrac):
+        return resolve({"rebrac": rebrac} if rebrac else {}, preset=preset)
+
+    runs = {
+        "a": named("iql", policy_alpha=1.0),
+        "b": named("iql", policy_alpha=2.0),
+        "c": named("rebrac", policy_alpha=1.0),
+        "d": named("rebrac", policy_alpha=2.0),
+        "e": named("iql"),
+        "f": resolve({"seed": 1}, preset="iql"),
+    }
+    assert list(copies(runs.items())) == [("a", "b"), ("a", "e")]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("cube", "cube-single or cube-double or cube-triple"), ("cubesingle", "cube-single")],
+)
+def test_a_preset_that_is_none_is_asked_for_by_its_beginning(name, near):
+    with pytest.raises(InputError, match=f"did you mean {near}"):
+        resolve({}, preset=name)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = resolve({"steps": np.int64(5), "discount": np.float64(0.5), "seed": np.int32(1)})
+    assert (config.steps, config.discount, config.seed) == (5, 0.5, 1)
+    with pytest.raises(InputError, match=r"settings are 'cfg\.toml' and no dict; .*file=Path"):
+        resolve("cfg.toml")
 
 
 def test_targets_of_entropies_bind_the_depth_of_controlled_transformers_alone():

@@ -29,11 +29,17 @@ from tql_offline.datasets import reading
 from tql_offline.datasets.collect import _read_part, collect
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.load import load
-from tql_offline.documents import MAX_DEPTH, MAX_DOCUMENT_BYTES, parse_json, parse_toml
+from tql_offline.documents import (
+    MAX_DEPTH,
+    MAX_DOCUMENT_BYTES,
+    MAX_KEYS,
+    flatten,
+    parse_json,
+    parse_toml,
+)
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.leaderboard import natural
 from tql_offline.eval.report import write_report
-from tql_offline.eval.run_records import MAX_KEYS, flatten
 from tql_offline.eval.run_records import read_run as read_for_report
 from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, find_results, find_runs

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
-from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -18,7 +17,7 @@ from tql_offline.eval.leaderboard import make_boards, measured
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
-from tql_offline.eval.run_records import MAX_DEPTH, flatten, read_run
+from tql_offline.eval.run_records import read_run
 from tql_offline.runs import RunFolder
 
 GARBAGE = {
@@ -622,14 +621,6 @@ def test_garbage_in_one_file_never_raises(name, garbage, tmp_path):
     found = read_run(run)
     assert len(found.evaluations) == (0 if name == "evaluations" and not found.result else 2)
     assert bool(found.warnings) != ((garbage, name) in SILENT)
-
-
-def test_deep_tables_are_cut_off():
-    table: dict[str, Any] = {"end": {"a": 1}}
-    for _ in range(5000):
-        table = {"a": table}
-    assert flatten(table) == {".".join("a" * (MAX_DEPTH + 1)): "…"}
-    assert flatten({"a": {"b": {"c": 1}}}) == {"a.b.c": 1}
 
 
 def test_runs_of_nothing_but_garbage_make_a_report(tmp_path):

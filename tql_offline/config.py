@@ -80,12 +80,18 @@ class Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_numbers(cls, values: Any) -> Any:
-        """Take 1e6 for 1000000."""
+        """Take 1e6 for 1000000, and NumPy's numbers for Python's."""
         if not isinstance(values, dict):
             return values
+        values = {name: _plain(value) for name, value in values.items()}
         counts = {name for name, field in cls.model_fields.items() if field.annotation is int}
         whole = {n: int(v) for n, v in values.items() if type(v) is float and v.is_integer()}
         return values | {name: whole[name] for name in whole.keys() & counts}
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's own."""
+    return value.item() if type(value).__module__ == "numpy" and not value.shape else value
 
 
 def is_own(objective: str) -> bool:
@@ -573,6 +579,11 @@ def resolve(
     Raises:
         InputError: an unknown key or preset, or a value out of range, named in one sentence.
     """
+    if not isinstance(flags, Mapping):
+        raise InputError(
+            f"settings are {shown(flags)} and no dict; give a file of them as "
+            "resolve({}, file=Path(...))"
+        )
     from_file = _read_config(file) if file else {}
     if (preset or flags.get("preset")) and from_file.get("preset"):
         raise InputError(

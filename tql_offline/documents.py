@@ -8,6 +8,7 @@ printed, compared and traversed.
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,6 +24,9 @@ MAX_CONFIG_BYTES = 2**18
 
 MAX_DEPTH = 32
 """A document nested deeper is not ours: `repr` and `json` follow it until the stack is full."""
+
+MAX_KEYS, MAX_KEY = 2000, 200
+"""Most keys of a flattened table, and characters of a key: joined, short keys become long ones."""
 
 MAX_BITS = 64
 
@@ -131,3 +135,21 @@ def _children(value: Any) -> Any:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a document's nested tables, keys joined by dots; cut off after `MAX_KEYS`.
+
+    >>> flatten({"critic": {"kind": "transformer", "size": "xl"}, "seed": 0})
+    {'critic.kind': 'transformer', 'critic.size': 'xl', 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"[:MAX_KEY]
+        if len(flat) >= MAX_KEYS:
+            break
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _SHOWN = 120
+_LEAST = 3
+"""Least letters of a name whose continuations are meant."""
 
 
 class InputError(Exception):
@@ -60,11 +62,15 @@ def numbered(number: int, one: str, several: str) -> str:
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """A question that names the nearest of some known names, with a prefix; empty if none is near.
 
+    Where none is, those that begin with the name.
+
     >>> did_you_mean("FQLL", ["fql", "iql", "cql"]), did_you_mean("a", ["fql"])
     ('did you mean fql?', '')
     """
-    by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name[:_SHOWN].lower(), by_lower, n=3, cutoff=0.6)
+    by_lower, lower = {one.lower(): one for one in known}, name[:_SHOWN].lower()
+    near = difflib.get_close_matches(lower, by_lower, n=3, cutoff=0.6)
+    if not near and len(lower) >= _LEAST:
+        near = [one for one in by_lower if one.startswith(lower)][:3]
     return f"did you mean {' or '.join(prefix + by_lower[one] for one in near)}?" if near else ""
 
 

@@ -16,9 +16,11 @@ from tql_offline.cli.tables import (
     print_table,
     progress_bar,
     say,
+    warn,
 )
 from tql_offline.cli.train import assign
 from tql_offline.number_lists import parse_numbers
+from tql_offline.setting_effects import copies
 
 if TYPE_CHECKING:
     from tql_offline.training.suite import PlannedRun, Suite
@@ -82,6 +84,7 @@ def sweep(
     if list_ or cost:
         return
     names = gpu_names(numbers)
+    _say_copies(planned)
     suites.check_collected(read)
     unfinished = [run for run, state in states if state != "finished"]
     for run in unfinished:
@@ -200,6 +203,17 @@ def _say_unscored(pending: "list[PlannedRun]") -> None:
             f"note: {len(names)} of {len(pending)} runs (first {names[0]}) use your own data "
             "without dataset.env_id, so they are not scored"
         )
+
+
+def _say_copies(planned: "list[PlannedRun]") -> None:
+    """Say before anything is trained which runs would be the same."""
+    pairs = copies((run.name, run.config) for run in planned)
+    said = (
+        f"run {second} will train the same as {first}: its method does not use the settings that "
+        "tell them apart"
+        for first, second in pairs
+    )
+    warn(list(said), "note")
 
 
 def _collect(suite: "Suite") -> None:

@@ -15,20 +15,24 @@ from tql_offline.cli.tables import (
     print_spread,
     progress_bar,
     say,
+    warn,
 )
 from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own, resolve
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, listed, shown
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
 from tql_offline.own_code import refuse_brought
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder
+from tql_offline.setting_effects import idle_of
 from tql_offline.training.stopping import end_with_input
 
 if TYPE_CHECKING:
     from tql_offline.datasets.load import Dataset
 
 
+_SHOWN = 4
+"""Most settings without effect that are named."""
 _INTEGER = "<int>"
 """What `--help` shows of a number that `_whole` reads."""
 
@@ -180,6 +184,10 @@ def train(
     if config is not None:
         _refuse_brought(settings, given, config)
     _refuse_idle(settings, alpha=alpha, critic=critic, entropy=entropy)
+    if idle := idle_of(settings, given):
+        warn(
+            [f"{settings.method} does not use {listed(idle, _SHOWN)}, so it has no effect"], "note"
+        )
     if print_config:
         typer.echo(settings.to_toml(), nl=False)
         return

@@ -28,13 +28,12 @@ from typing import Any, Literal, Protocol, TypeVar
 from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import kind_of
-from tql_offline.documents import is_whole
+from tql_offline.documents import flatten, is_whole
 from tql_offline.errors import InputError
-from tql_offline.eval.run_records import flatten
-from tql_offline.eval.variants import idle_settings
 from tql_offline.files import discard_folder, read_json, writing
 from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
+from tql_offline.setting_effects import CHANGE_NO_RESULT, idle_settings
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
 from tql_offline.training.stopping import (
@@ -50,8 +49,6 @@ POLL_SECONDS = 0.1
 LOOKS = 3
 """How often a run is looked at before it counts as another process's, or as no run."""
 LOG_TAIL_BYTES = 2**16
-
-_CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
 
 State = Literal["finished", "unfinished", "to do"]
 Result = TypeVar("Result")
@@ -164,7 +161,7 @@ def first_difference(have: Config, want: Config, *, is_moved: bool = False) -> s
     'steps 5 where the suite gives 6'
     """
     old, new = (flatten(config.model_dump(mode="json")) for config in (have, want))
-    without_effect = (*idle_settings(want.objective, new), *_CHANGE_NO_RESULT)
+    without_effect = (*idle_settings(want.objective, new), *CHANGE_NO_RESULT)
     if is_moved:
         are_paths = all(kind_of(config.dataset.name) == "own" for config in (have, want))
         without_effect += ("dataset.path", *(["dataset.name"] if are_paths else []))

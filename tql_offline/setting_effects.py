@@ -1,0 +1,68 @@
+"""Which settings change nothing of a run, given its others."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own
+from tql_offline.documents import flatten
+
+CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
+
+
+def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
+    """Prefixes of settings that this objective and critic do not use.
+
+    A method of one's own may build on any of the package's, and use its settings.
+
+    Args:
+        objective: the objective.
+        flat: a run's flattened settings.
+    """
+    idle = [] if is_own(objective) else _of_others(objective)
+    if objective == "cloning":
+        idle += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
+    if objective == "implicit":
+        by_weights = flat.get("implicit.extraction") == "awr"
+        idle.append("implicit.samples" if by_weights else "implicit.inverse_temperature")
+    if flat.get("critic.kind") == "mlp":
+        idle.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
+    if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:
+        idle.append("optimizer.schedule_steps")
+    if not flat.get("conservative.calibrated"):
+        idle.append("conservative.after_cut")
+    return idle
+
+
+def _of_others(objective: str) -> list[str]:
+    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
+    idle = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
+    return idle if objective in FLOW_POLICIES else [*idle, "flow.alpha", "critic.reduction"]
+
+
+def idle_of(config: Config, given: Mapping[str, Any]) -> list[str]:
+    """Names of given settings that a run with this config does not use."""
+    idle = tuple(idle_settings(config.objective, _flat(config)))
+    named = [name for name, value in flatten(given).items() if (name, value) != _OFF]
+    return [name for name in named if name.startswith(idle)]
+
+
+_OFF = ("entropy.mode", "none")
+"""What a critic without attention has anyway."""
+
+
+def copies(runs: Iterable[tuple[str, Config]]) -> Iterator[tuple[str, str]]:
+    """Names of runs that would train the same as an earlier one, each behind that one's."""
+    seen: dict[tuple[tuple[str, str], ...], str] = {}
+    for name, config in runs:
+        flat = _flat(config)
+        without_effect = (*idle_settings(config.objective, flat), *CHANGE_NO_RESULT, "preset")
+        used = {
+            key: str(value) for key, value in flat.items() if not key.startswith(without_effect)
+        }
+        first = seen.setdefault(tuple(sorted(used.items())), name)
+        if first != name:
+            yield first, name
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return flatten(config.model_dump(mode="json"))
