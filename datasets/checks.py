@@ -38,6 +38,11 @@ _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
 """Repeats are reported if more than this share of transitions repeat the one before."""
+NO_ENCODER = (
+    "for which there is no encoder here; train on data whose observations are numbers, such as "
+    "OGBench's without 'visual-'"
+)
+"""The end of a sentence about data that are images."""
 LARGE_OBSERVATION = 100.0
 """Typical size of an observation dim beyond which a network sees little more than its sign."""
 LARGE_REWARD = 1e3
@@ -74,6 +79,7 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         goes_on: whether episodes are meant to go on after the task's end, as OGBench's do.
     """
     found = [
+        *_images(view),
         *_lost_observations(view),
         *_bad_numbers(view),
         *_marks(view, goes_on),
@@ -514,6 +520,13 @@ def large_dims(observations: Array) -> list[int]:
     with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
         size = np.sqrt(np.square(observations[rows], dtype=np.float64).mean(axis=0))
         return [int(dim) for dim in np.flatnonzero(size > LARGE_OBSERVATION)]
+
+
+def _images(view: View) -> Iterator[Finding]:
+    """Find observations that training refuses for their shape."""
+    if shape := view.observations.shape[2:]:
+        size = "x".join(map(str, (view.observations.shape[1], *shape)))
+        yield Finding("warning", "images", f"observations are images of {size}, {NO_ENCODER}")
 
 
 def _large_observations(view: View) -> Iterator[Finding]:

@@ -124,6 +124,14 @@ def test_last_observations_after_the_tasks_end_may_be_made_up():
     assert "last-row" not in {f.kind for f in check(view_of_columns(columns, "mine"))}
 
 
+def test_images_that_training_refuses_are_a_warning():
+    columns = good()
+    columns["observations"] = np.zeros((len(columns["masks"]), 8, 8, 3), np.uint8)
+    (found,) = [f for f in check(view_of_columns(columns, "mine")) if "images" in f.sentence]
+    assert found.level == "warning"
+    assert found.sentence.startswith("observations are images of 8x8x3, for which there is no enc")
+
+
 def test_numbers_that_are_none():
     columns = good()
     columns["observations"][ENDS[1] + 3, 1] = np.nan

@@ -7,6 +7,7 @@ from tempfile import TemporaryFile
 from tql_offline.agents import agent_class
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
+from tql_offline.datasets.checks import NO_ENCODER
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.own_code import brought
@@ -18,11 +19,6 @@ from tql_offline.training.trackers import check_tracker
 MAX_RUN_NAMES = 10_000
 MAX_NAME_BYTES = 240
 """Most bytes of a run's name: file systems allow 255, including what is appended."""
-NO_ENCODER = (
-    "for which there is no encoder here; train on data whose observations are numbers, such as "
-    "OGBench's without 'visual-'"
-)
-"""The end of a sentence about data that are images."""
 
 
 def check(config: Config, runs: Path, name: str) -> None:

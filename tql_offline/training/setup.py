@@ -9,7 +9,7 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
-from tql_offline.datasets.checks import quick_check
+from tql_offline.datasets.checks import NO_ENCODER, quick_check
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -21,7 +21,6 @@ from tql_offline.training.device import pick_device
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.evaluation import check_act
 from tql_offline.training.metrics import MetricsWindow
-from tql_offline.training.new_run import NO_ENCODER
 from tql_offline.training.provenance import collect_provenance, own_code
 from tql_offline.training.rewards import RewardMap, reward_map
 
