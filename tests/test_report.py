@@ -18,7 +18,7 @@ from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_run
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, find_runs
 
 GARBAGE = {
     "empty": b"",
@@ -621,6 +621,16 @@ def test_garbage_in_one_file_never_raises(name, garbage, tmp_path):
     found = read_run(run)
     assert len(found.evaluations) == (0 if name == "evaluations" and not found.result else 2)
     assert bool(found.warnings) != ((garbage, name) in SILENT)
+
+
+def test_a_run_that_lost_its_settings_is_not_passed_over(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / f"r{seed}", seed=seed)
+    (tmp_path / "runs" / "r1" / "config.toml").unlink()
+    found = find_runs([tmp_path / "runs"])
+    assert [run.path.name for run in found] == ["r0", "r1"]
+    files = write_report(found, tmp_path / "out")
+    assert any("r1: config.toml cannot be used" in warning for warning in files.warnings)
 
 
 def test_runs_of_nothing_but_garbage_make_a_report(tmp_path):

@@ -163,7 +163,7 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
             raise InputError(f"{path} does not exist; give a run folder or a folder of runs")
         below = (p for p in _below(path) if p.is_dir() and not p.name.startswith("."))
         candidates = [path, *below] if path.is_dir() else []
-        found.update(p for p in candidates if RunFolder(p).config.is_file())
+        found.update(p for p in candidates if _may_be_run(RunFolder(p)))
     runs = [folder for folder in map(RunFolder, sorted(found)) if not _is_model(folder)]
     if not runs:
         names = ", ".join(str(p) for p in paths)
@@ -173,6 +173,11 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
             "or `sweep` wrote, or a folder of such runs"
         )
     return runs
+
+
+def _may_be_run(folder: RunFolder) -> bool:
+    """Whether a folder is a run's or a model's; a run that lost its settings is not passed over."""
+    return folder.config.is_file() or folder.provenance.is_file()
 
 
 def _is_model(folder: RunFolder) -> bool:

@@ -375,6 +375,13 @@ def _check_header_length(path: Path) -> None:
         raise ValueError(f"its header claims {length} bytes")
 
 
+def _without(folder: RunFolder) -> str:
+    """The end of a sentence on a run without checkpoints."""
+    if folder.is_finished():
+        return " left, though it was finished; restore its folder checkpoints/, or train it again"
+    return " yet; let it train to its first one"
+
+
 def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
     """The checkpoint of a step, or the last.
 
@@ -383,7 +390,7 @@ def chosen_checkpoint(folder: RunFolder, step: int | None) -> Path:
     """
     steps = folder.checkpoint_steps()
     if not steps:
-        raise InputError(f"run {folder.path} has no checkpoint yet; let it train to its first one")
+        raise InputError(f"run {folder.path} has no checkpoint{_without(folder)}")
     if step is not None and step not in steps:
         listed = ", ".join(str(s) for s in steps)
         raise InputError(f"run {folder.path} has no checkpoint of step {step}; it has {listed}")
