@@ -219,8 +219,8 @@ class ImplicitConfig(Table):
 
     expectile: ProperFraction = Field(0.9, description="expectile of Q over actions that V fits")
     extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is obtained")
-    inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights")
-    samples: Many = Field(32, description="flow samples for best-of-n")
+    inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights (awr)")
+    samples: Many = Field(32, description="flow samples (best-of-n)")
 
 
 class ConservativeConfig(Table):

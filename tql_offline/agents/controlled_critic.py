@@ -28,7 +28,11 @@ def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic
 
 
 def make_value(config: Config, observation_dim: int) -> Critic:
-    """V(s): the same architecture without actions, one head."""
+    """V(s): the same architecture without actions, one head.
+
+    An MLP has as many parameters as a transformer V of that size, which is one network beside Q's
+    two: it is wider than each of these.
+    """
     single = config.critic.model_copy(update={"ensemble": 1})
     return make_critic(config.model_copy(update={"critic": single}), observation_dim, 0)
 
