@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from stand_ins import raising
 
 from tql_offline.errors import InputError
 from tql_offline.runs import RunFolder
@@ -63,6 +64,14 @@ def test_wandb_gets_settings_and_numbers(monkeypatch, tmp_path):
     assert run.settings["name"] == "mine"
     assert run.settings["config"] == {"seed": 3}
     assert (run.logged, run.finished) == ([(7, {"loss": 0.5})], True)
+
+
+def test_wandb_without_a_login_is_one_sentence(monkeypatch, tmp_path):
+    fake = FakeWandb()
+    fake.init = raising(RuntimeError("No API key configured. Use `wandb login`.\nmore"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(InputError, match=r"cannot begin \(No API key .*\); log in by .*offline$"):
+        make_tracker("wandb", RunFolder(tmp_path), {})
 
 
 def test_seeds_of_one_process_are_runs_of_their_own_in_wandb(monkeypatch, tmp_path):

@@ -58,16 +58,23 @@ class WandbTracker:
 
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
         module = _require("wandb", "wandb")
-        self._run = module.init(
-            project="tql-offline",
-            name=folder.path.name,
-            dir=str(folder.path),
-            config=dict(settings),
-            id=_wandb_id(folder),
-            resume="allow",
-            allow_val_change=True,  # a resumed run may be given more updates
-            reinit="create_new",  # or it would be the run of another seed in this process
-        )
+        try:
+            self._run = module.init(
+                project="tql-offline",
+                name=folder.path.name,
+                dir=str(folder.path),
+                config=dict(settings),
+                id=_wandb_id(folder),
+                resume="allow",
+                allow_val_change=True,  # a resumed run may be given more updates
+                reinit="create_new",  # or it would be the run of another seed in this process
+            )
+        except Exception as error:  # no login, no network: its errors have no common class
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"tracker 'wandb' cannot begin ({said}); log in by `wandb login`, or set "
+                "WANDB_MODE=offline"
+            ) from error
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
