@@ -19,8 +19,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tql_offline.eval.averages import summaries
 from tql_offline.eval.differences import compare_methods
-from tql_offline.eval.leaderboard import Board, Measured, Setting, make_boards, summaries
+from tql_offline.eval.leaderboard import Board, make_boards
+from tql_offline.eval.measured import Measured, Setting
 from tql_offline.eval.statistics import SIGNIFICANCE, estimate_mean
 
 EPISODES = 150

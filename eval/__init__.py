@@ -10,7 +10,9 @@ Playing episodes
 
 Comparing runs
     run_records  tolerant reading of run folders
+    measured     a run's scores, and what must be equal for two runs to be compared
     leaderboard  scores of methods by task → rows, variants, published, imported
+    averages     over tasks, and ranks of methods
     statistics   intervals, spreads and tests
     scaling      whether a bigger critic helps
     differences  whether methods of equal size differ

@@ -8,7 +8,8 @@ from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
 from tql_offline.documents import flatten
 from tql_offline.errors import InputError, listed
-from tql_offline.eval.leaderboard import Board, Measured
+from tql_offline.eval.leaderboard import Board
+from tql_offline.eval.measured import Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
 from tql_offline.eval.statistics import Estimate, estimate_difference

@@ -18,7 +18,9 @@ from typing import Self
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Board, Measured, by_cell, natural
+from tql_offline.eval.leaderboard import Board, by_cell
+from tql_offline.eval.measured import Measured
+from tql_offline.eval.rows import natural
 from tql_offline.eval.statistics import (
     RESAMPLES,
     SIGNIFICANCE,

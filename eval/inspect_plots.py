@@ -12,14 +12,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from tql_offline.eval.inspections import Floats, InspectedState, Inspection, Landscape
-from tql_offline.eval.plots import (
-    INK,
-    SERIES,
-    Line,
-    Panel,
-    figure_svg,
-    panel_svg,
-)
+from tql_offline.eval.plots import INK, SERIES, Line, Panel, figure_svg, panel_svg
 
 MAX_SHOWN_LAYERS = 8
 

@@ -9,20 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.leaderboard import (
-    Board,
-    Measured,
-    Setting,
-    TaskScore,
-    average,
-    by_cell,
-    domain_title,
-    domains,
-    imported_label,
-    tasks_of,
-)
+from tql_offline.eval.averages import average, domain_title, domains
+from tql_offline.eval.leaderboard import Board, TaskScore, by_cell, imported_label
 from tql_offline.eval.leaderboard_page import BoardSection, pair_decimals, row_decimals
+from tql_offline.eval.measured import Measured, Setting
 from tql_offline.eval.report_tables import spread
+from tql_offline.eval.rows import tasks_of
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"

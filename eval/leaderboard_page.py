@@ -7,27 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tql_offline.errors import listed, numbered
+from tql_offline.eval.averages import Summary, average, domain_title, domains, summaries
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.differences import Comparisons, compare_methods
-from tql_offline.eval.differences_page import (
-    difference_answers,
-    difference_notes,
-    difference_table,
-)
-from tql_offline.eval.leaderboard import (
-    Board,
-    Measured,
-    Summary,
-    TaskScore,
-    average,
-    domain_title,
-    domains,
-    imported_label,
-    summaries,
-    tasks_of,
-)
+from tql_offline.eval.differences_page import difference_answers, difference_notes, difference_table
+from tql_offline.eval.leaderboard import Board, TaskScore, imported_label
 from tql_offline.eval.learning_curves import learning_plots
 from tql_offline.eval.line_styles import LineStyle, keys_of, line_styles
+from tql_offline.eval.measured import Measured
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel
 from tql_offline.eval.protocol import known_protocol, protocols
 from tql_offline.eval.published import PublishedSize
@@ -45,7 +32,7 @@ from tql_offline.eval.report_tables import (
     plain,
     spread,
 )
-from tql_offline.eval.rows import MAX_NAMED
+from tql_offline.eval.rows import MAX_NAMED, tasks_of
 from tql_offline.eval.scaling import Scaling, scaling_of
 from tql_offline.eval.scaling_page import (
     printed_table,

@@ -20,14 +20,14 @@ import jinja2
 from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.attention_health import has_targets, has_temperatures
 from tql_offline.eval.imported import ImportedScore, beside, read_scores, without_board
-from tql_offline.eval.leaderboard import Board, Measured, Setting, make_boards, measured, natural
+from tql_offline.eval.leaderboard import Board, make_boards
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
+from tql_offline.eval.measured import CountedScore, Measured, Setting, measured
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_plots import PlotGroup, curves_of_runs, run_plots
 from tql_offline.eval.report_scores import (
     GROUPS,
-    CountedScore,
     alarm_of,
     answer_of,
     collapse_of,
@@ -37,8 +37,8 @@ from tql_offline.eval.report_scores import (
     lack_of,
     last_value,
     layers_of,
+    main_played,
     main_scores,
-    main_setting,
     method_of,
     parameters_of,
     rate_text,
@@ -57,14 +57,8 @@ from tql_offline.eval.report_tables import (
     make_table,
     number_cell,
 )
-from tql_offline.eval.run_records import (
-    Evaluation,
-    Run,
-    count,
-    lookup,
-    read_result,
-    read_run,
-)
+from tql_offline.eval.rows import natural
+from tql_offline.eval.run_records import Evaluation, Run, count, lookup, read_result, read_run
 from tql_offline.files import write_atomic, writing
 from tql_offline.markdown import code_block, escape_markdown
 from tql_offline.runs import RunFolder
@@ -577,9 +571,10 @@ def _differences(runs: list[Run]) -> list[str]:
         name: {as_text(v) for run in runs if (v := lookup(run.provenance, name)) is not None}
         for name in ("ogbench", "gymnasium", "mujoco", "minari")
     }
-    facts["protocol"] = {setting[0] for run in runs if (setting := main_setting(run))}
-    timings = {setting[2] for run in runs if (setting := main_setting(run))}
-    facts["success timing"] = timings - {""}  # "" for an environment without one
+    played = [main for run in runs if (main := main_played(run))]
+    facts["protocol"] = {one.protocol for one in played}
+    # It is "" for an environment without one.
+    facts["success timing"] = {one.success_timing for one in played} - {""}
     for dataset in {dataset_of(run) for run in runs}:
         hashes = {_dataset_hash(run) for run in runs if dataset_of(run) == dataset}
         facts[f"content of dataset {dataset}"] = {h[:12] for h in hashes if h}

@@ -8,14 +8,14 @@ from markupsafe import Markup
 
 from tql_offline.eval.attention_health import COLLAPSED, has_targets, has_temperatures
 from tql_offline.eval.inspect_plots import state_drawings
+from tql_offline.eval.measured import played_of
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
 from tql_offline.eval.report_scores import (
     GROUPS,
     entropy_mode_of,
     layers_of,
-    main_setting,
+    main_played,
     policy_order,
-    setting_of,
     tokens_of,
 )
 from tql_offline.eval.run_records import Curve, Evaluation, Run
@@ -120,10 +120,10 @@ def _return_interval(evaluation: Evaluation) -> tuple[float, float]:
 
 def _by_policy(run: Run) -> dict[str, list[Evaluation]]:
     """Evaluations of the run's main protocol and task, learned policy first."""
-    setting = main_setting(run)
+    main = main_played(run)
     found: dict[str, list[Evaluation]] = {}
     for evaluation in run.evaluations:
-        if setting_of(evaluation) == setting:
+        if played_of(evaluation) == main:
             found.setdefault(evaluation.policy, []).append(evaluation)
     return dict(sorted(found.items(), key=lambda item: policy_order(item[0])))
 

@@ -2,14 +2,14 @@
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tql_offline.config import FLOW_POLICIES
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
+from tql_offline.eval.measured import CountedScore, Played, played_of
 from tql_offline.eval.protocol import protocol_label
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
 from tql_offline.eval.run_records import Curve, Evaluation, Run, count
@@ -18,73 +18,6 @@ from tql_offline.eval.statistics import wilson_interval
 MAX_LAYERS = 32
 
 GROUPS = ("[VALUE] query", "other queries")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CountedScore:
-    """The counted evaluations of one policy of one run under one protocol, taken together.
-
-    Attributes:
-        evaluations: the last planned evaluations, at most `counted` of them, ascending in step; if
-            none was planned, the last of all.
-        counted: how many evaluations the protocol counts.
-        every: all evaluations that may count.
-        lacking: updates whose evaluations count but are missing; earlier ones stand in for them.
-    """
-
-    evaluations: tuple[Evaluation, ...]
-    counted: int
-    every: tuple[Evaluation, ...]
-    lacking: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, every: Sequence[Evaluation], lacking: tuple[int, ...] = ()) -> Self:
-        """Make a score from one or more evaluations, ascending in step."""
-        counted = every[-1].counted
-        return cls(
-            evaluations=tuple(every[-counted:]),
-            counted=counted,
-            every=tuple(every),
-            lacking=lacking,
-        )
-
-    @property
-    def last(self) -> Evaluation:
-        """The evaluation at the latest step."""
-        return self.evaluations[-1]
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes in all counted evaluations."""
-        return sum(e.episodes for e in self.evaluations)
-
-    @property
-    def starts(self) -> int:
-        """Number of different episodes: a run's evaluations begin from the same states."""
-        seeds = {episode.seed for e in self.evaluations for episode in e.details}
-        most = max(e.episodes for e in self.evaluations)
-        return most if None in seeds else max(len(seeds), most)
-
-    @property
-    def successes(self) -> int | None:
-        """Number of successful episodes; None if success is not defined."""
-        known = [e.successes for e in self.evaluations if e.successes is not None]
-        return sum(known) if len(known) == len(self.evaluations) else None
-
-    @property
-    def last_three(self) -> float:
-        """Mean score of the last three evaluations; NaN if there are fewer."""
-        scores = [e.score for e in self.every[-3:]]
-        return math.fsum(scores) / 3 if len(scores) == 3 else math.nan
-
-    @property
-    def best(self) -> float:
-        """The best score of all, an oracle: it cannot be known without playing."""
-        return max((e.score for e in self.every if not math.isnan(e.score)), default=math.nan)
-
-    def mean(self, of: Callable[[Evaluation], float]) -> float:
-        """Mean over the counted evaluations, each weighted by its episodes."""
-        return math.fsum(of(e) * e.episodes for e in self.evaluations) / self.episodes
 
 
 def percent(rate: float, episodes: int) -> str:
@@ -129,9 +62,9 @@ def success_interval(
 
 def scores_of(run: Run) -> tuple[CountedScore, ...]:
     """The counted evaluations of each policy under each protocol, in order of appearance."""
-    groups: dict[tuple[str, str, str], dict[str, list[Evaluation]]] = {}
+    groups: dict[Played, dict[str, list[Evaluation]]] = {}
     for evaluation in run.evaluations:
-        policies = groups.setdefault(setting_of(evaluation), {})
+        policies = groups.setdefault(played_of(evaluation), {})
         policies.setdefault(evaluation.policy, []).append(evaluation)
     return tuple(
         _score(run, policy, found)
@@ -158,28 +91,24 @@ def lack_of(run: Run, score: CountedScore) -> str:
     )
 
 
-def setting_of(evaluation: Evaluation) -> tuple[str, str, str]:
-    """The setting of an evaluation: protocol, environment, moment of judging success."""
-    return evaluation.protocol, evaluation.env_id, evaluation.success_timing
-
-
 def policy_order(policy: str) -> tuple[int, str]:
     """Sort key that puts the learned policy first and the behaviour second."""
     known = ("learned", "behaviour")
     return (known.index(policy) if policy in known else len(known), policy)
 
 
-def main_setting(run: Run) -> tuple[str, str, str] | None:
-    """The setting a run is judged by: its result's protocol, or failing that the first played."""
+def main_played(run: Run) -> Played | None:
+    """What a run is judged by: its result's protocol, or failing that the first played."""
     named = protocol_label(run.result.get("protocol"))
-    settings = [setting_of(e) for e in run.evaluations]
-    return next((s for s in settings if named and s[0] == named), settings[0] if settings else None)
+    played = [played_of(evaluation) for evaluation in run.evaluations]
+    first = played[0] if played else None
+    return next((one for one in played if named and one.protocol == named), first)
 
 
 def main_scores(run: Run) -> dict[str, CountedScore]:
-    """Scores by policy, in the setting that a run is judged by."""
-    setting = main_setting(run)
-    return {s.last.policy: s for s in scores_of(run) if setting_of(s.last) == setting}
+    """Scores by policy, of what a run is judged by."""
+    main = main_played(run)
+    return {s.last.policy: s for s in scores_of(run) if played_of(s.last) == main}
 
 
 # A run's names and outcome

@@ -6,16 +6,17 @@ whatever its file is called, and two contents of one name are two rows.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tql_offline.errors import listed
 from tql_offline.eval.variants import differing
 
 if TYPE_CHECKING:
-    from tql_offline.eval.leaderboard import Measured
+    from tql_offline.eval.measured import Measured
 
 OWN = "own"
 """Suite of data that are in no catalogue."""
@@ -112,3 +113,22 @@ def aliases(runs: Sequence["Measured"]) -> Iterator[str]:
         if len({own_name(name) for name in names}) > 1:
             told = listed(sorted(names), MAX_NAMED)
             yield f"Files of one content ({told}) are one task, here called {task}."
+
+
+def tasks_of(rows: Iterable[str]) -> set[str]:
+    """The tasks of rows; one task may have several."""
+    return set(map(task_of, rows))
+
+
+def task_of(row: str) -> str:
+    """The task of a row, without what tells it from the task's other rows."""
+    return row.partition(", ")[0]
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """Sort key that puts `task10` after `task9`."""
+    # Digits are compared by length first, not as numbers, which foreign names may make huge.
+    parts = re.split(r"([0-9]+)", name)
+    words, digits = parts[::2], [part.lstrip("0") for part in parts[1::2]]
+    numbers = [(len(part), part) for part in digits]
+    return tuple(zip_longest(words, numbers, fillvalue=(0, ""))), name

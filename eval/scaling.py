@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tql_offline.eval.leaderboard import Block, Board, Measured, blocks, natural
+from tql_offline.eval.leaderboard import Block, Board, blocks
+from tql_offline.eval.measured import Measured
+from tql_offline.eval.rows import natural
 from tql_offline.eval.statistics import (
     Estimate,
     Trend,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tql_offline.errors import listed, numbered
-from tql_offline.eval.leaderboard import Board, natural
+from tql_offline.eval.leaderboard import Board
 from tql_offline.eval.line_styles import colours_of
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
 from tql_offline.eval.published import PublishedSize
@@ -20,7 +20,7 @@ from tql_offline.eval.report_tables import (
     number_cell,
     spread,
 )
-from tql_offline.eval.rows import MAX_NAMED
+from tql_offline.eval.rows import MAX_NAMED, natural
 from tql_offline.eval.scaling import Scaling, SizePoint, best_of
 from tql_offline.eval.statistics import SIGNIFICANCE, Estimate, corrected
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.eval.leaderboard import Measured, conditions_of, measured, setting_played
+from tql_offline.eval.measured import Measured, conditions_of, measured, setting_played
 from tql_offline.eval.protocol import scores_success
 from tql_offline.eval.rows import row_names, with_shared_names
 from tql_offline.eval.run_records import RecordedEpisode, Run

@@ -20,12 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
-from tql_offline.eval.environments import (
-    SeededEnvironment,
-    describe,
-    kept_global_state,
-    make,
-)
+from tql_offline.eval.environments import SeededEnvironment, describe, kept_global_state, make
 
 
 class EnvironmentFailedError(RuntimeError):

@@ -16,7 +16,7 @@ from tql_offline.eval.run_records import Run
 from tql_offline.setting_effects import idle_settings
 
 if TYPE_CHECKING:
-    from tql_offline.eval.leaderboard import Measured
+    from tql_offline.eval.measured import Measured
 
 Settings = Mapping[str, str]
 """Flattened settings, such as `flow.alpha` → `300.0`; empty if unknown."""

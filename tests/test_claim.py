@@ -14,8 +14,9 @@ from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
 from tql_offline.documents import flatten
 from tql_offline.eval.claim import claim_sentences
-from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.measured import measured
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.run_records import read_result
 from tql_offline.eval.variants import effective

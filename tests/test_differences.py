@@ -16,9 +16,10 @@ from tql_offline.cli import main
 from tql_offline.errors import InputError
 from tql_offline.eval import report
 from tql_offline.eval.differences import MAX_METHODS, compare_methods
-from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_files import as_json
 from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.measured import measured
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result
 from tql_offline.eval.statistics import estimate_difference, holm

@@ -38,8 +38,8 @@ from tql_offline.documents import (
     parse_toml,
 )
 from tql_offline.errors import InputError, shown
-from tql_offline.eval.leaderboard import natural
 from tql_offline.eval.report import write_report
+from tql_offline.eval.rows import natural
 from tql_offline.eval.run_records import read_run as read_for_report
 from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
 from tql_offline.runs import RunFolder, find_results, find_runs

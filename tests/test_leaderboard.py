@@ -15,22 +15,11 @@ from report_runs import PROTOCOLS, make_run, write_lines, write_result
 from tql_offline.cli import main
 from tql_offline.config import Config
 from tql_offline.errors import InputError
-from tql_offline.eval.leaderboard import (
-    BOLD,
-    Board,
-    Measured,
-    Setting,
-    average,
-    domains,
-    make_boards,
-    mean_ranks,
-    measured,
-    reported_label,
-    reported_scores,
-    summaries,
-)
+from tql_offline.eval.averages import average, domains, mean_ranks, summaries
+from tql_offline.eval.leaderboard import BOLD, Board, make_boards, reported_label, reported_scores
 from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.measured import Measured, Setting, measured
 from tql_offline.eval.protocol import episode_seeds, get, protocols
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report import write_report

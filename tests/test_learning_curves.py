@@ -5,10 +5,11 @@ import pytest
 from report_runs import make_run
 from scipy.stats import t
 
-from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.learning_curves import _cells, _lines, learning_plots
 from tql_offline.eval.line_styles import colours_of, keys_of, line_styles
+from tql_offline.eval.measured import measured
 from tql_offline.eval.run_records import read_run
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from report_runs import make_run, write_lines, write_result
 
-from tql_offline.eval.leaderboard import Measured, average, domains, make_boards, measured
+from tql_offline.eval.averages import average, domains
+from tql_offline.eval.leaderboard import make_boards
+from tql_offline.eval.measured import Measured, measured
 from tql_offline.eval.published import published_scores
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result, read_run

@@ -13,7 +13,7 @@ from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
-from tql_offline.eval.leaderboard import measured
+from tql_offline.eval.measured import measured
 from tql_offline.eval.protocol import (
     MAX_EPISODES,
     Protocol,

@@ -13,8 +13,9 @@ from report_runs import PROTOCOLS, make_run, write_lines, write_result
 
 from tql_offline.errors import InputError
 from tql_offline.eval import plots, report, report_scores
-from tql_offline.eval.leaderboard import make_boards, measured
+from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_page import board_section
+from tql_offline.eval.measured import measured
 from tql_offline.eval.plots import Line, Panel, panel_svg
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_run

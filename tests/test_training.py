@@ -19,7 +19,7 @@ from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.eval.leaderboard import measured
+from tql_offline.eval.measured import measured
 from tql_offline.eval.run_records import read_run
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
