@@ -21,6 +21,7 @@ from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
 from tql_offline.eval.measured import measured
 from tql_offline.eval.run_records import read_run
+from tql_offline.eval.workers import EnvironmentFailedError
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint, evaluation
@@ -468,6 +469,20 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     assert any(
         "already has every score for which there is a checkpoint" in s for s in noting.sentences
     )
+
+
+def test_an_environment_that_fails_leaves_a_run_that_can_go_on(own, tmp_path, monkeypatch, capsys):
+    flags = ["--env", MAZE, "--protocol", "quick:1@10", "--size", "tiny", "--steps", "20"]
+    flags += ["--set", "flow.hidden=16x16", "--set", "log_every=5", "--name", "r"]
+    monkeypatch.setattr(evaluation, "evaluate", raising(EnvironmentFailedError("boom in step")))
+    line = ["train", "--dataset", str(own), "--runs", str(tmp_path), "--batch-size", "16", *flags]
+    code, output = command(line, capsys)
+    assert code == 2
+    last = output.err.splitlines()[-1]
+    assert last.startswith("tql-offline: boom in step; last checkpoint ")
+    assert last.endswith(f"10, `tql-offline train --resume {tmp_path / 'r'}` goes on")
+    monkeypatch.undo()
+    assert command(["train", "--resume", str(tmp_path / "r")], capsys)[0] == 0
 
 
 @pytest.mark.parametrize("left", ["", "half"])

@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
         if sentence is None or "--debug" in arguments:
             raise
         if sentence:
-            typer.echo(f"tql-offline: {printable(sentence)}", err=True)
+            told = "; ".join([sentence, *getattr(error, "__notes__", [])])
+            typer.echo(f"tql-offline: {printable(told)}", err=True)
         raise SystemExit(2) from None
     if code == CTRL_C:
         _stop("")

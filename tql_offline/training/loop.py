@@ -84,6 +84,11 @@ def train(trainings: Sequence[Training]) -> None:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("; ".join(_how_to_go_on(training.folder) for training in trainings))
         raise
+    except Exception as error:  # of an environment, a full disk: not of what was trained
+        for training in trainings:
+            if _last_checkpoint(training.folder):
+                error.add_note(_how_to_go_on(training.folder))
+        raise
     if failures:
         raise failures[0]
 
