@@ -10,8 +10,9 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
+from tql_offline.errors import numbered
 from tql_offline.eval.leaderboard import Board, TaskScore
-from tql_offline.eval.rows import task_of, tasks_of
+from tql_offline.eval.rows import tasks_of
 from tql_offline.eval.statistics import (
     RESAMPLES,
     Estimate,
@@ -62,32 +63,37 @@ def domains(board: Board) -> dict[str, tuple[str, ...]]:
 
 
 def domain_title(name: str, rows: Sequence[str]) -> str:
-    """A domain's name, with the number of tasks if they are fewer than OGBench's five."""
+    """A domain's name, with its number of tasks if they are fewer than OGBench's five."""
     tasks = len(tasks_of(rows))
+    if len(rows) > tasks:
+        of = " of 5" if "-singletask" in rows[0] and tasks < 5 else ""
+        return f"{name} ({len(rows)} rows of {tasks}{of} tasks)"
     return f"{name} ({tasks} of 5 tasks)" if "-singletask" in rows[0] and tasks < 5 else name
+
+
+def number_of_tasks(rows: Sequence[str]) -> str:
+    """How many tasks rows are of; some may have several, in which all statistics count each row.
+
+    >>> number_of_tasks(["a", "b"]), number_of_tasks(["a, data 1", "a, data 2", "b"])
+    ('2 tasks', '3 rows of 2 tasks')
+    """
+    tasks = numbered(len(tasks_of(rows)), "task", "tasks")
+    return tasks if len(tasks_of(rows)) == len(rows) else f"{len(rows)} rows of {tasks}"
 
 
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:
     """Mean over tasks of a method's means and of its standard deviations, as papers print averages.
-
-    Rows of one task, which differ in data or environment, count together as much as another task.
 
     Returns:
         The two means; None if the method lacks a task or a mean over them is meaningless.
     """
     if not board.averages(tasks):
         return None
-    rows: dict[str, list[TaskScore]] = {}
-    for row in tasks:
-        cell = board.scores.get((row, label))
-        if cell is None:
-            return None
-        rows.setdefault(task_of(row), []).append(cell)
-    means, deviations = (
-        [fmean([getattr(cell, name) for cell in cells]) for cells in rows.values()]
-        for name in ("mean", "sd")
-    )
-    return fmean(means), fmean(deviations)
+    cells = [board.scores.get((task, label)) for task in tasks]
+    known = [cell for cell in cells if cell is not None]
+    if len(known) < len(cells):
+        return None
+    return fmean([cell.mean for cell in known]), fmean([cell.sd for cell in known])
 
 
 def mean_ranks(board: Board) -> dict[str, float]:

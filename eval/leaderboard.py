@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from tql_offline.errors import listed
-from tql_offline.eval.measured import IMPORTED, REPORTED, Measured, Setting
+from tql_offline.eval.measured import IMPORTED, NO_SIZE, REPORTED, Measured, Setting
 from tql_offline.eval.protocol import known_protocol, scores_success
 from tql_offline.eval.published import Published
 from tql_offline.eval.references import SCALES
@@ -267,19 +267,19 @@ def _with_own_labels(runs: Sequence[Measured]) -> list[Measured]:
     return [
         run
         if run.size or len(sizes[run.label]) == 1
-        else replace(run, method=f"{run.method} (no size)")
+        else replace(run, method=f"{run.method} {NO_SIZE}")
         for run in runs
     ]
 
 
 def reported_label(row: Published) -> str:
     """Label of the column of a printed score."""
-    return f"{row.method}{REPORTED}"
+    return f"{row.method} {REPORTED}"
 
 
 def imported_label(method: str) -> str:
     """Label of the column of a method's imported scores."""
-    return f"{method}{IMPORTED}"
+    return f"{method} {IMPORTED}"
 
 
 def reported_scores(rows: Iterable[Published]) -> dict[tuple[str, str], TaskScore]:

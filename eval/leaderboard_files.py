@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.averages import average, domain_title, domains
+from tql_offline.eval.averages import average, domain_title, domains, number_of_tasks
 from tql_offline.eval.leaderboard import Board, TaskScore, by_cell, imported_label
 from tql_offline.eval.leaderboard_page import BoardSection, pair_decimals, row_decimals
 from tql_offline.eval.measured import Measured, Setting
@@ -167,7 +167,7 @@ def _groups(board: Board) -> dict[str, tuple[str, ...]]:
     return (
         groups
         if len(found) == 1
-        else {**groups, f"all {len(tasks_of(board.tasks))} tasks": board.tasks}
+        else {**groups, f"all {number_of_tasks(board.tasks)}": board.tasks}
     )
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tql_offline.errors import listed, numbered
-from tql_offline.eval.averages import Summary, average, domain_title, domains, summaries
+from tql_offline.eval.averages import (
+    Summary,
+    average,
+    domain_title,
+    domains,
+    number_of_tasks,
+    summaries,
+)
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.differences import Comparisons, compare_methods
 from tql_offline.eval.differences_page import difference_answers, difference_notes, difference_table
@@ -32,7 +39,7 @@ from tql_offline.eval.report_tables import (
     plain,
     spread,
 )
-from tql_offline.eval.rows import MAX_NAMED, tasks_of
+from tql_offline.eval.rows import MAX_NAMED
 from tql_offline.eval.scaling import Scaling, scaling_of
 from tql_offline.eval.scaling_page import (
     printed_table,
@@ -349,7 +356,7 @@ def average_table(board: Board) -> Table:
     found_in = domains(board) if board.averages(board.tasks) else {}
     groups = {domain_title(name, tasks): tasks for name, tasks in found_in.items()}
     if len(groups) > 1:
-        groups[f"all {len(tasks_of(board.tasks))} tasks"] = board.tasks
+        groups[f"all {number_of_tasks(board.tasks)}"] = board.tasks
     rows = []
     for name, tasks in groups.items():
         found = [average(board, label, tasks) for label in board.labels]

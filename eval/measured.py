@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple, Self
 
+from tql_offline.config import SIZES
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import shown
@@ -14,8 +15,10 @@ from tql_offline.eval.rows import DIGEST, OWN, own_name
 from tql_offline.eval.run_records import Evaluation, Run, count, has_own_episodes, lookup
 from tql_offline.eval.variants import Settings, differing, settings_of
 
-REPORTED, IMPORTED = " (reported)", " (imported)"
+REPORTED, IMPORTED = "(reported)", "(imported)"
 """Ends of the labels of columns that hold no runs."""
+NO_SIZE = "(no size)"
+"""End of the label of a column of runs without a size that would have another's."""
 SIMULATORS = ("ogbench", "mujoco", "gymnasium")
 _DECIMALS = 9
 """Of a run's score: more are rounding, by which runs of as many successes would differ."""
@@ -204,8 +207,11 @@ def measured(run: Run) -> Measured | str:
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
     method = _string(result.get("method")) or "unnamed"
-    if method.endswith((REPORTED, IMPORTED)):
-        return f"has a method {shown(method)}, whose name says that it was not measured"
+    size = _string(result.get("size"))
+    if f"{method} {size}".strip().endswith((REPORTED, IMPORTED, NO_SIZE)):
+        return f"has a method {shown(f'{method} {size}')}, which is the name of another column"
+    if size not in ("", *SIZES):
+        return f"has a critic of size {shown(size)}; the sizes are {', '.join(SIZES)}"
     score = CountedScore.of(known)
     if len(score.evaluations) < score.counted:
         return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
@@ -227,7 +233,7 @@ def measured(run: Run) -> Measured | str:
         task=task,
         dataset=_string(result.get("dataset")),
         method=method,
-        size=_string(result.get("size")),
+        size=size,
         parameters=count(result.get("parameters")),
         seed=seed,
         dataset_sha256=_string(result.get("dataset_sha256")),

@@ -200,10 +200,12 @@ class _Reading:
         warnings: the sentences.
         unlike: how many evaluations are of another number of episodes than their protocol's, by
             protocol and number.
+        has_misstated: whether an evaluation was left out for a score that is not its episodes'.
     """
 
     warnings: list[str] = field(default_factory=list)
     unlike: dict[str, Counter[int]] = field(default_factory=dict)
+    has_misstated: bool = False
 
     def warn(self, text: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
@@ -247,7 +249,8 @@ def read_run(folder: RunFolder) -> Run:
     result = _read_result(folder.result, reading)
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
-    if not evaluations and not reading.unlike:  # else result.json's are of the same episodes
+    # Where lines were left out, result.json's are of the same episodes.
+    if not evaluations and not reading.unlike and not reading.has_misstated:
         evaluations = _evaluations_of_result(result, folder.result.name, reading)
         if evaluations:
             reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
@@ -488,6 +491,7 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
             continue
         if wrong := _misstated(evaluation, _success_rate(evaluation)):
             reading.warn(f"{path.name} line {line_number} {wrong} and was left out")
+            reading.has_misstated = True
             continue
         if not _rate_agrees(evaluation, line.get("success_rate")):
             reading.warn(

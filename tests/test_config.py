@@ -223,6 +223,7 @@ def test_a_complete_config_file_takes_no_other_preset_of_any_kind(tmp_path):
         ("fql", {"entropy": {"target": 0.5}}, ["entropy.target"]),
         ("fql", {"entropy": {"mode": "none"}, "critic": {"reduction": "min"}}, []),
         ("cql", {"critic": {"reduction": "min"}}, ["critic.reduction"]),
+        ("bc", {"discount": 0.9, "n_step": 3}, ["n_step"]),
         ("cal-ql", {"conservative": {"after_cut": "last"}}, []),
     ],
 )
@@ -265,6 +266,10 @@ def test_a_preset_that_is_none_is_asked_for_by_its_beginning(name, near):
 def test_numbers_of_numpy_are_numbers():
     config = resolve({"steps": np.int64(5), "discount": np.float64(0.5), "seed": np.int32(1)})
     assert (config.steps, config.discount, config.seed) == (5, 0.5, 1)
+    assert resolve({"flow": {"hidden": np.array([5, 6])}}).flow.hidden == (5, 6)
+    assert resolve({"flow": {"hidden": [np.int64(5)]}}).flow.hidden == (5,)
+    with pytest.raises(InputError, match=r"steps"):
+        resolve({"steps": np.add})
     with pytest.raises(InputError, match=r"settings are 'cfg\.toml' and no dict; .*file=Path"):
         resolve("cfg.toml")
 

@@ -269,8 +269,8 @@ def test_a_domain_short_of_tasks_says_so(tmp_path):
     ]  # fmt: skip
     (board,), _ = boards_of(paths)
     section = board_section(board, "b")
-    assert section.tables[1].rows[0][0].text == "cube-double-play (2 of 5 tasks)"
-    assert "cube-double-play (2 of 5 tasks)" in as_latex([section])
+    assert section.tables[1].rows[0][0].text == "cube-double-play (3 rows of 2 of 5 tasks)"
+    assert "cube-double-play (3 rows of 2 of 5 tasks)" in as_latex([section])
     (document,) = json.loads(as_json([section]))["boards"]
     assert [(a["domain"], a["tasks"]) for a in document["averages"]] == [
         ("cube-double-play", 2),
@@ -619,7 +619,7 @@ def test_a_size_that_was_begun_ends_no_comparison_of_sizes(tmp_path):
 def test_two_names_of_one_size_are_no_scaling(tmp_path):
     paths = [write_result(tmp_path / "a-result.json", seed=0)]
     paths.append(write_result(tmp_path / "b-result.json", seed=1))
-    paths[1].write_text(paths[1].read_text().replace('"size": "tiny"', '"size": "giant"'))
+    paths[1].write_text(paths[1].read_text().replace('"size": "tiny"', '"size": "large"'))
     (board,), _ = boards_of(paths)
     assert scaling_of(board, np.random.default_rng(0)) == []
 
@@ -1404,7 +1404,7 @@ def test_averages_in_latex_have_a_heading_and_repeat_no_row(tmp_path):
     heading = lines.index(r"\multicolumn{2}{l}{averages over} \\")
     assert lines[heading - 1] == r"\midrule"
     assert [line.partition(" & ")[0] for line in lines[heading + 1 : -2]] == [
-        "cube-double-play (2 of 5 tasks)",
+        "cube-double-play (3 rows of 2 of 5 tasks)",
         "all 3 tasks",
     ]
     (alone,), _ = boards_of(paths[:1])

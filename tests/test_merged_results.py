@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_runs import make_run, write_lines, write_result
 
-from tql_offline.eval.averages import average, domains
+from tql_offline.eval.averages import average, domain_title, domains
 from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.measured import Measured, measured
 from tql_offline.eval.published import published_scores
@@ -42,8 +42,12 @@ def test_a_score_that_is_not_its_episodes_is_left_out(tmp_path):
     folder = make_run(tmp_path / "r", successes=(5,), behaviour=None)
     (line,) = [json.loads(text) for text in folder.evaluations.read_text().splitlines()]
     write_lines(folder.evaluations, [line | {"score": 90.0}])
-    warnings = read_run(folder).warnings
-    assert "evaluations.jsonl line 1 has a score of 90 where its episodes give 10" in warnings[0]
+    changed(folder.result, row={"success_rate": 0.9, "score": 90.0})
+    run = read_run(folder)
+    assert (
+        "evaluations.jsonl line 1 has a score of 90 where its episodes give 10" in run.warnings[0]
+    )
+    assert run.evaluations == (), "nor is the result taken, which is of the same episodes"
 
 
 @pytest.mark.parametrize("rounded", [20.0, 20.01, None])
@@ -100,7 +104,7 @@ def test_versions_of_an_environments_own_package_are_rows_of_their_own(tmp_path)
     assert board.tasks == tuple(f"{TASKS[0]}, gymnasium_robotics {n}" for n in versions)
 
 
-def test_a_task_of_two_rows_counts_once_in_an_average(tmp_path):
+def test_an_average_over_two_rows_of_a_task_says_so(tmp_path):
     """Of the first task there are two contents of data, on each of which every seed succeeds."""
     paths = [
         write_result(tmp_path / f"{n}.json", task=task, successes=(0 if n else 50,) * 3)
@@ -109,9 +113,9 @@ def test_a_task_of_two_rows_counts_once_in_an_average(tmp_path):
     again = write_result(tmp_path / "again.json", successes=(50,) * 3)
     paths.append(changed(again, dataset_sha256="bb" * 32))
     (board,), _ = boards_of(paths, published_scores())
-    assert len(board.tasks) == 6
-    assert average(board, "TQL tiny", board.tasks)[0] == 20
-    assert list(domains(board)) == ["cube-double-play"]
+    ((domain, rows),) = domains(board).items()
+    assert domain_title(domain, rows) == "cube-double-play (6 rows of 5 tasks)"
+    assert average(board, "TQL tiny", rows)[0] == pytest.approx(100 / 3)
     said = f"Reported scores of {TASKS[0]} are left out, since its runs are in rows that differ."
     assert said in board.notes
     (whole,), _ = boards_of(paths[:-1], published_scores())
@@ -119,10 +123,11 @@ def test_a_task_of_two_rows_counts_once_in_an_average(tmp_path):
 
 
 def test_a_method_cannot_be_named_as_another_column(tmp_path):
-    path = write_result(tmp_path / "a.json", method="TQL (reported)", size="tiny")
-    assert measured(read_result(path)) == (
-        "has a method 'TQL (reported)', whose name says that it was not measured"
-    )
+    for method in ("TQL (reported)", "TQL (imported)", "TQL tiny (no size)"):
+        path = changed(write_result(tmp_path / "a.json", method=method), size="")
+        assert "which is the name of another column" in measured(read_result(path))
+    path = changed(write_result(tmp_path / "a.json"), size="b c")
+    assert measured(read_result(path)).startswith("has a critic of size 'b c'; the sizes are tiny,")
     of_size = write_result(tmp_path / "b.json", method="FQL", successes=(50,) * 3)
     without = changed(write_result(tmp_path / "c.json", method="FQL tiny", seed=1), size=None)
     (board,), _ = boards_of([of_size, without])
@@ -158,12 +163,15 @@ def test_answers_of_several_boards_say_which_they_are_of(tmp_path):
 
 
 def test_as_many_successes_are_the_same_score_in_any_order(tmp_path):
-    """100 · k / 50 of 7, 7, 8 and of 1, 7, 14 sum to floats that differ."""
-    orders = ((7, 7, 8), (1, 7, 14), (14, 1, 7))
-    paths = [
-        write_result(tmp_path / f"{seed}.json", seed=seed, successes=order)
-        for seed, order in enumerate(orders)
-    ]
+    """100 · (k / 50), as the evaluator has it: 7, 7, 8 and 1, 7, 14 sum to other floats."""
+    paths = []
+    for seed, order in enumerate(((7, 7, 8), (1, 7, 14), (14, 1, 7))):
+        path = write_result(tmp_path / f"{seed}.json", seed=seed, successes=order)
+        document = json.loads(path.read_text())
+        for row in document["evaluations"]:
+            row["score"] = 100.0 * row["success_rate"]
+        path.write_text(json.dumps(document))
+        paths.append(path)
     (board,), _ = boards_of(paths)
     runs = board.scores[TASKS[0], "TQL tiny"].runs
     assert len(set(runs)) == 1

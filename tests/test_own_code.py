@@ -243,6 +243,8 @@ def test_a_package_that_looks_elsewhere_is_followed(work):
 def model(trained, work):
     """A stranger's: its settings name a module that lies beside them, and in the Python path."""
     folder = export_run(trained, work / "dl", onnx=False).folder
+    for network in (trained / "checkpoints" / "4").glob("*.safetensors"):
+        shutil.copy(network, folder)  # a method of one's own keeps them all
     text = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(text.replace('"flow"', '"dl.payload:X"', 1))
     return folder

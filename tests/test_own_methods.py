@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from importlib import invalidate_caches
 
+import numpy as np
 import pytest
 import torch
 from command_line import command
@@ -15,7 +16,7 @@ from own_data import write_own
 from report_runs import make_run
 from stand_ins import Noting, raising
 
-from tql_offline.agents import make_agent_of_shapes
+from tql_offline.agents import make_agent, make_agent_of_shapes, numpy_policy
 from tql_offline.config import is_own, resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
@@ -34,6 +35,7 @@ from tql_offline.training.resume import resume
 from tql_offline.training.run import run, run_seeds
 from tql_offline.training.sweep import first_difference
 
+CPU = torch.device("cpu")
 MODULE = """
 import torch
 
@@ -107,10 +109,18 @@ class Acts(FlowQ):
         "far": lambda actions: 5 * actions + 3,
         "by numbers": lambda actions: 0.9 * actions if (actions.abs() > 0.1).any() else actions,
         "on the CPU": lambda actions: actions * torch.tensor([0.9, 0.8]),
+        "infinite": lambda actions: (actions + 2) / 0,
     }
 
     def act(self, policy, observations, noise):
         return self.HOW[self.config.own["how"]](super().act(policy, observations, noise))
+
+
+class Inner(FlowQ):
+    @torch.no_grad()
+    def act(self, policy, observations, noise):
+        states = self.normaliser(observations)
+        return self.policy.net(torch.cat([states, noise], dim=-1)).clamp(-1, 1)
 
 
 class Returns(FlowQ):
@@ -449,6 +459,22 @@ def test_actions_that_cannot_be_scored_are_refused_before_training(
     with pytest.raises(InputError, match=said):
         trained(data, settings(data, module, name, own=own), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_infinite_actions_are_not_clipped_before_anyone_looks(data, module):
+    agent = make_agent(settings(data, module, "Acts", own={"how": "infinite"}), 3, 2, CPU)
+    act = numpy_policy(agent, "learned", CPU)
+    assert np.isinf(act(np.ones((4, 3)), np.ones((4, 2)))).all(), "also of float64"
+    with pytest.raises(InputError, match="no policy 'nope'"):
+        numpy_policy(agent, "nope", CPU)
+
+
+def test_a_policy_without_gradients_that_runs_a_part_of_a_network_is_shared(data, module, tmp_path):
+    folder = trained(data, settings(data, module, "Inner"), tmp_path / "runs")
+    model = export_run(folder.path, tmp_path / "model", onnx=False).folder
+    policy = load_policy(model, own_methods=True)
+    assert policy.noise_dim == 2
+    assert policy(data.episodes.observations[:4]).shape == (4, 2)
 
 
 @pytest.mark.parametrize("how", ["far", "by numbers", "on the CPU"])

@@ -273,6 +273,22 @@ def test_episodes_of_other_versions_are_in_no_pool_of_theirs(tmp_path):
     assert "judged 'post', ogbench 1.2.2, mujoco 3.9.0" in found[1].setting
 
 
+def test_episodes_of_another_step_limit_are_a_pool_of_their_own(tmp_path):
+    for seed in range(4):
+        folder = make_run(tmp_path / f"r{seed}", seed=seed, behaviour=None)
+        lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+        more = {"name": "quick:100", "version": 1, "counted": "last"}
+        limit = {"max_episode_steps": 2000 if seed > 1 else 1000}
+        lines.append(lines[-1] | {"protocol": more, "episodes": lines[-1]["episodes"] * 2} | limit)
+        folder.evaluations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, _ = pools(map(read_run, find_runs([tmp_path])))
+    assert [pool.runs for pool in found] == [("r0", "r1"), ("r2", "r3")]
+    assert [pool.task.rpartition(", ")[2] for pool in found] == [
+        "step limit 1000",
+        "step limit 2000",
+    ]
+
+
 def test_scores_of_a_small_scale_have_more_decimals(tmp_path, capsys):
     for seed in range(4):
         folder = make_run(tmp_path / "runs" / f"r{seed}", seed=seed, behaviour=None)

@@ -496,8 +496,10 @@ def test_scores_that_a_result_alone_holds_are_not_dropped(scored, tmp_path, left
     ):
         evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
     assert folder.result.read_bytes() == before
-    folder.result.unlink()
-    evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
+    for text in ('{"evaluations": [{"policy": [], "step": {}}]}', '{"cut', None):
+        folder.result.unlink() if text is None else folder.result.write_text(text)
+        evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
+        assert read_json(folder.result)["schema"]
 
 
 def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):

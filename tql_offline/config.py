@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -90,8 +90,11 @@ class Table(BaseModel):
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number as Python's own."""
-    return value.item() if type(value).__module__ == "numpy" and not value.shape else value
+    """NumPy's numbers and arrays as Python's own, also those in a list."""
+    if isinstance(value, list | tuple):
+        return [*map(_plain, value)]
+    is_of_numpy = type(value).__module__ == "numpy" and hasattr(value, "tolist")
+    return value.tolist() if is_of_numpy else value
 
 
 def is_own(objective: str) -> bool:
@@ -151,11 +154,15 @@ class DataConfig(Table):
         return bounds
 
 
+Size = Literal["tiny", "small", "medium", "large", "xl", "xxl"]
+SIZES: tuple[str, ...] = get_args(Size)
+
+
 class CriticConfig(Table):
     """The critic's shape."""
 
     kind: Literal["transformer", "mlp"] = Field("transformer", description="architecture")
-    size: Literal["tiny", "small", "medium", "large", "xl", "xxl"] = Field(
+    size: Size = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
     depth: Few = Field(2, description="blocks; an MLP gets the width of as many parameters")

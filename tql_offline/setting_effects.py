@@ -40,8 +40,9 @@ def _of_others(objective: str) -> list[str]:
 
 
 def idle_of(config: Config, given: Mapping[str, Any]) -> list[str]:
-    """Names of given settings that a run with this config does not use."""
-    idle = tuple(idle_settings(config.objective, _flat(config)))
+    """Names of given settings that nothing does with a run of this config."""
+    unused = idle_settings(config.objective, _flat(config))
+    idle = tuple(name for name in unused if name != "discount")  # estimates from data use it
     named = [name for name, value in flatten(given).items() if (name, value) != _OFF]
     return [name for name in named if name.startswith(idle)]
 

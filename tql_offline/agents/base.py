@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -145,7 +146,7 @@ def _fault_of(result: Any) -> str:
     for name, value in metrics.items():
         if not isinstance(name, str):
             return f"a metric named {name!r}; name metrics by text"
-        if not isinstance(value, Tensor | int | float):
+        if not isinstance(value, Tensor | Real):
             return f"a metric {name!r} that is a {type(value).__name__}; give a number or a tensor"
     return ""
 
@@ -169,7 +170,7 @@ def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) 
 def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy:
     """A policy as the evaluator calls it: `(observations, noise) → actions`, all arrays.
 
-    Actions are float32 and clipped to [-1, 1], as the evaluator would.
+    Actions are float32, and not clipped: whoever calls it looks first whether they are finite.
 
     Raises:
         InputError: the agent has no such policy.
@@ -183,7 +184,7 @@ def numpy_policy(agent: Agent, policy: str, device: torch.device) -> NumpyPolicy
                 torch.as_tensor(array, dtype=torch.float32, device=device)
                 for array in (observations, noise)
             )
-            actions = agent.act(policy, *tensors).float().clamp(-1, 1)
-        return actions.cpu().numpy()
+            actions: NDArray[np.float32] = agent.act(policy, *tensors).float().cpu().numpy()
+        return actions
 
     return act

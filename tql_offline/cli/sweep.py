@@ -209,8 +209,7 @@ def _say_copies(planned: "list[PlannedRun]") -> None:
     """Say before anything is trained which runs would be the same."""
     pairs = copies((run.name, run.config) for run in planned)
     said = (
-        f"run {second} will train the same as {first}: its method does not use the settings that "
-        "tell them apart"
+        f"run {second} will train the same as {first}: they differ in no setting that training uses"
         for first, second in pairs
     )
     warn(list(said), "note")

@@ -55,14 +55,11 @@ def _needs(config: Config, observation_dim: int, action_dim: int) -> tuple[set[s
     """Names of the networks that some policy runs, and of the policies whose actions need noise.
 
     Each policy acts once, on shapes alone. A method of one's own may look at numbers, which shapes
-    lack: then all its networks are kept, and its policies act on the CPU.
+    lack, and run a part of a network: all its networks are kept, and its policies act on the CPU.
     """
     dims = observation_dim, action_dim
-    try:
+    if not is_own(config.objective):
         return _probe(make_agent_of_shapes(_short(config), *dims), META)
-    except Exception:  # PyTorch's operations raise many kinds
-        if not is_own(config.objective):
-            raise
     agent = make_agent(config, *dims, CPU)
     _, noisy = _probe(agent, CPU)
     return set(agent.networks), noisy
@@ -96,7 +93,9 @@ def _note(names: set[str], name: str) -> Any:
 def _uses_noise(agent: Agent, policy: str, observations: Tensor) -> bool:
     noise = torch.zeros(1, agent.noise_dim(policy), device=observations.device, requires_grad=True)
     actions = agent.act(policy, observations, noise)
-    if not actions.requires_grad:
-        return False
+    if not actions.requires_grad:  # one's own may act without gradients
+        return not actions.is_meta and not torch.equal(
+            actions, agent.act(policy, observations, torch.ones_like(noise))
+        )
     (gradient,) = torch.autograd.grad(actions.sum(), noise, allow_unused=True)
     return gradient is not None

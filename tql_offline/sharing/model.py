@@ -137,6 +137,7 @@ class SharedPolicy:
                 "the policy's action is not finite (NaN or infinite): the observation lies far "
                 "from all that it was trained on; check its unit"
             )
+        actions = actions.clip(-1, 1)
         return actions[0] if is_single else actions
 
     def to_environment(self, action: ArrayLike) -> Array:

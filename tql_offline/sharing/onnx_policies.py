@@ -190,7 +190,7 @@ def _compare(acting: Acting, path: Path) -> Comparison:
         return actions
 
     single, many = exported(0, 1), exported(0, len(observations))
-    wanted = original(observations, noise)
+    wanted = original(observations, noise).clip(-1, 1)
     apart = np.abs(np.concatenate([many - wanted, single - wanted[:1]])).max(axis=1)
     apart = np.where(np.isfinite(apart), apart, np.inf)
     far = np.flatnonzero(apart > TOLERANCE) % len(observations)

@@ -294,7 +294,7 @@ def check_act(agent: Agent, observations: NDArray[Any], device: torch.device) ->
             raise InputError(
                 f"{name}.act gives other actions when asked again with the same observations and "
                 f"noise, by policy {policy!r}, so no score could be repeated; take all that is "
-                "random from `noise`, whose width is `noise_dim`"
+                "random from `noise`, whose width is `noise_dim`, and switch dropout off"
             )
 
 

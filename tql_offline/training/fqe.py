@@ -387,6 +387,7 @@ class Fitting:
         noise = torch.randn(count, generator=self.generator, device=observations.device)
         # In parts: best-of-n asks the run's critic n times a row, for all starts at once.
         parts = zip(observations.split(_ROWS_AT_ONCE), noise.split(_ROWS_AT_ONCE), strict=True)
+        # As they would be played.
         actions = torch.cat([self.agent.act(self.policy, *part) for part in parts]).clamp(-1, 1)
         q: Tensor = critic(self.data.normaliser(observations), actions)
         return q

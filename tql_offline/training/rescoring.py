@@ -77,7 +77,9 @@ def evaluate_run(
     )
     scored = config.model_copy(update={"evaluation": evaluation})
     # Read before an episode is played: if scores cannot be added, playing is a waste of time.
-    _refuse_lost_lines(folder, own)
+    lines = read_evaluations(folder)
+    if is_complete(folder, config):  # else no result is written
+        _refuse_lost_lines(folder, lines, own)
     env_id = _environment_of(folder, env_id)
     torch_device = pick_device(device)
     state, agent = checkpoint.load_agent(folder, config, step, torch_device)
@@ -107,22 +109,25 @@ def evaluate_run(
     return folder
 
 
-def _refuse_lost_lines(folder: RunFolder, protocol: str) -> None:
+def _refuse_lost_lines(folder: RunFolder, lines: list[dict[str, Any]], protocol: str) -> None:
     """Refuse to score a run whose result has scores that evaluations.jsonl lacks.
 
     The result is written again from that file, without them.
 
     Raises:
-        InputError: there are such scores, or a line of the file is damaged.
+        InputError: there are such scores.
     """
-    lines = read_evaluations(folder)
-    kept = {(e["policy"], e["step"]) for e in lines if e["protocol"]["name"] == protocol}
-    rows = read_json(folder.result).get("evaluations") if folder.result.exists() else None
+    try:
+        rows = read_json(folder.result).get("evaluations")
+    except InputError:  # missing or damaged: it is written anew
+        return
+    kept = [(e["policy"], e["step"]) for e in lines if e["protocol"]["name"] == protocol]
     found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    # Compared as they are: a stranger's may hold anything.
     lost = [row.get("step") for row in found if (row.get("policy"), row.get("step")) not in kept]
-    if lost:
+    if steps := sorted({step for step in lost if type(step) is int}):
         raise InputError(
-            f"{folder.result} has scores of update {listed(sorted({*map(str, lost)}), 3)} that "
+            f"{folder.result} has scores of update {listed([*map(str, steps)], 3)} that "
             f"{folder.evaluations} lacks, and scoring would drop them; restore that file, or "
             "remove result.json to score the run anew"
         )

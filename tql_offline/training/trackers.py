@@ -39,9 +39,7 @@ class TensorBoardTracker:
 
     def __init__(self, folder: RunFolder, step: int) -> None:
         module = _require("torch.utils.tensorboard", "tensorboard")
-        self._writer = module.SummaryWriter(
-            str(folder.path / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._writer = module.SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
