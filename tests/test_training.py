@@ -492,7 +492,7 @@ def test_scores_that_a_result_alone_holds_are_not_dropped(scored, tmp_path, left
     folder.evaluations.write_text("".join(lines[: len(lines) // 2 if left else 0]))
     before = folder.result.read_bytes()
     with pytest.raises(
-        InputError, match=r"scores of update .*20.* that .* lacks, and scoring would"
+        InputError, match=r"scores of update .*15.* that .* lacks, and scoring would"
     ):
         evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
     assert folder.result.read_bytes() == before
