@@ -410,7 +410,7 @@ def table(pairs: Iterable[Pair]) -> str:
     """Markdown: where the lowest layer of every run ended, and what the runs were."""
     rows = [
         "| dataset | size | parameters | updates | lowest layer without control | change "
-        "| lowest layer with control | change | farthest from target | below 0.5 nats |",
+        "| lowest layer with control | change | farthest from target | first below 0.5 nats |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     kinds: dict[str, None] = {}

@@ -522,11 +522,16 @@ def large_dims(observations: Array) -> list[int]:
         return [int(dim) for dim in np.flatnonzero(size > LARGE_OBSERVATION)]
 
 
+def images_told(observations: Array) -> str:
+    """What observations that training refuses for their shape are; empty of vectors."""
+    shape = observations.shape[1:]
+    return "" if len(shape) < 2 else f"images of {'x'.join(map(str, shape))}, {NO_ENCODER}"
+
+
 def _images(view: View) -> Iterator[Finding]:
     """Find observations that training refuses for their shape."""
-    if shape := view.observations.shape[2:]:
-        size = "x".join(map(str, (view.observations.shape[1], *shape)))
-        yield Finding("warning", "images", f"observations are images of {size}, {NO_ENCODER}")
+    if told := images_told(view.observations):
+        yield Finding("warning", "images", f"observations are {told}")
 
 
 def _large_observations(view: View) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from tql_offline.cores import memory_limit
 from tql_offline.datasets.blocks import TASK_BYTES, empty_vector, in_threads, row_blocks
 from tql_offline.datasets.episodes import Array
 from tql_offline.documents import require_plain
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, first_line
 
 Floats = NDArray[np.float32]
 NUMBER_KINDS = "biuf"
@@ -25,8 +25,6 @@ MAX_BYTES = 256 * 2**30
 FREE_BYTES = 2**28
 _PACKING = 1100
 """Largest packing ratio allowed; deflate, as in npz and HDF5, reaches no more than 1032."""
-_MAX_REASON = 200
-"""Most characters quoted of a library's error, which may repeat a foreign name at length."""
 FLAT_COLUMNS = ("timeouts", "next_observations")
 STEP_MARKS = (
     "truncations",
@@ -133,7 +131,7 @@ def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
     # It is undocumented what zipfile, its decompressors, NumPy and HDF5 raise on hostile bytes.
     except Exception as error:
         raise InputError(
-            f"{path} is not a whole {kind} of plain arrays ({_first_line(error)}); {mend}"
+            f"{path} is not a whole {kind} of plain arrays ({first_line(error)}); {mend}"
         ) from error
 
 
@@ -225,8 +223,3 @@ def read_at(file: int, offset: int, data: NDArray[np.uint8]) -> None:
         if not count:
             raise EOFError("an array ends too soon")
         done += count
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."

@@ -10,7 +10,6 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
-from tql_offline.errors import numbered
 from tql_offline.eval.leaderboard import Board, TaskScore
 from tql_offline.eval.rows import tasks_of
 from tql_offline.eval.statistics import (
@@ -65,20 +64,21 @@ def domains(board: Board) -> dict[str, tuple[str, ...]]:
 def domain_title(name: str, rows: Sequence[str]) -> str:
     """A domain's name, with its number of tasks if they are fewer than OGBench's five."""
     tasks = len(tasks_of(rows))
-    if len(rows) > tasks:
-        of = " of 5" if "-singletask" in rows[0] and tasks < 5 else ""
-        return f"{name} ({len(rows)} rows of {tasks}{of} tasks)"
-    return f"{name} ({tasks} of 5 tasks)" if "-singletask" in rows[0] and tasks < 5 else name
+    few = "-singletask" in rows[0] and tasks < 5
+    if not few and len(rows) == tasks:
+        return name
+    return f"{name} ({number_of_tasks(rows, ' of 5' if few else '')})"
 
 
-def number_of_tasks(rows: Sequence[str]) -> str:
+def number_of_tasks(rows: Sequence[str], of: str = "") -> str:
     """How many tasks rows are of; some may have several, in which all statistics count each row.
 
-    >>> number_of_tasks(["a", "b"]), number_of_tasks(["a, data 1", "a, data 2", "b"])
-    ('2 tasks', '3 rows of 2 tasks')
+    >>> number_of_tasks(["a", "b"]), number_of_tasks(["a, data 1", "a, data 2", "b"], " of 5")
+    ('2 tasks', '3 rows of 2 of 5 tasks')
     """
-    tasks = numbered(len(tasks_of(rows)), "task", "tasks")
-    return tasks if len(tasks_of(rows)) == len(rows) else f"{len(rows)} rows of {tasks}"
+    count = len(tasks_of(rows))
+    tasks = f"{count}{of} {'task' if count == 1 and not of else 'tasks'}"
+    return tasks if count == len(rows) else f"{len(rows)} rows of {tasks}"
 
 
 def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, float] | None:

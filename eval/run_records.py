@@ -20,6 +20,7 @@ from tql_offline.documents import (
     MAX_KEY,
     MAX_LINE_BYTES,
     flatten,
+    is_whole,
     parse_json,
     parse_toml,
     read_bounded,
@@ -200,25 +201,30 @@ class _Reading:
         warnings: the sentences.
         unlike: how many evaluations are of another number of episodes than their protocol's, by
             protocol and number.
-        has_misstated: whether an evaluation was left out for a score that is not its episodes'.
+        has_left_out: whether an evaluation was left out for its episodes or its score.
     """
 
     warnings: list[str] = field(default_factory=list)
     unlike: dict[str, Counter[int]] = field(default_factory=dict)
-    has_misstated: bool = False
+    has_left_out: bool = False
 
     def warn(self, text: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(text)
 
-    def fits(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation is of as many episodes as its protocol's; count those that aren't.
+    def takes(self, evaluation: Evaluation, success_rate: float, place: str) -> bool:
+        """Whether an evaluation is what it says: of its protocol's episodes, its score theirs.
 
-        A score of other episodes is another measurement, whatever protocol it names.
+        A score of other episodes is another measurement, whatever protocol it names; these are
+        counted, and named by `warn_of_unlike`.
         """
-        if other_number(evaluation) is None:
+        if other_number(evaluation) is not None:
+            self.unlike.setdefault(evaluation.protocol, Counter())[evaluation.episodes] += 1
+        elif misstated := _misstated(evaluation, success_rate):
+            self.warn(f"{place} {misstated} and was left out")
+        else:
             return True
-        self.unlike.setdefault(evaluation.protocol, Counter())[evaluation.episodes] += 1
+        self.has_left_out = True
         return False
 
     def warn_of_unlike(self, name: str) -> None:
@@ -250,7 +256,7 @@ def read_run(folder: RunFolder) -> Run:
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
     # Where lines were left out, result.json's are of the same episodes.
-    if not evaluations and not reading.unlike and not reading.has_misstated:
+    if not evaluations and not reading.has_left_out:
         evaluations = _evaluations_of_result(result, folder.result.name, reading)
         if evaluations:
             reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
@@ -440,9 +446,7 @@ def number(value: Any) -> float:
 
 def count(value: Any) -> int | None:
     """A JSON value as a count; None if it is not one (floats stop being exact at 2**53)."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value < 2**53 else None
+    return value if is_whole(value, 0, 2**53 - 1) else None
 
 
 def _misstated(evaluation: Evaluation, success_rate: float) -> str:
@@ -487,11 +491,8 @@ def _read_evaluations(path: Path, reading: _Reading) -> tuple[Evaluation, ...]:
         except InputError as error:
             reading.warn(f"{path.name} line {line_number} {error} and was left out")
             continue
-        if not reading.fits(evaluation):
-            continue
-        if wrong := _misstated(evaluation, _success_rate(evaluation)):
-            reading.warn(f"{path.name} line {line_number} {wrong} and was left out")
-            reading.has_misstated = True
+        place = f"{path.name} line {line_number}"
+        if not reading.takes(evaluation, _success_rate(evaluation), place):
             continue
         if not _rate_agrees(evaluation, line.get("success_rate")):
             reading.warn(
@@ -654,10 +655,8 @@ def _evaluations_of_result(
         except InputError as error:
             reading.warn(f"{name} evaluation {index + 1} {error} and was left out")
             continue
-        if not reading.fits(evaluation):
-            continue
-        if wrong := _misstated(evaluation, number(row.get("success_rate"))):
-            reading.warn(f"{name} evaluation {index + 1} {wrong} and was left out")
+        place = f"{name} evaluation {index + 1}"
+        if not reading.takes(evaluation, number(row.get("success_rate")), place):
             continue
         if found.setdefault(evaluation_key(evaluation), evaluation) is not evaluation:
             reading.warn(

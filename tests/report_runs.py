@@ -8,6 +8,9 @@ from typing import Any
 
 import tomli_w
 
+from tql_offline.eval.leaderboard import make_boards
+from tql_offline.eval.measured import Measured, measured
+from tql_offline.eval.run_records import read_result
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
 
 TOKENS = 6
@@ -217,3 +220,10 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result(*args) | {"dataset": task} | other))
     return path
+
+
+def boards_of(paths, published=()):
+    """Boards of result files, each of which has a score, and the warnings."""
+    found = [measured(read_result(path)) for path in paths]
+    assert all(isinstance(scores, Measured) for scores in found), found
+    return make_boards(found, published)

@@ -4,23 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from report_runs import make_run, write_lines, write_result
+from report_runs import boards_of, make_run, write_lines, write_result
 
 from tql_offline.eval.averages import average, domain_title, domains
-from tql_offline.eval.leaderboard import make_boards
-from tql_offline.eval.measured import Measured, measured
+from tql_offline.eval.measured import measured
 from tql_offline.eval.published import published_scores
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.statistics import estimate_difference
 
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
-
-
-def boards_of(paths, published=()):
-    found = [measured(read_result(path)) for path in paths]
-    assert all(isinstance(scores, Measured) for scores in found), found
-    return make_boards(found, published)
 
 
 def changed(path, **facts):

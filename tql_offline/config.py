@@ -606,7 +606,7 @@ def resolve(
     sources = [flags_are, *([f"config file {file}"] if file else [])]
     sources += [f"preset {name!r}"] if name else []
     given = {key: value for key, value in given.items() if key != "preset"}
-    return validate(merge(overrides, given), source=" or ".join(sources))
+    return validate(layered(overrides, given), source=" or ".join(sources))
 
 
 def _read_config(file: Path) -> dict[str, Any]:

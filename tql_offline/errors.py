@@ -74,6 +74,16 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {' or '.join(prefix + by_lower[one] for one in near)}?" if near else ""
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    r"""The first line of a library's error, or its kind; it may repeat a foreign name at length.
+
+    >>> first_line(ValueError("no room.\nmore")), first_line(KeyError())
+    ('no room', 'KeyError')
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """Name the first `most` of `names`, and say if there are more.
 

@@ -76,14 +76,7 @@ def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict
     critic = {**_table(own, "critic"), **_table(given, "critic")}
     if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
         preset = merge(preset, by_size.get(critic["size"], {}))
-    preset = merge(preset, own)
-    return merge(preset, {"entropy": {"targets_nats": []}}) if _sets_fraction(given) else preset
-
-
-def _sets_fraction(document: Mapping[str, Any]) -> bool:
-    """Whether settings give a target of entropies as a fraction, for which those in nats go."""
-    entropy = _table(document, "entropy")
-    return bool({"target", "last_target"} & set(entropy)) and "targets_nats" not in entropy
+    return merge(preset, own)
 
 
 def _within(family: str, dataset: str) -> str:
@@ -113,8 +106,11 @@ def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     >>> layered({"entropy": {"targets_nats": [[3.0, 3.0]]}}, {"entropy": {"target": 0.5}})
     {'entropy': {'targets_nats': [], 'target': 0.5}}
     """
-    has_nats = "targets_nats" in _table(below, "entropy")
-    if has_nats and _sets_fraction(above):
+    entropy = _table(above, "entropy")
+    gives_fraction = (
+        bool({"target", "last_target"} & set(entropy)) and "targets_nats" not in entropy
+    )
+    if gives_fraction and "targets_nats" in _table(below, "entropy"):
         below = merge(below, {"entropy": {"targets_nats": []}})
     return merge(below, above)
 

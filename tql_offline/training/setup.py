@@ -9,7 +9,7 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
-from tql_offline.datasets.checks import NO_ENCODER, quick_check
+from tql_offline.datasets.checks import images_told, quick_check
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -93,11 +93,8 @@ def set_up(config: Config, dataset: Dataset, like: Setup | None = None) -> Setup
 
 
 def _refuse_images(dataset: Dataset) -> None:
-    shape = dataset.episodes.observations.shape[1:]
-    if len(shape) != 1:
-        raise InputError(
-            f"{dataset.path} holds images of {'x'.join(map(str, shape))}, {NO_ENCODER}"
-        )
+    if told := images_told(dataset.episodes.observations):
+        raise InputError(f"{dataset.path} holds {told}")
 
 
 def _environment(config: Config, dataset: Dataset) -> dict[str, Any] | None:

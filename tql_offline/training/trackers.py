@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from tql_offline.documents import MAX_CONFIG_BYTES, read_bounded
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, first_line
 from tql_offline.files import write_atomic
 from tql_offline.runs import RunFolder
 
@@ -68,10 +68,9 @@ class WandbTracker:
                 reinit="create_new",  # or it would be the run of another seed in this process
             )
         except Exception as error:  # no login, no network: its errors have no common class
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"tracker 'wandb' cannot begin ({said}); log in by `wandb login`, or set "
-                "WANDB_MODE=offline"
+                f"tracker 'wandb' cannot begin ({first_line(error)}); log in by `wandb login`, or "
+                "set WANDB_MODE=offline"
             ) from error
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
