@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from tql_offline.datasets.episodes import Array, NoTransitionError, OutOfBoundsError
 from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, checked_bounds, own_dataset
-from tql_offline.datasets.reading import FLAT_COLUMNS
+from tql_offline.datasets.reading import FLAT_COLUMNS, check_marks
 from tql_offline.datasets.views import AS_STEPS
 from tql_offline.errors import InputError
 
@@ -48,8 +48,9 @@ def from_arrays(
             if there is no such column, the cuts; `"ogbench"` for last rows without a step.
 
     Raises:
-        InputError: a column is missing, of the wrong length or not finite, or actions lie outside
-            [-1, 1]; or the layout is unknown, or not that of the columns.
+        InputError: a column is missing, of the wrong length or not finite, or one marks ends by a
+            name of no layout; actions lie outside [-1, 1]; or the layout is unknown, or not that of
+            the columns.
 
     >>> columns = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)),
     ...     "rewards": np.ones(4), "terminals": [0, 1, 0, 0], "timeouts": [0, 0, 0, 1],
@@ -59,7 +60,9 @@ def from_arrays(
     """
     if not name.isprintable() or not name:
         raise InputError(f"dataset name {name!r} is not one that can be printed; give another")
-    bounds, columns = checked_bounds(action_bounds), _in_layout(columns, layout)
+    bounds = checked_bounds(action_bounds)
+    check_marks(Path(name), columns)
+    columns = _in_layout(columns, layout)
     arrays = {key: _array(key, column) for key, column in columns.items()}
     digest: Future[str] = Future()
     digest.set_result(_sha256(columns))

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tql_offline.datasets.catalogue import Entry, find_or_none
-from tql_offline.datasets.checks import (
-    Finding,
-    check,
-    check_spaces,
-    last_rows_look_like_steps,
-    warnings_first,
-)
+from tql_offline.datasets.checks import check, check_spaces, last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.episodes import BOUNDS_SETTING, OutOfBoundsError, shared_bounds
+from tql_offline.datasets.episodes import (
+    BOUNDS_SETTING,
+    Episodes,
+    OutOfBoundsError,
+    shared_bounds,
+)
+from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.load import (
     WITHOUT_MASKS,
     bounds_by_dim,
@@ -30,6 +30,8 @@ from tql_offline.errors import AdvisedError, InputError
 _OPTION = f"--action-bounds {{low}},{{high}} (in training: {BOUNDS_SETTING})"
 """How `datasets check` and training are told bounds."""
 _OWN_COLUMNS = ("observations", "actions", "terminals", "rewards", "masks")
+_REFUSED = "refused"
+"""The kind of finding that training refuses the data."""
 
 
 def check_dataset(
@@ -74,7 +76,10 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     view = view_of_columns(columns, data)
     found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
     found += [] if "masks" in columns else [_without_masks(view)]
-    return [*_refused(lambda: own_episodes(columns, path), env_id, bounds), *warnings_first(found)]
+    refused = [
+        f for f in _read(lambda: own_episodes(columns, path), env_id, bounds) if f.kind == _REFUSED
+    ]
+    return [*refused, *warnings_first(found)]  # what else reading finds is found in the view, too
 
 
 def _without_masks(view: View) -> Finding:
@@ -102,8 +107,13 @@ def _flat_findings(
     view = view_of_flat(columns, str(path))
     found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
     if entry is None:
-        return [*_refused(lambda: episodes_of(columns, path), env_id, bounds), *found]
-    return [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults] + found
+        return warnings_first([*_read(lambda: episodes_of(columns, path), env_id, bounds), *found])
+    faults = [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults]
+    limit = entry.max_episode_steps
+    read = _read(
+        lambda: episodes_of(columns, path, max_episode_steps=limit, clips=True), env_id, bounds
+    )
+    return warnings_first([*faults, *read, *found])
 
 
 def _findings(
@@ -137,15 +147,15 @@ def _scaled_columns(bounds: Sequence[float]) -> tuple[str, ...]:
     return ("actions",) if bounds else ()
 
 
-def _refused(
-    load_columns: Callable[[], object], env_id: str, bounds: Sequence[float]
-) -> Iterator[Finding]:
-    """The finding that training refuses the columns, if it does; this uses the columns up."""
+def _read(
+    read: Callable[[], tuple[Episodes, list[Finding]]], env_id: str, bounds: Sequence[float]
+) -> list[Finding]:
+    """What reading for training finds, or that it refuses the columns, which this uses up."""
     try:
-        load_columns()
+        return read()[1]
     except InputError as error:
         said = _advised(error, env_id, bounds) if isinstance(error, OutOfBoundsError) else error
-        yield Finding("warning", "refused", f"training refuses it: {said}")
+        return [Finding("warning", _REFUSED, f"training refuses it: {said}")]
 
 
 def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> AdvisedError:

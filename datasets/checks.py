@@ -11,13 +11,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
+from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.views import View, view_of
 from tql_offline.errors import listed, numbered
 
@@ -34,6 +34,12 @@ _SMOOTH = 0.2
 """A dim is smooth if its usual step is less than this fraction of its own spread."""
 _JUMP = 10.0
 """A jump is more than this many usual steps of a smooth dim, and more than half its spread."""
+_WRAP = 0.9
+"""A dim that wraps around moves by more than this fraction of its range."""
+_FEW = 3
+"""Number of ends of episodes from which on their being alike is no chance."""
+_RESET = 3.0
+"""A reset is a step in which a dim usually moves more than this many times as far as otherwise."""
 _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 _REPEATED = 0.01
@@ -51,25 +57,6 @@ _BOUND = 1 - 2e-5
 _TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or looks wrong.
-
-    Attributes:
-        level: `warning` or `note`.
-        kind: kind of finding, in one word.
-        sentence: what is wrong, where, and the fix.
-    """
-
-    level: Literal["warning", "note"]
-    kind: str
-    sentence: str
-
-    def __str__(self) -> str:
-        """Format as `warning: ...`."""
-        return f"{self.level}: {self.sentence}"
-
-
 def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
     """All findings, warnings first.
 
@@ -78,13 +65,14 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         jumps: whether a jump is a fault; False if the environment itself teleports.
         goes_on: whether episodes are meant to go on after the task's end, as OGBench's do.
     """
+    resets = [] if goes_on else list(_resets(view))
     found = [
         *_images(view),
-        *_lost_observations(view),
         *_bad_numbers(view),
         *_marks(view, goes_on),
+        *resets,
         *_last_rows(view),
-        *(_jumps(view) if jumps else ()),
+        *(_jumps(view) if jumps and not resets else ()),
         *_rewards(view),
         *_large_rewards(view),
         *_constant_observations(view),
@@ -97,11 +85,6 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
     return warnings_first(found)
 
 
-def warnings_first(found: list[Finding]) -> list[Finding]:
-    """Findings in their order, notes after warnings."""
-    return sorted(found, key=lambda finding: finding.level == "note")
-
-
 def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False) -> list[Finding]:
     """Findings from loaded data, in which only part of the observations and actions is read.
 
@@ -111,10 +94,12 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
     """
     whole = view_of(episodes)
     part = _part(whole)
+    resets = [] if goes_on else list(_resets(whole))
     found = [
         *_marks(whole, goes_on),
+        *resets,
         *_last_rows(whole),
-        *(_jumps(whole, _runs(len(whole.observations))) if jumps else ()),
+        *(_jumps(whole, _runs(len(whole.observations))) if jumps and not resets else ()),
         *_rewards(whole),
         *_constant_observations(whole),
         *_choices(part),
@@ -175,25 +160,6 @@ def _limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Findin
             yield Finding(finding.level, finding.kind, f"{more:,} more {what}, not listed here")
             return
         yield finding
-
-
-def _lost_observations(view: View) -> Iterator[Finding]:
-    """Find truncated episodes without an observation after their last action.
-
-    An episode that ended the task needs none. Only D4RL's layout can lack them.
-    """
-    lost = view.observation_counts == view.lengths
-    if view.masks is not None:
-        lost &= view.masks[np.cumsum(view.lengths) - 1] != 0
-    if lost.any():
-        yield Finding(
-            "note",
-            "last-row",
-            f"{lost.sum():,} of {len(lost):,} episodes (first {int(lost.argmax())}) are cut off "
-            "and have no observation after their last action, so training drops these "
-            "transitions, as D4RL's qlearning_dataset does; write 'next_observations' to keep "
-            "them",
-        )
 
 
 def _last_rows(view: View) -> Iterator[Finding]:
@@ -353,8 +319,7 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
             f"ended (first {view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless "
             "that is intended, end each episode where its task ends",
         )
-    if view.timeouts is not None:
-        yield from _timeouts(view)
+    yield from _limits(view, ended)
     if not ended.any() and len(np.unique(view.lengths)) > 1 and not goes_on:
         yield Finding(
             "note",
@@ -365,25 +330,105 @@ def _marks(view: View, goes_on: bool) -> Iterator[Finding]:
         )
 
 
-def _timeouts(view: View) -> Iterator[Finding]:
-    assert view.timeouts is not None
-    timeouts = view.timeouts != 0
-    ended = np.zeros_like(timeouts) if view.terminals is None else view.terminals != 0
-    both = np.flatnonzero(ended & timeouts)
-    if len(both):
+def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Find time limits that are stored as ends of the task, and rows without any mark."""
+    timeouts = np.zeros_like(ended) if view.timeouts is None else view.timeouts != 0
+    both = ended & timeouts
+    if both.sum() >= _FEW and (both == timeouts).all():
+        yield Finding(
+            "warning",
+            "timeouts",
+            f"each of the {both.sum():,} timeouts is a terminal, too (first "
+            f"{view.place(int(np.argmax(both)))}), as where 'done' is stored, so no time limit "
+            "bootstraps; write 'terminals' as terminals & ~timeouts",
+        )
+    elif both.any():
         yield Finding(
             "note",
             "timeouts",
-            f"{numbered(len(both), 'transition is', 'transitions are')} both terminal and timeout "
-            f"(first {view.place(int(both[0]))}); each is treated as a terminal",
+            f"{numbered(int(both.sum()), 'transition is', 'transitions are')} both terminal and "
+            f"timeout (first {view.place(int(np.argmax(both)))}); each is treated as a terminal",
         )
-    if not ended.any() and not timeouts.any():
+    else:
+        yield from _ended_at_one_length(view, ended)
+    if view.timeouts is None or view.terminals is None:
+        return
+    if not view.terminals.any() and not timeouts.any():
         yield Finding(
             "warning",
             "timeouts",
             f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (all in "
             "episode 0); mark the ends of episodes",
         )
+
+
+def _ended_at_one_length(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
+    """Find that the longest episodes are equally long and all end the task, as at a time limit."""
+    longest = view.lengths.max()
+    at = np.flatnonzero(view.lengths == longest)
+    nearly = (view.lengths >= longest - 3).sum() - len(at)
+    lasts = np.cumsum(view.lengths)[at] - 1
+    if longest > 1 and len(at) >= _FEW and len(at) > nearly and ended[lasts].all():
+        yield Finding(
+            "note",
+            "masks",
+            f"the {len(at):,} longest episodes (first {at[0]}) all have {longest:,} transitions "
+            "and end the task; if that is a time limit, write mask 1 there, so that it bootstraps",
+        )
+
+
+def _resets(view: View) -> Iterator[Finding]:
+    """Find resets recorded as steps, as by vector environments that reset themselves.
+
+    An episode's last observation is then the first of the next one, and either its last step or the
+    next one's first jumps from one episode to another. Where neither jumps, one long episode was
+    cut into pieces. Where there are such resets, `_jumps` would find each with other advice.
+    """
+    if view.observations.ndim != 2 or not (view.observation_counts > view.lengths).all():
+        return
+    firsts = view.observation_starts[1:]
+    is_same = (view.observations[firsts - 1] == view.observations[firsts]).all(axis=1)
+    if is_same.sum() < _FEW or is_same.mean() <= 0.5:
+        return
+    # Where the task ended, the observation after the last step is not trained on.
+    bootstraps = np.ones(len(firsts), bool)
+    if view.masks is not None:
+        bootstraps = view.masks[view.starts[1:] - 1] != 0
+    if _jump_at(view, firsts[is_same & bootstraps] - 1):
+        told = "write the last observation itself, as Gymnasium has it in info['final_obs']"
+        yield _reset(is_same & bootstraps, told)
+    elif _jump_at(view, firsts[is_same] + 1):
+        told = (
+            "leave out the row after each end, whose action the environment ignores (Gymnasium's "
+            "AutoresetMode.NEXT_STEP)"
+        )
+        yield _reset(is_same, told)
+
+
+def _reset(episodes: NDArray[np.bool_], mend: str) -> Finding:
+    return Finding(
+        "warning",
+        "reset",
+        f"the last observation of {episodes.sum():,} of {len(episodes) + 1:,} episodes (first "
+        f"{int(np.argmax(episodes))}) is the next one's first, and there is a jump to or from it, "
+        f"so a reset is trained on as if it were a step; {mend}",
+    )
+
+
+def _jump_at(view: View, rows: NDArray[np.int64]) -> bool:
+    """Whether a dim usually moves much further to these rows than to others."""
+    if len(rows) < _FEW:
+        return False
+    usual, here = _median_step(view, np.arange(1, len(view.observations))), _median_step(view, rows)
+    return bool(((usual > 0) & (here > _RESET * usual)).any())
+
+
+def _median_step(view: View, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each dim usually moves to these rows from the ones before."""
+    rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows)), dtype=np.int64)]
+    now, before = (view.observations[part].astype(np.float64) for part in (rows, rows - 1))
+    with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
+        return np.asarray(np.median(np.abs(now - before), axis=0))
 
 
 def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
@@ -394,19 +439,21 @@ def _jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:
     ends = np.cumsum(view.observation_counts) - 1
     is_end = np.zeros(len(flat), bool)
     is_end[ends] = True
-    usual, spread, smooth = _typical(flat, is_end)
-    if not len(smooth):
+    motion = _typical(flat, is_end)
+    if not len(motion.dims):
         return
-    limit = np.maximum(_JUMP * usual, 0.5 * spread)
+    limit = np.maximum(_JUMP * motion.usual, 0.5 * motion.spread)
     bad: list[tuple[int, int, float]] = []
     for run in runs or [slice(0, len(flat))]:
         for rows in row_blocks(run.stop - run.start - 1, 3 * flat[:1].nbytes):
             here = slice(run.start + rows.start, run.start + rows.stop + 1)
-            steps = _steps(flat[here], smooth)
+            steps = _steps(flat[here], motion.dims)
             far = (steps > limit) & ~is_end[here][:-1, None]
             for row in np.flatnonzero(far.any(axis=1)).tolist():
-                ratio = np.where(far[row], steps[row] / usual, 0)
-                bad.append((here.start + row, int(smooth[ratio.argmax()]), float(ratio.max())))
+                at = here.start + row
+                if not _is_turn(flat[at : at + 2, motion.dims], far[row], motion):
+                    ratio = np.where(far[row], steps[row] / motion.usual, 0)
+                    bad.append((at, int(motion.dims[ratio.argmax()]), float(ratio.max())))
     found = (
         Finding(
             "warning",
@@ -428,24 +475,63 @@ def _steps(rows: Array, dims: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where((steps > 0.95 * turn) & (steps <= turn), turn - steps, steps)
 
 
-def _typical(
-    flat: Array, is_end: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Usual step, spread and indices of the dims that move smoothly."""
+def _is_turn(pair: Array, far: NDArray[np.bool_], motion: "_Motion") -> bool:
+    """Whether what moves far in a step only has two ways to say the same.
+
+    One dim alone that crosses its range wraps around, as degrees and phases do; several that change
+    their sign together are a rotation's quaternion.
+
+    Args:
+        pair: `(2, dims)` the smooth dims before and after the step.
+        far: `(dims,)` which of them move far.
+        motion: how they usually move.
+    """
+    now, then = pair[:, far].astype(np.float64)
+    if len(now) == 1:
+        # Were no other dim smooth, nothing would speak against an end.
+        return len(far) > 1 and bool(abs(then - now)[0] > _WRAP * motion.extent[far][0])
+    return bool((np.abs(now + then) <= 2 * motion.usual[far]).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Motion:
+    """How the dims that move smoothly usually do.
+
+    Attributes:
+        dims: their indices; the others are of the same length.
+        usual: the step that 95 % of steps do not exceed.
+        spread: standard deviation.
+        extent: greatest less least number.
+    """
+
+    dims: NDArray[np.int64]
+    usual: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    extent: NDArray[np.float64]
+
+
+def _typical(flat: Array, is_end: NDArray[np.bool_]) -> _Motion:
+    """How the dims that move smoothly usually do, in a sample of the rows; none if it is small."""
     rows = np.unique(np.linspace(0, len(flat) - 2, min(_SAMPLE, len(flat) - 1), dtype=np.int64))
     rows = rows[~is_end[rows]]
     every = np.arange(flat.shape[1])
     now, after = flat[rows].astype(np.float64), flat[rows + 1].astype(np.float64)
     good = np.isfinite(now).all(axis=1) & np.isfinite(after).all(axis=1)
     if good.sum() < 16:
-        return np.zeros(0), np.zeros(0), every[:0]
+        nothing = np.zeros(0)
+        return _Motion(dims=every[:0], usual=nothing, spread=nothing, extent=nothing)
     now, after = now[good], after[good]
     pairs = np.stack([now, after], axis=1).reshape(-1, flat.shape[1])
     steps = _steps(pairs, every)[::2]
     usual, spread = np.quantile(steps, 0.95, axis=0), now.std(axis=0)
     moves = np.median(steps, axis=0) > 1e-9 * spread
     smooth = np.flatnonzero(moves & (usual > 0) & (usual < _SMOOTH * spread))
-    return usual[smooth], spread[smooth], smooth
+    return _Motion(
+        dims=smooth,
+        usual=usual[smooth],
+        spread=spread[smooth],
+        extent=np.ptp(now[:, smooth], axis=0),
+    )
 
 
 def _rewards(view: View) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ from tql_offline.datasets.episodes import (
     Episodes,
     OutOfBoundsError,
 )
+from tql_offline.datasets.findings import Finding
 from tql_offline.datasets.names import d4rl_folder
 from tql_offline.datasets.reading import Floats
 from tql_offline.datasets.required import (
@@ -114,7 +115,7 @@ def episodes_of(
     *,
     max_episode_steps: int | None = None,
     clips: bool = False,
-) -> tuple[Episodes, list[str]]:
+) -> tuple[Episodes, list[Finding]]:
     """Make episodes from columns in D4RL's layout.
 
     Args:
@@ -125,7 +126,7 @@ def episodes_of(
             outside are an error.
 
     Returns:
-        The episodes, and sentences on what was left out, cut or changed.
+        The episodes, and what was left out, cut or changed.
 
     Raises:
         InputError: a column is missing or unusable, or no transition is left.
@@ -146,19 +147,19 @@ def episodes_of(
                 f"'observations' has {observations.shape[1]}; get the file again"
             )
     ended = _task_ends(columns, terminals, path)
-    notes = [*_clip(actions, path, clips), *_bootstrapping(terminals, ended)]
+    found = [*_clip(actions, path, clips), *_bootstrapping(terminals, ended)]
     ends = terminals | _cuts(columns, terminals, max_episode_steps, path)
     ends[-1] = True
     if after is not None:
-        notes += _mark_jumps(observations, after, ends, path)
+        found += mark_jumps(observations, after, ends, path.name)
     rows = _Rows(ends=ends, kept=~ends | ended | (after is not None))
     return _episodes(rows, observations, after, actions, rewards, ended, path), [
-        *notes,
+        *found,
         *_lost(rows),
     ]
 
 
-def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
+def _clip(actions: Floats, path: Path, clips: bool) -> list[Finding]:
     """Clip in place; unless `clips`, refuse actions outside [-1, 1]."""
 
     def is_outside(block: Array) -> NDArray[np.bool_]:
@@ -172,7 +173,8 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[str]:
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
     if not outside:
         return []
-    return [f"{outside:,} actions outside [-1, 1] were clipped to it, as the environment does"]
+    told = f"{outside:,} actions outside [-1, 1] were clipped to it, as the environment does"
+    return [Finding("note", "actions", told)]
 
 
 def _task_ends(
@@ -186,14 +188,15 @@ def _task_ends(
     return np.asarray(masks == 0)
 
 
-def _bootstrapping(terminals: NDArray[np.bool_], ended: NDArray[np.bool_]) -> list[str]:
+def _bootstrapping(terminals: NDArray[np.bool_], ended: NDArray[np.bool_]) -> list[Finding]:
     count = int((terminals & ~ended).sum())
     if not count:
         return []
-    return [
+    told = (
         f"{count:,} of {int(terminals.sum()):,} rows that 'terminals' marks have mask 1: they end "
         "an episode, not the task, and bootstrap"
-    ]
+    )
+    return [Finding("note", "masks", told)]
 
 
 def _cuts(
@@ -214,14 +217,25 @@ def _cuts(
     return np.asarray(steps % limit == limit - 1)
 
 
-def _mark_jumps(
-    observations: Floats, after: Floats, ends: NDArray[np.bool_], path: Path
-) -> list[str]:
-    """Mark missing ends, where the next observation is not the next row's."""
+def mark_jumps(
+    observations: Floats, after: Floats, ends: NDArray[np.bool_], name: str
+) -> list[Finding]:
+    """Mark missing ends, where the next observation is not the next row's.
+
+    Args:
+        observations: `(N, n_s)`.
+        after: `(N, n_s)` the observation after each step.
+        ends: `(N,)` the ends of episodes, where missing ones are added.
+        name: the file's name.
+
+    Returns:
+        The finding that some were missing, if they were.
+    """
     found, first = 0, -1
     for rows in row_blocks(len(ends) - 1, observations[:1].nbytes):
         now, then = after[rows], observations[rows.start + 1 : rows.stop + 1]
-        differ = np.abs(now - then) > _SAME * np.maximum(1, np.abs(then))
+        with np.errstate(invalid="ignore"):  # numbers that are not finite are reported elsewhere
+            differ = np.abs(now - then) > _SAME * np.maximum(1, np.abs(then))
         jumps = differ.any(axis=1) & ~ends[rows]
         if first < 0 and jumps.any():
             first = rows.start + int(np.argmax(jumps))
@@ -229,19 +243,27 @@ def _mark_jumps(
         ends[rows] |= jumps
     if not found:
         return []
-    return [
-        f"at {numbered(found, 'row', 'rows')} of {path.name} (first {first}) the next observation "
+    told = (
+        f"at {numbered(found, 'row', 'rows')} of {name} (first {first}) the next observation "
         "is not the next row's although no end is marked; episodes are cut there and bootstrap"
-    ]
+    )
+    return [Finding("warning", "jump", told)]
 
 
-def _lost(rows: _Rows) -> list[str]:
+def _lost(rows: _Rows) -> list[Finding]:
     count = int((~rows.kept).sum())
     if not count:
         return []
-    one = "transition at the cut of an episode has no next observation and is"
-    several = "transitions at cuts of episodes have no next observation and are"
-    return [f"{numbered(count, one, several)} left out, as D4RL's qlearning_dataset does"]
+    first = int(np.argmin(rows.kept))
+    one = f"transition at the cut of an episode (row {first}) has no next observation and is"
+    several = (
+        f"transitions at cuts of episodes (first row {first}) have no next observation and are"
+    )
+    told = (
+        f"{numbered(count, one, several)} left out, as D4RL's qlearning_dataset does; "
+        "'next_observations' would keep them"
+    )
+    return [Finding("note", "last-row", told)]
 
 
 def _episodes(

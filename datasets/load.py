@@ -29,6 +29,7 @@ from tql_offline.datasets.episodes import (
     OutOfBoundsError,
     drop_last_rows,
 )
+from tql_offline.datasets.findings import Finding
 from tql_offline.datasets.minari import (
     environment_id,
     folder_of,
@@ -283,7 +284,8 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
     path = given or d4rl_file(entry)
     columns, digest = _read_flat(path, slices)
     limit = entry.max_episode_steps
-    episodes, notes = episodes_of(columns, path, max_episode_steps=limit, clips=True)
+    episodes, found = episodes_of(columns, path, max_episode_steps=limit, clips=True)
+    notes = [finding.sentence for finding in found]
     _require_dims(entry, episodes, path)
     own, said = environment_of(entry)
     return Dataset(
@@ -403,7 +405,7 @@ def own_dataset(
     """
     scale_actions(columns, bounds)
     try:
-        episodes, notes = (episodes_of if flat else own_episodes)(columns, path)
+        episodes, found = (episodes_of if flat else own_episodes)(columns, path)
     except OutOfBoundsError as error:
         raise error.told(bounds) from error
     return Dataset(
@@ -413,7 +415,7 @@ def own_dataset(
         digest=digest,
         source="own file",
         env_id=env_id,
-        notes=tuple(notes),
+        notes=tuple(finding.sentence for finding in found),
         action_bounds=bounds_by_dim(episodes.actions.shape[1], bounds),
     )
 
@@ -458,21 +460,21 @@ def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None
             columns.finite.discard("actions")
 
 
-def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[str]]:
+def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[Finding]]:
     """The episodes of columns in the layout of docs/data.md, whose memory they take over.
 
     Returns:
-        The episodes, and sentences on what they may lack.
+        The episodes, and what they may lack.
 
     Raises:
         InputError: the columns cannot be used for training; the message names column and row.
     """
     observations, actions, lengths = core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
-    masks, notes = np.ones_like(rewards), [WITHOUT_MASKS]
+    masks, found = np.ones_like(rewards), [Finding("note", "masks", WITHOUT_MASKS)]
     if "masks" in columns:
         masks = require_vector(columns, "masks", len(observations), path)
-        notes = _ends_in_last_rows(masks, lengths)
+        found = _ends_in_last_rows(masks, lengths)
     actions = drop_last_rows(actions, lengths)
     masks = drop_last_rows(masks, lengths)
     _check_actions(actions, lengths, path)
@@ -484,19 +486,20 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
         masks=masks,
         lengths=lengths,
     )
-    return episodes, notes
+    return episodes, found
 
 
-def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[str]:
-    """A note if every mask of 0 is in an episode's last row, which is not a transition."""
+def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[Finding]:
+    """A warning if every mask of 0 is in an episode's last row, which is not a transition."""
     lost = int((masks[np.cumsum(lengths + 1) - 1] == 0).sum())
     if not lost or int((masks == 0).sum()) > lost:
         return []
-    return [
+    told = (
         f"'masks' is 0 in the last rows of {lost:,} episodes and nowhere else, but a last row "
         "holds the last observation and no transition, so the task's ends are lost; write the 0 at "
         "each last transition, a row earlier"
-    ]
+    )
+    return [Finding("warning", "last-row", told)]
 
 
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:

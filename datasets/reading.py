@@ -31,11 +31,13 @@ STEP_MARKS = (
     "truncateds",
     "truncated",
     "terminations",
+    "terminateds",
     "terminated",
+    "episode_terminals",
     "dones",
     "done",
 )
-"""Marks of each step, as in Gymnasium, that none of our layouts has."""
+"""Marks of each step, as in Gymnasium or d3rlpy, that none of our layouts has."""
 HAS_PREADV = hasattr(os, "preadv")  # not on Windows, where the libraries read
 
 
@@ -136,14 +138,32 @@ def damage_named(path: Path, kind: str, mend: str) -> Iterator[None]:
 
 
 def check_names(path: Path, names: list[str], flat: bool) -> None:
-    """Refuse too many columns and, unless `flat`, those of D4RL's layout and Gymnasium's marks.
+    """Refuse too many columns, marks of no layout and, unless `flat`, D4RL's columns.
 
     Raises:
         InputError: such columns exist; the message names the file and what to do.
     """
     if len(names) > MAX_COLUMNS:
         raise InputError(f"{path} holds more than {MAX_COLUMNS} columns; split it")
+    check_marks(path, names)
     if flat:
+        return
+    for foreign in FLAT_COLUMNS:
+        if foreign in names:
+            raise InputError(
+                f"{path} has a column {foreign!r}, which is D4RL's layout; write it in the layout "
+                "of docs/data.md, where 'terminals' marks each episode's last row, which holds the "
+                "last observation"
+            )
+
+
+def check_marks(path: Path, names: Collection[str]) -> None:
+    """Refuse columns that mark ends and would be ignored.
+
+    Raises:
+        InputError: such columns exist; the message names the file and what to do.
+    """
+    if "timeouts" in names:  # every end is marked: by these and `terminals`
         return
     for marks in STEP_MARKS:
         if marks in names:
@@ -152,13 +172,12 @@ def check_names(path: Path, names: list[str], flat: bool) -> None:
                 "row is a step, name the marks as D4RL does: 'terminals' where the task ended, "
                 "'timeouts' where an episode was cut off"
             )
-    for foreign in FLAT_COLUMNS:
-        if foreign in names:
-            raise InputError(
-                f"{path} has a column {foreign!r}, which is D4RL's layout; write it in the layout "
-                "of docs/data.md, where 'terminals' marks each episode's last row, which holds the "
-                "last observation"
-            )
+    if "valids" in names and "next_observations" not in names:
+        raise InputError(
+            f"{path} has a column 'valids', as OGBench's loader makes with compact_dataset=True, "
+            "where 'terminals' marks two rows of each episode; write 1 - valids as 'terminals' and "
+            "leave 'valids' out"
+        )
 
 
 def check_size(path: Path, claimed: int) -> None:

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.datasets.d4rl import mark_jumps
 from tql_offline.datasets.episodes import Array, Episodes, NoTransitionError
+from tql_offline.datasets.reading import Floats
 from tql_offline.errors import InputError
 
 AS_STEPS = (
@@ -180,7 +183,7 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     """The view of columns in D4RL's layout: one row per transition, `terminals` and `timeouts`.
 
     Each row's next observation is the next row's observation; an episode's last one is in
-    `next_observations` or lost.
+    `next_observations` or lost. Episodes are cut where training cuts them.
 
     Raises:
         InputError: a column is missing, is not of numbers, or has a wrong number of rows.
@@ -198,12 +201,14 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     for column in ("terminals", "timeouts"):
         ends |= np.asarray(marks.get(column, np.zeros(rows)) != 0)
     ends[-1] = True
-    lengths = np.diff(np.flatnonzero(ends), prepend=-1)
     extra = 0
     if "next_observations" in columns:
         after = _numbers(columns, "next_observations", rows, name)
+        if after.shape == observations.shape and after.dtype.kind == "f":
+            mark_jumps(cast(Floats, observations), cast(Floats, after), ends, name)
         observations = np.insert(observations, np.flatnonzero(ends) + 1, after[ends], axis=0)
         extra = 1
+    lengths = np.diff(np.flatnonzero(ends), prepend=-1)
     return View(
         observations=observations,
         actions=_numbers(columns, "actions", rows, name).reshape(rows, -1),

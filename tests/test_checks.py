@@ -13,6 +13,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets import checks
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.blocks import row_blocks
+from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.checks import (
     SHOWN,
     check,
@@ -93,6 +94,38 @@ def test_an_angle_that_wraps_is_no_jump():
     angle = (turning + np.pi) % (2 * np.pi) - np.pi
     columns["observations"] = np.column_stack([columns["observations"], angle])
     assert not kinds(columns)
+
+
+def turning(columns, rng):
+    """Angles that turn on and on, one for each row."""
+    return np.cumsum(rng.normal(0.05, 0.02, len(columns["terminals"])))
+
+
+def degrees(angle):
+    return np.degrees(angle)[:, None] % 360
+
+
+def phase(angle):
+    return (angle / 4)[:, None] % 1
+
+
+def quaternion(angle):
+    """Rotations about a fixed axis, of the two that are one the one with w ≥ 0."""
+    half = angle[:, None] / 2
+    whole = np.concatenate([np.cos(half), np.sin(half) * [[0.6, 0.64, 0.48]]], axis=1)
+    return whole * np.where(whole[:, :1] < 0, -1, 1)
+
+
+@pytest.mark.parametrize("written", [degrees, phase, quaternion])
+def test_what_can_be_written_in_two_ways_does_not_jump(written):
+    columns = good()
+    seen = written(turning(columns, np.random.default_rng(0)))
+    columns["observations"] = np.column_stack([columns["observations"], seen])
+    assert "jump" not in kinds(columns)
+    columns["terminals"][ENDS[1]] = False  # what jumps, too, is found beside it
+    columns["masks"][ENDS[1] - 1] = 1
+    (jump,) = [f for f in check(view_of_columns(columns, "mine")) if f.kind == "jump"]
+    assert f"episode 1, row {ENDS[1]}:" in jump.sentence
 
 
 def test_the_tasks_end_in_last_rows_is_lost():
@@ -279,25 +312,43 @@ def test_d4rl_rows_with_their_last_observations_have_no_finding():
     assert not check(view_of_flat(flat(), "mine"))
 
 
-def test_d4rl_rows_without_them_lost_one_an_episode():
-    columns = flat()
+def test_d4rl_rows_without_them_lost_one_an_episode(tmp_path):
+    columns, path = flat(), tmp_path / "mine.npz"
     del columns["next_observations"]
-    assert not check(view_of_flat(columns, "mine")), "ends of the task need none"
+    np.savez(path, **columns)
+    assert not check_dataset(str(path)), "ends of the task need none"
     columns["terminals"], columns["timeouts"] = columns["timeouts"], columns["terminals"].copy()
     columns["terminals"][np.cumsum(LENGTHS)[0] - 1] = True
     columns["timeouts"][np.cumsum(LENGTHS)[0] - 1] = False
-    (finding,) = check(view_of_flat(columns, "mine"))
+    np.savez(path, **columns)
+    (finding,) = check_dataset(str(path))
     assert (finding.level, finding.kind) == ("note", "last-row")
-    lost = len(LENGTHS) - 1
-    assert f"{lost} of {len(LENGTHS)} episodes (first 1) are cut off" in finding.sentence
+    row = np.cumsum(LENGTHS)[1] - 1
+    assert f"3 transitions at cuts of episodes (first row {row}) have no next" in finding.sentence
+    assert load(str(path)).notes == (finding.sentence,)
+
+
+def test_an_end_that_d4rl_rows_lack_is_told_once_and_cut_as_in_training(tmp_path):
+    columns = flat()
+    columns["terminals"][np.cumsum(LENGTHS)[1] - 1] = False
+    columns["rewards"][np.cumsum(LENGTHS)[2] - 1] = 5000
+    np.savez(tmp_path / "mine.npz", **columns)
+    jump, large = check_dataset(str(tmp_path / "mine.npz"))
+    assert (jump.level, jump.kind) == ("warning", "jump")
+    row = np.cumsum(LENGTHS)[1] - 1
+    assert f"at 1 row of mine.npz (first {row}) the next observation is not" in jump.sentence
+    assert f"5000 in episode 2, row {np.cumsum(LENGTHS)[2] - 1}" in large.sentence
 
 
 def test_d4rl_marks_that_contradict_or_miss():
     columns = flat()
     columns["timeouts"] = columns["terminals"].copy()
     (finding,) = check(view_of_flat(columns, "mine"))
-    assert finding.level == "note"
-    assert "4 transitions are both terminal and timeout" in finding.sentence
+    assert finding.level == "warning", "done is stored: no limit bootstraps"
+    said = "each of the 4 timeouts is a terminal, too (first episode 0, row 59)"
+    assert said in finding.sentence
+    ends_alone = columns | {"masks": np.ones(len(columns["rewards"]), np.float32)}
+    assert "timeout" not in str(check(view_of_flat(ends_alone, "mine"))), "nothing ends the task"
     columns["timeouts"] &= np.cumsum(columns["terminals"]) == 1
     found = " ".join(map(str, check(view_of_flat(columns, "mine"))))
     assert "note: 1 transition is both terminal and timeout (first episode 0, row 59)" in found
@@ -316,6 +367,83 @@ def test_terminals_that_only_end_episodes_are_marks_all_the_same():
     assert "1 episode continues after the task ended (first episode 0, row 3, mask 0)" in str(
         finding
     )
+
+
+def at_a_limit(columns, longest=60):
+    """`good` with its episodes cut to a length, all of which end the task."""
+    lasts = [ENDS[e] - LENGTHS[e] + min(LENGTHS[e], longest) for e in range(len(LENGTHS))]
+    kept = np.zeros(len(columns["terminals"]), bool)
+    for last, end, length in zip(lasts, ENDS, LENGTHS, strict=True):
+        kept[end - length : last + 1] = True
+    columns["terminals"][lasts] = True
+    columns["masks"][:] = 1
+    columns["masks"][np.array(lasts) - 1] = 0
+    return {name: column[kept] for name, column in columns.items()}
+
+
+def test_the_longest_episodes_that_all_end_the_task_may_be_cut_off():
+    finding = only(at_a_limit(good(), 50))
+    assert (finding.level, finding.kind) == ("note", "masks")
+    assert "the 3 longest episodes (first 0) all have 50 transitions and end" in finding.sentence
+    assert not kinds(at_a_limit(good(), 60)), "two are too few"
+    cut = at_a_limit(good(), 50)
+    cut["masks"][49] = 1
+    assert not kinds(cut)
+
+
+@pytest.mark.parametrize(("others", "told"), [([4, 6, 2], True), ([6, 5, 6], False)])
+def test_a_length_that_others_come_near_is_no_limit(others, told):
+    lengths = np.array([7, 7, 7, *others])
+    terminals = np.zeros(lengths.sum(), bool)
+    terminals[np.cumsum(lengths) - 1] = True
+    numbers = np.random.default_rng(0).uniform(-0.9, 0.9, (len(terminals), 2))
+    columns = {"observations": numbers, "actions": numbers, "rewards": numbers[:, 0]}
+    data = from_arrays(columns | {"terminals": terminals}, "mine", layout="steps")
+    assert told == ("3 longest episodes (first 0)" in str(quick_check(data.episodes)))
+
+
+def resetting(same_step, seed=0):
+    """What a loop over one of Gymnasium's vector environments records of `flat`'s episodes."""
+    columns = flat()
+    columns["terminals"], columns["timeouts"] = columns["timeouts"], columns["terminals"]
+    starts = np.cumsum(LENGTHS)[:-1]
+    if same_step:
+        columns["next_observations"][starts - 1] = columns["observations"][starts]
+        return columns
+    put_in = {
+        "observations": columns["next_observations"][starts - 1],
+        "next_observations": columns["observations"][starts],
+    }
+    return {
+        name: np.insert(column, starts, put_in.get(name, 0), axis=0)
+        for name, column in columns.items()
+    }
+
+
+@pytest.mark.parametrize("same_step", [True, False])
+def test_resets_that_are_recorded_as_steps_are_a_warning(tmp_path, same_step):
+    np.savez(tmp_path / "mine.npz", **resetting(same_step))
+    found = [f for f in check_dataset(str(tmp_path / "mine.npz")) if f.level == "warning"]
+    assert [f.kind for f in found if f.kind in ("reset", "jump")] == ["reset"]
+    (reset,) = [f for f in found if f.kind == "reset"]
+    assert "the last observation of 3 of 4 episodes (first 0) is the next one's" in reset.sentence
+    assert ("final_obs" in reset.sentence) == same_step
+    assert ("leave out the row after each end" in reset.sentence) == (not same_step)
+    assert reset in quick_check(load(str(tmp_path / "mine.npz")).episodes)
+
+
+def test_what_is_no_reset_is_no_finding():
+    """A long episode in pieces goes on where it was; no step follows the task's end."""
+    columns = flat()
+    columns["terminals"][:] = False
+    rows = np.arange(len(columns["rewards"]))
+    walk = np.cumsum(np.random.default_rng(0).normal(0, 0.05, (len(rows) + 1, 2)), axis=0)
+    columns["observations"], columns["next_observations"] = walk[:-1], walk[1:]
+    columns["timeouts"] = rows % 20 == 19
+    assert not {f.kind for f in check(view_of_flat(columns, "mine"))} & {"reset", "jump"}
+    ended = resetting(same_step=True)
+    ended["terminals"], ended["timeouts"] = ended["timeouts"], ended["terminals"]
+    assert "reset" not in {f.kind for f in check(view_of_flat(ended, "mine"))}
 
 
 def test_rows_of_a_flat_file_are_the_files():

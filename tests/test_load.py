@@ -11,6 +11,7 @@ import ogbench
 import pytest
 from own_data import write_own
 
+from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.load import load
@@ -387,6 +388,42 @@ def test_marks_of_gymnasium_are_refused_with_the_names_to_give_them(tmp_path, ma
     np.savez(path, **columns, **{marks: np.zeros(10)})
     with pytest.raises(InputError, match=f"column '{marks}'.*'timeouts' where an episode was cut"):
         load(str(path))
+
+
+@pytest.mark.parametrize("marks", STEP_MARKS)
+def test_marks_are_refused_beside_next_observations_and_in_arrays_too(tmp_path, marks):
+    """They would be ignored, so that episodes ran into one another."""
+    steps = {
+        "observations": np.zeros((10, 3)),
+        "actions": np.zeros((10, 2)),
+        "rewards": np.arange(10.0),
+        "terminals": np.zeros(10),
+        marks: np.arange(10) % 5 == 4,
+    }
+    said = f"column '{marks}'.*'timeouts' where an episode was cut"
+    with pytest.raises(InputError, match=said):
+        from_arrays(steps, "mine", layout="steps")
+    steps["next_observations"] = steps["observations"]
+    np.savez(tmp_path / "mine.npz", **steps)
+    with pytest.raises(InputError, match=said):
+        load(str(tmp_path / "mine.npz"))
+    np.savez(tmp_path / "mine.npz", **steps, timeouts=steps[marks])
+    assert load(str(tmp_path / "mine.npz")).episodes.lengths.tolist() == [5, 5]
+
+
+def test_ogbenchs_compact_rows_are_refused_with_the_terminals_to_give_them(tmp_path):
+    """What its loader makes with compact_dataset=True: `terminals` also marks the last steps."""
+    path = write_own(tmp_path / "mine.npz", (4, 4), 2)
+    with np.load(path) as archive:
+        columns = dict(archive)
+    want, ends = load(str(path)).episodes, columns["terminals"] != 0
+    compact = columns | {"valids": 1.0 - ends, "terminals": ends | np.append(ends[1:], True)}
+    np.savez(path, **compact)
+    with pytest.raises(InputError, match="write 1 - valids as 'terminals' and leave 'valids' out"):
+        load(str(path))
+    compact["terminals"] = 1 - compact.pop("valids")
+    np.savez(path, **compact)
+    np.testing.assert_array_equal(load(str(path)).episodes.lengths, want.lengths)
 
 
 def test_without_masks_it_is_said_what_is_read(tmp_path):

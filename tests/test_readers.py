@@ -19,6 +19,7 @@ from tql_offline.cli import app
 from tql_offline.config import resolve
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.catalogue import find
+from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.columns import is_flat
 from tql_offline.datasets.load import load
 from tql_offline.datasets.returns import n_step_table
@@ -279,7 +280,10 @@ def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
     data = load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
     assert data.episodes.lengths.tolist() == [LENGTH] * EPISODES
     assert data.episodes.masks[data.episodes.last_transitions()].tolist() == [1, 0, 1]
-    assert f"at 1 row of flat.hdf5 (first {LENGTH - 1})" in data.notes[0]
+    said = f"at 1 row of flat.hdf5 (first {LENGTH - 1}) the next observation is not"
+    assert data.notes[0].startswith(said)
+    (jump,) = [f for f in check_dataset(str(data.path)) if f.kind == "jump"]
+    assert (jump.level, jump.sentence) == ("warning", data.notes[0])
 
 
 def test_a_terminal_that_is_a_timeout_too_is_the_tasks_end(tmp_path):
@@ -895,7 +899,7 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     checked = run(app, ["datasets", "check", "antmaze-umaze-v0"])
     assert checked.exit_code == 1
     assert "D4RL#77" in checked.output
-    assert "training drops these transitions" in checked.output
+    assert "2 transitions at cuts of episodes (first row 3) have no next" in checked.output
     for arguments in (
         ["check", "minari:made/unit-v0"],
         ["check", str(minari_folder() / "made/unit-v0")],
