@@ -21,7 +21,8 @@ Reading files
 
 Looking at data
     views        data as the checks see them
-    checks       what is wrong with the data → findings
+    checks       what is wrong with the data → findings, checks_of_ends, checks_of_steps,
+                 checks_of_numbers
     check_dataset  all checks of a name or a file
     summary      what a dataset holds, in a few numbers
     convert      conversion between npz, HDF5 and Minari → hdf5_writing

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tql_offline.datasets.catalogue import Entry, find_or_none
-from tql_offline.datasets.checks import check, check_spaces, last_rows_look_like_steps
+from tql_offline.datasets.checks import check, check_spaces
+from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
 from tql_offline.datasets.episodes import (

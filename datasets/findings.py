@@ -1,7 +1,11 @@
 """What is or looks wrong with data: one sentence each, found by readers and checks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+SHOWN = 5
+"""Number of findings of one kind that are listed one by one; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,13 @@ class Finding:
 def warnings_first(found: list[Finding]) -> list[Finding]:
     """Findings in their order, notes after warnings."""
     return sorted(found, key=lambda finding: finding.level == "note")
+
+
+def limited(found: Iterator[Finding], count: int, what: str) -> Iterator[Finding]:
+    """Yield the first findings of a kind, then how many more there are."""
+    for number, finding in enumerate(found):
+        if number == SHOWN:
+            more = count - SHOWN
+            yield Finding(finding.level, finding.kind, f"{more:,} more {what}, not listed here")
+            return
+        yield finding

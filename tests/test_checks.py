@@ -10,18 +10,14 @@ from typer.testing import CliRunner
 
 from tql_offline.cli import app
 from tql_offline.config import resolve
-from tql_offline.datasets import checks
+from tql_offline.datasets import checks, checks_of_numbers
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.check_dataset import check_dataset
-from tql_offline.datasets.checks import (
-    SHOWN,
-    check,
-    check_spaces,
-    large_dims,
-    last_rows_look_like_steps,
-    quick_check,
-)
+from tql_offline.datasets.checks import check, check_spaces, quick_check
+from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
+from tql_offline.datasets.checks_of_numbers import find_actions, large_dims
+from tql_offline.datasets.findings import SHOWN
 from tql_offline.datasets.load import WITHOUT_MASKS, load
 from tql_offline.datasets.views import AS_STEPS, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import InputError
@@ -245,7 +241,9 @@ def test_rewards_beyond_a_critics_reach_are_noted(kind, worst, scale):
 
 
 def test_dims_of_observations_that_never_change_are_noted(monkeypatch):
-    monkeypatch.setattr(checks, "row_blocks", functools.partial(row_blocks, block_bytes=256))
+    monkeypatch.setattr(
+        checks_of_numbers, "row_blocks", functools.partial(row_blocks, block_bytes=256)
+    )
     columns = good()
     still = np.tile(np.arange(10, dtype=np.float32), (len(columns["terminals"]), 1))
     still[-1, 9] = 0  # changes in the last row alone
@@ -469,7 +467,7 @@ def test_a_quick_look_names_the_row_that_it_saw(monkeypatch):
     at = len(columns["actions"]) // 3
     columns["actions"][at:, 0] = 1
     view = view_of_columns(columns, "mine")
-    (quick,) = checks._actions(checks._part(view))
+    (quick,) = find_actions(checks._part(view))
     row = int(re.search(r"row (\d+)", quick.sentence)[1])
     assert columns["actions"][row, 0] == 1
     assert row - at < len(columns["actions"]) / 32

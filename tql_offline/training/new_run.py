@@ -7,7 +7,7 @@ from tempfile import TemporaryFile
 from tql_offline.agents import agent_class
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
-from tql_offline.datasets.checks import NO_ENCODER
+from tql_offline.datasets.checks_of_numbers import NO_ENCODER
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.own_code import brought

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from tql_offline.agents import make_agent_of_shapes
 from tql_offline.config import is_own
-from tql_offline.datasets.checks import LARGE_OBSERVATION, large_dims
+from tql_offline.datasets.checks_of_numbers import LARGE_OBSERVATION, large_dims
 from tql_offline.errors import listed
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.arithmetic import flops_of, why_uncounted

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tql_offline.config import Config, DataConfig
-from tql_offline.datasets.checks import LARGE_REWARD
+from tql_offline.datasets.checks_of_numbers import LARGE_REWARD
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError

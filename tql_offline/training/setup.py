@@ -9,7 +9,8 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
-from tql_offline.datasets.checks import images_told, quick_check
+from tql_offline.datasets.checks import quick_check
+from tql_offline.datasets.checks_of_numbers import images_told
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
