@@ -5,6 +5,7 @@ From a name to a batch
     load         a name or a file to canonical episodes; the place to start reading
     episodes     canonical episodes: flat columns and episode boundaries
     arrays       the same from arrays in memory
+    action_bounds  bounds of a user's own actions, mapped to -1 and 1
     returns      n-step targets and returns-to-go
     buffer       all columns on the training device
 

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tql_offline.datasets.episodes import Array, NoTransitionError, OutOfBoundsError
-from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, checked_bounds, own_dataset
+from tql_offline.datasets.action_bounds import OutOfBoundsError, checked_bounds
+from tql_offline.datasets.episodes import Array, NoTransitionError
+from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS, check_marks
 from tql_offline.datasets.views import AS_STEPS
 from tql_offline.errors import InputError
@@ -29,7 +30,7 @@ def from_arrays(
     name: str,
     *,
     env_id: str | None = None,
-    action_bounds: Sequence[float] = (),
+    action_bounds: Sequence[ArrayLike] = (),
     layout: Layout | None = None,
 ) -> Dataset:
     """Make a dataset from columns in one of the layouts of docs/data.md.
@@ -43,7 +44,8 @@ def from_arrays(
         columns: `observations`, `actions`, `rewards`, `terminals` and so on; they are copied.
         name: the dataset's name in the config and in every result.
         env_id: the Gymnasium environment to score policies in.
-        action_bounds: lower and upper bound of the actions, mapped to -1 and 1; also in the config.
+        action_bounds: least and greatest action, mapped to -1 and 1; or two arrays of them, as a
+            `Box` has; also in the config.
         layout: `"steps"` if each row is a step, `terminals` the task's ends and `timeouts`, none
             if there is no such column, the cuts; `"ogbench"` for last rows without a step.
 

@@ -3,27 +3,27 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tql_offline.datasets.action_bounds import (
+    BOUNDS_SETTING,
+    OutOfBoundsError,
+    as_setting,
+    bounds_by_dim,
+    checked_bounds,
+    scale_actions,
+)
 from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import check, check_spaces
 from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
-from tql_offline.datasets.episodes import (
-    BOUNDS_SETTING,
-    Episodes,
-    OutOfBoundsError,
-    shared_bounds,
-)
+from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.load import (
     WITHOUT_MASKS,
-    bounds_by_dim,
-    checked_bounds,
     kind_of,
     load,
     own_episodes,
     refuse_bounds,
-    scale_actions,
 )
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import AdvisedError, InputError
@@ -43,7 +43,7 @@ def check_dataset(
     Args:
         data: its name, file or folder.
         env_id: the environment whose dims it should have; empty to compare none.
-        action_bounds: lower and upper bound of actions in a user's own file, as for `load`.
+        action_bounds: bounds of the actions in a user's own file, as for `load`.
 
     Raises:
         InputError: it cannot be read in any layout, or it is no user's own and bounds are given.
@@ -166,10 +166,10 @@ def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> A
     from tql_offline.eval.bounds import RESCALED  # imports MuJoCo: only when needed
     from tql_offline.eval.environments import action_bounds
 
-    if shared := shared_bounds(*action_bounds(env_id)):
-        return error.told(bounds, _OPTION.format(low=f"{shared[0]:g}", high=f"{shared[1]:g}"))
+    if setting := as_setting(*action_bounds(env_id)):
+        return error.told(bounds, _OPTION.format(**setting))
     fault = error.told(bounds).fault
-    return AdvisedError(f"{fault}, and {env_id!r} has no bounds that all dims share", RESCALED)
+    return AdvisedError(f"{fault}, and {env_id!r} has no finite bounds", RESCALED)
 
 
 def _teleports(data: str) -> bool:

@@ -27,10 +27,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from tql_offline.datasets.action_bounds import BOUNDS_SETTING, as_setting
 from tql_offline.datasets.catalogue import find_or_none
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.episodes import BOUNDS_SETTING, Array, shared_bounds
+from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.hdf5_writing import created_hdf5
 from tql_offline.datasets.load import find_data, kind_of
 from tql_offline.datasets.minari import bounds_of, is_minari, metadata_of, read_space
@@ -137,15 +138,8 @@ def needed_setting(manifest: Mapping[str, Any]) -> str:
     if "action_bounds" not in manifest:
         return ""
     low, high = manifest["action_bounds"]
-    if bounds := shared_bounds(low, high):
-        least, most = bounds
-        setting = BOUNDS_SETTING.format(low=f"{least:.9g}", high=f"{most:.9g}")
-        return f"actions keep their numbers, from {least:g} to {most:g}: train with {setting}"
-    return (
-        f"actions keep their numbers, whose bounds differ by dim (from {shown(low)} to "
-        f"{shown(high)}), so no dataset.action_bounds fits them: train on the source, or scale "
-        "them to [-1, 1]"
-    )
+    setting = BOUNDS_SETTING.format(**as_setting(low, high, digits=9))
+    return f"actions keep their numbers: train with {setting}"
 
 
 def _known_bounds(source: Path) -> tuple[list[float], list[float]] | None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.datasets.action_bounds import OutOfBoundsError
 from tql_offline.datasets.blocks import first_bad, row_blocks
 from tql_offline.datasets.catalogue import Entry
 from tql_offline.datasets.episodes import (
@@ -33,7 +34,6 @@ from tql_offline.datasets.episodes import (
     ACTION_TOLERANCE,
     Array,
     Episodes,
-    OutOfBoundsError,
 )
 from tql_offline.datasets.findings import Finding
 from tql_offline.datasets.names import d4rl_folder
@@ -167,8 +167,8 @@ def _clip(actions: Floats, path: Path, clips: bool) -> list[Finding]:
 
     bad = first_bad(actions, is_outside)
     if bad is not None and not clips:
-        place = f"row {bad[0]}, dim {bad[1]}"
-        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), place)
+        row, dim = bad
+        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), row, dim)
     outside = 0 if bad is None else int(is_outside(actions).any(axis=1).sum())
     np.clip(actions, -ACTION_BOUND, ACTION_BOUND, out=actions)
     if not outside:

@@ -18,7 +18,7 @@ observation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,45 +33,6 @@ ACTION_BOUND = 1 - 1e-5
 
 ACTION_TOLERANCE = 1e-3
 """How far outside [-1, 1] an action in a user's own file may lie and still count as rounding."""
-
-BOUNDS_SETTING = "--set 'dataset.action_bounds=[{low},{high}]'"
-"""How training is told the bounds of a user's own actions; quoted, since zsh expands brackets."""
-_ANY_BOUNDS = BOUNDS_SETTING.format(low="LOW", high="HIGH")
-
-
-class OutOfBoundsError(AdvisedError):
-    """Actions of a user's own data lie outside [-1, 1], or outside the bounds that were given.
-
-    Args:
-        column: the column, and its file.
-        action: the first of them, scaled by `bounds` if any were given.
-        place: its row and dim.
-        bounds: the bounds that were given, mapped to -1 and 1.
-        option: how the caller is told bounds.
-    """
-
-    def __init__(
-        self,
-        column: str,
-        action: float,
-        place: str,
-        bounds: Sequence[float] = (),
-        option: str = _ANY_BOUNDS,
-    ) -> None:
-        low, high = bounds or (-1, 1)
-        stored = low + (action + 1) / 2 * (high - low)
-        given, advice = "", f"name their bounds by {option}, or scale the actions into it"
-        if bounds:
-            given = "the given bounds "
-            advice = f"name the least and the greatest action of the data by {option}"
-        fault = f"{column} has {stored:g} at {place}, outside {given}[{low:g}, {high:g}]"
-        super().__init__(fault, advice)
-        self.args = (column, action, place, bounds, option)
-
-    def told(self, bounds: Sequence[float], option: str = _ANY_BOUNDS) -> Self:
-        """The same error where these bounds were given, with another way to give them."""
-        column, action, place, *_ = self.args
-        return type(self)(column, action, place, bounds, option)
 
 
 class NoTransitionError(AdvisedError):
@@ -149,16 +110,6 @@ class Episodes:
     def last_transitions(self) -> NDArray[np.int64]:
         """Index of each episode's last transition, `(E,)`."""
         return np.cumsum(self.lengths) - 1
-
-
-def shared_bounds(low: Sequence[float], high: Sequence[float]) -> tuple[float, float] | None:
-    """The least and the greatest action that all dims share; None if they share none.
-
-    >>> shared_bounds([-2, -2], [2, 2]), shared_bounds([-2, -1], [2, 1])
-    ((-2, 2), None)
-    """
-    are_shared = len({*low}) == len({*high}) == 1 and np.isfinite([low[0], high[0]]).all()
-    return (low[0], high[0]) if are_shared else None
 
 
 def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:

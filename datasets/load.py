@@ -14,7 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.config import are_bounds
+from tql_offline.datasets.action_bounds import (
+    OutOfBoundsError,
+    bounds_by_dim,
+    checked_bounds,
+    scale_actions,
+)
 from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound, suite_of
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
@@ -26,7 +31,6 @@ from tql_offline.datasets.episodes import (
     ACTION_TOLERANCE,
     Array,
     Episodes,
-    OutOfBoundsError,
     drop_last_rows,
 )
 from tql_offline.datasets.findings import Finding
@@ -43,7 +47,7 @@ from tql_offline.datasets.ogbench import COLUMNS as OGBENCH_COLUMNS
 from tql_offline.datasets.ogbench import FLOATS as OGBENCH_FLOATS
 from tql_offline.datasets.ogbench import clip, core_columns, mend_of, source_of
 from tql_offline.datasets.ogbench import episodes_of as ogbench_episodes
-from tql_offline.datasets.reading import Columns, Floats, is_there
+from tql_offline.datasets.reading import Floats, is_there
 from tql_offline.datasets.required import require_masks, require_vector
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
 from tql_offline.datasets.views import AS_STEPS
@@ -131,7 +135,8 @@ def load(
         env_id: the environment to score policies in, for data other than OGBench's.
         slices: how many of a folder's slices to take, from the first on; 0 takes all.
         allow_broken: accept a dataset that is known to be wrong, with a note that says how.
-        action_bounds: lower and upper bound of actions in a user's own file, mapped to -1 and 1.
+        action_bounds: least and greatest action of a user's own file, mapped to -1 and 1; or all
+            dims' least ones and then all dims' greatest.
 
     Raises:
         InputError: unknown name, missing or unusable file, data that do not fit the environment, or
@@ -397,7 +402,7 @@ def own_dataset(
         path: their file.
         digest: the file's digest.
         env_id: the environment to score policies in.
-        bounds: lower and upper bound of the actions, or empty; see `checked_bounds`.
+        bounds: bounds of the actions, or empty; see `checked_bounds`.
         flat: whether the layout is D4RL's.
 
     Raises:
@@ -418,46 +423,6 @@ def own_dataset(
         notes=tuple(finding.sentence for finding in found),
         action_bounds=bounds_by_dim(episodes.actions.shape[1], bounds),
     )
-
-
-def checked_bounds(bounds: Sequence[float]) -> tuple[float, ...]:
-    """Action bounds as numbers.
-
-    Raises:
-        InputError: bounds are given that are not two numbers in ascending order.
-    """
-    try:
-        numbers = tuple(map(float, bounds))
-        if not numbers or are_bounds(numbers):
-            return numbers
-    except (TypeError, ValueError):  # a single number, or an array for each dim
-        pass
-    raise InputError(
-        f"action bounds {shown(bounds)} are not the least and the greatest action; give two numbers"
-    )
-
-
-def bounds_by_dim(
-    action_dim: int, bounds: Sequence[float]
-) -> tuple[list[float], list[float]] | None:
-    """Bounds repeated for each action dim, as a dataset stores them; None if none are given."""
-    rows = [[float(bound)] * action_dim for bound in bounds]
-    return (rows[0], rows[1]) if rows else None
-
-
-def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
-    """Scale `actions` from given bounds, if any, to [-1, 1] in place.
-
-    Non-floats are reported later.
-    """
-    actions = columns.get("actions")
-    if bounds and actions is not None and actions.dtype.kind == "f":
-        low, high = bounds
-        with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
-            np.subtract(actions, (low + high) / 2, out=actions)
-            np.divide(actions, (high - low) / 2, out=actions)
-        if isinstance(columns, Columns):
-            columns.finite.discard("actions")
 
 
 def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, list[Finding]]:
@@ -505,8 +470,8 @@ def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[Findin
 def _check_actions(actions: Floats, lengths: NDArray[np.int64], path: Path) -> None:
     bad = first_bad(actions, lambda block: np.abs(block) > 1 + ACTION_TOLERANCE)
     if bad is not None:
-        place = f"row {_row(bad[0], lengths)}, dim {bad[1]}"
-        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), place)
+        row = _row(bad[0], lengths)
+        raise OutOfBoundsError(f"column 'actions' of {path}", float(actions[bad]), row, bad[1])
 
 
 def _row(transition: int, lengths: NDArray[np.int64]) -> int:

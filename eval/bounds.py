@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.datasets.episodes import BOUNDS_SETTING, shared_bounds
+from tql_offline.datasets.action_bounds import BOUNDS_SETTING, as_setting
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import action_bounds
 
 RESCALED = "scale the data and register it with gymnasium.wrappers.RescaleAction"
-"""What to do about an environment whose bounds no setting gives."""
+"""What to do about an environment whose bounds are not those of the data."""
 _MAX_DIMS = 8
 """Most dims of an environment's bounds that a message lists."""
 
@@ -30,7 +30,7 @@ def check_bounds(
         action_dim: n_a of the data, and of the environment.
         bounds: least and greatest actions that the data were scaled from; None where they are ±1.
         whose: what the data are, for the message.
-        told: how the caller is told bounds `{low}` and `{high}` of every dim.
+        told: how the caller is told bounds `{low}` and `{high}`.
 
     Raises:
         InputError: they differ.
@@ -42,10 +42,8 @@ def check_bounds(
     if np.allclose(low, want_low) and np.allclose(high, want_high):
         return
     in_its_unit = ""
-    if bounds_of_all := shared_bounds(low, high):
-        least, most = bounds_of_all
-        setting = told.format(low=f"{least:g}", high=f"{most:g}")
-        in_its_unit = f"if own data are in its unit, {setting}, else "
+    if setting := as_setting(low, high):
+        in_its_unit = f"if own data are in its unit, {told.format(**setting)}, else "
     raise InputError(
         f"environment {env_id!r} takes actions from {_listed(low)} to {_listed(high)} where "
         f"those of {whose} are from {_listed(want_low)} to {_listed(want_high)}; {in_its_unit}"

@@ -11,15 +11,18 @@ from command_line import command
 
 import tql_offline
 from tql_offline.config import resolve
+from tql_offline.datasets.action_bounds import checked_bounds, scale_actions
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.convert import convert
-from tql_offline.datasets.load import checked_bounds, load, scale_actions
+from tql_offline.datasets.load import load
 from tql_offline.datasets.reading import Columns
 from tql_offline.errors import InputError
 from tql_offline.eval import bounds as bounds_module
+from tql_offline.eval import environments
 from tql_offline.eval.environments import action_bounds, in_unit_actions, make
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.sharing.export import export_run
+from tql_offline.training.data import refuse_other_data
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.rescoring import evaluate_run
@@ -171,7 +174,9 @@ def test_an_action_at_a_bound_is_not_beyond_it():
         env.step(np.array(action, np.float32))
 
 
-@pytest.mark.parametrize("bounds", [5, (np.zeros(2), np.ones(2)), ("low", "high"), (1,)])
+@pytest.mark.parametrize(
+    "bounds", [5, (np.ones(2), np.zeros(2)), (np.zeros(2), np.ones(3)), ("low", "high"), (1,)]
+)
 def test_bounds_of_another_form_are_a_sentence(bounds):
     with pytest.raises(InputError, match="not the least and the greatest action"):
         checked_bounds(bounds)
@@ -206,7 +211,31 @@ def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
         monkeypatch.setattr(bounds_module, "action_bounds", lambda _id, b=(low, high): b)
         with pytest.raises(InputError, match=said) as error:
             fitting_environment("Pendulum-v1", config, 3, 1, whose="mine")
-        assert "dataset.action_bounds" not in str(error.value)
+        assert ("dataset.action_bounds" in str(error.value)) == np.isfinite(low).all()
+
+
+def test_bounds_by_dim_scale_each_dim_by_its_own(tmp_path):
+    low, high = np.array([-2.0, 0.0, 3.0]), np.array([2.0, 0.5, 5.0])
+    unit = np.random.default_rng(0).uniform(-0.99, 0.99, (40, 3)).astype(np.float32)
+    columns = own_rows(np.zeros(40)) | {"actions": (unit + 1) / 2 * (high - low) + low}
+    np.savez(tmp_path / "mine.npz", **columns)
+    given = (*low, *high)
+    from_file = load(str(tmp_path / "mine.npz"), action_bounds=given)
+    from_memory = from_arrays(columns, "mine", action_bounds=(low, high), layout="ogbench")
+    for data in (from_file, from_memory):
+        assert data.action_bounds == (low.tolist(), high.tolist())
+        np.testing.assert_allclose(data.episodes.actions, np.delete(unit, [20, 39], 0), atol=2e-6)
+    config = resolve({"dataset": {"name": "mine", "action_bounds": list(given)}})
+    refuse_other_data(config, from_memory)
+    other = resolve({"dataset": {"name": "mine", "action_bounds": [-2, 0, 3, 2, 1, 5]}})
+    told = "bounds are -2,0,3 to 2,1,5 and the actions of mine were scaled by -2,0,3 to 2,0.5,5"
+    with pytest.raises(InputError, match=told):
+        refuse_other_data(other, from_memory)
+    narrow = (-2, 0, 3, 2, 0.25, 5)
+    with pytest.raises(InputError, match=r"dim 1, outside the given bounds \[0, 0.25\]; name"):
+        load(str(tmp_path / "mine.npz"), action_bounds=narrow)
+    with pytest.raises(InputError, match="action bounds of 2 dims are given for actions of 3; giv"):
+        load(str(tmp_path / "mine.npz"), action_bounds=(-2, 0, 2, 5))
 
 
 @pytest.mark.parametrize("bounds", [[1, -1], [0], [-1, 0, 1], [-1e31, 1]])
@@ -265,9 +294,9 @@ def test_the_checks_find_an_environment_of_other_bounds_that_training_refuses(
     kind, tmp_path, capsys
 ):
     file = of_counting(tmp_path / "unit", kind, 1)
-    told = f"takes actions from -2, -5 to 2, 5 where those of {file} are from -1 to 1; scale the"
+    told = f"takes actions from -2, -5 to 2, 5 where those of {file} are from -1 to 1; if own data"
     code, output = check_against("CountingByDim-v0", file, capsys)
-    assert (code, told in output, "--action-bounds" in output) == (1, True, False)
+    assert (code, told in output, "give --action-bounds -2,-5,2,5" in output) == (1, True, True)
     told = "takes actions from -2 to 2 where .* in its unit, give --action-bounds -2,2 .in training"
     code, output = check_against("Counting-v0", file, capsys)
     assert code == 1
@@ -279,14 +308,25 @@ def test_the_checks_find_an_environment_of_other_bounds_that_training_refuses(
 
 
 @pytest.mark.parametrize("kind", ["own", "flat", "minari"])
-def test_the_checks_advise_no_bounds_where_an_environments_differ_by_dim(kind, tmp_path, capsys):
+def test_the_checks_take_the_bounds_by_dim_that_they_advise(kind, tmp_path, capsys):
     file = of_counting(tmp_path / "wide", kind, 2)
     check = ["datasets", "check", str(file), "--env", "reader_environments:CountingByDim-v0"]
     code, output = command(check, capsys)
     said = " ".join((output.out + output.err).split())
     assert code in (1, 2)
-    assert "has no bounds that all dims share; scale the data and register it with" in said
-    assert "--action-bounds" not in said
+    told = "--action-bounds -2,-5,2,5 (in training: --set 'dataset.action_bounds=[-2,-5,2,5]')"
+    assert told in said
+    code, output = command([*check, "--action-bounds", "-2,-5,2,5"], capsys)
+    assert (code, "bounds" in output.out) == (0, False)
+
+
+def test_the_checks_advise_no_bounds_of_an_environment_without(tmp_path, capsys, monkeypatch):
+    file = of_counting(tmp_path / "wide", "own", 2)
+    endless = ([-np.inf] * 2, [np.inf] * 2)
+    monkeypatch.setattr(environments, "action_bounds", lambda _id: endless)
+    check = ["datasets", "check", str(file), "--env", "reader_environments:CountingByDim-v0"]
+    said = " ".join(command(check, capsys)[1].out.split())
+    assert "has no finite bounds; scale the data and register it with" in said
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -189,7 +189,7 @@ def test_bounds_that_differ_by_dim_or_are_none(tmp_path, capsys):
         code, output = command(["datasets", "convert", str(source), to, "--force"], capsys)
         assert code == 0
         assert len(output.out.splitlines()) == 1 + said
-        assert ("differ by dim (from [-1.0, -2.0] to [1.0, 2.0])" in output.out) == said
+        assert ("train with --set 'dataset.action_bounds=[-1,-2,1,2]'" in output.out) == said
         assert ("action_bounds" in json.loads((tmp_path / "mine.npz.json").read_text())) == said
         shutil.rmtree(source)
 

@@ -107,10 +107,16 @@ def is_own(objective: str) -> bool:
 
 
 def are_bounds(bounds: Sequence[float]) -> bool:
-    """Whether `bounds` is a valid pair of least and greatest action, as float32 can hold."""
-    if len(bounds) != 2 or not -MAX_ACTION < bounds[0] < bounds[1] < MAX_ACTION:
-        return False
-    return bounds[1] - bounds[0] > MIN_ACTION_RANGE
+    """Whether `bounds` are least actions and then as many greatest, as float32 can hold.
+
+    >>> are_bounds([-2, 2]), are_bounds([-2, -1, 2, 1]), are_bounds([-2, 2, -1, 1])
+    (True, True, False)
+    """
+    dims, rest = divmod(len(bounds), 2)
+    return not rest and all(
+        -MAX_ACTION < low < high < MAX_ACTION and high - low > MIN_ACTION_RANGE
+        for low, high in zip(bounds[:dims], bounds[dims:], strict=True)
+    )
 
 
 class DataConfig(Table):
@@ -128,7 +134,7 @@ class DataConfig(Table):
     action_bounds: tuple[float, ...] = Field(
         (),
         description="least and greatest action of your own file and its environment, mapped to -1 "
-        "and 1; empty: already -1 and 1",
+        "and 1, or all dims' least ones and then all dims' greatest; empty: already -1 and 1",
         strict=False,  # TOML has lists
     )
     return_range: float = Field(
@@ -149,8 +155,8 @@ class DataConfig(Table):
     @field_validator("action_bounds")
     @classmethod
     def _are_bounds(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
-        if bounds and not are_bounds(bounds):
-            raise ValueError("must be two numbers, the least and the greatest action")
+        if not are_bounds(bounds):
+            raise ValueError("must be the least and the greatest action, or those of each dim")
         return bounds
 
 

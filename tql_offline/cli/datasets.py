@@ -133,7 +133,10 @@ def check_data(
     ] = "",
     action_bounds: Annotated[
         str,
-        typer.Option(help="LOW,HIGH of your own file's actions: training's dataset.action_bounds."),
+        typer.Option(
+            help="LOW,HIGH of your own file's actions, or LOW,…,HIGH,… by dim: training's "
+            "dataset.action_bounds."
+        ),
     ] = "",
 ) -> None:
     """Check data for faults: exit code 0 if there are no warnings, 1 if any, 2 if unreadable.
@@ -160,7 +163,7 @@ def _bounds(text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise InputError(
             f"--action-bounds {shown(text)} is not the least and the greatest action; give two "
-            "numbers, such as -2,2"
+            "numbers, such as -2,2, or all dims' least actions and then all dims' greatest"
         ) from error
 
 

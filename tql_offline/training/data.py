@@ -1,13 +1,14 @@
 """The data of a run: those its settings name and, on resuming, those it was trained on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tql_offline.config import Config
+from tql_offline.datasets.action_bounds import as_setting, bounds_by_dim
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.load import Dataset, bounds_by_dim
+from tql_offline.datasets.load import Dataset
 from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import InputError, shown
@@ -42,9 +43,8 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
         )
 
 
-def _told(bounds: Sequence[list[float]] | None) -> str:
-    """Format bounds that all dims share."""
-    return " to ".join(f"{row[0]:g}" for row in bounds or ()) or "none"
+def _told(bounds: tuple[list[float], list[float]] | None) -> str:
+    return " to ".join(as_setting(*bounds).values()) if bounds else "none"
 
 
 def data_of(
