@@ -37,7 +37,14 @@ from tql_offline.datasets.mirrors import (
     templates,
 )
 from tql_offline.datasets.names import suite_folder
-from tql_offline.datasets.verify import MAX_FILE_BYTES, Unsound, sound, starts_like, verify
+from tql_offline.datasets.verify import (
+    MAX_FILE_BYTES,
+    Unsound,
+    sound,
+    starts_like,
+    tells_a_mix,
+    verify,
+)
 from tql_offline.errors import InputError
 from tql_offline.files import read_json, write_json
 from tql_offline.locks import locked
@@ -197,8 +204,9 @@ def download(
     """Download all files of some datasets.
 
     Each file is checked by its published length and sha256 if known, otherwise by the length the
-    mirror announces, the zip checksums and the columns. An unfinished `.part` is continued. An
-    existing file that passes is kept as it is.
+    mirror announces, the zip checksums and the columns. An unfinished `.part` is continued where
+    something would tell a rest that belongs to another file. An existing file that passes is kept
+    as it is.
 
     Args:
         names: one or more dataset names; a `singletask` one means the file that it relabels.
@@ -439,10 +447,16 @@ def _attempt(url: str, job: _Job) -> Downloaded:
         _copy(url, job)
         return _settle(url, job, resumed=False)
     origin = _origin(job)
-    resumed = origin is not None and origin.url == url
+    resumed = origin is not None and origin.url == url and _may_continue(origin, job)
     if not resumed or origin is None or job.received() < origin.length:
         _receive(url, origin if resumed else None, job)
     return _settle(url, job, resumed=resumed)
+
+
+def _may_continue(origin: _Origin, job: _Job) -> bool:
+    """Whether something would tell a rest that belongs to another file, if a rest is missing."""
+    is_complete = job.received() == origin.length
+    return is_complete or _validator(origin) is not None or tells_a_mix(job.file)
 
 
 def _settle(url: str, job: _Job, *, resumed: bool) -> Downloaded:
@@ -503,9 +517,14 @@ def _headers(origin: _Origin | None, received: int) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity", "Connection": "close"}
     if origin is not None:
         headers["Range"] = f"bytes={received}-"
-        validator = _guard(origin.etag) or _guard(origin.last_modified)
+        validator = _validator(origin)
         headers |= {"If-Range": validator} if validator else {}
     return headers
+
+
+def _validator(origin: _Origin) -> str | None:
+    """What the mirror can compare its file with, if it gave anything."""
+    return _guard(origin.etag) or _guard(origin.last_modified)
 
 
 def _guard(validator: str | None) -> str | None:

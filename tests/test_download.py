@@ -96,6 +96,9 @@ class Handler(BaseHTTPRequestHandler):
     def no_etag(self, body):
         self.fine(body, etag=None)
 
+    def weak_etag_drop(self, body):
+        self.fine(body, sent=150_000, etag='W/"v1"')
+
     def changed(self, body):
         self.fine(body, etag='"v2"')
 
@@ -750,11 +753,11 @@ D4RL = "maze2d-umaze-v1"
 D4RL_FILE = "maze2d-umaze-sparse-v1.hdf5"
 
 
-def hdf5(columns=("observations", "actions", "rewards", "terminals"), link=None):
+def hdf5(columns=("observations", "actions", "rewards", "terminals"), link=None, seed=0):
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for column in columns:
-            file[column] = np.random.default_rng(0).normal(size=(3_000, 2))
+            file[column] = np.random.default_rng(seed).normal(size=(3_000, 2))
         if link is not None:
             file["terminals"] = link
     return buffer.getvalue()
@@ -767,6 +770,46 @@ def test_a_d4rl_file_lies_where_d4rl_looks_under_the_name_of_its_address(site, p
     assert file.path == private_home / "d4rl" / D4RL_FILE
     assert file.path.read_bytes() == site.files[D4RL_FILE]
     assert site.asked == [("GET", f"/good/maze2d/{D4RL_FILE}")]
+
+
+@pytest.mark.parametrize("act", ["no_etag_drop", "weak_etag_drop"])
+def test_a_part_whose_rest_nothing_can_tell_starts_again(site, private_home, act):
+    """The mirror's file is replaced by one of the same length while it is fetched."""
+    old, new = hdf5(), hdf5(seed=1)
+    assert len(old) == len(new)
+    site.files[D4RL_FILE] = old
+
+    def replace_file(_seconds):
+        site.files[D4RL_FILE] = new
+
+    (file,) = download(D4RL, mirrors=[site.mirror("bare", act, "no_etag")], sleep=replace_file)
+    assert file.path.read_bytes() == new
+    assert site.ranges(D4RL_FILE) == [None, None]
+
+
+@pytest.mark.parametrize(("act", "digest"), [("drop", None), ("no_etag_drop", "known")])
+def test_a_part_whose_rest_something_can_tell_is_continued(
+    site, private_home, monkeypatch, act, digest
+):
+    site.files[D4RL_FILE] = hdf5()
+    entry = measured(site, D4RL)
+    if digest is None:
+        entry = replace(entry, files=(replace(entry.files[0], sha256=None),))
+    monkeypatch.setattr(catalogue, "find", lambda _name: entry)
+    (file,) = download(D4RL, mirrors=[site.mirror("cut", act)], sleep=lambda _seconds: None)
+    assert file.path.read_bytes() == site.files[D4RL_FILE]
+    assert site.ranges(D4RL_FILE) == [None, "bytes=131072-"]
+
+
+def test_an_npz_of_two_halves_is_told_by_its_checksums(site, fetch):
+    site.files[TRAIN], other = npz(1), npz(3)
+    mirror = site.mirror("bare", "no_etag_drop", "no_etag", "no_etag")
+    with pytest.raises(InputError, match="no mirror gave"):
+        fetch(mirrors=[mirror], retries=0)
+    site.files[TRAIN] = other
+    train, _ = fetch(mirrors=[mirror])
+    assert train.path.read_bytes() == other
+    assert site.ranges() == [None, "bytes=131072-", None]
 
 
 @pytest.mark.parametrize(
