@@ -26,6 +26,7 @@ from tql_offline.training.fqe import (
     evaluate_offline,
     fitted_q_evaluation,
     is_d4rls_ant_maze,
+    usual_fit,
 )
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
@@ -281,17 +282,46 @@ def test_a_fit_that_still_moves_is_not_settled(trace, settled):
 
 
 def test_a_fit_of_fewer_updates_than_a_value_takes_is_not_settled():
-    """Of γ 0.9, 10 steps at a rate of 0.1 take 100 updates; one step that ends the task 10."""
+    """Of γ 0.9, 3 times 10 steps at a rate of 0.1 take 300 updates; one that ends the task 30."""
     for length, ends, updates, lasted in (
-        (30, False, 99, False),
-        (30, False, 101, True),
-        (4, False, 99, False),  # after a cut a value goes on
-        (4, True, 10, True),
-        (4, True, 9, False),
+        (30, False, 299, False),
+        (30, False, 300, True),
+        (4, False, 299, False),  # after a cut a value goes on
+        (4, True, 30, True),
+        (4, True, 29, False),
     ):
         data = walk(4, length, reward=lambda s, _a: s, ends=lambda _s, _a, ends=ends: ends)
         fit = Fit(**(vars(SHORT) | {"updates": updates, "polyak": 0.1}))
         assert worth(lambda s, _z: -s, data, discount=0.9, fit=fit).lasted == lasted
+
+
+def stand(episodes, length, spread):
+    """One state and action; the reward, 1 on average, is the episode's."""
+    count = episodes * length
+    of_episode = np.random.default_rng(1).normal(1, spread, episodes)
+    return Episodes(
+        observations=np.zeros((count + episodes, 1), np.float32),
+        actions=np.zeros((count, 1), np.float32),
+        rewards=np.repeat(of_episode + 1 - of_episode.mean(), length).astype(np.float32),
+        masks=np.ones(count, np.float32),
+        lengths=np.full(episodes, length),
+    )
+
+
+def test_an_interval_that_is_called_settled_holds_the_value():
+    """100 at γ 0.99. Targets lag by 500 updates, after which a third of the way is left."""
+    data = stand(20, 20, spread=0.5)
+    fit = Fit(batch_size=64, members=5, hidden=(64,), lr=1e-3, polyak=0.2)
+    for updates, settled in ((500, False), (750, False), (1500, True)):
+        found = worth(lambda s, _z: 0 * s, data, discount=0.99, fit=replace(fit, updates=updates))
+        assert (found.low <= 100 <= found.high) == settled
+        assert found.is_settled == settled
+        assert found.within
+
+
+def test_the_usual_fit_has_the_updates_that_a_value_takes():
+    assert usual_fit(100) == usual_fit(200) == Fit()
+    assert usual_fit(1000) == Fit(updates=150_000)
 
 
 def test_values_that_the_rewards_do_not_allow_are_no_estimate():
@@ -361,6 +391,20 @@ def test_estimates_are_recorded_beside_the_run(trained, data):
     assert lines[0]["fit"]["hidden"] == (8,)
 
 
+def test_without_settings_the_usual_fit_is_made(trained, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fqe, "usual_fit", lambda horizon: asked.append(horizon) or TWO)
+    (line,) = evaluate_offline(
+        trained.path,
+        policies=("learned",),
+        load_dataset=lambda _config: data,
+        reporter=SilentReporter(),
+    )
+    assert asked == pytest.approx([200])
+    assert line["fit"]["updates"] == 2
+    assert (line["needed"], line["lasted"]) == (30_000, False)
+
+
 def test_the_command_says_what_the_number_is_of(trained, data, monkeypatch, capsys):
     monkeypatch.setattr("tql_offline.cli.eval.load_and_say", lambda _config: data)
     asked = ["eval", str(trained.path), "--ope", "fqe", "--policy", "learned"]
@@ -389,8 +433,8 @@ def test_the_command_says_that_a_fit_diverged(trained, data, monkeypatch, capsys
     asked = ["eval", str(trained.path), "--ope", "fqe", "--policy", "learned"]
     diverged = "the fit diverged, for the data's rewards allow values from -200 to 0 alone"
     outside = "to 0 alone, which networks did not keep to; this is no estimate"
-    few = "too few to tell; raise --ope-updates"
-    for updates, told in (("200", [diverged]), ("30", [outside, few])):
+    few = "30 updates are too few to tell, where a value takes 600; raise --ope-updates"
+    for updates, told in (("600", [diverged]), ("30", [outside, few])):
         code, output = command([*asked, "--ope-updates", updates], capsys)
         assert code == 0, output.err
         said = " ".join(output.out.split())

@@ -42,7 +42,10 @@ def evaluate(
         typer.Option(help="fqe: estimate the return from data alone, without an environment."),
     ] = "",
     ope_updates: Annotated[
-        int | None, typer.Option(min=1, help="Updates of the FQE fit. Default: 50,000.")
+        int | None,
+        typer.Option(
+            min=1, help="Updates of the FQE fit. Default: 50,000, or more where γ is near 1."
+        ),
     ] = None,
     path: Annotated[
         Path | None, typer.Option(help="With --ope: where the data's file is now, if moved.")
@@ -92,7 +95,7 @@ def _estimate(
     """Fit and show what policies are worth from data alone."""
     from tql_offline.training.fqe import Fit, evaluate_offline
 
-    fit = Fit() if updates is None else Fit(updates=updates)
+    fit = None if updates is None else Fit(updates=updates)
     with TerminalReporter() as reporter:
         lines = evaluate_offline(
             run,
@@ -110,13 +113,14 @@ def _estimate(
             f"({line['low']:.4g} to {line['high']:.4g}), discounted by {line['discount']:g}, from "
             f"the first observations of {line['starts']:,} episodes of the data"
         )
-        for sentence in _doubts(line, fit.updates):
+        for sentence in _doubts(line):
             say(f"note: {sentence}")
     say("note: from data alone, policies can at best be ranked; these are not scores")
 
 
-def _doubts(line: Mapping[str, Any], updates: int) -> Iterator[str]:
+def _doubts(line: Mapping[str, Any]) -> Iterator[str]:
     """Why an estimate is not to be relied on, a sentence each."""
+    updates = line["fit"]["updates"]
     if not line["within"]:
         least, most = line["bounds"]
         # Networks that begin out of bounds may not have had the updates to come within them.
@@ -127,9 +131,11 @@ def _doubts(line: Mapping[str, Any], updates: int) -> Iterator[str]:
             f"{why}the data's rewards allow values from {least:.4g} to {most:.4g} alone, which "
             f"networks {left}; this is no estimate"
         )
-    # A fit that diverged needs other data or settings, not more updates.
-    if not line["lasted"] or (line["within"] and not line["settled"]):
+    if not line["lasted"]:
         yield (
-            f"it was still changing after {updates:,} updates, or that is too few to tell; raise "
-            "--ope-updates"
+            f"{updates:,} updates are too few to tell, where a value takes {line['needed']:,}; "
+            "raise --ope-updates"
         )
+    # A fit that diverged needs other data or settings, not more updates.
+    elif line["within"] and not line["settled"]:
+        yield f"it was still changing after {updates:,} updates; raise --ope-updates"

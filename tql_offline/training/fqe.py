@@ -14,7 +14,7 @@ Shape suffixes: B batch, E episodes, M members.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +47,12 @@ from tql_offline.training.watch import return_bounds
 METHOD = "fqe"
 TRACED = 10
 """Estimates made over the course of a fit."""
+_LAGS = 3
+"""Times `horizon / polyak` that a fit's updates have to be for its value to settle.
+
+Of the way there, e⁻³ is then left, a twentieth: less than a third of the interval where the last
+fifth of the updates moved the value by a quarter of it.
+"""
 _DRAWS = 8
 """Policy actions that an estimate averages over, for each first observation."""
 _ROWS_AT_ONCE = 4096
@@ -60,8 +66,7 @@ class Fit:
     """How Q is fitted.
 
     Attributes:
-        updates: updates of all networks. A value takes `horizon / polyak` of them to come within a
-            third of where it settles (`horizon_of`).
+        updates: updates of all networks; see `needed`.
         batch_size: transitions per update.
         members: networks, each with a bootstrap of the episodes.
         hidden: layer widths of each network.
@@ -78,6 +83,10 @@ class Fit:
     polyak: float = 0.02
     seed: int = 0
 
+    def needed(self, horizon: float) -> int:
+        """Updates that a value takes to settle, looking that many steps ahead."""
+        return round(_LAGS * horizon / self.polyak)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
@@ -87,7 +96,8 @@ class Worth:
         trace: the estimate after each tenth of the updates (after each one if fewer than ten); the
             last is `value`.
         starts: number of first observations that it averages over.
-        lasted: whether there were enough updates for a value to settle (see `Fit`).
+        lasted: whether there were as many updates as `needed`.
+        needed: updates that a value takes to settle.
         bounds: the least and the greatest return that the data's rewards allow.
         within: whether every network's values kept to them, give or take a quarter of their range,
             over the second half of the updates.
@@ -99,6 +109,7 @@ class Worth:
     trace: tuple[float, ...]
     starts: int
     lasted: bool = True
+    needed: int = 0
     bounds: tuple[float, float] = (-math.inf, math.inf)
     within: bool = True
 
@@ -119,7 +130,7 @@ def evaluate_offline(
     *,
     step: int | None = None,
     policies: tuple[str, ...] = (),
-    fit: Fit,
+    fit: Fit | None = None,
     device: str = "auto",
     load_dataset: Callable[[Config], Dataset],
     reporter: Reporter,
@@ -133,7 +144,7 @@ def evaluate_offline(
         path: the run folder.
         step: step of the checkpoint; None takes the last.
         policies: names; empty takes all.
-        fit: how Q is fitted.
+        fit: how Q is fitted; None takes `usual_fit`.
         device: `auto`, `cpu` or `cuda`.
         load_dataset: loads the data of the run's config.
         reporter: where progress goes.
@@ -157,12 +168,19 @@ def evaluate_offline(
         device=torch_device,
         may_continue=is_d4rls_ant_maze(config.dataset.name),
     )
+    fit = fit or usual_fit(data.horizon)
     lines = []
     for policy in policies or agent.policies:
         worth = fitted_q_evaluation(agent, policy, data, fit=fit, reporter=reporter)
         lines.append(_line(state.step, policy, config.discount, fit, worth))
         append_jsonl(folder.off_policy, lines[-1])
     return lines
+
+
+def usual_fit(horizon: float) -> Fit:
+    """The usual settings, with more updates where a value that looks that far ahead takes more."""
+    fit = Fit()
+    return replace(fit, updates=max(fit.updates, fit.needed(horizon)))
 
 
 def is_d4rls_ant_maze(name: str) -> bool:
@@ -315,6 +333,7 @@ def fitted_q_evaluation(
             within &= possible or 2 * step <= fit.updates
             if not math.isfinite(trace[-1]):
                 raise InputError(f"the fit of Q diverged by update {step}; there is no estimate")
+    needed = fit.needed(data.horizon)
     mean, sd = mean_std(values.tolist(), ddof=1)
     margin = student_t(fit.members - 1) * sd
     return Worth(
@@ -323,7 +342,8 @@ def fitted_q_evaluation(
         high=mean + margin,
         trace=tuple(trace),
         starts=len(data.first_rows),
-        lasted=fit.updates >= data.horizon / fit.polyak,
+        lasted=fit.updates >= needed,
+        needed=needed,
         bounds=data.bounds,
         within=within,
     )
