@@ -235,25 +235,23 @@ def test_without_next_observations_what_cannot_bootstrap_is_left_out(tmp_path):
     assert data.describe()["notes"] == [note]
 
 
-def reference_transitions(columns, limit=None):
-    """Rows that D4RL's qlearning_dataset keeps, after its code; and the file's last if it ends."""
+def d4rls_rows(columns, limit):
+    """Rows that D4RL's qlearning_dataset keeps: its branches in its order, with its counting."""
     kept, step = [], 0
-    count = len(columns["rewards"])
-    for row in range(count - 1):
+    for row in range(len(columns["rewards"]) - 1):
         final = columns["timeouts"][row] if "timeouts" in columns else step == limit - 1
-        if final and not columns["terminals"][row]:
+        if final:
             step = 0
             continue
-        step = 0 if columns["terminals"][row] or final else step + 1
+        if columns["terminals"][row]:
+            step = 0
         kept.append(row)
-    return kept + [count - 1] * bool(columns["terminals"][-1])
+        step += 1
+    return kept
 
 
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("has_timeouts", [True, False])
-def test_the_rows_are_those_of_qlearning_dataset(seed, has_timeouts, tmp_path):
-    from tql_offline.datasets.d4rl import episodes_of
-
+def random_columns(seed):
+    """Columns with terminals at random, and timeouts for them."""
     rng = np.random.default_rng(seed)
     rows = int(rng.integers(5, 40))
     columns = {
@@ -262,16 +260,78 @@ def test_the_rows_are_those_of_qlearning_dataset(seed, has_timeouts, tmp_path):
         "rewards": np.arange(rows, dtype=np.float32),
         "terminals": rng.random(rows) < 0.15,
     }
-    if has_timeouts:
-        columns["timeouts"] = rng.random(rows) < 0.15
-    kept = reference_transitions(columns, limit=6)
-    episodes, _ = episodes_of(columns, tmp_path / "x", max_episode_steps=6)
-    assert episodes.rewards.tolist() == kept
+    return columns, rng.random(rows) < 0.15
+
+
+def kept_of(columns, path, limit=6):
+    """Rows that are read, each with its observations and mask."""
+    from tql_offline.datasets.d4rl import episodes_of
+
+    episodes, _ = episodes_of(columns, path, max_episode_steps=limit)
+    kept = episodes.rewards.tolist()
     starts = episodes.start_rows()
     assert episodes.observations[starts, 0].tolist() == kept
-    assert episodes.masks.tolist() == [float(not columns["terminals"][row]) for row in kept]
-    after = episodes.observations[starts + 1, 0][episodes.masks == 1]
-    assert after.tolist() == [row + 1 for row in kept if not columns["terminals"][row]]
+    bootstraps = ~columns["terminals"][episodes.rewards.astype(int)]
+    assert episodes.masks.tolist() == bootstraps.tolist()
+    after = episodes.observations[starts + 1, 0][bootstraps]
+    assert after.tolist() == (episodes.rewards[bootstraps] + 1).tolist()
+    return kept
+
+
+def last_terminal(columns):
+    """The file's last row if it ends the task; D4RL drops every last row."""
+    return [len(columns["rewards"]) - 1] * bool(columns["terminals"][-1])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_with_timeouts_the_rows_are_those_of_qlearning_dataset(seed, tmp_path):
+    columns, timeouts = random_columns(seed)
+    columns["timeouts"] = timeouts & ~columns["terminals"]
+    want = d4rls_rows(columns, limit=6) + last_terminal(columns)
+    assert kept_of(columns, tmp_path / "x") == want
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_qlearning_dataset_drops_rows_that_are_both_and_they_are_kept(seed, tmp_path):
+    columns, columns["timeouts"] = random_columns(seed)
+    both = columns["terminals"] & columns["timeouts"]
+    both[-1] = False
+    dropped = np.flatnonzero(both).tolist()
+    theirs = d4rls_rows(columns, limit=6)
+    assert not set(dropped) & set(theirs)
+    assert kept_of(columns, tmp_path / "x") == sorted(theirs + dropped) + last_terminal(columns)
+
+
+def test_some_of_these_files_have_rows_that_are_both():
+    drawn = [random_columns(seed) for seed in range(40)]
+    assert sum((columns["terminals"] & timeouts)[:-1].any() for columns, timeouts in drawn) > 5
+
+
+def test_without_timeouts_qlearning_dataset_counts_a_limit_a_row_short_after_a_terminal(tmp_path):
+    """Its count is 1 at the row after a terminal, and 0 at the row after a limit."""
+    rows = np.arange(17)
+    columns = {
+        "observations": rows.astype(np.float32)[:, None],
+        "actions": np.zeros((17, 1), np.float32),
+        "rewards": rows.astype(np.float32),
+        "terminals": rows == 3,
+    }
+    theirs, ours = d4rls_rows(columns, limit=6), kept_of(columns, tmp_path / "x")
+    assert sorted(set(rows.tolist()) - set(theirs)) == [8, 14, 16]
+    assert sorted(set(rows.tolist()) - set(ours)) == [9, 15, 16]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_without_timeouts_rows_are_qlearning_datasets_of_what_ends_at_each_terminal(seed, tmp_path):
+    """Read on its own, with a row after it, what ends at a terminal is counted from 0."""
+    columns, _ = random_columns(seed)
+    count = len(columns["rewards"])
+    terminals = np.flatnonzero(columns["terminals"]).tolist()
+    want = set(terminals)
+    for start, stop in zip([0, *(row + 1 for row in terminals)], [*terminals, count], strict=True):
+        part = {name: column[start : stop + 2] for name, column in columns.items()}
+        want |= {start + row for row in d4rls_rows(part, limit=6)}
+    assert kept_of(columns, tmp_path / "x") == sorted(want)
 
 
 def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
