@@ -201,10 +201,12 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     for column in ("terminals", "timeouts"):
         ends |= np.asarray(marks.get(column, np.zeros(rows)) != 0)
     ends[-1] = True
-    extra = 0
+    extra, after = 0, None
     if "next_observations" in columns:
         after = _numbers(columns, "next_observations", rows, name)
-        if after.shape == observations.shape and after.dtype.kind == "f":
+    if after is not None and after.shape == observations.shape:  # else training refuses them
+        observations = observations.astype(np.result_type(observations, after), copy=False)
+        if observations.dtype.kind == "f":
             mark_jumps(cast(Floats, observations), cast(Floats, after), ends, name)
         observations = np.insert(observations, np.flatnonzero(ends) + 1, after[ends], axis=0)
         extra = 1

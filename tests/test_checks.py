@@ -367,6 +367,66 @@ def test_terminals_that_only_end_episodes_are_marks_all_the_same():
     )
 
 
+@pytest.mark.parametrize("shape", [(220, 3), (220, 1), (220,), (220, 2, 1)])
+def test_next_observations_of_another_shape_are_refused_and_the_rest_is_checked(tmp_path, shape):
+    columns = flat() | {"next_observations": np.zeros(shape)}
+    columns["rewards"][:] = 0
+    np.savez(tmp_path / "mine.npz", **columns)
+    refused, rewards = check_dataset(str(tmp_path / "mine.npz"))
+    assert refused.sentence.startswith("training refuses it: column 'next_observations' of")
+    assert "is 0, so there is nothing to learn" in rewards.sentence
+
+
+NUMBERS = (
+    lambda rng, shape: rng.normal(size=shape),
+    lambda rng, shape: np.cumsum(rng.normal(size=shape), axis=0),
+    lambda rng, shape: rng.normal(size=shape) * 1e38,
+    lambda rng, shape: np.where(rng.random(shape) < 0.1, np.nan, rng.normal(size=shape)),
+    lambda rng, shape: np.where(rng.random(shape) < 0.1, np.inf, rng.normal(size=shape)),
+    lambda rng, shape: rng.integers(-5, 5, shape),
+    lambda rng, shape: rng.integers(0, 255, shape).astype(np.uint8),
+    lambda rng, shape: rng.random(shape) < 0.5,
+    lambda rng, shape: 0 * rng.integers(9, size=shape),
+)
+
+
+def strange(rng):
+    """Columns of any numbers, marks and shapes."""
+    rows, dims = int(rng.integers(1, 80)), int(rng.integers(1, 5))
+
+    def some(*shape):
+        return NUMBERS[rng.integers(len(NUMBERS))](rng, shape)
+
+    optional = {
+        "timeouts": rng.random(rows) < rng.choice([0, 0.1, 0.5]),
+        "next_observations": some(rows, int(rng.choice([dims, dims, 3]))),
+        "masks": some(rows),
+    }
+    columns = {
+        "observations": some(rows, dims),
+        "actions": some(rows, int(rng.integers(1, 4))),
+        "rewards": some(rows),
+        "terminals": rng.random(rows) < rng.choice([0.02, 0.3, 0.9]),
+    }
+    if rng.random() < 0.3:
+        optional["next_observations"] = np.roll(columns["observations"], -1, axis=0)
+    return columns | {name: column for name, column in optional.items() if rng.random() < 0.5}
+
+
+@pytest.mark.parametrize("view", [view_of_flat, view_of_columns])
+@pytest.mark.filterwarnings("error")
+def test_the_checks_take_any_numbers(view):
+    rng, checked = np.random.default_rng(0), 0
+    for _ in range(400):
+        try:
+            for goes_on in (False, True):
+                check(view(strange(rng), "mine"), goes_on=goes_on)
+                checked += 1
+        except InputError:
+            pass
+    assert checked > 100
+
+
 def at_a_limit(columns, longest=60):
     """`good` with its episodes cut to a length, all of which end the task."""
     lasts = [ENDS[e] - LENGTHS[e] + min(LENGTHS[e], longest) for e in range(len(LENGTHS))]
