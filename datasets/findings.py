@@ -27,6 +27,11 @@ class Finding:
         return f"{self.level}: {self.sentence}"
 
 
+def told(sentence: str) -> Finding:
+    """A note on how data were read."""
+    return Finding("note", "read", sentence)
+
+
 def warnings_first(found: list[Finding]) -> list[Finding]:
     """Findings in their order, notes after warnings."""
     return sorted(found, key=lambda finding: finding.level == "note")

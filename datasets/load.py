@@ -33,7 +33,7 @@ from tql_offline.datasets.episodes import (
     Episodes,
     drop_last_rows,
 )
-from tql_offline.datasets.findings import Finding
+from tql_offline.datasets.findings import Finding, told
 from tql_offline.datasets.minari import (
     environment_id,
     folder_of,
@@ -75,7 +75,7 @@ class Dataset:
         source: `collected`, `downloaded`, `given file` (for a named dataset), `own file` or
             `arrays`.
         env_id: the Gymnasium environment that policies are scored in, or None.
-        notes: sentences on what reading left out or changed, and what is wrong with these data.
+        found: what reading left out or changed, and what is wrong with these data.
         unscored: why there is no environment, unless simply none was given.
         action_bounds: lower and upper bounds of the file's actions, if scaled to [-1, 1].
     """
@@ -86,7 +86,7 @@ class Dataset:
     digest: "Future[str]"
     source: str
     env_id: str | None
-    notes: tuple[str, ...] = ()
+    found: tuple[Finding, ...] = ()
     unscored: str = ""
     action_bounds: tuple[list[float], list[float]] | None = None
 
@@ -94,6 +94,11 @@ class Dataset:
     def is_own(self) -> bool:
         """Whether the data are a user's own file or arrays, not a published dataset."""
         return self.source in ("own file", "arrays")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The sentences of `found`."""
+        return tuple(finding.sentence for finding in self.found)
 
     @property
     def sha256(self) -> str:
@@ -290,7 +295,7 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
     columns, digest = _read_flat(path, slices)
     limit = entry.max_episode_steps
     episodes, found = episodes_of(columns, path, max_episode_steps=limit, clips=True)
-    notes = [finding.sentence for finding in found]
+    faults = [Finding("warning", "broken", fault) for fault in entry.faults]
     _require_dims(entry, episodes, path)
     own, said = environment_of(entry)
     return Dataset(
@@ -300,7 +305,7 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
         digest=digest,
         source="given file" if given else "downloaded",
         env_id=env_id or own,
-        notes=(*entry.faults, *notes, *([] if env_id or own is None else [said])),
+        found=(*faults, *found, *([] if env_id or own is None else [told(said)])),
         unscored="" if env_id or own else said,
     )
 
@@ -354,7 +359,7 @@ def _load_minari(
         digest=in_background(lambda: slices_sha256(made.files)),
         source="given file" if given else "downloaded",
         env_id=env_id or (None if unscored else own),
-        notes=tuple(notes),
+        found=tuple(map(told, notes)),
         unscored=unscored,
         action_bounds=made.action_bounds,
     )
@@ -420,7 +425,7 @@ def own_dataset(
         digest=digest,
         source="own file",
         env_id=env_id,
-        notes=tuple(finding.sentence for finding in found),
+        found=tuple(found),
         action_bounds=bounds_by_dim(episodes.actions.shape[1], bounds),
     )
 

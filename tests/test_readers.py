@@ -16,6 +16,7 @@ from rollouts import rollout
 from typer.testing import CliRunner
 
 from tql_offline.cli import app
+from tql_offline.cli.train import load_and_say
 from tql_offline.config import resolve
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.catalogue import find
@@ -334,7 +335,7 @@ def test_without_timeouts_rows_are_qlearning_datasets_of_what_ends_at_each_termi
     assert kept_of(columns, tmp_path / "x") == sorted(want)
 
 
-def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
+def test_an_end_that_is_not_marked_is_cut_there(tmp_path, capsys):
     columns = flat_columns() | {"next_observations": next_column()}
     columns["timeouts"] = np.zeros(EPISODES * LENGTH)
     data = load(str(write_d4rl(tmp_path / "flat.hdf5", columns)))
@@ -344,6 +345,8 @@ def test_an_end_that_is_not_marked_is_cut_there(tmp_path):
     assert data.notes[0].startswith(said)
     (jump,) = [f for f in check_dataset(str(data.path)) if f.kind == "jump"]
     assert (jump.level, jump.sentence) == ("warning", data.notes[0])
+    load_and_say(resolve({"dataset": {"name": str(data.path)}}))
+    assert f"warning: {said}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_terminal_that_is_a_timeout_too_is_the_tasks_end(tmp_path):

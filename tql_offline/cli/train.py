@@ -306,8 +306,8 @@ def load_and_say(config: Config) -> "Dataset":
         f"{data.name}: {data.episodes.num_transitions:,} transitions in "
         f"{data.episodes.num_episodes:,} episodes, {data.source}, {data.path}"
     )
-    for note in data.notes:
-        say(f"note: {note}")
+    for finding in data.found:
+        say(str(finding))
     if data.env_id is None and (data.unscored or config.evaluation.enabled):
         nothing = "no environment is known for these data, so policies are not scored; give --env"
         say(data.unscored or nothing)
