@@ -50,7 +50,9 @@ def find_marks(view: View, goes_on: bool) -> Iterator[Finding]:
             f"ended (first {view.place(int(np.argmax(inside)))}, mask 0), as OGBench's do; unless "
             "that is intended, end each episode where its task ends",
         )
-    yield from _limits(view, ended)
+    yield from (limits := list(_limits(view, ended)))
+    if not limits and not goes_on:
+        yield from _ended_at_one_length(view, ended)
     if not ended.any() and len(np.unique(view.lengths)) > 1 and not goes_on:
         yield Finding(
             "note",
@@ -80,8 +82,6 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
             f"{numbered(int(both.sum()), 'transition is', 'transitions are')} both terminal and "
             f"timeout (first {view.place(int(np.argmax(both)))}); each is treated as a terminal",
         )
-    else:
-        yield from _ended_at_one_length(view, ended)
     if view.timeouts is None or view.terminals is None:
         return
     if not view.terminals.any() and not timeouts.any():

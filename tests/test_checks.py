@@ -444,6 +444,7 @@ def test_the_longest_episodes_that_all_end_the_task_may_be_cut_off():
     assert (finding.level, finding.kind) == ("note", "masks")
     assert "the 3 longest episodes (first 0) all have 50 transitions and end" in finding.sentence
     assert not kinds(at_a_limit(good(), 60)), "two are too few"
+    assert not kinds(at_a_limit(good(), 50), goes_on=True)
     cut = at_a_limit(good(), 50)
     cut["masks"][49] = 1
     assert not kinds(cut)
