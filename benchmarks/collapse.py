@@ -101,6 +101,7 @@ def settings(arguments: argparse.Namespace, size: str, mode: str) -> Config:
         InputError: a flag is out of range.
     """
     optimizer = {"critic_lr": arguments.critic_lr, "warmup": arguments.warmup}
+    optimizer["policy_weight_decay"] = 0.0  # as in the tables, from before policies decayed
     flags = {
         "objective": "flow",
         "seed": arguments.seed,

@@ -134,6 +134,7 @@ def settings(arguments: argparse.Namespace, precision: str, seed: int) -> Config
             "device": arguments.device,
             "execution": {"precision": precision if told else "float32"},
             "evaluation": {"processes": 1},
+            "optimizer": {"policy_weight_decay": 0.0},  # as in the tables, from before it
         }
     )
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "table", ["deviations", "assumptions", "changes", "contrasts", "precision"]
+    "table", ["deviations", "assumptions", "changes", "contrasts", "by_seeds", "precision"]
 )
 def test_the_page_has_what_the_script_prints(table):
     page = (ROOT / "docs" / "claim.md").read_text(encoding="utf-8")

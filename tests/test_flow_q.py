@@ -118,6 +118,22 @@ def test_weight_decay_only_on_matrices_of_blocks_and_heads():
     assert any(p is agent.control.log_temperature for p in plain["params"])
 
 
+@pytest.mark.parametrize("objective", ["flow", "conservative", "cloning"])
+def test_policies_decay_by_their_matrices_alone(objective):
+    config = make_config(objective=objective, optimizer={"policy_weight_decay": 0.02})
+    agent = make_agent(config, 3, 2, CPU)
+    decayed, plain = agent.optimizers["policy"].param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.02, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert max(p.ndim for p in plain["params"]) == 1
+    policies = [agent.networks.get(name) for name in ("behaviour", "policy", "temperature")]
+    count = sum(1 for policy in policies if policy is not None for _ in policy.parameters())
+    assert len(decayed["params"]) + len(plain["params"]) == count
+    without = make_config(objective=objective, optimizer={"policy_weight_decay": 0.0})
+    (alone,) = make_agent(without, 3, 2, CPU).optimizers["policy"].param_groups
+    assert (alone["weight_decay"], len(alone["params"])) == (0.0, count)
+
+
 def test_schedule_warms_up_from_one_percent_and_ends_at_ten():
     rates = [learning_rate(step, 2.0, 10, 110) for step in range(111)]
     assert rates[0] == pytest.approx(0.02)

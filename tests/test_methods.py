@@ -1,5 +1,6 @@
 """Every objective with every critic in every entropy mode: trains, saves, loads and acts."""
 
+import math
 from contextlib import nullcontext
 from functools import partial
 
@@ -174,6 +175,32 @@ def test_gaussian_density_matches_torch():
     normal = torch.distributions.Normal(mean, log_std.exp())
     torch.testing.assert_close(policy.log_prob(states, actions), normal.log_prob(actions).sum(1))
     torch.testing.assert_close(policy.mode(states), mean.clamp(-1, 1))
+
+
+def test_a_gaussian_of_deviation_1_is_fitted_by_weighted_squared_errors():
+    agent = build("implicit awr", implicit={"deviation": "unit", "inverse_temperature": 3.0})
+    batch = make_batch()
+    agent.critic_loss(batch, None)
+    loss, _ = agent.policy_loss(batch, None)
+    q, v = agent._judged
+    weight = (3 * (q - v)).exp().clamp(max=100)
+    mean = agent.gaussian.net(batch.observations)
+    assert mean.shape == batch.actions.shape
+    errors = (batch.actions - mean).square().sum(dim=1) / 2
+    want = (weight * (errors + math.log(2 * math.pi))).mean()  # two dims
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(agent.gaussian.mode(batch.observations), mean.clamp(-1, 1))
+
+
+def test_iqls_deviation_is_1_where_fql_tuned_it():
+    for name, deviation in (
+        ("cube-double-play-singletask-v0", "unit"),
+        ("humanoidmaze-large-navigate-singletask-v0", "unit"),
+        ("antmaze-large-navigate-singletask-v0", "learned"),
+        ("hopper-medium-v2", "learned"),
+    ):
+        config = resolve({"dataset": {"name": name}}, preset="iql")
+        assert config.implicit.deviation == deviation, name
 
 
 def test_best_of_n_takes_the_sample_with_the_highest_q():

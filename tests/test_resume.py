@@ -91,6 +91,17 @@ def go_on(data, path):
     return resume(path, lambda _config: data, SilentReporter())
 
 
+def test_a_run_from_before_policies_decayed_goes_on_without(data, tmp_path):
+    """Its settings do not say so, as its version had no such setting."""
+    without = SETTINGS | {"optimizer": {"policy_weight_decay": 0.0}}
+    whole = run(resolve(without), data, tmp_path, "whole", SilentReporter())
+    with pytest.raises(Killed):
+        run(resolve(without), data, tmp_path, "r", At("advanced", 10, kill))
+    config = RunFolder(tmp_path / "r").config
+    config.write_text(config.read_text().replace("policy_weight_decay = 0.0\n", ""))
+    assert contents(go_on(data, tmp_path / "r")) == contents(whole)
+
+
 @pytest.mark.parametrize(
     ("event", "count"),
     [

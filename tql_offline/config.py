@@ -233,6 +233,11 @@ class ImplicitConfig(Table):
     expectile: ProperFraction = Field(0.9, description="expectile of Q over actions that V fits")
     extraction: Literal["awr", "best-of-n"] = Field("awr", description="how the policy is obtained")
     inverse_temperature: PositiveFloat = Field(10.0, description="β of the advantage weights (awr)")
+    deviation: Literal["learned", "unit"] = Field(
+        "learned",
+        description="the Gaussian's standard deviation (awr): learned for each state, or 1, for "
+        "which FQL tuned β",
+    )
     samples: Many = Field(32, description="flow samples (best-of-n)")
 
 
@@ -306,7 +311,13 @@ class OptimizerConfig(Table):
     critic_lr: PositiveFloat = Field(1e-4, description="critic and temperatures")
     policy_lr: PositiveFloat = Field(5e-4, description="policies, and CQL's temperature of actions")
     weight_decay: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="on block and head matrices only"
+        0.01,
+        ge=0,
+        allow_inf_nan=False,
+        description="on the critic's block and head matrices only",
+    )
+    policy_weight_decay: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="on the policies' matrices only"
     )
     warmup: int = Field(
         10_000,

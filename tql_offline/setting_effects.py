@@ -20,10 +20,12 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
     """
     idle = [] if is_own(objective) else _of_others(objective)
     if objective == "cloning":
-        idle += ["critic.", "entropy.", "discount", "n_step", "polyak", "optimizer.critic_lr"]
+        idle += ["critic.", "entropy.", "discount", "n_step", "polyak"]
+        idle += ["optimizer.critic_lr", "optimizer.weight_decay"]
     if objective == "implicit":
         by_weights = flat.get("implicit.extraction") == "awr"
-        idle.append("implicit.samples" if by_weights else "implicit.inverse_temperature")
+        of_weights = ["implicit.inverse_temperature", "implicit.deviation"]
+        idle += ["implicit.samples"] if by_weights else of_weights
     if flat.get("critic.kind") == "mlp":
         idle.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
     if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:

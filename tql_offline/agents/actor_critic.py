@@ -11,7 +11,12 @@ from torch.func import functional_call
 
 from tql_offline.agents.base import Agent, Metrics, on_device
 from tql_offline.agents.controlled_critic import make_control, make_critic, make_target
-from tql_offline.agents.optimizers import critic_groups, make_adamw, polyak_update
+from tql_offline.agents.optimizers import (
+    critic_groups,
+    make_adamw,
+    policy_groups,
+    polyak_update,
+)
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import Normaliser
@@ -63,14 +68,13 @@ class ActorCritic(Agent):
         for network in (policies | added).values():
             network.to(self.device)
         self.policy_parameters = [p for n in policies.values() for p in n.parameters()]
-        decay = self.config.optimizer.weight_decay
-        groups = critic_groups([self.critic, *added.values()], self.control, decay)
-        plain: list[dict[str, Any]] = [{"params": self.policy_parameters, "weight_decay": 0.0}]
-        rates = self.config.optimizer
-        self.learning_rates = {"critic": rates.critic_lr, "policy": rates.policy_lr}
+        chosen = self.config.optimizer
+        critics = critic_groups([self.critic, *added.values()], self.control, chosen.weight_decay)
+        actors = policy_groups(policies.values(), chosen.policy_weight_decay)
+        self.learning_rates = {"critic": chosen.critic_lr, "policy": chosen.policy_lr}
         self.optimizers = {
-            "critic": make_adamw(groups, rates.critic_lr),
-            "policy": make_adamw(plain, rates.policy_lr),
+            "critic": make_adamw(critics, chosen.critic_lr),
+            "policy": make_adamw(actors, chosen.policy_lr),
         }
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tql_offline.agents.actor_critic import normalised
 from tql_offline.agents.base import Agent, Metrics, on_device
-from tql_offline.agents.optimizers import make_adamw
+from tql_offline.agents.optimizers import make_adamw, policy_groups
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, Normaliser, VelocityField, integrate_flow
@@ -40,8 +40,8 @@ class BehaviourCloning(Agent):
         self.policy = (VelocityField if self._is_flow else GaussianPolicy)(*shape).to(device)
         self.normaliser = Normaliser(observation_dim).to(device)
         self.networks = {"policy": self.policy, "normaliser": self.normaliser}
-        group = {"params": list(self.policy.parameters()), "weight_decay": 0.0}
-        self.optimizers = {"policy": make_adamw([group], config.optimizer.policy_lr)}
+        groups = policy_groups([self.policy], config.optimizer.policy_weight_decay)
+        self.optimizers = {"policy": make_adamw(groups, config.optimizer.policy_lr)}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:

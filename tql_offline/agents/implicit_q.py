@@ -52,7 +52,8 @@ class ImplicitQ(ActorCritic):
         self.value_control = make_value_control(config, self.value, self.critic).to(device)
         self._judged: tuple[Tensor, Tensor]  # Q and V of the batch at hand
         if config.implicit.extraction == "awr":
-            self.gaussian = GaussianPolicy(*dims, hidden)
+            learns = config.implicit.deviation == "learned"
+            self.gaussian = GaussianPolicy(*dims, hidden, learns_deviation=learns)
             policies: dict[str, nn.Module] = {"policy": self.gaussian}
         else:
             self.behaviour = VelocityField(*dims, hidden)

@@ -29,6 +29,20 @@ def critic_groups(
     ]
 
 
+def policy_groups(policies: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay on the policies' matrices, as in the paper's code.
+
+    Without decay there is one group, in whose order checkpoints of runs without it hold moments.
+    """
+    every = [parameter for policy in policies for parameter in policy.parameters()]
+    if not weight_decay:
+        return [{"params": every, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in every if p.ndim == 2], "weight_decay": weight_decay},
+        {"params": [p for p in every if p.ndim != 2], "weight_decay": 0.0},
+    ]
+
+
 def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> torch.optim.AdamW:
     """AdamW(0.9, 0.999, 1e-8) at a constant rate; `set_learning_rate` applies a schedule.
 

@@ -162,6 +162,7 @@ class TQL:
         polyak: step of the target critic.
         critic_lr, policy_lr: peaks of the schedules.
         weight_decay: on the matrices of the critic's blocks and heads.
+        policy_weight_decay: on the policies' matrices.
         warmup, steps: updates of the schedules.
     """
 
@@ -175,6 +176,7 @@ class TQL:
     critic_lr: float = 1e-4
     policy_lr: float = 5e-4
     weight_decay: float = 0.01
+    policy_weight_decay: float = 0.01
     warmup: int = 10_000
     steps: int = 1_000_000
 
@@ -248,8 +250,9 @@ class TQL:
         return optax.adamw(schedule, weight_decay=self.weight_decay, mask=decayed)
 
     def policy_optimizer(self) -> optax.GradientTransformation:
-        """AdamW without decay."""
-        return optax.adam(self._schedule(self.policy_lr))
+        """AdamW with decay on the matrices only."""
+        schedule = self._schedule(self.policy_lr)
+        return optax.adamw(schedule, weight_decay=self.policy_weight_decay, mask=kernels)
 
     def init(self, observation_dim: int, action_dim: int, key: Array) -> State:
         """Initial weights and moments."""
@@ -298,6 +301,11 @@ def decayed(params: Params) -> Params:
         return names[-1] == "kernel" and any(n.startswith(("blocks_", "heads_")) for n in names)
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def kernels(params: Params) -> Params:
+    """True for all kernels."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _apply(

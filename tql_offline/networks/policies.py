@@ -67,17 +67,30 @@ class DeterministicPolicy(nn.Module):
 
 
 class _MeanAndDeviation(nn.Module):
-    """Mean and log standard deviation given the state, the latter kept in [-5, 2] by a tanh."""
+    """Mean and log standard deviation given the state, the latter kept in [-5, 2] by a tanh.
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+    Unless the deviation is learned, it is 1.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        learns_deviation: bool = True,
+    ) -> None:
         super().__init__()
-        self.net = mlp(observation_dim, hidden, 2 * action_dim, SMALL)
+        self.learns_deviation = learns_deviation
+        self.net = mlp(observation_dim, hidden, (1 + learns_deviation) * action_dim, SMALL)
 
     def forward(
         self, observations: Float[Tensor, "batch state"]
     ) -> tuple[Float[Tensor, "batch action"], Float[Tensor, "batch action"]]:
         """Mean and log standard deviation."""
-        mean, raw = self.net(observations).chunk(2, dim=-1)
+        out: Tensor = self.net(observations)
+        if not self.learns_deviation:
+            return out, torch.zeros_like(out)
+        mean, raw = out.chunk(2, dim=-1)
         middle, half = (LOG_STD_MAX + LOG_STD_MIN) / 2, (LOG_STD_MAX - LOG_STD_MIN) / 2
         return mean, middle + half * torch.tanh(raw)
 
@@ -85,8 +98,9 @@ class _MeanAndDeviation(nn.Module):
 class GaussianPolicy(_MeanAndDeviation):
     """`a ~ N(mean(s), std(s)²)`, clipped to [-1, 1]: fitted to the data's actions.
 
-    Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538);
-    unlike theirs, its standard deviation is learned and depends on the state. The likelihood of a
+    Its likelihood lives in action space, as in the Gaussian baselines of FQL (arXiv 2502.02538),
+    whose code fixes the standard deviation at 1: weighted squared errors. IQL's learns one for all
+    states, where ours, if learned, depends on the state. The likelihood of a
     tanh-Gaussian lives before the tanh, where an action at the bound lies at ±6 and outweighs all
     others; a mean inside a tanh, as IQL's code has it, can saturate for good (docs/log.md).
     """

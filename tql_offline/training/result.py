@@ -20,6 +20,8 @@ MAX_NUMBER = 1e300
 def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Open a run folder and read its settings.
 
+    A run whose settings do not name the policies' weight decay is from before there was one.
+
     Raises:
         InputError: it is not a run folder, its config.toml is damaged, or one of its files is a
             link.
@@ -28,7 +30,10 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
     folder.refuse_links()
-    return folder, validate(read_toml(folder.config), source=str(folder.config))
+    settings = read_toml(folder.config)
+    if isinstance(optimizer := settings.get("optimizer"), dict):
+        optimizer.setdefault("policy_weight_decay", 0.0)
+    return folder, validate(settings, source=str(folder.config))
 
 
 def own_protocol(config: Config, provenance: Mapping[str, Any]) -> str:
