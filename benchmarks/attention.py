@@ -79,12 +79,18 @@ def measure(form: Form, length: int, device: torch.device, rounds: int) -> dict[
         both_passes(form, (q, k, v))
     times = []
     for _ in range(rounds):
+        synchronise(device)
         started = time.perf_counter()
         both_passes(form, (q, k, v))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(device)
         times.append(time.perf_counter() - started)
     return {"peak_bytes": peak.most, "seconds": statistics.median(times)}
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Every GPU check and timing: benchmarks/gpu.sh OUTDIR [SECTION…], all sections in order if none is named.
-# Needs PyTorch with CUDA, the package's dependencies but the simulators (not without Gymnasium, which is imported),
-# pytest and pytest-timeout. JAX (with flax and optax) and d3rlpy are timed where they are installed. `collapse` needs
+# Needs PyTorch with CUDA, pytest, pytest-timeout and the package's dependencies but the simulators: not without pydantic
+# (pydantic-core, annotated-types, typing-inspection), tomli-w and Gymnasium (Farama-Notifications, cloudpickle). JAX (with flax and optax) and d3rlpy are timed where they are installed. `collapse` needs
 # cube-double with its rewards written in, made where OGBench is installed:
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
 # Compiling takes most of the time: 40 to 60 s a size and precision where nothing is cached.
-# It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn.
+# It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn. If ARCHIVE names a file, OUTDIR is packed into
+# it after each section, so that what ends the machine's loan takes no figures along.
 set -uo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUTDIR [SECTION…]}
 shift
@@ -13,6 +14,7 @@ cd "$(dirname "$0")/.."
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jax}
+python3 -c 'import pytest_timeout, tql_offline.bench.compare, tql_offline.cli, tql_offline.training.fqe' || exit 1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/device.csv"
 
 bench() { # NAME FLAGS…
@@ -26,8 +28,8 @@ bench() { # NAME FLAGS…
 check() { # NAME ARGUMENTS…
   local name=$1
   shift
-  timeout 280 python3 -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=8 \
-    --show-capture=no "$@" 2>&1 | tee "$out/$name.txt" | grep -v PASSED
+  timeout -s INT -k 10 280 python3 -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=8 \
+    --show-capture=no --tb=short "$@" 2>&1 | tee "$out/$name.txt" | grep -v PASSED
 }
 
 # Do graphs and precisions give the same updates? Golden cases on the GPU?
@@ -50,7 +52,9 @@ xl() { bench xl --size xl --ways bfloat16 --no-peers --no-memory --seconds 4 --r
 
 # At three times JAX's rate? XLA takes minutes to compile xl the first time.
 # Ratios are over `ours`, in float32 as JAX's rows are that do not say TF32.
-small_peers() { bench small-peers --size small --ways ours,tf32,bfloat16,eager --no-memory --seconds 3 --rounds 4; }
+small_peers() {
+  BENCH_SECONDS=420 bench small-peers --size small --ways ours,tf32,bfloat16 --no-memory --seconds 3 --rounds 4
+}
 xl_peers() {
   BENCH_SECONDS=550 bench xl-peers --size xl --ways 'ours,tf32,bfloat16,plain path' --no-memory --seconds 4 --rounds 4
 }
@@ -61,13 +65,13 @@ mlps() { bench mlps --objective implicit,conservative --hidden 256x256 --ways ou
 
 # Attention with entropy at many tokens.
 attention() {
-  python3 benchmarks/attention.py --device cuda --out "$out/attention.json" 2>&1 | tee "$out/attention.md"
+  timeout 60 python3 benchmarks/attention.py --device cuda --out "$out/attention.json" 2>&1 | tee "$out/attention.md"
 }
 
 # Which kernels does an update spend its time in?
 profile() {
-  python3 benchmarks/profile_update.py --size xl --way bfloat16 --device cuda >"$out/profile-xl.txt" 2>&1
-  python3 benchmarks/profile_update.py --size small --way ours --device cuda >"$out/profile-small.txt" 2>&1
+  timeout 150 python3 benchmarks/profile_update.py --size xl --way bfloat16 --device cuda >"$out/profile-xl.txt" 2>&1
+  timeout 150 python3 benchmarks/profile_update.py --size small --way ours --device cuda >"$out/profile-small.txt" 2>&1
 }
 
 # Do TF32 and bfloat16 learn what float32 does? Entropies and Q of the demo's run over three seeds.
@@ -96,4 +100,5 @@ for section in "$@"; do
   started=$SECONDS
   "$section"
   echo "$section took $((SECONDS - started)) s" | tee -a "$out/seconds.txt"
+  [ -z "${ARCHIVE:-}" ] || { tar -C "$out" -czf "$ARCHIVE.part" . && mv "$ARCHIVE.part" "$ARCHIVE"; }
 done

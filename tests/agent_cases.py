@@ -94,3 +94,17 @@ def bandit(reward, draw):
 
 def uniform(generator, count=64):
     return (torch.rand(count, 1, generator=generator) * 2 - 1) * 0.999
+
+
+def without_key_biases(state):
+    """Weights by name, those of the keys' biases 0.
+
+    They cancel in the softmax: their gradient is rounding alone, which Adam makes steps of.
+    """
+    cleared = {}
+    for name, value in state.items():
+        cleared[name] = value
+        if name.endswith("qkv.bias"):
+            third = len(value) // 3
+            cleared[name] = torch.cat([value[:third], 0 * value[:third], value[2 * third :]])
+    return cleared

@@ -3,6 +3,7 @@
 import json
 import mmap
 import re
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -134,13 +135,21 @@ def test_figures_of_known_contenders(clock, monkeypatch):
     made = {"ours": sleeper(clock, 0.5, flops=30), "JAX/Flax": sleeper(clock, 4.0, updates=4)}
 
     def make(name, workload, data):
+        if name in ("d3rlpy", "eager"):
+            raise RuntimeError("no kernel\nimage")
         if name not in made:
             raise Unavailable("not here")
         return made[name]
 
     monkeypatch.setattr(compare, "make_contender", make)
     monkeypatch.setattr(compare, "matrix_product", lambda *_: sleeper(clock, 0.25, flops=20))
-    result = compare.compare(SMALL, ["ours", "absent", "JAX/Flax"], 8.0, 2)
+    kept = []
+    names = ["ours", "absent", "d3rlpy", "JAX/Flax"]
+    result = compare.compare(SMALL, names, 8.0, 2, keep=lambda found: kept.append(deepcopy(found)))
+    assert [len(found["rows"][1]["rounds_per_second"]) for found in kept] == [1, 2]
+    assert kept[-1] == result
+    with pytest.raises(RuntimeError):  # a fault of ours is one
+        compare.compare(SMALL, ["ours", "eager"], 8.0, 2)
     mine, jax = result["rows"]
     assert mine["updates_per_second"] == 2.0
     assert mine["updates_per_cpu_second"] == 1.0
@@ -150,7 +159,7 @@ def test_figures_of_known_contenders(clock, monkeypatch):
     assert mine["peak_flops_per_second"] == 80.0
     assert mine["ratio_to_peak"] == 0.75
     assert jax["flops_per_second"] is None
-    assert result["left_out"] == {"absent": "not here"}
+    assert result["left_out"] == {"absent": "not here", "d3rlpy": "it failed: no kernel"}
 
 
 @pytest.mark.parametrize("objective", ["implicit", "conservative"])
@@ -232,6 +241,24 @@ def test_rates_are_written_before_memory_is_measured(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         main(["bench", "--size", "tiny", "--device", "cpu", "--no-peers", "--out", str(file)])
     assert json.loads(file.read_text())["results"] == [result]
+
+
+def test_rounds_are_written_when_a_later_one_is_killed(tmp_path, monkeypatch):
+    file, flags = tmp_path / "bench.json", ["--size", "tiny", "--device", "cpu", "--no-peers"]
+    run_round, rounds = compare.Timing.run_round, []
+
+    def third(timing):
+        rounds.append(timing)
+        if len(rounds) == 5:  # of two contenders and their products
+            raise KeyboardInterrupt
+        run_round(timing)
+
+    monkeypatch.setattr(compare.Timing, "run_round", third)
+    flags += ["--ways", "ours,plain path", "--batch-size", "4", "--seconds", "0.2", "--rounds", "3"]
+    with pytest.raises(SystemExit):
+        main(["bench", *flags, "--no-memory", "--out", str(file)])
+    (result,) = json.loads(file.read_text())["results"]
+    assert [len(row["rounds_per_second"]) for row in result["rows"]] == [1, 1]
 
 
 def test_the_command_writes_its_figures(tmp_path, capsys):

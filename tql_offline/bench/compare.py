@@ -25,6 +25,7 @@ from tql_offline.bench.workload import (
     peers_of,
     random_transitions,
 )
+from tql_offline.errors import first_line
 from tql_offline.training.compile import set_matrix_precision
 
 PEAK_SIDES = {"cpu": 2048, "cuda": 8192}
@@ -67,8 +68,11 @@ def compare(
     seconds: float,
     rounds: int,
     say: Callable[[str], None] = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Time contenders of a workload's update, in turn.
+
+    Others' implementations that fail are left out.
 
     Args:
         workload: what they run.
@@ -76,6 +80,7 @@ def compare(
         seconds: seconds per contender.
         rounds: rounds that the seconds are divided into.
         say: called with a sentence on what is going on.
+        keep: called after each round with what is returned in the end, so that a kill leaves it.
 
     Returns:
         `workload`, `title`, `rows` (one per contender) and `left_out` (name → why).
@@ -89,7 +94,12 @@ def compare(
             timings[name] = warmed_up(contender, seconds / rounds)
         except Unavailable as reason:
             left_out[name] = str(reason)
-    found = {"workload": vars(workload), "title": str(workload), "left_out": left_out}
+        except Exception as error:
+            if name in WAYS:
+                raise
+            left_out[name] = f"it failed: {first_line(error)}"
+    found: dict[str, Any] = {"workload": vars(workload), "title": str(workload)}
+    found["left_out"] = left_out
     if not timings:
         return found | {"rows": []}
     kinds = {products_of(timing.contender) for timing in timings.values()}
@@ -101,8 +111,10 @@ def compare(
         say(f"{workload}: round {number + 1} of {rounds}")
         for timing in (*timings.values(), *peaks.values()):
             timing.run_round()
-    first = next(iter(timings.values()))
-    return found | {"rows": [row(name, timing, first, peaks) for name, timing in timings.items()]}
+        first = next(iter(timings.values()))
+        found["rows"] = [row(name, timing, first, peaks) for name, timing in timings.items()]
+        keep(found)
+    return found
 
 
 def add_memory(

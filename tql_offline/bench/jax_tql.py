@@ -25,6 +25,7 @@ import optax
 from jax import Array
 
 from tql_offline.bench.workload import Contender, Transitions, Unavailable, Workload
+from tql_offline.errors import first_line
 from tql_offline.networks import SIZES
 
 NORM_EPS = 1e-6
@@ -409,7 +410,9 @@ def jax_device(name: str) -> Any:
     try:
         return jax.devices({"cuda": "gpu"}.get(name, name))[0]
     except RuntimeError as error:
-        raise Unavailable(f"the JAX installed here has no device {name!r}") from error
+        raise Unavailable(
+            f"the JAX installed here has no device {name!r} ({first_line(error)})"
+        ) from error
 
 
 def make_single(workload: Workload, data: Transitions) -> Contender:

@@ -78,11 +78,15 @@ def bench(
     if out:
         check_writable(out)
     where = pick_device(device)
-    document, results = head(where), []
+    document, results = head(where), list[dict[str, Any]]()
+
+    def keep(found: dict[str, Any]) -> None:
+        _write(out, document | {"results": [*results, found]})
+
     for workload in workloads(sizes, objectives, batch_sizes, hidden, where.type):
         names = split(ways, known_names(workload), "way")
         names += [name for name in peers_of(workload) if peers and name not in names]
-        results.append(compare(workload, names, seconds, rounds, say))
+        results.append(compare(workload, names, seconds, rounds, say, keep))
         _write(out, document | {"results": results})  # measuring memory may outlast patience
         if memory:
             add_memory(workload, results[-1]["rows"], say)
