@@ -6,12 +6,13 @@
 #   python benchmarks/collapse.py pack cube-double-play-v0.npz build/cube-double-packed.npz
 # Compiling takes most of the time: 40 to 60 s a size and precision where nothing is cached.
 # It takes at most COLLAPSE_SECONDS a way; what is there by then is drawn. If ARCHIVE names a file, OUTDIR is packed into
-# it after each section, so that what ends the machine's loan takes no figures along.
+# it after each section, outside OUTDIR, so that a kill takes no figures along.
 set -uo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUTDIR [SECTION…]}
 shift
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
+packed=$(mktemp)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jax}
 python3 -c 'import pytest_timeout, tql_offline.bench.compare, tql_offline.cli, tql_offline.training.fqe' || exit 1
@@ -100,5 +101,5 @@ for section in "$@"; do
   started=$SECONDS
   "$section"
   echo "$section took $((SECONDS - started)) s" | tee -a "$out/seconds.txt"
-  [ -z "${ARCHIVE:-}" ] || { tar -C "$out" -czf "$ARCHIVE.part" . && mv "$ARCHIVE.part" "$ARCHIVE"; }
+  [ -z "${ARCHIVE:-}" ] || { tar -C "$out" -czf "$packed" . && mv "$packed" "$ARCHIVE"; }
 done

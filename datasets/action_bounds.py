@@ -61,7 +61,7 @@ class OutOfBoundsError(AdvisedError):
 
 
 def checked_bounds(bounds: Sequence[Any]) -> tuple[float, ...]:
-    """Bounds as a list of numbers; they may also be given as two arrays, as a `Box` has them.
+    """Bounds as a list of numbers; they may also be given as two arrays, a `Box`'s low and high.
 
     Raises:
         InputError: they are no least actions and as many greatest.
@@ -70,8 +70,10 @@ def checked_bounds(bounds: Sequence[Any]) -> tuple[float, ...]:
     ((-2.0, 2.0), (-2.0, 0.0, 2.0, 5.0))
     """
     try:
-        numbers = tuple(np.asarray(bounds, np.float64).ravel().tolist())
-        if not len(numbers) or (np.ndim(bounds) > 0 and are_bounds(numbers)):
+        given = np.asarray(bounds, np.float64)
+        numbers = tuple(given.ravel().tolist())
+        are_two = given.ndim == 1 or (given.ndim == 2 and len(given) == 2)
+        if not numbers or (are_two and are_bounds(numbers)):
             return numbers
     except (TypeError, ValueError):
         pass

@@ -45,14 +45,13 @@ def check(view: View, *, jumps: bool = True, goes_on: bool = False) -> list[Find
         jumps: whether a jump is a fault; False if the environment itself teleports.
         goes_on: whether episodes are meant to go on after the task's end, as OGBench's do.
     """
-    resets = [] if goes_on else list(find_resets(view))
     found = [
         *find_images(view),
         *find_bad_numbers(view),
         *find_marks(view, goes_on),
-        *resets,
+        *(() if goes_on else find_resets(view)),
         *find_last_rows(view),
-        *(find_jumps(view) if jumps and not resets else ()),
+        *(find_jumps(view) if jumps else ()),
         *find_rewards(view),
         *find_large_rewards(view),
         *find_constant_observations(view),
@@ -74,12 +73,11 @@ def quick_check(episodes: Episodes, *, jumps: bool = True, goes_on: bool = False
     """
     whole = view_of(episodes)
     part = _part(whole)
-    resets = [] if goes_on else list(find_resets(whole))
     found = [
         *find_marks(whole, goes_on),
-        *resets,
+        *(() if goes_on else find_resets(whole)),
         *find_last_rows(whole),
-        *(find_jumps(whole, _runs(len(whole.observations))) if jumps and not resets else ()),
+        *(find_jumps(whole, _runs(len(whole.observations))) if jumps else ()),
         *find_rewards(whole),
         *find_constant_observations(whole),
         *find_choices(part),

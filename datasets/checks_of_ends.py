@@ -67,7 +67,7 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
     """Find time limits that are stored as ends of the task, and rows without any mark."""
     timeouts = np.zeros_like(ended) if view.timeouts is None else view.timeouts != 0
     both = ended & timeouts
-    if both.sum() >= _FEW and (both == timeouts).all():
+    if both.sum() >= _FEW and (both == timeouts).all() and _are_limits(view, ended, timeouts):
         yield Finding(
             "warning",
             "timeouts",
@@ -91,6 +91,12 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
             f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (all in "
             "episode 0); mark the ends of episodes",
         )
+
+
+def _are_limits(view: View, ended: NDArray[np.bool_], timeouts: NDArray[np.bool_]) -> bool:
+    """Whether timeouts that are terminals, too, are more than the task's ends marked twice."""
+    lasts = np.cumsum(view.lengths) - 1
+    return bool((ended & ~timeouts).any()) or len(np.unique(view.lengths[timeouts[lasts]])) == 1
 
 
 def _ended_at_one_length(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:

@@ -23,18 +23,18 @@ _WRAP = 0.9
 """A dim that wraps around moves by more than this fraction of its range."""
 _FEW = 3
 """Number of ends of episodes from which on their being alike is no chance."""
-_RESET = 3.0
-"""A reset is a step in which a dim usually moves more than this many times as far as otherwise."""
+_RESET = 1.5
+"""In a reset a dim usually moves more than this many times as far as in 95 % of other steps."""
 _REPEATED = 0.01
 """Repeats are reported if more than this share of transitions repeat the one before."""
 
 
 def find_resets(view: View) -> Iterator[Finding]:
-    """Find resets recorded as steps, as by vector environments that reset themselves.
+    """Find what may be resets recorded as steps, as by vector environments that reset themselves.
 
     An episode's last observation is then the first of the next one, and either its last step or the
-    next one's first jumps from one episode to another. Where neither jumps, one long episode was
-    cut into pieces. Where there are such resets, `find_jumps` would find each with other advice.
+    next one's first goes from one episode to another. Where neither is larger than others, one long
+    episode was cut into pieces; it may have been so, too, where what happens at the cuts is large.
     """
     if view.observations.ndim != 2 or not (view.observation_counts > view.lengths).all():
         return
@@ -46,10 +46,10 @@ def find_resets(view: View) -> Iterator[Finding]:
     bootstraps = np.ones(len(firsts), bool)
     if view.masks is not None:
         bootstraps = view.masks[view.starts[1:] - 1] != 0
-    if _jump_at(view, firsts[is_same & bootstraps] - 1):
+    if _is_far(view, firsts[is_same & bootstraps] - 1):
         told = "write the last observation itself, as Gymnasium has it in info['final_obs']"
         yield _reset(is_same & bootstraps, told)
-    elif _jump_at(view, firsts[is_same] + 1):
+    elif _is_far(view, firsts[is_same] + 1):
         told = (
             "leave out the row after each end, whose action the environment ignores (Gymnasium's "
             "AutoresetMode.NEXT_STEP)"
@@ -59,28 +59,32 @@ def find_resets(view: View) -> Iterator[Finding]:
 
 def _reset(episodes: NDArray[np.bool_], mend: str) -> Finding:
     return Finding(
-        "warning",
+        "note",
         "reset",
         f"the last observation of {episodes.sum():,} of {len(episodes) + 1:,} episodes (first "
-        f"{int(np.argmax(episodes))}) is the next one's first, and there is a jump to or from it, "
-        f"so a reset is trained on as if it were a step; {mend}",
+        f"{int(np.argmax(episodes))}) is the next one's first, and the step to or from it is "
+        f"larger than others; if it is a reset, it is trained on as if it were a step: {mend}",
     )
 
 
-def _jump_at(view: View, rows: NDArray[np.int64]) -> bool:
-    """Whether a dim usually moves much further to these rows than to others."""
-    if len(rows) < _FEW:
+def _is_far(view: View, rows: NDArray[np.int64]) -> bool:
+    """Whether a dim usually moves further to these rows than nearly ever inside episodes."""
+    inside = np.ones(len(view.observations), bool)
+    inside[view.observation_starts] = inside[rows] = False
+    others = np.flatnonzero(inside)
+    if min(len(rows), len(others)) < _FEW:
         return False
-    usual, here = _median_step(view, np.arange(1, len(view.observations))), _median_step(view, rows)
-    return bool(((usual > 0) & (here > _RESET * usual)).any())
+    with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
+        usual = np.quantile(_moves(view, others), 0.95, axis=0)
+        here = np.median(_moves(view, rows), axis=0)
+        return bool(((usual > 0) & (here > _RESET * usual)).any())
 
 
-def _median_step(view: View, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How far each dim usually moves to these rows from the ones before."""
+def _moves(view: View, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each dim moves to some of these rows from the ones before."""
     rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows)), dtype=np.int64)]
     now, before = (view.observations[part].astype(np.float64) for part in (rows, rows - 1))
-    with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
-        return np.asarray(np.median(np.abs(now - before), axis=0))
+    return np.abs(now - before)
 
 
 def find_jumps(view: View, runs: list[slice] | None = None) -> Iterator[Finding]:

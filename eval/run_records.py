@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO
 
-from tql_offline.config import validate
+from tql_offline.config import as_its_version, validate
 from tql_offline.documents import (
     MAX_CONFIG_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -321,7 +321,7 @@ def lookup(flat: dict[str, Any], *names: str) -> Any:
 def _read_config(path: Path, reading: _Reading) -> dict[str, Any]:
     try:
         _refuse_link(path)
-        return parse_toml(read_bounded(path, MAX_CONFIG_BYTES))
+        return as_its_version(parse_toml(read_bounded(path, MAX_CONFIG_BYTES)))
     except InputError as error:
         reading.warn(f"{path.name} cannot be used ({error}); its settings are left out")
     except ValueError as error:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tql_offline.config import is_own
+from tql_offline.config import as_its_version, is_own
 from tql_offline.documents import flatten
 from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
@@ -47,7 +47,7 @@ _THEN = " then "
 def settings_of(run: Run) -> dict[str, str]:
     """The settings a run was trained with that may change its policy."""
     recorded = run.result.get("settings")
-    flat = run.config or (flatten(recorded) if isinstance(recorded, dict) else {})
+    flat = run.config or (flatten(as_its_version(recorded)) if isinstance(recorded, dict) else {})
     settings = effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
     code = _code(run.provenance)
     return settings | ({"code": code} if code else {})

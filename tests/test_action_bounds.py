@@ -175,7 +175,11 @@ def test_an_action_at_a_bound_is_not_beyond_it():
 
 
 @pytest.mark.parametrize(
-    "bounds", [5, (np.ones(2), np.zeros(2)), (np.zeros(2), np.ones(3)), ("low", "high"), (1,)]
+    "bounds",
+    [
+        *(5, (np.ones(2), np.zeros(2)), (np.zeros(2), np.ones(3)), ("low", "high"), (1,)),
+        *([[0, 1], [2, 3], [4, 5]], [[[0], [1]]]),
+    ],
 )
 def test_bounds_of_another_form_are_a_sentence(bounds):
     with pytest.raises(InputError, match="not the least and the greatest action"):
@@ -227,6 +231,11 @@ def test_bounds_by_dim_scale_each_dim_by_its_own(tmp_path):
         np.testing.assert_allclose(data.episodes.actions, np.delete(unit, [20, 39], 0), atol=2e-6)
     config = resolve({"dataset": {"name": "mine", "action_bounds": list(given)}})
     refuse_other_data(config, from_memory)
+    box = np.float32([-0.1, 0, 3]), np.float32([2, 0.5, 5])
+    narrowly = columns | {"actions": np.clip(columns["actions"], *box)}
+    of_box = from_arrays(narrowly, "mine", action_bounds=box, layout="ogbench")
+    given = [-0.1, 0, 3, 2, 0.5, 5]
+    refuse_other_data(resolve({"dataset": {"name": "mine", "action_bounds": given}}), of_box)
     other = resolve({"dataset": {"name": "mine", "action_bounds": [-2, 0, 3, 2, 1, 5]}})
     told = "bounds are -2,0,3 to 2,1,5 and the actions of mine were scaled by -2,0,3 to 2,0.5,5"
     with pytest.raises(InputError, match=told):

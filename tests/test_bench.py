@@ -261,6 +261,21 @@ def test_rounds_are_written_when_a_later_one_is_killed(tmp_path, monkeypatch):
     assert [len(row["rounds_per_second"]) for row in result["rows"]] == [1, 1]
 
 
+def test_a_peer_that_fails_in_a_round_is_left_out(clock, monkeypatch):
+    def failing():
+        if clock["now"] > 20:
+            raise RuntimeError("out of memory")
+        clock["now"] += 1
+        return 1
+
+    made = {"ours": sleeper(clock, 0.5), "JAX/Flax": replace(sleeper(clock, 1), step=failing)}
+    monkeypatch.setattr(compare, "make_contender", lambda name, *_: made[name])
+    monkeypatch.setattr(compare, "matrix_product", lambda *_: sleeper(clock, 0.25, flops=20))
+    result = compare.compare(SMALL, [*made], 20.0, 4)
+    assert result["left_out"] == {"JAX/Flax": "it failed: out of memory"}
+    assert [len(row["rounds_per_second"]) for row in result["rows"]] == [4]
+
+
 def test_the_command_writes_its_figures(tmp_path, capsys):
     file = tmp_path / "bench.json"
     flags = ["--objective", "implicit", "--size", "tiny", "--batch-size", "4,8", "--rounds", "1"]

@@ -342,9 +342,15 @@ def test_d4rl_marks_that_contradict_or_miss():
     columns = flat()
     columns["timeouts"] = columns["terminals"].copy()
     (finding,) = check(view_of_flat(columns, "mine"))
+    assert finding.level == "note", "the task's ends, marked twice"
+    assert "4 transitions are both terminal and timeout" in finding.sentence
+    columns["timeouts"][LENGTHS[0] - 1] = False
+    (finding,) = check(view_of_flat(columns, "mine"))
     assert finding.level == "warning", "done is stored: no limit bootstraps"
-    said = "each of the 4 timeouts is a terminal, too (first episode 0, row 59)"
+    row = LENGTHS[0] + LENGTHS[1] - 1
+    said = f"each of the 3 timeouts is a terminal, too (first episode 1, row {row})"
     assert said in finding.sentence
+    columns["timeouts"] = columns["terminals"].copy()
     ends_alone = columns | {"masks": np.ones(len(columns["rewards"]), np.float32)}
     assert "timeout" not in str(check(view_of_flat(ends_alone, "mine"))), "nothing ends the task"
     columns["timeouts"] &= np.cumsum(columns["terminals"]) == 1
@@ -450,6 +456,15 @@ def test_the_longest_episodes_that_all_end_the_task_may_be_cut_off():
     assert not kinds(cut)
 
 
+def test_limits_alone_that_are_stored_as_ends_are_a_warning():
+    columns = flat()
+    ends = np.arange(len(columns["rewards"])) % 20 == 19
+    columns |= {"terminals": ends, "timeouts": ends}
+    del columns["next_observations"]
+    found = [f for f in check(view_of_flat(columns, "mine"), jumps=False) if f.kind == "timeouts"]
+    assert [f.level for f in found] == ["warning"]
+
+
 @pytest.mark.parametrize(("others", "told"), [([4, 6, 2], True), ([6, 5, 6], False)])
 def test_a_length_that_others_come_near_is_no_limit(others, told):
     lengths = np.array([7, 7, 7, *others])
@@ -480,11 +495,11 @@ def resetting(same_step, seed=0):
 
 
 @pytest.mark.parametrize("same_step", [True, False])
-def test_resets_that_are_recorded_as_steps_are_a_warning(tmp_path, same_step):
+def test_resets_that_are_recorded_as_steps_are_noted(tmp_path, same_step):
     np.savez(tmp_path / "mine.npz", **resetting(same_step))
-    found = [f for f in check_dataset(str(tmp_path / "mine.npz")) if f.level == "warning"]
-    assert [f.kind for f in found if f.kind in ("reset", "jump")] == ["reset"]
+    found = check_dataset(str(tmp_path / "mine.npz"))
     (reset,) = [f for f in found if f.kind == "reset"]
+    assert reset.level == "note"
     assert "the last observation of 3 of 4 episodes (first 0) is the next one's" in reset.sentence
     assert ("final_obs" in reset.sentence) == same_step
     assert ("leave out the row after each end" in reset.sentence) == (not same_step)
@@ -500,6 +515,10 @@ def test_what_is_no_reset_is_no_finding():
     columns["observations"], columns["next_observations"] = walk[:-1], walk[1:]
     columns["timeouts"] = rows % 20 == 19
     assert not {f.kind for f in check(view_of_flat(columns, "mine"))} & {"reset", "jump"}
+    step = np.where(rows % 20 == 19, 2, 1)[:, None] * [[0.05, 0.0]]  # a long last step of each
+    walk = np.cumsum(np.concatenate([walk[:1], np.diff(walk, axis=0) + step]), axis=0)
+    columns["observations"], columns["next_observations"] = walk[:-1], walk[1:]
+    assert "reset" not in {f.kind for f in check(view_of_flat(columns, "mine"))}
     ended = resetting(same_step=True)
     ended["terminals"], ended["timeouts"] = ended["timeouts"], ended["terminals"]
     assert "reset" not in {f.kind for f in check(view_of_flat(ended, "mine"))}

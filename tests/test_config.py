@@ -447,6 +447,22 @@ def test_missing_file_and_double_preset(tmp_path):
         resolve({}, preset="nope")
 
 
+def test_complete_settings_of_an_earlier_version_mean_what_they_did(tmp_path):
+    now = resolve({"dataset": {"name": "cube-single-play-singletask-v0"}}, preset="iql")
+    assert (now.optimizer.policy_weight_decay, now.implicit.deviation) == (0.01, "unit")
+    lines = ("policy_weight_decay = 0.01\n", 'deviation = "unit"\n')
+    text = now.to_toml()
+    for line in lines:
+        assert line in text
+        text = text.replace(line, "")
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    then = resolve({}, file=file)
+    assert (then.optimizer.policy_weight_decay, then.implicit.deviation) == (0.0, "learned")
+    file.write_text("[optimizer]\nweight_decay = 0.01\n")
+    assert resolve({}, file=file).optimizer.policy_weight_decay == 0.01, "a user's own file"
+
+
 def test_the_settings_page_is_up_to_date():
     page = Path(__file__).parent.parent / "docs" / "config.md"
     assert page.read_text(encoding="utf-8") == reference(), "run `make docs`"

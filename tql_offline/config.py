@@ -58,6 +58,13 @@ MAX_OWN = 64
 MAX_ACTION = 1e30
 MIN_ACTION_RANGE = 1e-30
 _SUITE_TABLES = ("axis", "settings", "collect")
+_IN_COMPLETE = {"seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"}
+"""Settings by which complete ones of any version are told from those of a user's own file."""
+_EARLIER = {
+    "optimizer": {"policy_weight_decay": 0.0},
+    "implicit": {"deviation": "learned"},
+}
+"""What versions did that did not have a setting yet."""
 """Tables that a suite has and a config has not."""
 MAX_TEXT = 4096
 """Most characters in a path or a name."""
@@ -638,7 +645,7 @@ def _read_config(file: Path) -> dict[str, Any]:
             f"{file} is a suite of runs, with tables {', '.join(tables)}, and no settings of one; "
             f"train them by `tql-offline sweep {shlex.quote(str(file))}`"
         )
-    return document
+    return as_its_version(document)
 
 
 def _refuse_other_preset(
@@ -665,6 +672,21 @@ def _what_presets_set(complete: Mapping[str, Any]) -> dict[str, Any]:
     dataset = dataset_name(complete)
     family, method = split_preset(complete["preset"], dataset)
     return preset_overrides(family_of(dataset) or family, method, complete)
+
+
+def as_its_version(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete settings, with what their version did where it lacked a setting of today's.
+
+    Settings that are not complete, such as those of a user's own file, stay as they are.
+    """
+    if not document.keys() >= _IN_COMPLETE:
+        return dict(document)
+    tables = {
+        name: earlier | document[name]
+        for name, earlier in _EARLIER.items()
+        if isinstance(document.get(name), dict)
+    }
+    return {**document, **tables}
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:

@@ -9,6 +9,7 @@ the rounds; a ratio is the median of the rounds' own ratios.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,18 +87,13 @@ def compare(
         `workload`, `title`, `rows` (one per contender) and `left_out` (name → why).
     """
     data = random_transitions(workload)
-    timings, left_out = {}, {}
+    timings: dict[str, Timing] = {}
+    left_out: dict[str, str] = {}
     for name in names:
         say(f"{workload}: preparing {name}")
-        try:
+        with leaving_out(name, left_out):
             contender = make_contender(name, workload, data)
             timings[name] = warmed_up(contender, seconds / rounds)
-        except Unavailable as reason:
-            left_out[name] = str(reason)
-        except Exception as error:
-            if name in WAYS:
-                raise
-            left_out[name] = f"it failed: {first_line(error)}"
     found: dict[str, Any] = {"workload": vars(workload), "title": str(workload)}
     found["left_out"] = left_out
     if not timings:
@@ -109,12 +105,32 @@ def compare(
     }
     for number in range(rounds):
         say(f"{workload}: round {number + 1} of {rounds}")
-        for timing in (*timings.values(), *peaks.values()):
+        for name, timing in [*timings.items()]:
+            with leaving_out(name, left_out):
+                timing.run_round()
+            if name in left_out:
+                del timings[name]
+        if not timings:
+            return found | {"rows": []}
+        for timing in peaks.values():
             timing.run_round()
         first = next(iter(timings.values()))
         found["rows"] = [row(name, timing, first, peaks) for name, timing in timings.items()]
         keep(found)
     return found
+
+
+@contextmanager
+def leaving_out(name: str, left_out: dict[str, str]) -> Iterator[None]:
+    """Note why a contender takes no part; a fault of one of our ways is raised."""
+    try:
+        yield
+    except Unavailable as reason:
+        left_out[name] = str(reason)
+    except Exception as error:
+        if name in WAYS:
+            raise
+        left_out[name] = f"it failed: {first_line(error)}"
 
 
 def add_memory(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tql_offline.config import Config
 from tql_offline.datasets.action_bounds import as_setting, bounds_by_dim
 from tql_offline.datasets.catalogue import suite_of
@@ -35,7 +37,7 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
             f"({dataset.path}); let both have one dataset.name"
         )
     asked = bounds_by_dim(dataset.episodes.actions.shape[1], config.dataset.action_bounds)
-    if dataset.is_own and dataset.action_bounds != asked:
+    if dataset.is_own and not _are_same(dataset.action_bounds, asked):
         raise InputError(
             f"the settings' dataset.action_bounds are {_told(asked)} and the actions of "
             f"{dataset.name} were scaled by {_told(dataset.action_bounds)}; load them by the "
@@ -44,7 +46,16 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
 
 
 def _told(bounds: tuple[list[float], list[float]] | None) -> str:
-    return " to ".join(as_setting(*bounds).values()) if bounds else "none"
+    return " to ".join(as_setting(*bounds, digits=9).values()) if bounds else "none"
+
+
+def _are_same(
+    one: tuple[list[float], list[float]] | None, other: tuple[list[float], list[float]] | None
+) -> bool:
+    """Whether bounds are the same in float32, as a `Box` has them."""
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(np.array(one, np.float32), np.array(other, np.float32))
 
 
 def data_of(

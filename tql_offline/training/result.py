@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tql_offline.config import Config, read_toml, validate
+from tql_offline.config import Config, as_its_version, read_toml, validate
 from tql_offline.documents import is_whole
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -20,8 +20,6 @@ MAX_NUMBER = 1e300
 def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Open a run folder and read its settings.
 
-    A run whose settings do not name the policies' weight decay is from before there was one.
-
     Raises:
         InputError: it is not a run folder, its config.toml is damaged, or one of its files is a
             link.
@@ -30,9 +28,7 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
     folder.refuse_links()
-    settings = read_toml(folder.config)
-    if isinstance(optimizer := settings.get("optimizer"), dict):
-        optimizer.setdefault("policy_weight_decay", 0.0)
+    settings = as_its_version(read_toml(folder.config))
     return folder, validate(settings, source=str(folder.config))
 
 
