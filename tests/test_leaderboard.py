@@ -7,13 +7,14 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from report_runs import PROTOCOLS, boards_of, make_run, write_lines, write_result
 
 from tql_offline.cli import main
-from tql_offline.config import Config
+from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.eval.averages import average, domains, mean_ranks, summaries
 from tql_offline.eval.leaderboard import BOLD, Board, make_boards, reported_label, reported_scores
@@ -27,7 +28,7 @@ from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scaling import scaling_of
 from tql_offline.eval.scaling_page import trend_sentences
-from tql_offline.eval.variants import differing, effective
+from tql_offline.eval.variants import differing, effective, settings_of
 from tql_offline.runs import find_results
 
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
@@ -1564,3 +1565,19 @@ def test_older_results_of_minari_keep_their_datasets_apart(tmp_path):
     (board,), _ = boards_of(paths)
     assert board.tasks == tuple(sorted(names))
     assert not board.notes
+
+
+def test_runs_of_a_version_without_a_setting_are_no_seeds_of_todays():
+    """Before, policies did not decay, so that complete settings without that one mean 0."""
+    now = resolve({}).model_dump(mode="json")
+    then = now | {"optimizer": dict(now["optimizer"])}
+    del then["optimizer"]["policy_weight_decay"]
+    without = {"policy_weight_decay": 0.0}
+    runs = [
+        SimpleNamespace(result={"settings": settings}, config={}, provenance={})
+        for settings in (now, then, now | {"optimizer": then["optimizer"] | without})
+    ]
+    of_now, of_then, of_none = map(settings_of, runs)
+    assert of_now["optimizer.policy_weight_decay"] == "0.01"
+    assert of_then == of_none
+    assert of_then["optimizer.policy_weight_decay"] == "0.0"
