@@ -223,8 +223,8 @@ def mark_jumps(
     """Mark missing ends, where the next observation is not the next row's.
 
     Args:
-        observations: `(N, n_s)`.
-        after: `(N, n_s)` the observation after each step.
+        observations: `(N, ...)`.
+        after: `(N, ...)` the observation after each step.
         ends: `(N,)` the ends of episodes, where missing ones are added.
         name: the file's name.
 
@@ -236,7 +236,7 @@ def mark_jumps(
         now, then = after[rows], observations[rows.start + 1 : rows.stop + 1]
         with np.errstate(invalid="ignore"):  # numbers that are not finite are reported elsewhere
             differ = np.abs(now - then) > _SAME * np.maximum(1, np.abs(then))
-        jumps = differ.any(axis=1) & ~ends[rows]
+        jumps = differ.reshape(len(differ), -1).any(axis=1) & ~ends[rows]
         if first < 0 and jumps.any():
             first = rows.start + int(np.argmax(jumps))
         found += int(jumps.sum())

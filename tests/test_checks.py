@@ -383,6 +383,16 @@ def test_next_observations_of_another_shape_are_refused_and_the_rest_is_checked(
     assert "is 0, so there is nothing to learn" in rewards.sentence
 
 
+@pytest.mark.parametrize("shape", [(220,), (220, 2, 1), (220, 4, 4, 3)])
+def test_observations_of_a_shape_that_training_refuses_are_checked(tmp_path, shape):
+    observations = np.random.default_rng(0).normal(size=shape)
+    after = np.roll(observations, -1, axis=0)
+    columns = flat() | {"observations": observations, "next_observations": after}
+    np.savez(tmp_path / "mine.npz", **columns)
+    found = check_dataset(str(tmp_path / "mine.npz"))
+    assert "training refuses it: column 'observations' of" in str(found)
+
+
 NUMBERS = (
     lambda rng, shape: rng.normal(size=shape),
     lambda rng, shape: np.cumsum(rng.normal(size=shape), axis=0),
