@@ -6,12 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.findings import Finding, limited
+from tql_offline.datasets.findings import FEW, Finding, limited
 from tql_offline.datasets.views import View
 from tql_offline.errors import numbered
-
-_FEW = 3
-"""Number of ends of episodes from which on their being alike is no chance."""
 
 
 def find_marks(view: View, goes_on: bool) -> Iterator[Finding]:
@@ -38,9 +35,8 @@ def find_marks(view: View, goes_on: bool) -> Iterator[Finding]:
             "0 only where the task itself ended",
         )
         return
-    lasts = np.cumsum(view.lengths) - 1
     inside = ended.copy()
-    inside[lasts] = False
+    inside[view.lasts] = False
     if inside.any() and not goes_on:
         episodes = np.logical_or.reduceat(inside, view.starts).sum()
         yield Finding(
@@ -67,7 +63,7 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
     """Find time limits that are stored as ends of the task, and rows without any mark."""
     timeouts = np.zeros_like(ended) if view.timeouts is None else view.timeouts != 0
     both = ended & timeouts
-    if both.sum() >= _FEW and (both == timeouts).all() and _are_limits(view, ended, timeouts):
+    if both.sum() >= FEW and (both == timeouts).all() and _are_limits(view, ended, timeouts):
         yield Finding(
             "warning",
             "timeouts",
@@ -95,8 +91,8 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
 
 def _are_limits(view: View, ended: NDArray[np.bool_], timeouts: NDArray[np.bool_]) -> bool:
     """Whether timeouts that are terminals, too, are more than the task's ends marked twice."""
-    lasts = np.cumsum(view.lengths) - 1
-    return bool((ended & ~timeouts).any()) or len(np.unique(view.lengths[timeouts[lasts]])) == 1
+    lengths = view.lengths[timeouts[view.lasts]]
+    return bool((ended & ~timeouts).any()) or len(np.unique(lengths)) == 1
 
 
 def _ended_at_one_length(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
@@ -104,8 +100,7 @@ def _ended_at_one_length(view: View, ended: NDArray[np.bool_]) -> Iterator[Findi
     longest = view.lengths.max()
     at = np.flatnonzero(view.lengths == longest)
     nearly = (view.lengths >= longest - 3).sum() - len(at)
-    lasts = np.cumsum(view.lengths)[at] - 1
-    if longest > 1 and len(at) >= _FEW and len(at) > nearly and ended[lasts].all():
+    if longest > 1 and len(at) >= FEW and len(at) > nearly and ended[view.lasts[at]].all():
         yield Finding(
             "note",
             "masks",
@@ -117,8 +112,7 @@ def _ended_at_one_length(view: View, ended: NDArray[np.bool_]) -> Iterator[Findi
 def find_last_rows(view: View) -> Iterator[Finding]:
     """Find last rows that hold a transition, or no observation of their own."""
     if view.last_masks is not None and view.masks is not None:
-        ends = np.cumsum(view.lengths) - 1
-        bad = np.flatnonzero((view.last_masks == 0) & (view.masks[ends] != 0)).tolist()
+        bad = np.flatnonzero((view.last_masks == 0) & (view.masks[view.lasts] != 0)).tolist()
         found = (
             Finding(
                 "warning",
@@ -160,11 +154,10 @@ def last_rows_look_like_steps(view: View) -> bool:
     """
     if view.last_actions is None or view.last_rewards is None or view.rewards is None:
         return False
-    ends = np.cumsum(view.lengths) - 1
     return (
         len(np.unique(view.lengths)) > 1
-        and _are_their_own(view.last_actions, view.actions[ends])
-        and _are_their_own(view.last_rewards, view.rewards[ends])
+        and _are_their_own(view.last_actions, view.actions[view.lasts])
+        and _are_their_own(view.last_rewards, view.rewards[view.lasts])
     )
 
 
@@ -176,7 +169,7 @@ def _are_their_own(last: Array, before: Array) -> bool:
 def _copied_last_rows(view: View) -> Iterator[Finding]:
     seen = (view.observation_counts == view.lengths + 1) & (view.lengths > 1)
     if view.masks is not None:  # where the task ended, nothing looks at the last observation
-        seen &= view.masks[np.cumsum(view.lengths) - 1] != 0
+        seen &= view.masks[view.lasts] != 0
     whole = np.flatnonzero(seen)
     if len(whole) < 2:
         return

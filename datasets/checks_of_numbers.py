@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.findings import Finding, limited
-from tql_offline.datasets.views import View
+from tql_offline.datasets.views import View, sample
 from tql_offline.errors import listed
 
 _LISTED = 8
 """Number of dims that a finding about several of them names."""
-_SAMPLE = 2**12
-"""Number of steps from which the typical step of each dim is estimated."""
 _SATURATED = 0.5
 """An action dim is called saturated if more than this share of transitions is at its bound."""
 NO_ENCODER = (
@@ -134,9 +132,9 @@ def large_dims(observations: Array) -> list[int]:
 
     Those whose root mean square exceeds `LARGE_OBSERVATION`, of rows spread over all.
     """
-    rows = np.linspace(0, len(observations) - 1, min(_SAMPLE, len(observations)), dtype=np.int64)
+    some = observations[sample(len(observations))]
     with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
-        size = np.sqrt(np.square(observations[rows], dtype=np.float64).mean(axis=0))
+        size = np.sqrt(np.square(some, dtype=np.float64).mean(axis=0))
         return [int(dim) for dim in np.flatnonzero(size > LARGE_OBSERVATION)]
 
 

@@ -9,20 +9,16 @@ from numpy.typing import NDArray
 
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array
-from tql_offline.datasets.findings import Finding, limited
-from tql_offline.datasets.views import View
+from tql_offline.datasets.findings import FEW, Finding, limited
+from tql_offline.datasets.views import View, sample
 from tql_offline.errors import numbered
 
-_SAMPLE = 2**12
-"""Number of steps from which the typical step of each dim is estimated."""
 _SMOOTH = 0.2
 """A dim is smooth if its usual step is less than this fraction of its own spread."""
 _JUMP = 10.0
 """A jump is more than this many usual steps of a smooth dim, and more than half its spread."""
 _WRAP = 0.9
 """A dim that wraps around moves by more than this fraction of its range."""
-_FEW = 3
-"""Number of ends of episodes from which on their being alike is no chance."""
 _RESET = 1.5
 """In a reset a dim usually moves more than this many times as far as in 95 % of other steps."""
 _REPEATED = 0.01
@@ -40,12 +36,12 @@ def find_resets(view: View) -> Iterator[Finding]:
         return
     firsts = view.observation_starts[1:]
     is_same = (view.observations[firsts - 1] == view.observations[firsts]).all(axis=1)
-    if is_same.sum() < _FEW or is_same.mean() <= 0.5:
+    if is_same.sum() < FEW or is_same.mean() <= 0.5:
         return
     # Where the task ended, the observation after the last step is not trained on.
     bootstraps = np.ones(len(firsts), bool)
     if view.masks is not None:
-        bootstraps = view.masks[view.starts[1:] - 1] != 0
+        bootstraps = view.masks[view.lasts[:-1]] != 0
     if _is_far(view, firsts[is_same & bootstraps] - 1):
         told = "write the last observation itself, as Gymnasium has it in info['final_obs']"
         yield _reset(is_same & bootstraps, told)
@@ -72,7 +68,7 @@ def _is_far(view: View, rows: NDArray[np.int64]) -> bool:
     inside = np.ones(len(view.observations), bool)
     inside[view.observation_starts] = inside[rows] = False
     others = np.flatnonzero(inside)
-    if min(len(rows), len(others)) < _FEW:
+    if min(len(rows), len(others)) < FEW:
         return False
     with np.errstate(all="ignore"):  # non-finite numbers have a finding of their own
         usual = np.quantile(_moves(view, others), 0.95, axis=0)
@@ -82,7 +78,7 @@ def _is_far(view: View, rows: NDArray[np.int64]) -> bool:
 
 def _moves(view: View, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """How far each dim moves to some of these rows from the ones before."""
-    rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows)), dtype=np.int64)]
+    rows = rows[sample(len(rows))]
     now, before = (view.observations[part].astype(np.float64) for part in (rows, rows - 1))
     return np.abs(now - before)
 
@@ -168,7 +164,7 @@ class _Motion:
 
 def _typical(flat: Array, is_end: NDArray[np.bool_]) -> _Motion:
     """How the dims that move smoothly usually do, in a sample of the rows; none if it is small."""
-    rows = np.unique(np.linspace(0, len(flat) - 2, min(_SAMPLE, len(flat) - 1), dtype=np.int64))
+    rows = sample(len(flat) - 1)
     rows = rows[~is_end[rows]]
     every = np.arange(flat.shape[1])
     now, after = flat[rows].astype(np.float64), flat[rows + 1].astype(np.float64)

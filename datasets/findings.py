@@ -7,6 +7,9 @@ from typing import Literal
 SHOWN = 5
 """Number of findings of one kind that are listed one by one; the others are counted."""
 
+FEW = 3
+"""Number of ends of episodes from which on their being alike is no chance."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -27,7 +30,7 @@ class Finding:
         return f"{self.level}: {self.sentence}"
 
 
-def told(sentence: str) -> Finding:
+def noted(sentence: str) -> Finding:
     """A note on how data were read."""
     return Finding("note", "read", sentence)
 

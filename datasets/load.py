@@ -33,7 +33,7 @@ from tql_offline.datasets.episodes import (
     Episodes,
     drop_last_rows,
 )
-from tql_offline.datasets.findings import Finding, told
+from tql_offline.datasets.findings import Finding, noted
 from tql_offline.datasets.minari import (
     environment_id,
     folder_of,
@@ -305,7 +305,7 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
         digest=digest,
         source="given file" if given else "downloaded",
         env_id=env_id or own,
-        found=(*faults, *found, *([] if env_id or own is None else [told(said)])),
+        found=(*faults, *found, *([] if env_id or own is None else [noted(said)])),
         unscored="" if env_id or own else said,
     )
 
@@ -359,7 +359,7 @@ def _load_minari(
         digest=in_background(lambda: slices_sha256(made.files)),
         source="given file" if given else "downloaded",
         env_id=env_id or (None if unscored else own),
-        found=tuple(map(told, notes)),
+        found=tuple(map(noted, notes)),
         unscored=unscored,
         action_bounds=made.action_bounds,
     )

@@ -18,6 +18,9 @@ AS_STEPS = (
 )
 """How to tell that rows marked by `terminals` hold steps."""
 
+SAMPLE = 2**12
+"""Number of rows from which what is typical of them is estimated."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -60,6 +63,11 @@ class View:
         return np.cumsum(self.lengths) - self.lengths
 
     @property
+    def lasts(self) -> NDArray[np.int64]:
+        """Last transition of each episode, `(E,)`."""
+        return np.cumsum(self.lengths) - 1
+
+    @property
     def observation_starts(self) -> NDArray[np.int64]:
         """First observation row of each episode, `(E,)`."""
         return np.cumsum(self.observation_counts) - self.observation_counts
@@ -79,6 +87,11 @@ class View:
             step = min(row - self.observation_starts[episode], self.lengths[episode] - 1)
             row = self.starts[episode] + step
         return f"episode {episode}, row {row}"
+
+
+def sample(count: int) -> NDArray[np.int64]:
+    """Of so many rows, at most `SAMPLE` that are spread over all."""
+    return np.linspace(0, count - 1, min(SAMPLE, count), dtype=np.int64)
 
 
 def view_of(episodes: Episodes) -> View:

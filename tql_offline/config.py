@@ -58,6 +58,7 @@ MAX_OWN = 64
 MAX_ACTION = 1e30
 MIN_ACTION_RANGE = 1e-30
 _SUITE_TABLES = ("axis", "settings", "collect")
+"""Tables that a suite has and a config has not."""
 _IN_COMPLETE = {"seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"}
 """Settings by which complete ones of any version are told from those of a user's own file."""
 _EARLIER = {
@@ -65,7 +66,6 @@ _EARLIER = {
     "implicit": {"deviation": "learned"},
 }
 """What versions did that did not have a setting yet."""
-"""Tables that a suite has and a config has not."""
 MAX_TEXT = 4096
 """Most characters in a path or a name."""
 
@@ -690,13 +690,13 @@ def as_its_version(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(document: Mapping[str, Any], source: str) -> Config:
-    """Make a Config from nested dictionaries.
+    """Make a Config from nested dictionaries, complete ones as their version meant them.
 
     Raises:
         InputError: the first thing wrong with it, in one sentence naming the key and `source`.
     """
     try:
-        return Config.model_validate(dict(document))
+        return Config.model_validate(as_its_version(document))
     except ValidationError as error:
         raise InputError(_sentence(error.errors()[0], source)) from error
 

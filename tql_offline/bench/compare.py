@@ -94,10 +94,10 @@ def compare(
         with leaving_out(name, left_out):
             contender = make_contender(name, workload, data)
             timings[name] = warmed_up(contender, seconds / rounds)
-    found: dict[str, Any] = {"workload": vars(workload), "title": str(workload)}
-    found["left_out"] = left_out
+    facts = {"workload": vars(workload), "title": str(workload), "left_out": left_out}
+    found: dict[str, Any] = {**facts, "rows": []}
     if not timings:
-        return found | {"rows": []}
+        return found
     kinds = {products_of(timing.contender) for timing in timings.values()}
     peaks = {
         kind: warmed_up(matrix_product(workload.device, *kind), seconds / rounds / 4)

@@ -11,7 +11,7 @@ from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.checks_of_numbers import images_told
-from tql_offline.datasets.findings import told
+from tql_offline.datasets.findings import noted
 from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -125,7 +125,7 @@ def findings_of(dataset: Dataset) -> tuple[str, ...]:
 
 def record_of(setup: Setup, seeds: Sequence[int], findings: Sequence[str]) -> dict[str, Any]:
     """What provenance.json records of a run that begins, trained with others of these seeds."""
-    dataset = replace(setup.dataset, found=(*setup.dataset.found, *map(told, limit_notes(setup))))
+    dataset = replace(setup.dataset, found=(*setup.dataset.found, *map(noted, limit_notes(setup))))
     facts = collect_provenance(setup.device, dataset.describe(), setup.environment)
     return {
         **facts,
