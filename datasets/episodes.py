@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.datasets.blocks import BLOCK_BYTES, empty_vector
+from tql_offline.datasets.blocks import empty_vector
 from tql_offline.errors import AdvisedError, InputError
 
 Array = NDArray[np.generic]
@@ -157,11 +157,11 @@ def drop_last_rows(
     array([1, 2, 3, 4, 5])
     """
     lengths = np.asarray(lengths)
-    ends = np.cumsum(lengths + 1) - 1
-    block = max(BLOCK_BYTES // max(column[:1].nbytes, 1), 1)
-    for by, (first, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist(), strict=True)):
-        # In blocks, because NumPy copies the source first when the two overlap.
-        for start in range(first, end, block):
-            stop = min(start + block, end)
-            column[start - by : stop - by] = column[start:stop]
+    firsts = np.cumsum(lengths) - lengths
+    # A vector of numbers if it can be one: of matrices that overlap, NumPy copies the source first.
+    is_whole = column.flags.c_contiguous
+    numbers, width = (column.reshape(-1), column[:1].size) if is_whole else (column, 1)
+    for episode, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True)):
+        start, stop, shift = width * first, width * (first + length), width * episode
+        numbers[start:stop] = numbers[start + shift : stop + shift]
     return column[: int(lengths.sum())]

@@ -17,10 +17,12 @@ from tql_offline.datasets.reading import (
     HAS_PREADV,
     MAX_COLUMNS,
     Columns,
+    Place,
     Wanted,
     check_names,
     check_size,
     known_finite,
+    read_at,
     read_in_threads,
 )
 from tql_offline.errors import InputError, shown
@@ -59,10 +61,7 @@ def read_hdf5(path: Path, wanted: Wanted) -> Columns:
         check_size(path, sum(map(claimed_bytes, items.values())))
         for name, item in items.items():
             check_layout(path, item, name)
-        columns = Columns()
-        for name in names:  # popped, because a released dataset frees its chunk cache
-            columns.add(name, *hdf5_column(items.pop(name), name, wanted))
-        return columns
+        return hdf5_columns(items, wanted)
 
 
 def _names(path: Path, file: h5py.File, flat: bool) -> list[str]:
@@ -141,35 +140,59 @@ def _filters(item: h5py.Dataset) -> list[tuple[int, tuple[int, ...]]]:
     return [(number, settings) for number, _flags, settings, _name in found]
 
 
-def hdf5_column(item: h5py.Dataset, name: str, wanted: Wanted) -> tuple[Array, bool]:
-    """Read one array, and tell whether it is known to be finite.
+def hdf5_columns(items: dict[str, h5py.Dataset], wanted: Wanted) -> Columns:
+    """Read the arrays of one file, those that are stored contiguously all at once.
+
+    Args:
+        items: the arrays by name; emptied, because a released dataset frees its chunk cache.
+        wanted: which to keep, and how.
 
     Raises:
-        ValueError: it is packed, and its type is not one of NumPy's.
+        ValueError: one is packed, and its type is not one of NumPy's.
     """
-    as_stored = item.id.get_type() == h5py.h5t.py_create(item.dtype)
-    if not wanted.keeps(name):
-        if item.chunks:
-            _read_chunks(item, None)
+    file = next((item.file.id.get_vfd_handle() for item in items.values()), -1)
+    columns, places = Columns(), []
+    for name in list(items):
+        item = items.pop(name)
+        if not wanted.keeps(name):
+            _read_over(item)
+            columns[name] = np.empty(0, item.dtype)
+            continue
+        dtype = wanted.dtype(name, item.dtype)
+        shape = item.shape + dtype.shape  # an element has a shape if HDF5 holds arrays of arrays
+        column = wanted.room(name, math.prod(shape), dtype.base).reshape(shape)
+        offset = _plain_offset(item) if column.dtype == item.dtype and _is_as_stored(item) else None
+        if offset is None:
+            columns.add(name, column, _unpack(item, column))
         else:
-            for rows in _blocks(item):
-                item[rows]
-        return np.empty(0, item.dtype), False
-    dtype = wanted.dtype(name, item.dtype)
-    shape = item.shape + dtype.shape  # an element has a shape if HDF5 holds arrays of arrays
-    column = wanted.room(name, math.prod(shape), dtype.base).reshape(shape)
-    if item.chunks and (as_stored or _filters(item)):
-        if not as_stored:
-            raise ValueError(f"{name!r} is packed and of a type of its own")
-        return column, _read_chunks(item, column)
-    offset = _plain_offset(item) if as_stored and column.dtype == item.dtype else None
-    if offset is None:
-        return column, _unpack(item, column)
-    blocks = read_in_threads(item.file.id.get_vfd_handle(), offset, column.reshape(-1))
-    all_finite = True
-    for _block, is_finite in blocks:
-        all_finite &= is_finite
-    return column, all_finite
+            columns.add(name, column, is_finite=True)  # until a block is not
+            places.append(Place(name, offset, column.reshape(-1)))
+    for place, _block, is_finite in read_in_threads(file, places):
+        if not is_finite:
+            columns.finite.discard(place.name)
+    return columns
+
+
+def _is_as_stored(item: h5py.Dataset) -> bool:
+    """Whether NumPy's type of a dataset is the type of its bytes in the file."""
+    return bool(item.id.get_type() == h5py.h5t.py_create(item.dtype))
+
+
+def _read_over(item: h5py.Dataset) -> None:
+    """Check that a dataset is intact as far as the file can tell: that all of it is there.
+
+    Raises:
+        EOFError: the file ends too soon.
+        ValueError: a chunk is damaged.
+    """
+    offset = _plain_offset(item)
+    if item.chunks:
+        _read_chunks(item, None)
+    elif offset is None:
+        for rows in _blocks(item):
+            item[rows]
+    elif size := claimed_bytes(item):
+        read_at(item.file.id.get_vfd_handle(), offset + size - 1, np.empty(1, np.uint8))
 
 
 def _plain_offset(item: h5py.Dataset) -> int | None:
@@ -183,6 +206,19 @@ def _plain_offset(item: h5py.Dataset) -> int | None:
 
 
 def _unpack(item: h5py.Dataset, column: Array) -> bool:
+    """Fill a column, and tell whether all of it is known to be finite.
+
+    Raises:
+        ValueError: it is packed, and its type is not one of NumPy's.
+    """
+    if item.chunks and _is_as_stored(item):
+        return _read_chunks(item, column)
+    if item.chunks and _filters(item):
+        raise ValueError(f"{shown(item.name)} is packed and of a type of its own")
+    return _read_by_hdf5(item, column)
+
+
+def _read_by_hdf5(item: h5py.Dataset, column: Array) -> bool:
     """Fill a column by HDF5's own reading, and tell whether all of it is known to be finite."""
     straight = column.dtype == item.dtype and column.ndim > 0
     all_finite = True

@@ -12,7 +12,7 @@ from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.hdf5 import (
     check_layout,
     claimed_bytes,
-    hdf5_column,
+    hdf5_columns,
     hdf5_item,
     opened_hdf5,
 )
@@ -231,7 +231,7 @@ def _check_items(path: Path, items: list[dict[str, h5py.Dataset]]) -> None:
 
 
 def _read(item: h5py.Dataset) -> Array:
-    return hdf5_column(item, "", Wanted(None, ()))[0]
+    return hdf5_columns({"": item}, Wanted(None, ()))[""]
 
 
 def _with_last(column: Array, last: Any) -> Array:

@@ -14,6 +14,7 @@ from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.reading import (
     HAS_PREADV,
     Columns,
+    Place,
     Wanted,
     check_names,
     check_size,
@@ -148,7 +149,8 @@ def _fill_stored(
     start = _data_offset(file, member)
     checksum = zlib.crc32(_bytes_at(file, start, header))
     all_finite = True
-    for block, is_finite in read_in_threads(file, start + header, flat):
+    place = Place(member.filename, start + header, flat)
+    for _, block, is_finite in read_in_threads(file, [place]):
         checksum = zlib.crc32(block.data, checksum)
         all_finite &= is_finite
     if checksum != member.CRC:

@@ -1,7 +1,7 @@
 """Common parts of reading npz and HDF5 columns: bounds, names, and numbers read in threads."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,26 +206,47 @@ def known_finite(block: Array) -> bool:
     return bool(np.isfinite(numbers.min()) and np.isfinite(numbers.max()))  # NaN makes both NaN
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a column lies in a file.
+
+    Attributes:
+        name: of the column.
+        offset: of its first byte.
+        flat: the vector to fill.
+    """
+
+    name: str
+    offset: int
+    flat: Array
+
+
 def read_in_threads(
-    file: int, offset: int, flat: Array
-) -> Iterator[tuple[NDArray[np.uint8], bool]]:
-    """Fill a vector from one place in a file.
+    file: int, places: Sequence[Place]
+) -> Iterator[tuple[Place, NDArray[np.uint8], bool]]:
+    """Fill vectors from their places in a file.
 
     Returns:
-        For each block, in order: its bytes, and whether its numbers are known to be finite.
+        For each block, in order: its place, its bytes, and whether its numbers are known to be
+        finite.
     """
-    size = flat.itemsize
 
-    def read(task: slice) -> tuple[NDArray[np.uint8], bool]:
-        part, is_finite = flat[task], True
+    def read(task: tuple[Place, slice]) -> tuple[Place, NDArray[np.uint8], bool]:
+        place, here = task
+        part, is_finite, size = place.flat[here], True, place.flat.itemsize
         data = part.view(np.uint8)
         for rows in row_blocks(len(part), size):
-            place = slice(rows.start * size, rows.stop * size)
-            read_at(file, offset + task.start * size + place.start, data[place])
+            start, stop = rows.start * size, rows.stop * size
+            read_at(file, place.offset + here.start * size + start, data[start:stop])
             is_finite &= known_finite(part[rows])
-        return data, is_finite
+        return place, data, is_finite
 
-    tasks = row_blocks(len(flat), size, block_bytes=TASK_BYTES) if size else []
+    tasks = [
+        (place, here)
+        for place in places
+        if place.flat.itemsize
+        for here in row_blocks(len(place.flat), place.flat.itemsize, block_bytes=TASK_BYTES)
+    ]
     yield from in_threads(read, tasks)
 
 

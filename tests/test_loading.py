@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tql_offline.datasets import blocks, buffer, episodes, reading, returns
+from tql_offline.datasets import blocks, buffer, reading, returns
 from tql_offline.datasets import hdf5 as hdf5_reader
 from tql_offline.datasets import npz as npz_reader
 from tql_offline.datasets.buffer import make_buffer
@@ -89,8 +89,7 @@ def blocks_of(num_bytes):
 
             for module in (blocks, buffer, returns, hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "row_blocks", small)
-            for module in (returns, episodes):
-                patch.setattr(module, "BLOCK_BYTES", num_bytes)
+            patch.setattr(returns, "BLOCK_BYTES", num_bytes)
             for module in (hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "TASK_BYTES", num_bytes)
         yield
