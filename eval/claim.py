@@ -30,6 +30,9 @@ _ROUNDING = 1 / 6
 """Variance, due to rounding, of a difference of two means printed as whole percents."""
 _OURS = ("execution.precision",)
 """Settings of ours that have no counterpart in the paper."""
+_UNTOLD = {"critic.counted": "ensemble", "floq.critic_width": "0"}
+"""What we do not know of the sizes of the paper's baselines, as it is unless set."""
+_NO_VERDICT = "No verdict: "
 _MAX_NAMED = 3
 
 
@@ -43,14 +46,35 @@ def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[
         if len(sizes) < 2:
             continue
         ends = sizes[0], sizes[-1]
-        small, large = ([r for r in board.runs if _is_of(r, method, point)] for point in ends)
-        if small and large:
-            yield f"{_printed_change(*ends)} {_verdict(board, small, large, *ends)}"
+        for name in dict.fromkeys(run.method for run in board.runs if _is_variant(run, method)):
+            small, large = ([r for r in board.runs if _is_of(r, name, point)] for point in ends)
+            told = _verdict(board, small, large, *ends) if small and large else ""
+            if told and (name == method or not told.startswith(_NO_VERDICT)):
+                yield f"{_printed_change(*ends)} {told}"
 
 
-def _is_of(run: Measured, method: str, point: PublishedSize) -> bool:
+def _is_variant(run: Measured, method: str) -> bool:
+    return run.method == method or run.method.startswith(f"{method} (")
+
+
+def _is_of(run: Measured, name: str, point: PublishedSize) -> bool:
+    """Whether a run is of a method, or one of its variants, at a printed size."""
+    have = _counted(run)
+    return run.method == name and math.isclose(have, point.parameters, rel_tol=_SAME_SIZE)
+
+
+def _counted(run: Measured) -> float:
+    """The parameters that the size of a run counts; 0 if unknown."""
     have = run.parameters or 0
-    return run.method == method and math.isclose(have, point.parameters, rel_tol=_SAME_SIZE)
+    if _untold(run.settings)["critic.counted"] != "member":
+        return have
+    members = run.settings.get("critic.ensemble", "")
+    return have / int(members) if members.isdecimal() and int(members) else 0
+
+
+def _untold(settings: Settings) -> dict[str, str]:
+    """What is not told of the paper's runs, as settings have it."""
+    return {key: settings.get(key, usual) for key, usual in _UNTOLD.items()}
 
 
 def _printed_change(small: PublishedSize, large: PublishedSize) -> str:
@@ -70,20 +94,20 @@ def _verdict(
 ) -> str:
     """The measured change against the printed one, or why they cannot be compared."""
     tasks = published_tasks(printed_small.source)
-    if why := _unlike(board, small, large, tasks):
-        return f"No verdict: {why}."
+    if why := _unlike(board, small, large, tasks, printed_small.called_here):
+        return f"{_NO_VERDICT}{why}."
     measured = estimate_difference(
         _scores(large, tasks), _scores(small, tasks), is_rate=board.is_rate
     )
     if math.isnan(measured.low):
-        return "No verdict: a task with a single run gives no interval."
+        return f"{_NO_VERDICT}a task with a single run gives no interval."
     gap = measured.value - (printed_large.mean - printed_small.mean)
     variances = map(_printed_variance, (printed_small, printed_large))
     # Both are about twice a standard error.
     reach = math.hypot(measured.high - measured.low, 4 * math.sqrt(sum(variances) + _ROUNDING)) / 2
     explained = "no more than" if abs(gap) <= reach else "more than"
     return (
-        f"Measured over the same tasks: {measured.value:+.1f} "
+        f"Measured over the same tasks{_reading(small[0])}: {measured.value:+.1f} "
         f"[{measured.low:+.1f}, {measured.high:+.1f}] points, {_direction(measured)}; this differs "
         f"from the printed change by {gap:+.1f} ± {reach:.1f}, {explained} seeds and rounding "
         f"explain (taking the printed ± as the mean of the tasks' deviations over {SEEDS} seeds)."
@@ -91,7 +115,15 @@ def _verdict(
     )
 
 
-def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: set[str]) -> str:
+def _reading(run: Measured) -> str:
+    """How its size is counted, where it is not all parameters of the critic."""
+    found = [f"{key} {v}" for key, v in _untold(run.settings).items() if v != _UNTOLD[key]]
+    return f" with {' and '.join(found)}" if found else ""
+
+
+def _unlike(
+    board: Board, small: list[Measured], large: list[Measured], tasks: set[str], method: str
+) -> str:
     """Why runs do not reproduce the printed experiment; empty if they do."""
     have = {run.task for run in small} & {run.task for run in large}
     if missing := len(tasks - have):
@@ -103,9 +135,10 @@ def _unlike(board: Board, small: list[Measured], large: list[Measured], tasks: s
         return f"it is for {wanted:,} updates, unlike some of these runs"
     if any(_is_of_other_data(run) for run in runs):
         return "some of these runs were trained on data other than the published"
-    pairs = [(run.settings, _settings(run)) for run in runs]
+    pairs = [(run.settings, _settings(run, method)) for run in runs]
     if not all(have and paper for have, paper in pairs):
         return "the settings of some of these runs are not known"
+    pairs += [(_untold(run.settings), _untold(runs[0].settings)) for run in runs]
     keys = dict.fromkeys(key for pair in pairs for key in differing(pair) if key not in _OURS)
     if keys:
         named = listed(list(keys), _MAX_NAMED)
@@ -118,14 +151,15 @@ def _is_of_other_data(run: Measured) -> bool:
     return published is not None and run.dataset_sha256 != published
 
 
-def _settings(run: Measured) -> Settings:
-    """The paper's settings for a run's method, task and size, by the presets; or none."""
+def _settings(run: Measured, method: str) -> Settings:
+    """The paper's settings for a method and a run's task and size, by the presets; or none."""
     chosen = {"dataset": {"name": run.task}, "critic": {"size": run.size}}
     try:
-        config = resolve({**_MADE_BY[run.method], **chosen})
+        config = resolve({**_MADE_BY[method], **chosen})
     except InputError:
         return {}
-    return effective(flatten(config.model_dump(mode="json")), config.objective)
+    settings = effective(flatten(config.model_dump(mode="json")), config.objective)
+    return settings | {key: run.settings[key] for key in _UNTOLD if key in run.settings}
 
 
 def _scores(runs: list[Measured], tasks: set[str]) -> list[list[float]]:

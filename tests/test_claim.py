@@ -197,6 +197,54 @@ def test_methods_have_the_papers_other_names(tmp_path):
     assert "from the printed change by +0.0 ± " in sentence
 
 
+BY_MEMBER = {"critic.counted": "member"}
+
+
+def by_member(tmp_path, **other):
+    """Runs of FQL that fall as printed, whose sizes count one of two members."""
+    board = board_of(tmp_path, change=-3.0, method="FQL", **other)
+    runs = [
+        replace(run, parameters=2 * run.parameters, settings=run.settings | BY_MEMBER)
+        for run in board.runs
+    ]
+    return runs, board
+
+
+def test_sizes_may_count_one_member(tmp_path):
+    runs, board = by_member(tmp_path)
+    (sentence,) = claim_sentences(replace(board, runs=tuple(runs)), published_sizes())
+    assert "Measured over the same tasks with critic.counted member: -3.0 [" in sentence
+    assert "from the printed change by +0.0 ± " in sentence
+    both, _ = make_boards([*runs, *board.runs], published_scores())
+    have = list(claim_sentences(both[0], published_sizes()))
+    assert sorted(have) == sorted([sentence, *claim_sentences(board, published_sizes())])
+
+
+@pytest.mark.parametrize("members", ["0", "two", ""])
+def test_an_unknown_number_of_members_counts_nothing(tmp_path, members):
+    runs, board = by_member(tmp_path)
+    runs = [replace(run, settings=run.settings | {"critic.ensemble": members}) for run in runs]
+    assert list(claim_sentences(replace(board, runs=tuple(runs)), published_sizes())) == []
+
+
+def test_both_ends_count_alike(tmp_path):
+    runs, board = by_member(tmp_path)
+    mixed = [run for run in runs if run.size == "xl"]
+    mixed += [run for run in board.runs if run.size != "xl"]
+    (sentence,) = claim_sentences(replace(board, runs=tuple(mixed)), published_sizes())
+    assert sentence.endswith("differ from the paper's settings (critic.counted).")
+
+
+def test_of_variants_those_with_the_papers_settings_are_judged(tmp_path):
+    board = board_of(tmp_path)
+    others = [
+        replace(run, settings=run.settings | {"polyak": "0.5"}, name=f"{run.name}-5")
+        for run in board.runs
+    ]
+    both, _ = make_boards([*board.runs, *others], published_scores())
+    assert list(claim_sentences(both[0], published_sizes())) == claim_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

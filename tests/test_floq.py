@@ -12,6 +12,7 @@ from tql_offline.batch import Batch
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
+from tql_offline.files import read_json
 from tql_offline.networks import SIZES, TransformerCritic, ValueFlow
 from tql_offline.objectives.floq import bin_probabilities, value_flow_error
 from tql_offline.training import checkpoint
@@ -170,6 +171,38 @@ def test_the_value_flow_has_the_critics_parameter_count(size):
         flow = ValueFlow.of_size(size, 37, 5, discount=0.99, coverage=0.1)
     counts = [sum(p.numel() for p in network.parameters()) for network in (critic, flow)]
     assert counts[1] == pytest.approx(counts[0], rel=0.05)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_sizes_may_be_of_each_member_of_the_flow_alone(size, tmp_path):
+    """As in the code that sweeps them: the critic distilled from the flow has one width."""
+    path = write_own(tmp_path / "mine.npz", (30, 20), 3)
+    settings = {
+        "objective": "floq",
+        "floq": {"samples": 2, "steps": 2, "critic_width": 24},
+        "critic": {"size": size, "kind": "mlp", "counted": "member"},
+        "flow": {"hidden": [16]},
+        "dataset": {"name": str(path)},
+        "steps": 2,
+        "batch_size": 8,
+    }
+    config = resolve(settings)
+    folder = run(config, load(str(path)), tmp_path, "r", SilentReporter())
+    agent = make_agent(config, 3, 2, CPU)
+    checkpoint.load_networks(folder.checkpoints / "2", agent)
+    widths = [[layer.out_features for layer in one if hasattr(layer, "out_features")]
+              for one in agent.critic.members]  # fmt: skip
+    assert widths == [[24, 24, 24, 24, 1]] * 2
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in TransformerCritic.of_size(size, 3, 2).parameters())
+    each = [sum(p.numel() for p in one.parameters()) for one in agent.value_flow.members]
+    assert each == pytest.approx([wanted] * 2, rel=0.05)
+    assert read_json(folder.path / "result.json")["parameters"] == sum(each)
+
+
+def test_a_transformer_has_no_width_of_that_kind():
+    with pytest.raises(InputError, match=r"floq.critic_width is given, but critic.kind is"):
+        build("floq", floq={"critic_width": 24})
 
 
 def test_a_run_takes_the_range_of_values_from_the_rewards_it_trains_on(tmp_path):

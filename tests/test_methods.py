@@ -84,6 +84,15 @@ def test_mlp_critic_has_the_transformers_parameter_count(size, dims, depth):
     assert counts[1] == pytest.approx(counts[0], rel=0.05)
 
 
+@pytest.mark.parametrize("size", ["tiny", "xl"])
+def test_each_member_may_have_the_transformers_parameter_count(size):
+    with torch.device("meta"):
+        wanted = sum(p.numel() for p in TransformerCritic.of_size(size, 37, 5).parameters())
+        critic = MLPCritic.of_size(size, 37, 5, counted="member")
+    for member in critic.members:
+        assert sum(p.numel() for p in member.parameters()) == pytest.approx(wanted, rel=0.05)
+
+
 def test_expectile_lies_between_mean_and_maximum_and_rises():
     """Minimising the expectile error over a grid: mean at 0.5, near the maximum at 0.99."""
     q = torch.tensor([0.0, 1.0, 2.0, 10.0], dtype=torch.float64)

@@ -178,6 +178,11 @@ class CriticConfig(Table):
     size: Size = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
+    counted: Literal["ensemble", "member"] = Field(
+        "ensemble",
+        description="what has the size, of an MLP or a value flow: all members together or each, "
+        "as in code that sweeps FQL's and floq's",
+    )
     depth: Few = Field(2, description="blocks; an MLP gets the width of as many parameters")
     ensemble: Few = Field(
         2, description="heads on the [VALUE] output; of an MLP or floq, whole networks"
@@ -300,6 +305,12 @@ class FloqConfig(Table):
     samples: Few = Field(8, description="flow starts that a value is averaged over")
     coverage: Fraction = Field(
         0.1, description="starts are drawn from the value range scaled by this fraction"
+    )
+    critic_width: int = Field(
+        0,
+        ge=0,
+        le=2**14,
+        description="of the distilled critic's four layers, whatever the size; 0: it has the size",
     )
 
 
@@ -528,6 +539,16 @@ class Config(Table):
             raise ValueError(
                 f"entropy.targets_nats lists {listed} layers where critic.depth is {depth}; give "
                 f"{depth} pairs, or [] for shares of ln L (entropy.target)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_width(self) -> Self:
+        has_width = self.objective == "floq" and self.floq.critic_width
+        if has_width and self.critic.kind != "mlp":
+            raise ValueError(
+                "floq.critic_width is given, but critic.kind is 'transformer'; set critic.kind to "
+                "'mlp', or leave critic_width out"
             )
         return self
 

@@ -20,6 +20,7 @@ from tql_offline.agents.optimizers import (
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import Normaliser
+from tql_offline.networks.critic import Critic
 
 
 class ActorCritic(Agent):
@@ -39,9 +40,8 @@ class ActorCritic(Agent):
     ) -> None:
         self.config, self.device = config, device
         self.observation_dim, self.action_dim = observation_dim, action_dim
-        dims = (observation_dim, action_dim)
-        self.critic = make_critic(config, *dims).to(device)
-        self.target_critic = make_target(self.critic, make_critic(config, *dims).to(device))
+        self.critic = self.make_critic().to(device)
+        self.target_critic = make_target(self.critic, self.make_critic().to(device))
         self.control = make_control(config, self.critic).to(device)
         self.normaliser = Normaliser(observation_dim).to(device)
         self.num_tokens = self.critic.num_tokens
@@ -52,6 +52,10 @@ class ActorCritic(Agent):
             "control": self.control,
             "normaliser": self.normaliser,
         }
+
+    def make_critic(self) -> Critic:
+        """Q(s, a) as the config asks for it."""
+        return make_critic(self.config, self.observation_dim, self.action_dim)
 
     def make_optimizers(
         self, policies: dict[str, nn.Module], critic_side: dict[str, nn.Module] | None = None

@@ -37,6 +37,7 @@ class Agent(ABC):
         normaliser: applied to every observation, in updates and in `act`; one of `networks`.
         action_dim: the number of action dims, n_a.
         num_tokens: the critic's number of tokens L, for ln L; 0 without attention.
+        sized: name of the network that has the size `critic.size`, if there is one.
     """
 
     networks: Mapping[str, nn.Module]
@@ -48,6 +49,7 @@ class Agent(ABC):
     normaliser: Normaliser
     action_dim: int
     num_tokens: int
+    sized: str = "critic"
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:  # noqa: B027
         """Learn what the method needs from the data's rewards `(N,)`, before training: nothing."""

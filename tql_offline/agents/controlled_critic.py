@@ -22,9 +22,10 @@ from tql_offline.objectives.td import squared_td_error
 def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic:
     """Q(s, a) of the config's kind and size."""
     critic, dims = config.critic, (observation_dim, action_dim)
+    shape = (critic.depth, critic.ensemble)
     if critic.kind == "mlp":
-        return MLPCritic.of_size(critic.size, *dims, critic.depth, critic.ensemble)
-    return TransformerCritic.of_size(critic.size, *dims, critic.depth, critic.ensemble)
+        return MLPCritic.of_size(critic.size, *dims, *shape, critic.counted)
+    return TransformerCritic.of_size(critic.size, *dims, *shape)
 
 
 def make_value(config: Config, observation_dim: int) -> Critic:

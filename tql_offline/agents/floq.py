@@ -2,7 +2,8 @@
 
 A velocity field along the value axis is trained by flow matching towards the TD target, which comes
 from integrating its target network. A critic is distilled from it to judge the policies: of FQL's
-kind in the paper, of any kind here. Both have the requested size. As in floq's code
+kind in the paper, of any kind here. Both have the requested size, unless the critic is given a
+width of its own, as in code that sweeps the flow's size. As in floq's code
 (https://github.com/CMU-AIRe/floq), all networks learn in one step, from the same weights;
 optimizer, schedule and learning rates are this package's, as for every method here.
 """
@@ -22,7 +23,9 @@ from tql_offline.agents.flow_q import FlowQ
 from tql_offline.agents.flow_q import Noise as FlowNoise
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.networks import ValueFlow
+from tql_offline.networks import MLPCritic, ValueFlow
+from tql_offline.networks.critic import Critic
+from tql_offline.networks.mlp_critic import MLP_DEPTH
 from tql_offline.objectives.floq import value_flow_error
 from tql_offline.objectives.flow import interpolate
 from tql_offline.objectives.td import ensemble_value, td_target
@@ -50,9 +53,19 @@ class FloQ(FlowQ):
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
         super().__init__(config, observation_dim, action_dim, device)
+        if config.floq.critic_width:
+            self.sized = "value_flow"
         # The critic follows the flow, whose target network is the only target network.
         del self.target_critic, self.networks["target_critic"]
         self.targets = [(self.target_value_flow, self.value_flow)]
+
+    def make_critic(self) -> Critic:
+        """The distilled critic."""
+        width = self.config.floq.critic_width
+        if not width:
+            return super().make_critic()
+        hidden, ensemble = (width,) * MLP_DEPTH, self.config.critic.ensemble
+        return MLPCritic(self.observation_dim, self.action_dim, hidden, ensemble)
 
     def make_critic_side(self) -> dict[str, nn.Module]:
         """Build the value flow, which is trained, and its target network, which is not."""
@@ -70,6 +83,7 @@ class FloQ(FlowQ):
             self.action_dim,
             critic.depth,
             critic.ensemble,
+            critic.counted,
             discount=self.config.discount,
             coverage=self.config.floq.coverage,
         )

@@ -1,7 +1,7 @@
 """The MLP critic and value: what the transformer is compared with, at equal parameter counts."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from tql_offline.networks.transformer import TransformerCritic
 
 MLP_DEPTH = 4
 """Hidden layers, as in the MLP critics of FQL and ReBRAC on OGBench (4×512)."""
+
+Counted = Literal["ensemble", "member"]
+"""What has the parameters of a size: all members together, or each of them."""
 
 
 class MLPCritic(Critic):
@@ -41,7 +44,13 @@ class MLPCritic(Critic):
 
     @classmethod
     def of_size(
-        cls, size: str, observation_dim: int, action_dim: int, depth: int = 2, ensemble: int = 2
+        cls,
+        size: str,
+        observation_dim: int,
+        action_dim: int,
+        depth: int = 2,
+        ensemble: int = 2,
+        counted: Counted = "ensemble",
     ) -> Self:
         """The MLP critic with as many parameters as the transformer of a named size and depth.
 
@@ -51,7 +60,8 @@ class MLPCritic(Critic):
             InputError: there is no such size.
         """
         wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
-        width = matching_width(wanted, observation_dim + action_dim, ensemble)
+        together = ensemble if counted == "ensemble" else 1
+        width = matching_width(wanted, observation_dim + action_dim, together)
         return cls(observation_dim, action_dim, (width,) * MLP_DEPTH, ensemble)
 
     def forward(

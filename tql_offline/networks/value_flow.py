@@ -13,7 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tql_offline.networks.mlp import mlp
-from tql_offline.networks.mlp_critic import MLP_DEPTH, matching_width, parameters_of_size
+from tql_offline.networks.mlp_critic import (
+    MLP_DEPTH,
+    Counted,
+    matching_width,
+    parameters_of_size,
+)
 from tql_offline.objectives.floq import bin_probabilities
 
 BINS = 50
@@ -75,6 +80,7 @@ class ValueFlow(nn.Module):
         action_dim: int,
         depth: int = 2,
         ensemble: int = 2,
+        counted: Counted = "ensemble",
         *,
         discount: float,
         coverage: float,
@@ -86,7 +92,8 @@ class ValueFlow(nn.Module):
         """
         wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
         inputs = observation_dim + action_dim + ENCODED
-        hidden = (matching_width(wanted, inputs, ensemble),) * MLP_DEPTH
+        together = ensemble if counted == "ensemble" else 1
+        hidden = (matching_width(wanted, inputs, together),) * MLP_DEPTH
         return cls(
             observation_dim,
             action_dim,

@@ -145,7 +145,7 @@ def method_facts(setup: Setup) -> dict[str, Any]:
 
 
 def _critic_facts(agent: Agent) -> dict[str, Any]:
-    critic = agent.networks.get("critic")  # behaviour cloning has none
+    critic = agent.networks.get(agent.sized)  # behaviour cloning has none
     parameters = critic.parameters() if critic else ()
     value: Any = agent.networks.get("value")
     return {
