@@ -18,7 +18,10 @@ METHODS = {
     "conservative": {"objective": "conservative", "conservative": {"samples": 2}},
     "conservative lagrange": {
         "objective": "conservative",
-        "conservative": {"samples": 2, "lagrange": True, "target_gap": 1.0, "calibrated": True},
+        "conservative": {
+            **{"samples": 2, "lagrange": True, "target_gap": 1.0, "calibrated": True},
+            **{"backup": "best", "importance_weights": False},
+        },
     },
     "rebrac": {"objective": "rebrac"},
     "floq": {"objective": "floq", "floq": {"samples": 3, "steps": 2}},

@@ -186,6 +186,35 @@ def test_a_gaps_target_needs_a_learned_weight():
         resolve({"conservative": {"target_gap": 1.0}}, preset="cql")
 
 
+@pytest.mark.parametrize(
+    ("name", "alpha", "gap", "backup", "weighted", "rewards"),
+    [
+        ("antmaze-large-diverse-v2", 5 * math.e, 0.8, "best", True, (10.0, -5.0)),
+        ("maze2d-umaze-v1", 10 * math.e, 5.0, "sample", True, (1.0, 0.0)),
+        ("pen-cloned-v1", 1.0, None, "sample", True, (1.0, 0.0)),
+        ("kitchen-mixed-v0", 5.0, None, "best", False, (1.0, 0.0)),
+        ("hopper-medium-v2", 10.0, None, "sample", True, (1.0, 0.0)),
+    ],
+)
+def test_cql_has_the_published_coefficients(name, alpha, gap, backup, weighted, rewards):
+    for preset in ("cql", "cal-ql"):
+        config = resolve({"dataset": {"name": name}}, preset=preset)
+        settings = config.conservative
+        assert settings.alpha == pytest.approx(alpha, rel=2e-3)
+        assert settings.lagrange is (gap is not None)
+        if gap is not None:
+            assert settings.target_gap == pytest.approx(
+                gap - math.log(3 * settings.samples), abs=2e-3
+            )
+        assert (settings.backup, settings.importance_weights) == (backup, weighted)
+        assert (config.dataset.reward_scale, config.dataset.reward_shift) == rewards
+
+
+def test_a_fixed_weight_given_above_needs_no_gap():
+    given = {"dataset": {"name": "maze2d-umaze-v1"}, "conservative": {"lagrange": False}}
+    assert resolve(given, preset="cql").conservative.target_gap == 0
+
+
 def test_a_fraction_given_above_takes_the_place_of_targets_in_nats(tmp_path):
     """Of the preset, of a complete config file, and of a suite's settings below an axis."""
     file = tmp_path / "config.toml"

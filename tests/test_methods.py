@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -144,6 +145,39 @@ def test_calibration_floors_the_policys_actions_alone():
     assert metrics["floored_share"] == 1
     batch.returns_to_go[:8] = -50.0
     assert agent.critic_loss(batch, noise)[1]["floored_share"] == 0.5
+
+
+@pytest.mark.parametrize("rows", [0, 7])
+def test_a_target_may_take_the_best_of_n_actions(rows):
+    """One action at a time: the minimum of the ensemble, then the best of the actions."""
+    settings = {"samples": 3, "backup": "best", "rows_at_once": rows}
+    agent, batch = build("conservative", conservative=settings), make_batch()
+    noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
+    values = []
+    with torch.no_grad():
+        for s, drawn in zip(batch.next_observations, noise.next_policy, strict=True):
+            actions = [agent.policy.sample(s[None], z[None])[0] for z in drawn]
+            values.append(max(agent.target_critic(s[None], a).min().item() for a in actions))
+    wanted = batch.rewards + batch.discounts * torch.tensor(values)
+    metrics = agent.critic_loss(batch, noise)[1]
+    assert metrics["target_mean"].item() == pytest.approx(wanted.mean().item(), abs=1e-5)
+    assert noise.next_policy.shape == (16, 3, 2)
+    assert agent._next_value(batch, noise).tolist() == pytest.approx(values, abs=1e-5)
+
+
+def test_a_gap_without_importance_weights_has_the_datas_action_among_its_own():
+    settings = {"samples": 2, "importance_weights": False}
+    agent, batch = build("conservative", conservative=settings), make_batch()
+    noise = agent.draw_noise(batch.actions, torch.Generator().manual_seed(0))
+    gaps = []
+    with torch.no_grad():
+        sampled_q, _, _ = agent._sampled_q(batch, noise)
+        data_q = agent.critic(batch.observations, batch.actions)
+        for i, member in product(range(16), range(2)):
+            q = [*sampled_q[i, :, member].tolist(), data_q[i, member].item()]
+            gaps.append(np.log(np.mean(np.exp(q))) - q[-1])
+    have = agent.critic_loss(batch, noise)[1]["conservative_gap"].item()
+    assert have == pytest.approx(np.mean(gaps), abs=1e-5)
 
 
 def test_uniform_actions_fill_the_whole_action_range():

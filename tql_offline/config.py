@@ -260,6 +260,16 @@ class ConservativeConfig(Table):
         5.0, description="weight of the conservative gap, or its initial value"
     )
     samples: Many = Field(10, description="n, for 3n critic evaluations per transition")
+    backup: Literal["sample", "best"] = Field(
+        "sample",
+        description="next value in the target: of one action of the policy, or the best of n, "
+        "CQL's max-backup",
+    )
+    importance_weights: bool = Field(
+        True,
+        description="weight sampled actions by their densities; without, the data's action is one "
+        "of them",
+    )
     lagrange: bool = Field(False, description="learn the weight, so that the gap is `target_gap`")
     target_gap: float = Field(
         0.0,

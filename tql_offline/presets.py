@@ -101,7 +101,9 @@ def dataset_name(document: Mapping[str, Any]) -> str:
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge` of settings, in which a fraction given above takes the place of targets in nats.
+    """`merge` of settings, in which one given above takes the place of one below it excludes.
+
+    A fraction does of targets in nats, and a fixed conservative weight of a learned one's gap.
 
     >>> layered({"entropy": {"targets_nats": [[3.0, 3.0]]}}, {"entropy": {"target": 0.5}})
     {'entropy': {'targets_nats': [], 'target': 0.5}}
@@ -112,6 +114,8 @@ def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     )
     if gives_fraction and "targets_nats" in _table(below, "entropy"):
         below = merge(below, {"entropy": {"targets_nats": []}})
+    if _table(above, "conservative").get("lagrange") is False:
+        below = merge(below, {"conservative": {"target_gap": 0.0}})
     return merge(below, above)
 
 

@@ -3,12 +3,14 @@
 A soft actor-critic whose Q is pushed down on actions outside the data: the log-sum-exp of Q over 3n
 sampled actions (n uniform in [-1, 1]^n_a, n of the policy at s, n of the policy at s') less Q of
 the data's action. Options: a Lagrange multiplier that holds this gap at a target, and Cal-QL's
-calibration (arXiv 2303.05479). Cost: 3n more critic evaluations per transition, in one batch or in
-passes of bounded memory (docs/cost.md has figures per size).
+calibration (arXiv 2303.05479); and, as in the authors' code, a target of the best of n actions of
+the policy (max-backup), and a log-sum-exp without importance weights. Cost: 3n more critic
+evaluations per transition, in one batch or in passes of bounded memory (docs/cost.md has figures
+per size), and with max-backup n of the target critic.
 
-Differences from the authors' code: the policy is not warmed up by behaviour cloning, the target
-takes no maximum over sampled actions (max-backup), and the gap takes a mean over the 3n actions
-(-ln 3n), so that a published target gap τ (at weight 1) is τ - ln 3n here.
+Differences from the authors' code: the policy is not warmed up by behaviour cloning, and the gap
+takes a mean over the 3n actions (-ln 3n), so that a published target gap τ (at weight 1) is
+τ - ln 3n here.
 """
 
 from dataclasses import dataclass
@@ -40,7 +42,8 @@ class Noise:
     """Random numbers of one update: normal, except `uniform`, which is uniform in [-1, 1).
 
     Attributes:
-        next_policy: `(B, n_a)` noise of the target's action.
+        next_policy: `(B, n_a)` noise of the target's action, or `(B, n, n_a)` of those of which
+            the best is taken.
         policy: `(B, n_a)` noise of the policy loss's action.
         uniform: `(B, n, n_a)` actions.
         here: `(B, n, n_a)` noise of policy actions at s.
@@ -92,19 +95,24 @@ class ConservativeQ(ActorCritic):
         normal = torch.randn((2, batch, action_dim), **options)
         sampled = torch.randn((2, batch, count, action_dim), **options)
         uniform = torch.rand((batch, count, action_dim), **options) * 2 - 1
-        return Noise(normal[0], normal[1], uniform, sampled[0], sampled[1])
+        next_policy = normal[0]
+        if self.config.conservative.backup == "best":
+            next_policy = torch.randn((batch, count, action_dim), **options)
+        return Noise(next_policy, normal[1], uniform, sampled[0], sampled[1])
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """TD error with entropy control, plus the weighted conservative gap."""
         # TD loss.
         with torch.no_grad():
-            next_actions, _ = self.policy.sample(batch.next_observations, noise.next_policy)
-            next_q = self.target_critic(batch.next_observations, next_actions)
-            target = td_target(batch.rewards, batch.discounts, ensemble_value(next_q, "min"))
+            next_value = self._next_value(batch, noise)
+            target = td_target(batch.rewards, batch.discounts, next_value)
         td_loss, data_q, metrics = controlled_td_loss(self.critic, self.control, batch, target)
 
         # Conservative penalty.
         sampled_q, log_density, floored = self._sampled_q(batch, noise)
+        if not self.config.conservative.importance_weights:
+            sampled_q = torch.cat([sampled_q, data_q.unsqueeze(1)], dim=1)
+            log_density = torch.zeros_like(sampled_q[..., 0])
         gap = conservative_gap(sampled_q, log_density, data_q)
         assert gap.shape == data_q.shape
         penalty, multiplier_loss = self._weigh(gap.mean())
@@ -139,6 +147,19 @@ class ConservativeQ(ActorCritic):
         """The policy's mode."""
         del policy, noise
         return self.policy.mode(self.normaliser(observations))
+
+    def _next_value(self, batch: Batch, noise: Noise) -> Float[Tensor, "batch"]:
+        """The ensemble's minimum at s', of the policy's action or of the best of n."""
+        if self.config.conservative.backup == "sample":
+            actions, _ = self.policy.sample(batch.next_observations, noise.next_policy)
+            next_q = self.target_critic(batch.next_observations, actions)
+            return ensemble_value(next_q, "min")
+        actions, _ = self._policy_actions(batch.next_observations, noise.next_policy)
+        repeated = batch.next_observations.repeat_interleave(actions.shape[1], dim=0)
+        rows = self.config.conservative.rows_at_once or len(repeated)
+        passes = zip(repeated.split(rows), actions.flatten(0, 1).split(rows), strict=True)
+        next_q = torch.cat([self.target_critic(*inputs) for inputs in passes])
+        return ensemble_value(next_q, "min").view(actions.shape[:2]).amax(dim=1)
 
     def _sampled_q(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Metrics]:
         """Q at s of the 3n sampled actions `(B, 3n, E)`, and their log-densities `(B, 3n)`.
