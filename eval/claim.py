@@ -20,6 +20,7 @@ _MADE_BY: dict[str, dict[str, Any]] = {
     "TQL-none": {"entropy": {"mode": "none"}},
     "FQL": {"preset": "fql"},
     "floq": {"preset": "floq"},
+    "PAC": {"preset": "pac"},
 }
 """Method → its settings on top of the preset of a task's family."""
 _SAME_SIZE = 0.1

@@ -25,15 +25,17 @@ METHODS = {
     },
     "rebrac": {"objective": "rebrac"},
     "floq": {"objective": "floq", "floq": {"samples": 3, "steps": 2}},
+    "pac": {"objective": "pac", "pac": {"atoms": 21, "latents": 4}},
     "cloning gaussian": {"objective": "cloning"},
     "cloning flow": {"objective": "cloning", "cloning": {"policy": "flow"}},
 }
 
 
 def build(method, critic="transformer", entropy="layerwise", seed=0, **overrides):
+    kind = "perceiver" if method == "pac" else critic  # the only one it can have
     config = resolve(
         METHODS[method]
-        | {"critic": {"size": "tiny", "kind": critic}, "entropy": {"mode": entropy}}
+        | {"critic": {"size": "tiny", "kind": kind}, "entropy": {"mode": entropy}}
         | {"flow": {"hidden": [16, 16]}, "seed": seed}
         | overrides
     )
@@ -64,6 +66,7 @@ def train(agent, count=20):
 
 def fit(sample, updates, **settings):
     """Train a tiny agent without entropy term on batches of `sample(generator)`."""
+    fits_rewards = settings.pop("fits_rewards", False)
     base = {
         "critic": {"size": "tiny", "kind": settings.pop("kind", "mlp")},
         "entropy": {"mode": "none"},
@@ -76,6 +79,8 @@ def fit(sample, updates, **settings):
     first = sample(generator)
     dims = (first.observations.shape[1], first.actions.shape[1])
     agent = make_agent(resolve(base | settings), *dims, CPU)
+    if fits_rewards:
+        agent.fit_rewards(first.rewards.numpy())
     for step in range(updates):
         set_learning_rate(agent.optimizers, agent.learning_rates, step, 0, updates)
         agent.update(sample(generator), generator, step + 1)

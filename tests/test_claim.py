@@ -100,6 +100,7 @@ def settings_of(task, size, method):
         "TQL-none": {"entropy": {"mode": "none"}},
         "FQL": {"preset": "fql"},
         "floq": {"preset": "floq"},
+        "PAC": {"preset": "pac"},
     }
     config = resolve({"dataset": {"name": task}, "critic": {"size": size}} | made_by[method])
     return effective(flatten(config.model_dump(mode="json")), config.objective)
@@ -180,6 +181,11 @@ def test_the_method_that_is_printed_to_fall_furthest_is_judged_too(tmp_path):
     (sentence,) = claim_of(tmp_path, change=-6.0, method="floq")
     assert sentence.startswith("Printed for floq from 0.4M to 26M: 33 to 27 %, -6 points (-18 %). ")
     assert "a fall; this differs from the printed change by +0.0" in sentence
+
+
+def test_every_method_of_the_figure_is_judged(tmp_path):
+    for printed in published_sizes():
+        assert claim_of(tmp_path, method=printed.called_here), printed.method
 
 
 def test_of_an_unknown_timing_nothing_is_said(tmp_path):

@@ -124,7 +124,19 @@ def test_run_names_say_what_differs():
     assert run_stem(other).endswith("-implicit-mlp-xl-s3")
     assert run_stem(resolve({"entropy": {"mode": "none"}})).endswith("-flow-none-small-s0")
     assert run_stem(resolve({}, preset="bc")).endswith("task1-v0-cloning-s0")  # it has no critic
-    presets = ("iql", "ifql", "cql", "cal-ql", "bc", "flow-bc", "rebrac", "floq", "fql", "tql")
+    presets = (
+        "iql",
+        "ifql",
+        "cql",
+        "cal-ql",
+        "bc",
+        "flow-bc",
+        "rebrac",
+        "floq",
+        "pac",
+        "fql",
+        "tql",
+    )
     assert len({run_stem(resolve({}, preset=preset)) for preset in presets}) == len(presets)
 
 
@@ -158,6 +170,7 @@ def test_method_names_are_the_literatures():
         ("cql", "CQL"),
         ("cal-ql", "Cal-QL"),
         ("floq", "floq"),
+        ("pac", "PAC"),
         ("bc", "BC"),
         ("flow-bc", "flow BC"),
     ],
@@ -276,7 +289,7 @@ def test_alpha_of_an_objective_of_ones_own_is_refused_in_a_sentence(monkeypatch,
     assert "has none of; leave it out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["tql", "fql", "floq"])
+@pytest.mark.parametrize("preset", ["tql", "fql", "floq", "pac"])
 def test_alpha_is_of_flow_policies(preset, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--preset", preset, "--alpha", "3", "--print-config"])

@@ -136,7 +136,7 @@ def test_a_part_of_a_suite_is_chosen_by_names(suite):
         select(runs, ["pointmaze-*", "cube-double*"], read)
 
 
-SHIPPED = {"scaling": 25 * 4 * 4 * 8, "ablation": 5 * 4 * 8}
+SHIPPED = {"scaling": 25 * 5 * 4 * 8, "ablation": 5 * 4 * 8}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -148,7 +148,8 @@ def test_the_suites_that_come_along_are_the_papers(name):
         alpha = 1000.0 if family.startswith("puzzle") else 300.0
         targets = ((3.0, 3.0), (2.5, 2.5)) if family == "cube-double" else ((3.5, 3.5), (3.0, 3.0))
         assert (config.steps, config.batch_size) == (1_000_000, 256)
-        assert config.objective == ("floq" if "-floq-" in run.name else "flow")
+        named = [one for one in ("floq", "pac") if f"-{one}-" in run.name]
+        assert config.objective == (named or ["flow"])[0]
         assert (config.flow.alpha, config.entropy.targets_nats) == (alpha, targets)
         evaluation = config.evaluation
         assert (evaluation.protocol, evaluation.success_timing) == ("ogbench-singletask", "post")
@@ -160,7 +161,8 @@ def test_the_suites_that_come_along_are_the_papers(name):
     assert (
         modes
         == {
-            "scaling": {("transformer", "layerwise"), ("transformer", "none"), ("mlp", "none")},
+            "scaling": {("transformer", "layerwise"), ("transformer", "none"), ("mlp", "none")}
+            | {("perceiver", "none")},
             "ablation": {("transformer", m) for m in ("none", "fixed", "single", "layerwise")},
         }[name]
     )

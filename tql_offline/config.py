@@ -35,17 +35,18 @@ OBJECTIVES = {
     "conservative": "tql_offline.agents.conservative_q:ConservativeQ",
     "rebrac": "tql_offline.agents.rebrac:ReBRAC",
     "floq": "tql_offline.agents.floq:FloQ",
+    "pac": "tql_offline.agents.pac:PAC",
     "cloning": "tql_offline.agents.cloning:BehaviourCloning",
 }
 """Objective → its agent. A new method is one line here, or an entry added by your own code."""
 _OWN_OBJECTIVE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 """`module:Class`."""
 _OWN_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
-_METHODS = ("TQL", "FQL", "IQL", "IFQL", "CQL", "ReBRAC", "floq", "BC")
+_METHODS = ("TQL", "FQL", "IQL", "IFQL", "CQL", "ReBRAC", "floq", "PAC", "BC")
 """Names of methods that a class of one's own could have."""
 _CROSSED = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*", re.ASCII)
 """Whole numbers such as `256x256`."""
-FLOW_POLICIES = ("flow", "floq")
+FLOW_POLICIES = ("flow", "floq", "pac")
 """Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
 
 # Someone else's config may ask for a network that fits in no memory, or for endless work.
@@ -174,7 +175,9 @@ SIZES: tuple[str, ...] = get_args(Size)
 class CriticConfig(Table):
     """The critic's shape."""
 
-    kind: Literal["transformer", "mlp"] = Field("transformer", description="architecture")
+    kind: Literal["transformer", "mlp", "perceiver"] = Field(
+        "transformer", description="architecture; perceiver: PAC's, for objective pac"
+    )
     size: Size = Field(
         "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
     )
@@ -322,6 +325,15 @@ class FloqConfig(Table):
         le=2**14,
         description="of the distilled critic's four layers, whatever the size; 0: it has the size",
     )
+
+
+class PacConfig(Table):
+    """The pac objective; its policies and their `flow.alpha` are those of the flow objective."""
+
+    atoms: Annotated[int, Field(ge=2, le=2**12)] = Field(
+        201, description="values over which Q is a distribution"
+    )
+    latents: Many = Field(16, description="vectors through which the critic sees the state")
 
 
 class CloningConfig(Table):
@@ -507,6 +519,7 @@ class Config(Table):
     conservative: ConservativeConfig = ConservativeConfig()
     rebrac: RebracConfig = RebracConfig()
     floq: FloqConfig = FloqConfig()
+    pac: PacConfig = PacConfig()
     cloning: CloningConfig = CloningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     execution: ExecutionConfig = ExecutionConfig()
@@ -557,17 +570,33 @@ class Config(Table):
         has_width = self.objective == "floq" and self.floq.critic_width
         if has_width and self.critic.kind != "mlp":
             raise ValueError(
-                "floq.critic_width is given, but critic.kind is 'transformer'; set critic.kind to "
-                "'mlp', or leave critic_width out"
+                f"floq.critic_width is given, but critic.kind is {self.critic.kind!r}; set "
+                "critic.kind to 'mlp', or leave critic_width out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> Self:
+        is_perceiver = self.critic.kind == "perceiver"
+        if self.objective == "pac" and not is_perceiver:
+            raise ValueError(
+                f"objective 'pac' learns distributions, but critic.kind is {self.critic.kind!r}; "
+                "set critic.kind to 'perceiver' (--preset pac does)"
+            )
+        others = OBJECTIVES.keys() - {"pac", "cloning"}
+        if is_perceiver and self.objective in others and not is_own(self.objective):
+            raise ValueError(
+                f"critic.kind 'perceiver' is of objective 'pac', not {self.objective!r}; set "
+                "critic.kind to 'transformer' or 'mlp'"
             )
         return self
 
     @model_validator(mode="after")
     def _values_are_bounded(self) -> Self:
-        if self.objective == "floq" and self.discount == 1:
+        if self.objective in ("floq", "pac") and self.discount == 1:
             raise ValueError(
-                "since values lie within rewards/(1 - discount), objective 'floq' needs a discount "
-                "below 1, but discount is 1"
+                f"since values lie within rewards/(1 - discount), objective {self.objective!r} "
+                "needs a discount below 1, but discount is 1"
             )
         return self
 
@@ -605,13 +634,14 @@ class Config(Table):
             "conservative": "Cal-QL" if self.conservative.calibrated else "CQL",
             "rebrac": "ReBRAC",
             "floq": "floq",
+            "pac": "PAC",
             "cloning": {"gaussian": "BC", "flow": "flow BC"}[self.cloning.policy],
         }
         own = self.objective.rpartition(":")[2]
         # A class that is called FQL is not the package's.
         named = self.objective if own in _METHODS else own
         name, mode = names.get(self.objective, named), self.entropy.mode
-        if self.critic.kind == "mlp" or not self.has_critic:
+        if self.critic.kind != "transformer" or not self.has_critic:
             return name
         if self.objective == "flow":
             return "TQL" if mode == "layerwise" else f"TQL-{mode}"

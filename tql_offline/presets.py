@@ -74,7 +74,7 @@ def preset_overrides(family: str, method: str, given: Mapping[str, Any]) -> dict
     if isinstance(objective, str):
         preset = merge(preset, by_objective.get(objective, {}))
     critic = {**_table(own, "critic"), **_table(given, "critic")}
-    if isinstance(critic.get("size"), str) and critic.get("kind") != "mlp":
+    if isinstance(critic.get("size"), str) and critic.get("kind", "transformer") == "transformer":
         preset = merge(preset, by_size.get(critic["size"], {}))
     return merge(preset, own)
 

@@ -26,9 +26,11 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
         by_weights = flat.get("implicit.extraction") == "awr"
         of_weights = ["implicit.inverse_temperature", "implicit.deviation"]
         idle += ["implicit.samples"] if by_weights else of_weights
-    if flat.get("critic.kind") == "transformer" and objective != "floq":
+    if flat.get("critic.kind") != "mlp" and objective != "floq":
         idle.append("critic.counted")
-    if flat.get("critic.kind") == "mlp":
+    if objective == "pac":
+        idle.append("critic.reduction")
+    if flat.get("critic.kind") in ("mlp", "perceiver"):
         idle.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
     if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:
         idle.append("optimizer.schedule_steps")

@@ -1,7 +1,7 @@
 """The critic that a config asks for, and the loss that every objective trains it with.
 
 No objective knows which critic it has: all of them call `critic(observations, actions)` and get
-entropies `(N, 2)`, with N = 0 for a critic without attention.
+entropies `(N, 2)`, with N = 0 for a critic without attention, or whose attention is not controlled.
 """
 
 import math
@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from tql_offline.agents.base import Metrics
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.networks import EntropyController, MLPCritic, TransformerCritic
+from tql_offline.networks import (
+    EntropyController,
+    MLPCritic,
+    PerceiverCritic,
+    TransformerCritic,
+)
 from tql_offline.networks.control import entropy_targets, entropy_targets_in_nats
 from tql_offline.networks.critic import Critic
 from tql_offline.objectives.td import squared_td_error
@@ -25,6 +30,11 @@ def make_critic(config: Config, observation_dim: int, action_dim: int) -> Critic
     shape = (critic.depth, critic.ensemble)
     if critic.kind == "mlp":
         return MLPCritic.of_size(critic.size, *dims, *shape, critic.counted)
+    if critic.kind == "perceiver":
+        pac = config.pac
+        return PerceiverCritic.of_size(
+            critic.size, *dims, *shape, latents=pac.latents, atoms=pac.atoms
+        )
     return TransformerCritic.of_size(critic.size, *dims, *shape)
 
 
@@ -59,7 +69,7 @@ def make_value_control(config: Config, value: Critic, critic: Critic) -> Entropy
 
 def _targets(config: Config, critic: Critic) -> Float[Tensor, "layer 2"]:
     entropy, depth = config.entropy, config.critic.depth
-    if isinstance(critic, MLPCritic):
+    if not critic.num_tokens:
         return torch.zeros(0, 2)
     if len(entropy.targets_nats) == depth:  # `Config` sees to it wherever they have an effect
         return entropy_targets_in_nats(entropy.targets_nats, critic.num_tokens)

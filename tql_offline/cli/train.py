@@ -56,7 +56,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, floq, bc, flow-bc), "
+            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, floq, pac, bc, flow-bc), "
             "environment family, or family+method. Default: the dataset's family."
         ),
     ] = "",

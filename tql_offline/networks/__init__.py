@@ -5,6 +5,7 @@ from tql_offline.networks.control import ENTROPY_MODES, EntropyController
 from tql_offline.networks.flows import integrate_flow
 from tql_offline.networks.mlp_critic import MLPCritic
 from tql_offline.networks.normaliser import Normaliser
+from tql_offline.networks.perceiver import PerceiverCritic
 from tql_offline.networks.policies import (
     DeterministicPolicy,
     GaussianPolicy,
@@ -24,6 +25,7 @@ __all__ = [
     "MLPCritic",
     "Normaliser",
     "OneStepPolicy",
+    "PerceiverCritic",
     "Size",
     "TanhGaussianPolicy",
     "TransformerCritic",

@@ -9,7 +9,7 @@ class Critic(nn.Module):
     """`critic(observations, actions)` → Q `(B, E)` and, on request, entropies `(N, 2)`.
 
     Attributes:
-        num_tokens: number of tokens L; 0 without attention.
+        num_tokens: number of tokens L; 0 without attention that could be controlled.
     """
 
     num_tokens: int

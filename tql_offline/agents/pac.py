@@ -1,0 +1,54 @@
+"""PAC (Springenberg et al. 2024, arXiv 2402.05546) as TQL's paper compares with it.
+
+A Perceiver critic, whose Q is a distribution over the values that the data's rewards allow, learns
+by C51's loss; the policies are FQL's. As in that paper's code, where the values are fixed from -200
+to 0: what the rewards of cube-double's tasks allow at γ = 0.99. Its own weight decay (0.001) and
+the policy's rate (1e-4) are not taken: optimizer and rates are this package's, as for every method.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tql_offline.agents.base import Metrics
+from tql_offline.agents.controlled_critic import entropy_metrics
+from tql_offline.agents.flow_q import FlowQ, Noise
+from tql_offline.batch import Batch
+from tql_offline.networks import PerceiverCritic
+from tql_offline.objectives.pac import categorical_error, expected_value, projected_target
+
+
+class PAC(FlowQ):
+    """A categorical Perceiver critic and FQL's policies."""
+
+    critic: PerceiverCritic
+    target_critic: PerceiverCritic
+
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
+        """Set the values that the data's rewards allow."""
+        for critic in (self.critic, self.target_critic):
+            critic.fit(float(rewards.min()), float(rewards.max()), self.config.discount)
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Cross-entropy with the projected distribution of the target."""
+        values = self.critic.values
+        with torch.no_grad():
+            next_actions = self.one_step_actions(batch.next_observations, noise.next_policy)
+            next_logits = self.target_critic.logits(batch.next_observations, next_actions)
+            next_probabilities = torch.softmax(next_logits, dim=-1)
+            target = projected_target(next_probabilities, values, batch.rewards, batch.discounts)
+        logits = self.critic.logits(batch.observations, batch.actions)
+        error = categorical_error(logits, target)
+        assert error.shape == batch.rewards.shape
+        loss = error.mean()
+        q, target_q = expected_value(logits, values), target @ values
+        return loss, {
+            "critic_loss": loss,
+            "td_loss": (q - target_q).square().mean(),
+            "q_mean": q.mean(),
+            "target_mean": target_q.mean(),
+            **entropy_metrics(self.control, logits.new_zeros(0, 2)),
+        }
