@@ -157,11 +157,17 @@ def drop_last_rows(
     array([1, 2, 3, 4, 5])
     """
     lengths = np.asarray(lengths)
-    firsts = np.cumsum(lengths) - lengths
-    # A vector of numbers if it can be one: of matrices that overlap, NumPy copies the source first.
+    firsts = (np.cumsum(lengths) - lengths).tolist()
+    # Of matrices that overlap, NumPy copies the source first; of vectors it does not.
     is_whole = column.flags.c_contiguous
-    numbers, width = (column.reshape(-1), column[:1].size) if is_whole else (column, 1)
-    for episode, (first, length) in enumerate(zip(firsts.tolist(), lengths.tolist(), strict=True)):
+    vectors, width = ([column.reshape(-1)], column[:1].size) if is_whole else (_dims(column), 1)
+    for episode, (first, length) in enumerate(zip(firsts, lengths.tolist(), strict=True)):
         start, stop, shift = width * first, width * (first + length), width * episode
-        numbers[start:stop] = numbers[start + shift : stop + shift]
+        for numbers in vectors:
+            numbers[start:stop] = numbers[start + shift : stop + shift]
     return column[: int(lengths.sum())]
+
+
+def _dims(column: NDArray[Column]) -> list[NDArray[Column]]:
+    """Each dim's numbers, one for each row."""
+    return [column[:, *index] for index in np.ndindex(column.shape[1:])]

@@ -31,8 +31,8 @@ _ROUNDING = 1 / 6
 """Variance, due to rounding, of a difference of two means printed as whole percents."""
 _OURS = ("execution.precision",)
 """Settings of ours that have no counterpart in the paper."""
-_UNTOLD = {"critic.counted": "ensemble", "floq.critic_width": "0"}
-"""What we do not know of the sizes of the paper's baselines, as it is unless set."""
+_UNTOLD = {"critic.counted": ("ensemble", "member"), "floq.critic_width": ("0", "512")}
+"""Settings on which the paper is silent: the default, and what scripts that sweep sizes have."""
 _NO_VERDICT = "No verdict: "
 _MAX_NAMED = 3
 
@@ -47,11 +47,22 @@ def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[
         if len(sizes) < 2:
             continue
         ends = sizes[0], sizes[-1]
-        for name in dict.fromkeys(run.method for run in board.runs if _is_variant(run, method)):
-            small, large = ([r for r in board.runs if _is_of(r, name, point)] for point in ends)
-            told = _verdict(board, small, large, *ends) if small and large else ""
-            if told and (name == method or not told.startswith(_NO_VERDICT)):
-                yield f"{_printed_change(*ends)} {told}"
+        names = dict.fromkeys(run.method for run in board.runs if _is_variant(run, method))
+        told = {name: _told_of(board, name, *ends) for name in names}
+        judged = {name: t for name, t in told.items() if not t.startswith(_NO_VERDICT)}
+        # Variants with settings that are not the paper's are silent beside one that has them.
+        for name, text in (judged or told).items():
+            if text:
+                which = "" if name == method else f"{name}: "
+                yield f"{_printed_change(*ends)} {which}{text}"
+
+
+def _told_of(board: Board, name: str, small: PublishedSize, large: PublishedSize) -> str:
+    """The verdict on a variant, or why there is none; empty if a size was not trained."""
+    of_small, of_large = (
+        [run for run in board.runs if _is_of(run, name, point)] for point in (small, large)
+    )
+    return _verdict(board, of_small, of_large, small, large) if of_small and of_large else ""
 
 
 def _is_variant(run: Measured, method: str) -> bool:
@@ -75,7 +86,7 @@ def _counted(run: Measured) -> float:
 
 def _untold(settings: Settings) -> dict[str, str]:
     """What is not told of the paper's runs, as settings have it."""
-    return {key: settings.get(key, usual) for key, usual in _UNTOLD.items()}
+    return {key: settings.get(key, usual) for key, (usual, *_) in _UNTOLD.items()}
 
 
 def _printed_change(small: PublishedSize, large: PublishedSize) -> str:
@@ -118,7 +129,7 @@ def _verdict(
 
 def _reading(run: Measured) -> str:
     """How its size is counted, where it is not all parameters of the critic."""
-    found = [f"{key} {v}" for key, v in _untold(run.settings).items() if v != _UNTOLD[key]]
+    found = [f"{key} {v}" for key, v in _untold(run.settings).items() if v != _UNTOLD[key][0]]
     return f" with {' and '.join(found)}" if found else ""
 
 
@@ -160,7 +171,8 @@ def _settings(run: Measured, method: str) -> Settings:
     except InputError:
         return {}
     settings = effective(flatten(config.model_dump(mode="json")), config.objective)
-    return settings | {key: run.settings[key] for key in _UNTOLD if key in run.settings}
+    known = {key: run.settings.get(key) for key in _UNTOLD}
+    return settings | {key: v for key, v in known.items() if v is not None and v in _UNTOLD[key]}
 
 
 def _scores(runs: list[Measured], tasks: set[str]) -> list[list[float]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from command_line import command
 
 from tql_offline.agents.controlled_critic import make_control, make_critic
 from tql_offline.cli.train import assign
-from tql_offline.config import Config, resolve, validate
+from tql_offline.config import _EARLIER, Config, read_complete, resolve, validate
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
 from tql_offline.presets import family_of, presets
@@ -493,6 +494,30 @@ def test_complete_settings_of_an_earlier_version_mean_what_they_did(tmp_path):
     assert (then.optimizer.policy_weight_decay, then.implicit.deviation) == (0.0, "learned")
     file.write_text("[optimizer]\nweight_decay = 0.01\n")
     assert resolve({}, file=file).optimizer.policy_weight_decay == 0.01, "a user's own file"
+
+
+def test_settings_that_came_later_mean_in_an_earlier_file_what_was_then(tmp_path):
+    earlier = tomllib.loads(
+        resolve({"dataset": {"name": "kitchen-mixed-v0"}}, preset="cql").to_toml()
+    )
+    for table, settings in _EARLIER.items():
+        for name in settings:
+            del earlier[table][name]
+    del earlier["pac"]
+    file = tmp_path / "config.toml"
+    file.write_text(tomli_w.dumps(earlier))
+    for then in (resolve({}, file=file), read_complete(file)):
+        assert (then.conservative.backup, then.conservative.importance_weights) == ("sample", True)
+        for table, settings in _EARLIER.items():
+            assert {name: getattr(getattr(then, table), name) for name in settings} == settings
+
+
+def test_many_flags_are_no_file_of_an_earlier_version():
+    given = {"seed": 1, "steps": 100, "batch_size": 256, "discount": 0.99, "n_step": 1}
+    given |= {"device": "cpu", "tracker": "none", "optimizer": {"critic_lr": 1e-3}}
+    for preset in ("", "tql"):
+        assert resolve(given, preset=preset).optimizer.policy_weight_decay == 0.01
+    assert validate(given | {"preset": ""}, "here").optimizer.policy_weight_decay == 0.01
 
 
 def test_the_settings_page_is_up_to_date():

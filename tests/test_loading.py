@@ -23,7 +23,7 @@ from tql_offline.datasets import hdf5 as hdf5_reader
 from tql_offline.datasets import npz as npz_reader
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.columns import read_columns
-from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.episodes import Episodes, drop_last_rows
 from tql_offline.datasets.load import load
 from tql_offline.datasets.returns import returns_to_go
 from tql_offline.errors import InputError
@@ -50,8 +50,14 @@ def hdf5(chunks=None, user_block=0, **options):
     return write
 
 
+def by_dims(data):
+    """Columns whose dims lie one behind the other."""
+    return {name: np.asfortranarray(column) for name, column in data.items()}
+
+
 KINDS = {
     "npz": (".npz", lambda path, data: np.savez(path, **data)),
+    "npz by dims": (".npz", lambda path, data: np.savez(path, **by_dims(data))),
     "packed npz": (".npz", lambda path, data: np.savez_compressed(path, **data)),
     "hdf5": (".hdf5", hdf5()),
     "hdf5 behind a user block": (".h5", hdf5(user_block=512)),
@@ -188,6 +194,16 @@ def test_buffer_has_the_bits_of_a_plain_slow_load(
     assert dataset.episodes.lengths.tolist() == lengths
     for name, column in want.items():
         assert_same_bits(getattr(have, name), column, name)
+
+
+def test_rows_are_dropped_without_a_second_copy():
+    rows = 200_000
+    for column in (np.ones((rows, 8), np.float32), np.ones((8, rows), np.float32).T):
+        tracemalloc.start()
+        drop_last_rows(column, [5, rows - 7])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < column.nbytes / 20
 
 
 def odd_columns():

@@ -60,11 +60,18 @@ MAX_ACTION = 1e30
 MIN_ACTION_RANGE = 1e-30
 _SUITE_TABLES = ("axis", "settings", "collect")
 """Tables that a suite has and a config has not."""
-_IN_COMPLETE = {"seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"}
-"""Settings by which complete ones of any version are told from those of a user's own file."""
-_EARLIER = {
-    "optimizer": {"policy_weight_decay": 0.0},
+_IN_COMPLETE = {
+    *("seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"),
+    *("dataset", "critic", "entropy", "flow", "implicit", "conservative", "optimizer"),
+    *("execution", "watch", "evaluation"),
+}
+"""Settings and tables by which complete ones of any version are told from a user's own."""
+_EARLIER: dict[str, dict[str, Any]] = {
+    "critic": {"counted": "ensemble"},
+    "conservative": {"backup": "sample", "importance_weights": True},
+    "floq": {"critic_width": 0},
     "implicit": {"deviation": "learned"},
+    "optimizer": {"policy_weight_decay": 0.0},
 }
 """What versions did that did not have a setting yet."""
 MAX_TEXT = 4096
@@ -717,7 +724,7 @@ def _refuse_other_preset(
     The file sets everything, so what a preset sets for the new data, objective or size would not
     take effect, except where the flags set the same.
     """
-    if not from_file.keys() >= Config.model_fields.keys():
+    if not from_file.keys() >= _IN_COMPLETE:
         return
     documents = from_file, merge(from_file, flags)
     before, now = (merge(_what_presets_set(document), flags) for document in documents)
@@ -750,14 +757,23 @@ def as_its_version(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, **tables}
 
 
+def read_complete(path: Path) -> Config:
+    """The settings of a run, as the version meant them that wrote the file.
+
+    Raises:
+        InputError: the file is missing or damaged, or a setting is unknown or out of range.
+    """
+    return validate(as_its_version(read_toml(path)), source=str(path))
+
+
 def validate(document: Mapping[str, Any], source: str) -> Config:
-    """Make a Config from nested dictionaries, complete ones as their version meant them.
+    """Make a Config from nested dictionaries.
 
     Raises:
         InputError: the first thing wrong with it, in one sentence naming the key and `source`.
     """
     try:
-        return Config.model_validate(as_its_version(document))
+        return Config.model_validate(document)
     except ValidationError as error:
         raise InputError(_sentence(error.errors()[0], source)) from error
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tql_offline.agents import numpy_policy
-from tql_offline.config import OBJECTIVES, Config, read_toml, validate
+from tql_offline.config import OBJECTIVES, Config, read_complete
 from tql_offline.errors import InputError, shown
 from tql_offline.eval.noise import noise_generator
 from tql_offline.files import read_json
@@ -269,4 +269,4 @@ def read_config(model: ModelFolder) -> Config:
     Raises:
         InputError: the file is missing or damaged, or a setting is unknown or out of range.
     """
-    return validate(read_toml(model.config), source=str(model.config))
+    return read_complete(model.config)

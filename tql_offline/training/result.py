@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tql_offline.config import Config, read_toml, validate
+from tql_offline.config import Config, read_complete
 from tql_offline.documents import is_whole
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
@@ -28,7 +28,7 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
     folder.refuse_links()
-    return folder, validate(read_toml(folder.config), source=str(folder.config))
+    return folder, read_complete(folder.config)
 
 
 def own_protocol(config: Config, provenance: Mapping[str, Any]) -> str:
