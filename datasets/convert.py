@@ -40,11 +40,12 @@ from tql_offline.datasets.names import find_file, parse_name
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
 from tql_offline.errors import InputError, shown
-from tql_offline.files import flush, put_folder, remove, write_json, writing
+from tql_offline.files import flush, put_folder, read_json, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
 _LAST_BYTES = 2**16
+_PART = ".part."
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -77,8 +78,7 @@ def convert(
     to = _format(target, to)
     if source.resolve() == target.resolve():
         raise InputError(f"{source} would be converted onto itself; name another target")
-    if not force and target.exists():
-        raise InputError(f"{target} exists already; give --force to replace it")
+    _check_target(target, force=force)
     if _is_of_slices(source):
         raise InputError(
             f"{source} is a folder of npz slices, which is not converted as a whole; convert each "
@@ -91,6 +91,7 @@ def convert(
         )
     columns = read_any(source, infos=infos)
     with writing(target), _aside(target) as aside:
+        _remove_left(aside, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         {"npz": _write_npz, "hdf5": _write_hdf5, "minari": _write_minari}[to](
             columns, aside, packed
@@ -113,8 +114,44 @@ def convert(
             put_folder(aside, target)
         else:
             aside.replace(target)
-    write_json(target.with_name(f"{target.name}.json"), manifest)
+    write_json(_manifest_of(target), manifest)
     return manifest
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    """Check that a target may be written, and that nothing else is lost by it.
+
+    Raises:
+        InputError: it, or a file in its manifest's place, exists and is not to be replaced, or is
+            no dataset or manifest.
+    """
+    manifest = _manifest_of(target)
+    found = [path for path in (target, manifest) if path.exists() or path.is_symlink()]
+    if found and not force:
+        raise InputError(f"{found[0]} exists already; give --force to replace it")
+    if target.is_dir() and (foreign := sorted(p for p in target.iterdir() if p.name != "data")):
+        raise InputError(
+            f"{foreign[0]} is of no Minari dataset, and --force would remove it; move it away or "
+            "name another target"
+        )
+    if target.is_dir() and any(target.iterdir()) and not is_minari(target):
+        raise InputError(f"{target} is a folder, but no Minari dataset; name another target")
+    if manifest in found and not _is_manifest(manifest):
+        raise InputError(
+            f"{manifest} is no manifest of an earlier conversion, whose place it has; move it away "
+            "or name another target"
+        )
+
+
+def _manifest_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        return read_json(path).get("schema") == SCHEMA
+    except InputError:
+        return False
 
 
 def source_of(name: str) -> Path:
@@ -190,11 +227,19 @@ def _format(target: Path, to: str) -> str:
 def _aside(target: Path) -> Iterator[Path]:
     """A temporary name beside the target, with the same suffix, removed at the end."""
     # Absolute, because Minari joins the path to paths that it derives from it.
-    aside = target.absolute().with_name(f".{os.getpid()}.part.{target.name}")
+    aside = target.absolute().with_name(f".{os.getpid()}{_PART}{target.name}")
     try:
         yield aside
     finally:
         remove(aside)
+
+
+def _remove_left(aside: Path, target: Path) -> None:
+    """Remove what killed conversions to a target left beside it."""
+    for path in aside.parent.glob(f".*{_PART}*"):
+        process, _, name = path.name[1:].partition(_PART)
+        if path != aside and process.isdecimal() and name == target.name:
+            remove(path)
 
 
 def _digest(column: Array) -> str:

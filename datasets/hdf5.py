@@ -22,7 +22,6 @@ from tql_offline.datasets.reading import (
     check_names,
     check_size,
     known_finite,
-    read_at,
     read_in_threads,
 )
 from tql_offline.errors import InputError, shown
@@ -155,7 +154,8 @@ def hdf5_columns(items: dict[str, h5py.Dataset], wanted: Wanted) -> Columns:
     for name in list(items):
         item = items.pop(name)
         if not wanted.keeps(name):
-            _read_over(item)
+            if item.chunks:  # which can be damaged; HDF5 itself refuses a file that is cut off
+                _read_chunks(item, None)
             columns[name] = np.empty(0, item.dtype)
             continue
         dtype = wanted.dtype(name, item.dtype)
@@ -176,23 +176,6 @@ def hdf5_columns(items: dict[str, h5py.Dataset], wanted: Wanted) -> Columns:
 def _is_as_stored(item: h5py.Dataset) -> bool:
     """Whether NumPy's type of a dataset is the type of its bytes in the file."""
     return bool(item.id.get_type() == h5py.h5t.py_create(item.dtype))
-
-
-def _read_over(item: h5py.Dataset) -> None:
-    """Check that a dataset is intact as far as the file can tell: that all of it is there.
-
-    Raises:
-        EOFError: the file ends too soon.
-        ValueError: a chunk is damaged.
-    """
-    offset = _plain_offset(item)
-    if item.chunks:
-        _read_chunks(item, None)
-    elif offset is None:
-        for rows in _blocks(item):
-            item[rows]
-    elif size := claimed_bytes(item):
-        read_at(item.file.id.get_vfd_handle(), offset + size - 1, np.empty(1, np.uint8))
 
 
 def _plain_offset(item: h5py.Dataset) -> int | None:

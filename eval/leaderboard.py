@@ -31,7 +31,13 @@ from tql_offline.eval.rows import (
 )
 from tql_offline.eval.scores import bold
 from tql_offline.eval.statistics import Estimate, estimate_mean, mean_std
-from tql_offline.eval.variants import choices, resumed_with_other_code, unlike_sizes, variant_names
+from tql_offline.eval.variants import (
+    choices,
+    counted_by_member,
+    resumed_with_other_code,
+    unlike_sizes,
+    variant_names,
+)
 
 BOLD = 0.95
 """Bold fraction under protocols that this version does not know."""
@@ -251,6 +257,7 @@ def _board(
             *choices(rows, names),
             *resumed_with_other_code(rows),
             *unlike_sizes(distinct),
+            *counted_by_member(distinct),
             *contents(runs),
             *(aliases(runs) if is_own else ()),
             *_notes(beside),

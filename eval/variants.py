@@ -142,6 +142,18 @@ def unlike_sizes(runs: Sequence["Measured"]) -> Iterator[str]:
             yield f"Critics of {label} on {task} differ in their number of parameters: {told}."
 
 
+def counted_by_member(runs: Sequence["Measured"]) -> Iterator[str]:
+    """Yield which columns' sizes count one member, if others' count all of an ensemble."""
+    counted: dict[str, set[str]] = {}
+    for run in runs:
+        counted.setdefault(run.settings.get("critic.counted", "ensemble"), set()).add(run.method)
+    if len(counted) > 1 and (names := sorted(counted.get("member", ()))):
+        yield (
+            f"Sizes of {listed(names, _SHOWN)} count one member of the ensemble, so that all its "
+            "members have more parameters than other critics of that size."
+        )
+
+
 def resumed_with_other_code(runs: Sequence["Measured"]) -> Iterator[str]:
     """Yield which runs are of no one version of their own method's code, and which versions."""
     found: dict[tuple[str, str], list[str]] = {}

@@ -18,21 +18,26 @@ METHODS = {
     "conservative": {"objective": "conservative", "conservative": {"samples": 2}},
     "conservative lagrange": {
         "objective": "conservative",
-        "conservative": {
-            **{"samples": 2, "lagrange": True, "target_gap": 1.0, "calibrated": True},
-            **{"backup": "best", "importance_weights": False},
-        },
+        "conservative": {"samples": 2, "lagrange": True, "target_gap": 1.0, "calibrated": True},
+    },
+    "conservative best": {
+        "objective": "conservative",
+        "conservative": {"samples": 2, "backup": "best", "importance_weights": False},
     },
     "rebrac": {"objective": "rebrac"},
     "floq": {"objective": "floq", "floq": {"samples": 3, "steps": 2}},
-    "pac": {"objective": "pac", "pac": {"atoms": 21, "latents": 4}},
+    "pac": {
+        "objective": "pac",
+        "pac": {"atoms": 21, "latents": 4},
+        "critic": {"kind": "perceiver"},
+    },
     "cloning gaussian": {"objective": "cloning"},
     "cloning flow": {"objective": "cloning", "cloning": {"policy": "flow"}},
 }
 
 
 def build(method, critic="transformer", entropy="layerwise", seed=0, **overrides):
-    kind = "perceiver" if method == "pac" else critic  # the only one it can have
+    kind = kind_of(method, critic)
     config = resolve(
         METHODS[method]
         | {"critic": {"size": "tiny", "kind": kind}, "entropy": {"mode": entropy}}
@@ -40,6 +45,11 @@ def build(method, critic="transformer", entropy="layerwise", seed=0, **overrides
         | overrides
     )
     return make_agent(config, 3, 2, CPU)
+
+
+def kind_of(method, kind):
+    """A critic's kind, of which PAC can have one alone."""
+    return METHODS[method].get("critic", {}).get("kind", kind)
 
 
 def make_batch(size=16, seed=0):

@@ -231,6 +231,16 @@ def test_sizes_may_count_one_member(tmp_path):
     assert have == sorted(named)
 
 
+def test_a_board_says_whose_sizes_count_one_member(tmp_path):
+    runs, board = by_member(tmp_path)
+    both, _ = make_boards([*runs, *board.runs], published_scores())
+    (note,) = [note for note in both[0].notes if "count one member" in note]
+    assert note.startswith("Sizes of FQL (critic.counted member) count")
+    for alone in (runs, board.runs):
+        (one,), _ = make_boards(alone, published_scores())
+        assert not any("count one member" in note for note in one.notes)
+
+
 def test_where_no_variant_is_judged_each_says_why(tmp_path):
     runs, board = by_member(tmp_path, tasks=24)
     both, _ = make_boards([*runs, *board.runs], published_scores())

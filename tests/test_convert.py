@@ -247,6 +247,39 @@ def test_a_target_is_replaced_by_force_alone(tmp_path, target):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("holds", ["thesis.txt", "data/x/thesis.txt"])
+def test_a_folder_of_other_things_is_not_replaced(tmp_path, holds):
+    np.savez(tmp_path / "a.npz", **made(0))
+    kept = tmp_path / "mine" / holds
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    with pytest.raises(InputError, match="mine"):
+        convert(tmp_path / "a.npz", tmp_path / "mine", force=True)
+    assert kept.read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "mine"]
+
+
+def test_a_file_in_the_manifests_place_is_kept(tmp_path):
+    np.savez(tmp_path / "a.npz", **made(0))
+    other = tmp_path / "b.npz.json"
+    other.write_text('{"schema": "mine"}')
+    for force, said in ((False, "give --force"), (True, "no manifest of an earlier conversion")):
+        with pytest.raises(InputError, match=said):
+            convert(tmp_path / "a.npz", tmp_path / "b.npz", force=force)
+    assert other.read_text() == '{"schema": "mine"}'
+    assert not (tmp_path / "b.npz").exists()
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next_one(tmp_path):
+    np.savez(tmp_path / "a.npz", **made(0))
+    left, others = tmp_path / ".123.part.b.npz", tmp_path / ".123.part.c.npz"
+    for path in (left, others):
+        path.write_text("half a file")
+    convert(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert not left.exists()
+    assert others.exists()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_loss_leaves_the_old_target(tmp_path, target, monkeypatch):
     np.savez(tmp_path / "a.npz", **made(0))

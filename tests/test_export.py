@@ -76,7 +76,7 @@ def trained(own, tmp_path_factory):
 
     def get(method="flow", kind="transformer"):
         if (method, kind) not in known:
-            layers = (SETTINGS, METHODS[method], {"critic": {"kind": kind}})
+            layers = (SETTINGS, {"critic": {"kind": kind}}, METHODS[method])
             data = {"dataset": {"name": str(own), "normalise": True}}
             folder = tmp_path_factory.mktemp("runs")
             config = resolve(merged(*layers, data))
@@ -146,6 +146,7 @@ def test_a_loaded_policy_acts_as_the_evaluated_one(trained, tmp_path, method, ki
         ("conservative lagrange", {"policy"}, {"learned": 0}),
         ("rebrac", {"policy"}, {"learned": 0}),
         ("floq", {"behaviour", "policy"}, {"learned": A, "behaviour": A}),
+        ("pac", {"behaviour", "policy"}, {"learned": A, "behaviour": A}),
         ("cloning gaussian", {"policy"}, {"learned": 0}),
         ("cloning flow", {"policy"}, {"learned": A}),
     ],
@@ -161,7 +162,7 @@ def test_a_model_has_what_acts_and_nothing_else(trained, tmp_path, method, netwo
     assert stochastic == bool(noise["learned"])
 
 
-ANOTHERS_POLICY = ("floq", "conservative lagrange", "cloning gaussian")
+ANOTHERS_POLICY = ("floq", "pac", "conservative lagrange", "cloning gaussian")
 """Methods whose policy is a network of the class that another's is."""
 
 

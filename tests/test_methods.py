@@ -176,8 +176,20 @@ def test_a_gap_without_importance_weights_has_the_datas_action_among_its_own():
         for i, member in product(range(16), range(2)):
             q = [*sampled_q[i, :, member].tolist(), data_q[i, member].item()]
             gaps.append(np.log(np.mean(np.exp(q))) - q[-1])
-    have = agent.critic_loss(batch, noise)[1]["conservative_gap"].item()
-    assert have == pytest.approx(np.mean(gaps), abs=1e-5)
+    gap = agent.critic_loss(batch, noise)[1]["conservative_gap"]
+    assert gap.item() == pytest.approx(np.mean(gaps), abs=1e-5)
+
+    # It pushes all of them down and the data's action up, as one expression does.
+    here = [agent.policy.sample(batch.observations, noise.here[:, j])[0] for j in range(2)]
+    there = [agent.policy.sample(batch.next_observations, noise.there[:, j])[0] for j in range(2)]
+    each = [*noise.uniform.unbind(1), *here, *there, batch.actions]
+    q = torch.stack([agent.critic(batch.observations, a.detach()) for a in each])
+    wanted = (q.logsumexp(dim=0) - math.log(5 + 2) - q[-1]).mean()
+    parameters = list(agent.critic.parameters())
+    assert gap.item() == pytest.approx(wanted.item(), abs=1e-5)
+    pairs = (torch.autograd.grad(g, parameters, allow_unused=True) for g in (gap, wanted))
+    for have, want in zip(*pairs, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-6)
 
 
 def test_uniform_actions_fill_the_whole_action_range():

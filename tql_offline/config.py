@@ -190,8 +190,8 @@ class CriticConfig(Table):
     )
     counted: Literal["ensemble", "member"] = Field(
         "ensemble",
-        description="what has the size, of an MLP or a value flow: all members together or each, "
-        "as in code that sweeps FQL's and floq's",
+        description="of an MLP or value flow: whether all members together have the parameters of "
+        "the size, or each member has",
     )
     depth: Few = Field(2, description="blocks; an MLP gets the width of as many parameters")
     ensemble: Few = Field(
@@ -269,7 +269,11 @@ class ConservativeConfig(Table):
     alpha: PositiveFloat = Field(
         5.0, description="weight of the conservative gap, or its initial value"
     )
-    samples: Many = Field(10, description="n, for 3n critic evaluations per transition")
+    samples: Many = Field(
+        10,
+        description="n, for 3n critic evaluations per transition, and n of the target's with "
+        "backup best",
+    )
     backup: Literal["sample", "best"] = Field(
         "sample",
         description="next value in the target: of one action of the policy, or the best of n, "

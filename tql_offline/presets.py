@@ -101,9 +101,10 @@ def dataset_name(document: Mapping[str, Any]) -> str:
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge` of settings, in which one given above takes the place of one below it excludes.
+    """`merge` of settings, in which one given above clears the one below that it excludes.
 
-    A fraction does of targets in nats, and a fixed conservative weight of a learned one's gap.
+    `entropy.target` clears `entropy.targets_nats`, and `conservative.lagrange = false` clears
+    `conservative.target_gap`.
 
     >>> layered({"entropy": {"targets_nats": [[3.0, 3.0]]}}, {"entropy": {"target": 0.5}})
     {'entropy': {'targets_nats': [], 'target': 0.5}}

@@ -10,7 +10,7 @@ per size), and with max-backup n of the target critic.
 
 Differences from the authors' code: the policy is not warmed up by behaviour cloning, and the gap
 takes a mean over the 3n actions (-ln 3n), so that a published target gap τ (at weight 1) is
-τ - ln 3n here.
+τ - ln 3n here; without importance weights there are 3n + 1.
 """
 
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class FloQ(FlowQ):
         self, config: Config, observation_dim: int, action_dim: int, device: torch.device
     ) -> None:
         super().__init__(config, observation_dim, action_dim, device)
-        if config.floq.critic_width:
+        if config.floq.critic_width and config.critic.kind == "mlp":
             self.sized = "value_flow"
         # The critic follows the flow, whose target network is the only target network.
         del self.target_critic, self.networks["target_critic"]
@@ -62,7 +62,7 @@ class FloQ(FlowQ):
     def make_critic(self) -> Critic:
         """The distilled critic."""
         width = self.config.floq.critic_width
-        if not width:
+        if not width or self.config.critic.kind != "mlp":
             return super().make_critic()
         hidden, ensemble = (width,) * MLP_DEPTH, self.config.critic.ensemble
         return MLPCritic(self.observation_dim, self.action_dim, hidden, ensemble)

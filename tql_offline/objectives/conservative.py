@@ -23,8 +23,10 @@ def conservative_gap(
     samples of known density, less Q of the data's action.
 
     Args:
-        sampled_q: Q of M = 3n sampled actions: uniform, policy at s, policy at s'.
-        log_density: log p(a_m) under the distribution each was drawn from; carries no gradient.
+        sampled_q: Q of M actions: uniform ones, the policy's at s and at s', 3n in all; where they
+            are not weighted, the data's action as well.
+        log_density: log p(a_m) under the distribution each was drawn from, or 0 where they are not
+            weighted; carries no gradient.
         data_q: Q of the data's action.
     """
     weighted = sampled_q - log_density.detach().unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ MAX_MAP_BYTES = 2**30
 
 DIGITS = 6
 """Significant digits in inspect.json; attention.npz has all."""
+
+_IS_OURS = re.compile(r"attention\.npz|(attention|attention-heads|q)-[0-9]+\.svg")
+"""Names of an inspection's figures and maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +368,11 @@ def _write(
     maps: NDArray[np.float32] | None,
     drawn: dict[str, str],
 ) -> None:
-    """Write figures and maps, then inspect.json; delete figures of an earlier inspection."""
+    """Write figures and maps, then inspect.json; delete figures of an earlier inspection.
+
+    Files that have only names like theirs, in a folder without an earlier one, are kept.
+    """
+    again = (folder / DOCUMENT).is_file()
     text = json.dumps(document, allow_nan=False) + "\n"
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InputError(
@@ -380,11 +388,11 @@ def _write(
         _write_maps(folder / "attention.npz", maps, rows)
     write_atomic(folder / DOCUMENT, text)
     kept = {*drawn, *(["attention.npz"] if maps is not None else [])}
+    left = [path for path in folder.iterdir() if again and _IS_OURS.fullmatch(path.name)]
     with writing(folder / DOCUMENT):
-        for pattern in ("attention*.svg", "q-*.svg", "attention.npz"):
-            for path in folder.glob(pattern):
-                if path.name not in kept:
-                    path.unlink()
+        for path in left:
+            if path.name not in kept:
+                path.unlink()
 
 
 def _write_maps(path: Path, maps: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
