@@ -35,7 +35,6 @@ Policy = Callable[[Array, Array], Array]
 `(slots, n_a)`. Row i of the actions may depend only on row i of the arguments.
 """
 
-POLICIES = ("learned", "behaviour")
 _NOISE_STEPS = 64
 """Number of steps whose noise is drawn at once."""
 
@@ -247,7 +246,7 @@ def evaluate(
         pool: the environments, with the protocol's number of slots.
         protocol: says how many episodes to play and what the score is.
         step: updates the policy was trained for.
-        policy_name: "learned" or "behaviour".
+        policy_name: name of the policy, as its record has it.
         noise_dim: dimension of the noise the policy takes per step, 0 for none.
         reference: the dataset's reference scores, for a normalised score.
         progress: called with the number of finished episodes.
@@ -273,8 +272,6 @@ def evaluate(
             f"protocol {protocol.name!r} steps {protocol.slots} environments together, the pool "
             f"has {pool.slots} slots; make it with slots={protocol.slots}"
         )
-    if policy_name not in POLICIES:
-        raise InputError(f"policy name {policy_name!r} is unknown; use one of {POLICIES}")
     episodes = run_episodes(
         policy,
         pool,

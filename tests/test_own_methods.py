@@ -75,6 +75,13 @@ class FailsOfSeedZero(FlowQ):
         return super().update(batch, generator, step)
 
 
+class FailsOfSeedOne(FlowQ):
+    def update(self, batch, generator, step):
+        if self.config.seed == 1 and step == 2:
+            raise RuntimeError("of seed 1")
+        return super().update(batch, generator, step)
+
+
 class Delayed(Mine):
     policy_delay = 2
 
@@ -393,6 +400,17 @@ def test_a_seed_that_fails_takes_no_other_with_it(data, module, tmp_path):
         )
     (left,) = (tmp_path / "runs").iterdir()
     assert (left.name, RunFolder(left).is_finished()) == ("r-s1", True)
+
+
+def test_a_seed_that_fails_in_any_way_is_told_at_once_and_the_others_end(data, module, tmp_path):
+    config = settings(data, module, "FailsOfSeedOne", log_every=1, checkpoint_every=1)
+    noted = Noting()
+    with pytest.raises(RuntimeError, match="of seed 1"):
+        run_seeds(config, (0, 1, 2), data, tmp_path / "runs", "r", noted)
+    folders = [RunFolder(tmp_path / "runs" / f"r-s{seed}") for seed in range(3)]
+    assert [folder.is_finished() for folder in folders] == [True, False, True]
+    assert folders[1].checkpoint_steps() == [1]
+    assert f"seed 1: run {folders[1].path} failed: of seed 1" in noted.sentences
 
 
 @pytest.mark.parametrize(

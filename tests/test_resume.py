@@ -17,7 +17,7 @@ from tql_offline import locks
 from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
-from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl
+from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl, write_json
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
 from tql_offline.training.evaluation import Evaluator
@@ -286,6 +286,15 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def renamed(file):
+    """One byte of a tensor's name changed."""
+    file.write_bytes(file.read_bytes().replace(b"final_norm.weight", b"final_norn.weight"))
+
+
+def without_dims(file):
+    write_json(file, read_json(file) | {"observation_dim": 0})
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -295,6 +304,8 @@ def cut(file):
         ("random.safetensors", cut),
         ("window.safetensors", cut),
         ("state.json", cut),
+        ("state.json", without_dims),
+        ("critic.safetensors", renamed),
     ],
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -311,6 +322,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     for step, note in zip((18, 14), reporter.sentences[:2], strict=True):
         assert f"goes on from {folder.checkpoints}/12, because {folder.checkpoints}/{step}" in note
         assert note.endswith(f"kept as {folder.checkpoints}/{step}.damaged")
+
+
+def test_where_no_checkpoint_fits_the_settings_may_be_wrong(data, stopped, tmp_path):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    config = resolve(SETTINGS | {"keep_checkpoints": 3, "flow": {"hidden": [9]}})
+    folder.config.write_text(config.to_toml())
+    with pytest.raises(InputError, match="does not fit the run's config.toml"):
+        go_on(data, folder.path)
+    assert folder.checkpoint_steps() == [12, 14, 18]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError()])

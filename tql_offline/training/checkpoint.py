@@ -144,12 +144,16 @@ class DamagedError(AdvisedError):
     """A checkpoint's files are not what was once written, as after a copy that was cut short."""
 
 
+class MisfitError(AdvisedError):
+    """A checkpoint's network is not the one of the run's settings, or not what was once written."""
+
+
 def read_state(checkpoint: Path) -> State:
     """Read `state.json` of a checkpoint folder.
 
     Raises:
-        DamagedError: it is no JSON object.
-        InputError: it cannot be read, is of another schema, or has bad numbers.
+        DamagedError: it is no JSON object, or has bad numbers.
+        InputError: it cannot be read, or is of another schema.
     """
     path = checkpoint / "state.json"
     try:
@@ -163,7 +167,11 @@ def read_state(checkpoint: Path) -> State:
             f"{path} has schema {shown(document.get('schema'))} where {SCHEMA!r} is needed; "
             "use the version of tql-offline that wrote it"
         )
-    numbers = read_numbers(document, path)
+    try:
+        numbers = read_numbers(document, path)
+    except InputError as error:
+        fault = f"{path} is damaged ({str(error).partition('; ')[0]})"
+        raise DamagedError(fault, USE_ANOTHER) from error
     return State(
         step=numbers["step"],
         observation_dim=numbers["observation_dim"],
@@ -200,9 +208,9 @@ def load_network(path: Path, network: nn.Module, device: torch.device | None = N
             network.to_empty(device=device)
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise InputError(
-            f"{path} does not fit the run's config.toml ({_last_line(error)}); "
-            "restore both from the same run"
+        raise MisfitError(
+            f"{path} does not fit the run's config.toml ({_last_line(error)})",
+            "restore both from the same run",
         ) from error
     if wrong := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise DamagedError(f"{path} has {wrong[0]!r} not finite", USE_ANOTHER)

@@ -187,16 +187,26 @@ class RunScorer:
         """Score the policies due at a step, with the current weights."""
         self._score(self.agent, step, due(self.config, self.agent, step))
 
-    def catch_up(self, steps: Iterable[int], now: int) -> None:
+    def catch_up(self, steps: Iterable[int], now: int) -> list[str]:
         """Score what a stopped run left unscored at some steps, each from its own checkpoint.
 
         Args:
             steps: steps to look at, ascending.
             now: the agent's current step.
+
+        Returns:
+            What is wrong with each checkpoint that cannot be used.
         """
+        faults = []
         for step in steps:
             if self.evaluator and (missing := unscored(self.folder, self.config, self.agent, step)):
-                self._score(self.agent if step == now else self._as_of(step), step, missing)
+                try:
+                    agent = self.agent if step == now else self._as_of(step)
+                except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
+                    faults.append(error.fault)
+                    continue
+                self._score(agent, step, missing)
+        return faults
 
     def are_unwritten(self, step: int) -> bool:
         """Whether scores of a step were begun but are not written yet, or never will be."""

@@ -71,47 +71,51 @@ def train(trainings: Sequence[Training]) -> None:
     A run's numbers don't depend on the other runs, and one that fails does not stop the others.
 
     Raises:
-        InputError: a loss or a parameter is no longer finite (seen at log steps and before a
-            checkpoint, where the device is waited for anyway).
+        Exception: what the first run that failed ended with, once the others have ended.
+        InputError: such as a loss or a parameter that is no longer finite (seen at log steps and
+            before a checkpoint, where the device is waited for anyway).
         KeyboardInterrupt: Ctrl-C or another signal to stop, after a checkpoint was written, with a
             note that names it and the command that resumes.
     """
     stop = Stop()
     try:
         with stop.handling():
-            runs = [(t.stream, _train(t, stop, len(trainings))) for t in trainings]
-            failures = _take_turns(runs)
+            failures = _take_turns([(t, _train(t, stop, len(trainings))) for t in trainings])
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("; ".join(_how_to_go_on(training.folder) for training in trainings))
         raise
-    except Exception as error:  # of an environment, a full disk: not of what was trained
-        for training in trainings:
-            if _last_checkpoint(training.folder):
-                error.add_note(_how_to_go_on(training.folder))
-        raise
+    for failed, error in failures:
+        if not isinstance(error, InputError) and _last_checkpoint(failed.folder):
+            error.add_note(_how_to_go_on(failed.folder))  # of an environment, a full disk
     if failures:
-        raise failures[0]
+        raise failures[0][1]
 
 
 def _take_turns(
-    runs: list[tuple[torch.cuda.Stream | None, Iterator[None]]],
-) -> list[InputError]:
-    """Exhaust iterators in turn, each on its stream; return the errors of those that failed.
+    runs: list[tuple[Training, Iterator[None]]],
+) -> list[tuple[Training, Exception]]:
+    """Exhaust iterators in turn, each on its stream; return the runs that failed, and how.
+
+    Of several runs, a failure is reported at once: the others may train for days.
 
     Raises:
         KeyboardInterrupt: the runs were stopped, each with a checkpoint.
     """
-    failures: list[InputError] = []
-    was_stopped = False
+    failures: list[tuple[Training, Exception]] = []
+    was_stopped, several = False, len(runs) > 1
     while runs:
-        for stream, run in list(runs):
+        for training, run in list(runs):
             try:
-                with torch.cuda.stream(stream):
+                with torch.cuda.stream(training.stream):
                     next(run)
-            except (StopIteration, InputError, Stopped) as end:
-                runs.remove((stream, run))
-                failures += [end] if isinstance(end, InputError) else []
+            except (StopIteration, Stopped) as end:
+                runs.remove((training, run))
                 was_stopped |= isinstance(end, Stopped)
+            except Exception as error:
+                runs.remove((training, run))
+                failures.append((training, error))
+                if several:
+                    training.reporter.noted(f"run {training.folder.path} failed: {error}")
     if was_stopped:
         raise KeyboardInterrupt
     return failures
@@ -179,6 +183,8 @@ def stopping_at_once(stop: Stop) -> Iterator[None]:
     """
     stop.at_once = True
     try:
+        if stop.requested:  # just before
+            raise Stopped
         yield
     except KeyboardInterrupt as interrupt:
         raise Stopped from interrupt

@@ -7,7 +7,7 @@ from typing import Any
 
 from tql_offline.agents import Agent
 from tql_offline.config import Config
-from tql_offline.errors import InputError, listed, shown
+from tql_offline.errors import InputError, listed, numbered, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
@@ -94,9 +94,9 @@ def evaluate_run(
             reporter.noted(sentence)
         # Before scoring, so that where no videos can be made, the user learns so at once.
         with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
-            lines = []
+            lines, faults = [], []
             if missing:
-                _score_missing(scored, agent, folder, reporter, evaluator, state.step)
+                faults = _score_missing(scored, agent, folder, reporter, evaluator, state.step)
             else:
                 lines = evaluator.score(
                     agent, folder, state.step, policies or agent.policies, reporter
@@ -106,6 +106,11 @@ def evaluate_run(
                 write_result(folder)
             if drawing is not None:
                 evaluator.film(agent, folder, lines, drawing, reporter)
+    if faults:
+        raise InputError(
+            f"{numbered(len(faults), 'checkpoint', 'checkpoints')} of run {folder.path} cannot be "
+            f"scored ({faults[0]}), the others are; restore what is damaged from a copy"
+        )
     return folder
 
 
@@ -140,15 +145,20 @@ def _score_missing(
     reporter: Reporter,
     evaluator: Evaluator,
     now: int,
-) -> None:
-    """Score what the protocol plans and has no score yet, each from its own checkpoint."""
+) -> list[str]:
+    """Score what the protocol plans and has no score yet, each from its own checkpoint.
+
+    Returns:
+        What is wrong with each checkpoint that cannot be used.
+    """
     before = len(read_evaluations(folder))
     scorer = RunScorer(scored, agent, folder, reporter, evaluator)
-    scorer.catch_up(_with_checkpoint(scored, folder, reporter), now)
-    if len(read_evaluations(folder)) == before:
+    faults = scorer.catch_up(_with_checkpoint(scored, folder, reporter), now)
+    if not faults and len(read_evaluations(folder)) == before:
         reporter.noted(
             f"note: run {folder.path} already has every score for which there is a checkpoint"
         )
+    return faults
 
 
 def _with_checkpoint(scored: Config, folder: RunFolder, reporter: Reporter) -> list[int]:

@@ -137,22 +137,24 @@ def _extend(folder: RunFolder, before: Config, config: Config, step: int) -> Non
 
 
 def _load_newest(folder: RunFolder, setup: Setup, reporter: Reporter) -> int:
-    """Load the newest checkpoint that can be read; returns its step, 0 if there is none at all.
+    """Load the newest checkpoint that can be used; returns its step, 0 if there is none at all.
 
     Newer ones are set aside: they would count as the newest when old ones are deleted.
 
     Raises:
-        InputError: all are damaged, or one cannot be read at the moment or does not fit the run.
+        InputError: all are damaged or do not fit the run, or one cannot be read at the moment.
     """
     damaged: list[tuple[Path, str]] = []
+    misfits: list[checkpoint.MisfitError] = []
     for step in reversed(folder.checkpoint_steps()):
         saved = folder.checkpoints / str(step)
         try:
             checkpoint.read_state(saved)
             checkpoint.load_networks(saved, setup.agent)
             checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
-        except checkpoint.DamagedError as error:
+        except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
             damaged.append((saved, error.fault))
+            misfits += [error] if isinstance(error, checkpoint.MisfitError) else []
             continue
         for path, fault in damaged:
             reporter.noted(
@@ -160,6 +162,8 @@ def _load_newest(folder: RunFolder, setup: Setup, reporter: Reporter) -> int:
                 f"checkpoint is kept as {checkpoint.set_aside(path)}"
             )
         return step
+    if misfits and len(misfits) == len(damaged):  # the settings may have been changed
+        raise misfits[0]
     if damaged:
         raise InputError(
             f"run {folder.path} has no checkpoint that can be read ({damaged[0][1]}); "

@@ -154,7 +154,8 @@ def _training(
     steps = protocols.evaluation_steps(protocol, config.steps)
     scorer = RunScorer(config, agent, folder, reporter, evaluator)
     if evaluator is not None:
-        scorer.catch_up(_before(begun, steps, reporter), begun.step)
+        for fault in scorer.catch_up(_before(begun, steps, reporter), begun.step):
+            reporter.noted(f"note: a checkpoint is not scored, since {fault}")
     observation_dim, action_dim = dims_of(setup.dataset)
     watch = make_watch(config, setup.dataset.episodes, agent.num_tokens)
     watch.catch_up(read_jsonl(folder.metrics))
