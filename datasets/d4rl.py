@@ -280,7 +280,8 @@ def _episodes(
     lengths = spans - ~rows.kept[ends]
     if not lengths.any():
         raise InputError(
-            f"{path} has no transition whose next observation is known; get the file again"
+            f"{path} has no transition whose next observation is known, as every row is a cut or "
+            "an end without one; add a column 'next_observations', or get the file again"
         )
     # A one-row episode whose next observation is lost has no transition at all.
     used = np.repeat(lengths > 0, spans)

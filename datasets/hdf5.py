@@ -85,6 +85,11 @@ def hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
         InputError: it is a group, virtual, stored outside the file, or not of numbers.
     """
     item = file[name]
+    if isinstance(item, h5py.Group):
+        raise InputError(
+            f"{path} holds {shown(name)}, a group{_inside(item)}, where each column must be one "
+            "dataset at the top of the file; write it again with the columns there"
+        )
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise InputError(
             f"{path} holds {shown(name)}, which is not a plain array of its own; "
@@ -95,6 +100,11 @@ def hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
             f"{path} holds {shown(name)}, which is not an array of numbers; leave that column out"
         )
     return item
+
+
+def _inside(group: h5py.Group) -> str:
+    names = [shown(str(name)) for name in islice(group, 4)]
+    return f" of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
 
 
 def claimed_bytes(item: h5py.Dataset) -> int:

@@ -190,16 +190,16 @@ def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
 
 
 def unlike_updates(board: Board) -> Iterator[str]:
-    """Yield how many updates each column's runs had, if runs of one task differ in it."""
+    """Yield which columns had how many updates, the fewest first, if runs of one task differ."""
     on_task: dict[str, set[int]] = {}
-    of_column: dict[str, set[int]] = {}
+    columns: dict[int, dict[str, None]] = {}
     for run in board.runs:
         on_task.setdefault(run.task, set()).add(run.updates)
-        of_column.setdefault(run.label, set()).add(run.updates)
+        columns.setdefault(run.updates, {})[run.label] = None
     if any(len(updates) > 1 for updates in on_task.values()):
-        ordered = sorted(of_column.items(), key=lambda item: min(item[1]))
-        told = [f"{label} {listed([*map(grouped, sorted(u))], MAX_NAMED)}" for label, u in ordered]
-        yield f"Runs of one task differ in their updates: {listed(told, MAX_NAMED)}."
+        ordered = sorted(columns.items(), key=lambda item: (len(item[1]), item[0]))
+        told = [f"{grouped(count)} of {listed([*of], MAX_NAMED)}" for count, of in ordered]
+        yield f"Runs of one task differ in their updates: {'; '.join(told[:MAX_NAMED])}."
 
 
 def below_behaviour(board: Board) -> Iterator[str]:

@@ -204,8 +204,11 @@ def _boards(
 def _check_baseline(baseline: str, boards: Sequence[Board]) -> None:
     methods = sorted({run.method for board in boards for run in board.runs}, key=natural)
     if baseline and baseline not in methods:
-        known = f"name one of these: {listed(methods, MAX_NAMED_RUNS)}" if methods else "finish one"
-        raise InputError(f"no finished run is of the baseline {shown(baseline)}; {known}")
+        variants = [method for method in methods if method.startswith(f"{baseline} (")]
+        names = ", ".join(map(repr, variants or methods))
+        known = f"name one of these: {names}" if methods else "finish one"
+        several = " alone, since its runs differ in their settings" if variants else ""
+        raise InputError(f"no finished run is of the baseline {shown(baseline)}{several}; {known}")
 
 
 def _left_out(named: list[tuple[str, Run]], own: Sequence[Measured | str]) -> Iterator[str]:

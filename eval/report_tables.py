@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from tql_offline.eval.statistics import Estimate
@@ -42,13 +43,17 @@ def make_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cel
     return Table(caption=caption, columns=tuple(columns), numeric=frozenset(numeric), rows=held)
 
 
+_EXACT = 1e15
+"""Larger numbers have no digit to round."""
+
+
 def plain(value: float, percent: bool) -> str:
     """A score as papers print it: whole percents, anything else to four figures.
 
     >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
     ('40', '0.5876', '—')
     """
-    return f"{round(value)}" if percent and abs(value) <= 1000 else figure(value)
+    return half_up(value, 0) if percent and abs(value) <= 1000 else figure(value)
 
 
 def spread(mean: float, sd: float, decimals: int | None) -> str:
@@ -62,8 +67,19 @@ def spread(mean: float, sd: float, decimals: int | None) -> str:
     numbers = (mean,) if math.isnan(sd) else (mean, sd)
     if decimals is None:
         return " ± ".join(map(figure, numbers))
-    # Adding 0 turns the -0.0 that a small negative number is rounded to into 0.0.
-    return " ± ".join(f"{round(n, decimals) + 0.0:.{decimals}f}" for n in numbers)
+    return " ± ".join(half_up(n, decimals) for n in numbers)
+
+
+def half_up(number: float, decimals: int) -> str:
+    """A number to some decimals, halves away from 0, so that equal differences look equal.
+
+    >>> half_up(82.5, 0), half_up(87.5, 0), half_up(-0.2, 0), half_up(2.675, 2)
+    ('83', '88', '0', '2.68')
+    """
+    if not abs(number) < _EXACT:  # or NaN
+        return f"{number:.{decimals}f}"
+    rounded = Decimal(repr(number)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+    return f"{rounded or abs(rounded)}"  # of -0, 0
 
 
 def decimals_of(numbers: Iterable[float], percent: bool) -> int | None:

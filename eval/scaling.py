@@ -34,7 +34,7 @@ class SizePoint:
         last: mean over tasks and runs of the last evaluation.
         last_three: the same of the mean of the last three.
         best: the same of each run's best evaluation, an oracle: it was chosen by playing.
-        updates_per_second: mean over the runs that recorded it.
+        updates_per_second: all updates over all time, of the runs that recorded it.
         hours: time spent in updates per run, averaged likewise.
         flops: operations of matrix products in all updates of a run: mean over runs that counted
             them, NaN if none did.
@@ -215,7 +215,7 @@ def _point(tables: Tables, size: str, is_rate: bool) -> SizePoint:
         last=_mean_of_tasks(tables[size], "last"),
         last_three=_mean_of_tasks(tables[size], "last_three"),
         best=_mean_of_tasks(tables[size], "best"),
-        updates_per_second=_mean([run.updates / run.seconds for run in timed]),
+        updates_per_second=_ratio([run.updates for run in timed], [run.seconds for run in timed]),
         hours=_mean([run.seconds / 3600 for run in timed]),
         flops=_mean([run.flops for run in runs if run.flops > 0]),
     )
@@ -227,6 +227,10 @@ def _scores(table: dict[str, list[Measured]]) -> list[list[float]]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def _ratio(ones: Sequence[float], others: Sequence[float]) -> float:
+    return math.fsum(ones) / math.fsum(others) if others else math.nan
 
 
 def _mean_of_tasks(table: dict[str, list[Measured]], name: str) -> float:

@@ -264,13 +264,20 @@ def test_a_misspelt_preset_gets_the_nearest_or_all(preset, said, capsys):
 
 def test_a_text_that_no_datasets_name_contains_gets_the_nearest(capsys):
     for words, said in (
-        (["pointmz"], "no such dataset; did you mean pointmaze?"),
+        (["pointmz"], "'pointmz' in it; did you mean pointmaze?"),
         (["cube-doubel-play-v0"], "did you mean cube-double-play-v0"),
-        (["pointmz", "--suite", "d4rl"], "no such dataset\n"),
-        (["xyzzy"], "no such dataset\n"),
+        (["pointmz", "--suite", "d4rl"], "'pointmz' in it; `tql-offline datasets list` has all"),
+        (["xyzzy"], "'xyzzy' in it; `tql-offline datasets list` has all"),
     ):
         code, output = command(["datasets", "list", *words], capsys)
-        assert (code, said in output.out) == (0, True), output.out
+        assert (code, said in output.err) == (2, True), output.err
+
+
+def test_methods_given_as_objectives_and_pythons_booleans_are_understood(capsys):
+    code, output = command(["train", "--objective", "iql", "--print-config"], capsys)
+    assert (code, "--preset iql is a method" in output.err) == (2, True)
+    code, output = command(["train", "--set", "dataset.normalise=True", "--print-config"], capsys)
+    assert (code, tomllib.loads(output.out)["dataset"]["normalise"]) == (0, True)
 
 
 def test_no_environment_is_asked_for_where_nothing_is_to_be_scored(tmp_path, capsys):

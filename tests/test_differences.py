@@ -393,11 +393,22 @@ def test_the_files_hold_no_number_that_is_none(board_of):
     assert difference["difference"] == {"value": -1.0, "low": None, "high": None}
 
 
+def test_a_baseline_of_several_settings_names_them(tmp_path):
+    runs = []
+    for number, alpha in enumerate((1.0, 3.0)):
+        runs.append(make_run(tmp_path / "runs" / f"r{number}"))
+        text = runs[-1].config.read_text()
+        runs[-1].config.write_text(text.replace("alpha = 30.0", f"alpha = {alpha}"))
+    said = r"'TQL' alone, since .*: 'TQL \(flow.alpha 1.0\)', 'TQL \(flow.alpha 3.0\)'$"
+    with pytest.raises(InputError, match=said):
+        write_report(runs, tmp_path / "out", baseline="TQL")
+
+
 def test_a_baseline_that_no_run_is_of_is_refused(tmp_path, capsys):
     run = make_run(tmp_path / "runs" / "a")
-    with pytest.raises(InputError, match="baseline 'FQ'; name one of these: TQL"):
+    with pytest.raises(InputError, match="baseline 'FQ'; name one of these: 'TQL'"):
         write_report([run], tmp_path / "out", baseline="FQ")
     with pytest.raises(SystemExit) as stop:
         main(["report", str(run.path), "--out", str(tmp_path / "out"), "--baseline", "FQ"])
     assert stop.value.code == 2
-    assert "name one of these: TQL" in capsys.readouterr().err
+    assert "name one of these: 'TQL'" in capsys.readouterr().err

@@ -1375,8 +1375,12 @@ def test_updates_that_runs_of_a_task_differ_in_are_told(tmp_path):
         for method, seed, updates in (("A", 0, 4000), ("A", 1, 4000), ("B", 0, 20))
     ]
     (board,), _ = make_boards(runs)
-    told = "Runs of one task differ in their updates: B tiny 20, A tiny 4\xa0000."
+    told = "Runs of one task differ in their updates: 20 of B tiny; 4\xa0000 of A tiny."
     assert told in board_section(board, "b").notes
+    others = [replace(found, method=f"M{n}", updates=150) for n in range(9)]
+    (board,), _ = make_boards([*others, replace(found, method="M9", updates=151)])
+    (told,) = [s for s in board_section(board, "b").notes if "in their updates" in s]
+    assert told.startswith("Runs of one task differ in their updates: 151 of M9 tiny; 150 of M0")
     (board,), _ = make_boards(runs[:2])
     assert not any("differ in their updates" in s for s in board_section(board, "b").notes)
 

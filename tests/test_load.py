@@ -217,6 +217,17 @@ def test_hostile_hdf5_is_refused(tmp_path, make):
         load(str(path))
 
 
+def test_columns_in_a_group_are_named(tmp_path):
+    path = tmp_path / "nested.hdf5"
+    with h5py.File(path, "w") as file:
+        for name in ("actions", "observations", "rewards", "terminals"):
+            file[f"data/{name}"] = np.zeros(3)
+    with pytest.raises(
+        InputError, match=r"'data', a group of 'actions', 'observations', 'rewards', \.\.\."
+    ):
+        load(str(path))
+
+
 def test_columns_beyond_memory_are_refused(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise MemoryError

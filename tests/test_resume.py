@@ -324,6 +324,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         assert note.endswith(f"kept as {folder.checkpoints}/{step}.damaged")
 
 
+def test_a_run_without_a_checkpoint_says_that_it_begins_again(data, whole, tmp_path):
+    with pytest.raises(Killed):
+        run(resolve(SETTINGS), data, tmp_path, "r", At("advanced", 3, kill))
+    noting = Noting()
+    folder = resume(tmp_path / "r", lambda _config: data, noting)
+    assert f"note: run {folder.path} has no checkpoint yet, so it begins again" in noting.sentences
+    assert contents(folder) == contents(whole)
+
+
 def test_where_no_checkpoint_fits_the_settings_may_be_wrong(data, stopped, tmp_path):
     folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
     config = resolve(SETTINGS | {"keep_checkpoints": 3, "flow": {"hidden": [9]}})

@@ -26,6 +26,7 @@ from tql_offline.presets import (
     layered,
     merge,
     preset_overrides,
+    presets,
     split_preset,
 )
 
@@ -542,8 +543,10 @@ class Config(Table):
     @classmethod
     def _known(cls, objective: str) -> str:
         if objective not in OBJECTIVES and not _OWN_OBJECTIVE.fullmatch(objective):
+            hint = f"; --preset {objective} is a method" if objective in presets()["method"] else ""
             raise ValueError(
                 f"must be one of {', '.join(OBJECTIVES)}, or module:Class of an agent of your own"
+                f"{hint}"
             )
         return objective
 

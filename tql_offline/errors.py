@@ -2,7 +2,9 @@
 
 import difflib
 import reprlib
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 _SHOWN = 120
@@ -48,6 +50,15 @@ def shown(value: Any) -> str:
     except ValueError:  # an int of more digits than Python prints
         return f"a {type(value).__name__} too long to print"
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def quoted(path: PurePath) -> str:
+    """A path as a shell takes it, for a command that is suggested.
+
+    >>> quoted(PurePath("runs/a b"))
+    "'runs/a b'"
+    """
+    return shlex.quote(str(path))
 
 
 def numbered(number: int, one: str, several: str) -> str:

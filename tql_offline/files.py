@@ -29,8 +29,12 @@ _TEXT: Any = {"encoding": "utf-8", "newline": "\n"}
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, what: str = "") -> Iterator[None]:
     """Turn the system's refusal to write a file into a one-sentence error.
+
+    Args:
+        path: the file.
+        what: what to call it, instead of its name.
 
     Raises:
         InputError: the block raised OSError: no space, no permission, no folder.
@@ -39,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path.name} cannot be written to {path.parent} ({error.strerror or error}); "
+            f"{what or path.name} cannot be written to {path.parent} ({error.strerror or error}); "
             "make room and give permission there, or choose another folder"
         ) from error
 

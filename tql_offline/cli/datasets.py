@@ -59,8 +59,11 @@ def list_datasets(
         rows = [_row(entry, place) for entry, place in shown if entry.suite == name]
         if rows:
             print_table(f"{title(name)}: {len(rows)} datasets", columns, rows, whole=True)
-    if not shown:
-        say("no such dataset" + (" on this machine" if installed else "") + _nearest(text, suite))
+    if not shown and installed:
+        say("no such dataset on this machine" + _nearest(text, suite))
+    elif not shown:
+        near = _nearest(text, suite) or "; `tql-offline datasets list` has all names"
+        raise InputError(f"no dataset's name has {text!r} in it{near}")
 
 
 def _nearest(text: str, suite: str | None) -> str:

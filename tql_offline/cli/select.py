@@ -96,7 +96,7 @@ def _print(
     names = [f"{pool.method} {pool.size}".strip() for pool, _ in curves]
     low, high = curves[0][0].bounds
     digits = digits_of(high - low > _COARSE)
-    played = [f"{len(p.runs)} runs × {min(map(len, p.episodes))}" for p, _ in curves]
+    played = [f"{len(p.runs)} runs × {_range([*map(len, p.episodes)])}" for p, _ in curves]
     rows = [
         ["runs × episodes", *played],
         ["0", *(f"{curve.blind:.{digits}f}" for _, curve in curves)],
@@ -106,6 +106,11 @@ def _print(
     rows.append(["all", *(f"{curve.by_all:.{digits}f}" for _, curve in curves)])
     title = f"{task}: {unit} after so many episodes ({setting})"
     print_table(title, ["episodes#", *(f"{name}#" for name in names)], rows)
+
+
+def _range(counts: "Sequence[int]") -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _cell(curve: "SelectionCurve", pull: int, digits: int) -> str:

@@ -336,6 +336,10 @@ def _load(config: Config) -> "Dataset":
     )
 
 
+_AS_TOML = {"True": "true", "False": "false"}
+"""Python's spelling of values."""
+
+
 def assign(flags: dict[str, Any], assignment: str) -> None:
     """Put `table.key=value` into nested flags; the value is TOML, or a bare word."""
     import tomllib
@@ -344,7 +348,7 @@ def assign(flags: dict[str, Any], assignment: str) -> None:
     if not equals or not dotted.strip():
         raise InputError(f"--set {assignment!r} is not of the form key=value; correct it")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {_AS_TOML.get(text, text)}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
     *tables, key = dotted.strip().split(".")

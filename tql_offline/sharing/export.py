@@ -117,7 +117,7 @@ def _write(
     model: ModelFolder, config: Config, acting: Acting, facts: dict[str, Any], onnx: bool
 ) -> Comparison | None:
     shutil.rmtree(model.path, ignore_errors=True)
-    with writing(model.path):
+    with writing(model.path, "the model"):
         model.path.mkdir(parents=True)
         for name, network in acting.networks.items():
             checkpoint.save_network(network, model.path / f"{name}.safetensors")

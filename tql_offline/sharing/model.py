@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tql_offline.agents import numpy_policy
 from tql_offline.config import OBJECTIVES, Config, read_complete
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, quoted, shown
 from tql_offline.eval.noise import noise_generator
 from tql_offline.files import read_json
 from tql_offline.runs import MODEL_DOCUMENT, RunFolder
@@ -251,7 +251,7 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
     """
     if not model.document.is_file():
         is_run = RunFolder(model.path).checkpoints.is_dir()
-        mend = f"run `tql-offline export {model.path}`" if is_run else "check the path"
+        mend = f"run `tql-offline export {quoted(model.path)}`" if is_run else "check the path"
         raise InputError(f"{model.path} is not a model folder (it has no model.json); {mend}")
     facts = read_json(model.document)
     if facts.get("schema") != SCHEMA:

@@ -83,7 +83,7 @@ def save(
     aside = part_of(final)
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with writing(final):
+        with writing(final, f"checkpoint {state.step}"):
             aside.mkdir(parents=True)
             for name, network in agent.networks.items():
                 save_network(network, aside / f"{name}.safetensors")

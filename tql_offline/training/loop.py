@@ -11,7 +11,7 @@ import torch
 
 from tql_offline.agents import Agent
 from tql_offline.config import Config, is_own
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, quoted
 from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
@@ -123,7 +123,7 @@ def _take_turns(
 
 def _how_to_go_on(folder: RunFolder) -> str:
     last = _last_checkpoint(folder) or "none yet"
-    return f"last checkpoint {last}, `tql-offline train --resume {folder.path}` goes on"
+    return f"last checkpoint {last}, `tql-offline train --resume {quoted(folder.path)}` goes on"
 
 
 def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:

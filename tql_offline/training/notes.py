@@ -6,7 +6,7 @@ from contextlib import suppress
 from tql_offline.agents import make_agent_of_shapes
 from tql_offline.config import is_own
 from tql_offline.datasets.checks_of_numbers import LARGE_OBSERVATION, large_dims
-from tql_offline.errors import listed
+from tql_offline.errors import listed, quoted
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.arithmetic import flops_of, why_uncounted
 from tql_offline.training.compile import Updates, wants_c_kernels
@@ -53,7 +53,7 @@ def _unscored(begun: Begun) -> Iterator[str]:
     if begun.setup.dataset.env_id is not None and not begun.setup.config.evaluation.enabled:
         yield (
             "note: policies are not scored while training; "
-            f"`tql-offline eval {begun.folder.path} --missing` scores them later"
+            f"`tql-offline eval {quoted(begun.folder.path)} --missing` scores them later"
         )
 
 

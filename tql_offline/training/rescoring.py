@@ -7,7 +7,7 @@ from typing import Any
 
 from tql_offline.agents import Agent
 from tql_offline.config import Config
-from tql_offline.errors import InputError, listed, numbered, shown
+from tql_offline.errors import InputError, listed, numbered, quoted, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
@@ -210,7 +210,7 @@ def _record_environment(
     if not is_complete(folder, scored):
         raise InputError(
             f"run {folder.path} is not finished, and --env is for finished runs; go on with it by "
-            f"`tql-offline train --resume {folder.path}`"
+            f"`tql-offline train --resume {quoted(folder.path)}`"
         )
     dims = state.observation_dim, state.action_dim
     bounds = action_bounds(provenance["dataset"], state.action_dim, folder.provenance)

@@ -169,6 +169,7 @@ def _load_newest(folder: RunFolder, setup: Setup, reporter: Reporter) -> int:
             f"run {folder.path} has no checkpoint that can be read ({damaged[0][1]}); "
             "restore one from a copy, or train the run anew"
         )
+    reporter.noted(f"note: run {folder.path} has no checkpoint yet, so it begins again")
     return 0
 
 

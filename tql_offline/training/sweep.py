@@ -29,7 +29,7 @@ from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import kind_of
 from tql_offline.documents import flatten, is_whole
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, quoted
 from tql_offline.files import discard_folder, read_json, writing
 from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
@@ -499,7 +499,7 @@ def last_evaluation(folder: RunFolder) -> dict[str, Any] | None:
     if not all(_is_summary(line) for line in lines):
         raise InputError(
             f"{folder.result} has no usable 'evaluations'; move run {folder.path} away, or run "
-            f"`tql-offline eval {folder.path}`"
+            f"`tql-offline eval {quoted(folder.path)}`"
         )
     learned = [line for line in lines if line["policy"] == "learned"]
     return max(learned, key=lambda line: int(line["step"]), default=None)
