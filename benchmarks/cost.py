@@ -18,7 +18,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from tql_offline.agents import make_agent
 from tql_offline.batch import Batch
 from tql_offline.config import Config, resolve
-from tql_offline.networks import SIZES, MLPCritic, TransformerCritic, cpu_kernels, kernels
+from tql_offline.networks import (
+    SIZES,
+    MLPCritic,
+    PerceiverCritic,
+    cpu_kernels,
+    kernels,
+)
+from tql_offline.networks.mlp_critic import parameters_of_size
 from tql_offline.training.arithmetic import flops_per_update
 
 OBSERVATION_DIM, ACTION_DIM, BATCH = 37, 5, 256
@@ -30,7 +37,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "conservative, n = 1": {"objective": "conservative", "conservative": {"samples": 1}},
     "conservative, n = 4": {"objective": "conservative", "conservative": {"samples": 4}},
     "conservative, n = 10": {"objective": "conservative"},
+    "the same, max-backup": {"objective": "conservative", "conservative": {"backup": "best"}},
 }
+"""Of the transformer and the MLP; the Perceiver has one, pac."""
 
 
 ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds (and how many times those of flow),
@@ -38,8 +47,9 @@ and memory kept for the backward pass on a CPU without the kernels in C. What a 
 such as the tables of the first projection, is shared out. Times 2 × {BATCH} the first are
 `flops_per_update` of `result.json`, so of rebrac, whose policy steps at every other update, the
 mean; its memory is that of an update with the policy's step. The conservative objective evaluates
-the critic at 3n sampled actions per state more; `conservative.rows_at_once` bounds the memory of
-these to one pass, at the price of one forward pass more."""
+the critic at 3n sampled actions per state more, and with max-backup the target's at n;
+`conservative.rows_at_once` bounds the memory of these to one pass, at the price of one forward pass
+more. That of pac grows by the square of its values (201), for the projection of the target."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +112,20 @@ def kept_bytes(config: Config, rows: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def parameters(size: str) -> tuple[int, int]:
-    """Parameters of the transformer and of the MLP critic."""
-    with torch.device("meta"):
-        critics = [
-            kind.of_size(size, OBSERVATION_DIM, ACTION_DIM)
-            for kind in (TransformerCritic, MLPCritic)
-        ]
-    transformer, mlp = (sum(p.numel() for p in critic.parameters()) for critic in critics)
-    return transformer, mlp
-
-
 def size_table() -> Iterator[str]:
-    """Markdown rows: the two critics of each size."""
-    yield "| size | transformer | MLP | MLP / transformer | MLP hidden layers |"
-    yield "|---|---|---|---|---|"
+    """Markdown rows: the three critics of each size."""
+    yield "| size | transformer | MLP | ratio | MLP hidden layers | Perceiver | ratio | its width |"
+    yield "|---|---|---|---|---|---|---|---|"
+    dims = (OBSERVATION_DIM, ACTION_DIM)
     for size in SIZES:
-        transformer, mlp = parameters(size)
         with torch.device("meta"):
-            member = MLPCritic.of_size(size, OBSERVATION_DIM, ACTION_DIM).members[0]
-        width = next(p for p in member.parameters() if p.ndim == 2).shape[0]
-        row = (size, f"{transformer:,}", f"{mlp:,}", f"{mlp / transformer:.3f}", f"2 × 4 × {width}")
-        yield f"| {' | '.join(row)} |"
+            mlp, perceiver = MLPCritic.of_size(size, *dims), PerceiverCritic.of_size(size, *dims)
+        wanted = parameters_of_size(size, *dims, depth=2, ensemble=2)
+        counts = [sum(p.numel() for p in critic.parameters()) for critic in (mlp, perceiver)]
+        of_mlp, of_perceiver = (f"{count:,} | {count / wanted:.3f}" for count in counts)
+        width = next(p for p in mlp.parameters() if p.ndim == 2).shape[0]
+        row = (size, f"{wanted:,}", of_mlp, f"2 × 4 × {width}", of_perceiver)
+        yield f"| {' | '.join(row)} | {perceiver.latents.shape[1]} |"
 
 
 def cost_table(kind: str, sizes: list[str]) -> Iterator[str]:
@@ -131,7 +133,8 @@ def cost_table(kind: str, sizes: list[str]) -> Iterator[str]:
     yield f"| {kind} | {' | '.join(sizes)} |"
     yield "|---|" + "---|" * len(sizes)
     flow: dict[str, Cost] = {}
-    for name, settings in OBJECTIVES.items():
+    of_perceiver = {"pac": {"objective": "pac"}}
+    for name, settings in (of_perceiver if kind == "perceiver" else OBJECTIVES).items():
         costs = {size: cost(settings, kind, size) for size in sizes}
         flow = flow or costs  # the first row
         cells = (cell(costs[size], flow[size]) for size in sizes)
@@ -155,11 +158,13 @@ def main() -> None:
     )
     print("dims, 43 tokens), ensembles of two, policies of 4×512.\n")
     print("## Parameters\n")
-    print("An MLP critic has as many parameters as the transformer of its size, to 5 % (a test).\n")
+    print(
+        "The critics of a size have as many parameters, to 5 % (a test); PAC's is the Perceiver.\n"
+    )
     print("\n".join(size_table()))
     print("\n## One update\n")
     print(ABOUT)
-    for kind in ("transformer", "mlp"):
+    for kind in ("transformer", "mlp", "perceiver"):
         print()
         print("\n".join(cost_table(kind, sizes)))
 

@@ -9,6 +9,17 @@ at the quantiles that make a mean's interval as wide as Student's t (Hesterberg,
 teachers should know about the bootstrap", section 5.2); with too few runs for such a quantile,
 there are no bounds. tests/test_statistics.py simulates the coverage of every interval;
 docs/leaderboard.md says where they fail.
+
+Where the intervals of numbers elsewhere come from:
+
+    a run's success rate        wilson_interval, n the different episodes (measured.CountedScore)
+    a cell, an average          estimate_mean (leaderboard, averages, scaling)
+    IQM, median; rank           estimate; averages._rank_estimates
+    a difference; by size       estimate_difference, estimate_gain, size_trend (scaling)
+    a profile                   estimate_profile
+    a model card's scores       wilson_interval, t_interval over episodes (sharing/scores.py)
+    what `select` chooses       a jackknife over runs (selection.py)
+    fitted Q evaluation         Student's t over networks (training/fqe.py)
 """
 
 import itertools

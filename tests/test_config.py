@@ -12,11 +12,11 @@ from command_line import command
 
 from tql_offline.agents.controlled_critic import make_control, make_critic
 from tql_offline.cli.train import assign
-from tql_offline.config import _EARLIER, Config, read_complete, resolve, validate
+from tql_offline.config import _EARLIER, OBJECTIVES, Config, read_complete, resolve, validate
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
 from tql_offline.presets import family_of, presets
-from tql_offline.setting_effects import copies, idle_of
+from tql_offline.setting_effects import _TABLES, copies, idle_of
 from tql_offline.settings_page import reference
 from tql_offline.training.suite import expand, read_suite
 
@@ -262,6 +262,17 @@ def test_a_complete_config_file_takes_no_other_preset_of_any_kind(tmp_path):
 )
 def test_settings_that_a_method_does_not_use_are_known(preset, given, idle):
     assert idle_of(resolve(given, preset=preset), given) == idle
+
+
+def test_a_new_objective_may_read_every_table(monkeypatch):
+    """Until it says which it reads: else runs that differ in one would count as copies."""
+    monkeypatch.setitem(OBJECTIVES, "awac", "tql_offline.agents.implicit_q:ImplicitQ")
+    given = {"implicit": {"inverse_temperature": 3.0}, "critic": {"reduction": "min"}}
+    assert idle_of(resolve(given | {"objective": "awac"}), given) == []
+
+
+def test_every_objective_says_which_tables_it_reads():
+    assert set(_TABLES) == set(OBJECTIVES)
 
 
 def test_settings_without_effect_are_told_and_the_config_is_printed(capsys):

@@ -18,7 +18,7 @@ def test_the_page_has_the_parameter_counts():
         assert row in page.splitlines(), "run `python benchmarks/cost.py > docs/cost.md`"
 
 
-@pytest.mark.parametrize("kind", ["transformer", "mlp"])
+@pytest.mark.parametrize("kind", ["transformer", "mlp", "perceiver"])
 def test_the_page_has_the_costs_of_an_update(kind, monkeypatch):
     some = ("flow", "implicit", "conservative, n = 1")
     monkeypatch.setattr(cost, "OBJECTIVES", {name: cost.OBJECTIVES[name] for name in some})

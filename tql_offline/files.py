@@ -1,7 +1,7 @@
 """Writing files so that no reader ever sees half of one, and reading JSON that may be hostile.
 
 A file is written under another name and renamed into place; what a killed process left behind is
-recognised by its name (`remove_parts`).
+recognised by its name (`remove_parts`; conversions and videos have names of their own).
 """
 
 import json

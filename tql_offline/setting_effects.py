@@ -3,8 +3,21 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own
+from tql_offline.config import FLOW_POLICIES, Config
 from tql_offline.documents import flatten
+
+_TABLES = {
+    "flow": (),
+    "implicit": ("implicit",),
+    "conservative": ("conservative",),
+    "rebrac": ("rebrac",),
+    "floq": ("floq",),
+    "pac": ("pac",),
+    "cloning": ("cloning",),
+}
+"""Objective → tables of methods that it reads, besides `flow`, which every policy reads.
+
+An objective that is not here may read any."""
 
 CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
 
@@ -18,7 +31,7 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
         objective: the objective.
         flat: a run's flattened settings.
     """
-    idle = [] if is_own(objective) else _of_others(objective)
+    idle = _of_others(objective) if objective in _TABLES else []
     if objective == "cloning":
         idle += ["critic.", "entropy.", "discount", "n_step", "polyak"]
         idle += ["optimizer.critic_lr", "optimizer.weight_decay"]
@@ -40,8 +53,8 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
 
 
 def _of_others(objective: str) -> list[str]:
-    # The table `flow` is of more than that objective: every policy has `hidden` and `flow_steps`.
-    idle = [f"{name}." for name in OBJECTIVES if name not in (objective, "flow")]
+    tables = {name for read in _TABLES.values() for name in read}
+    idle = [f"{name}." for name in sorted(tables - {*_TABLES[objective]})]
     return idle if objective in FLOW_POLICIES else [*idle, "flow.alpha", "critic.reduction"]
 
 

@@ -1,4 +1,4 @@
-"""The command line: one file per command, each a few lines over the library."""
+"""The command line: one file per command, with its flags, its sentences and little else."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,18 @@
-"""Resuming a stopped run from its last checkpoint, or a finished one for more updates."""
+"""Resuming a stopped run from its last checkpoint, or a finished one for more updates.
+
+Why it ends in the same bits, and where that is done:
+
+- A step ends in this order: log, save, score (`loop._train`), so that a checkpoint exists before
+  its scores and scores are only ever of saved weights.
+- A checkpoint holds networks, optimizers, the generator of samples and noise, and the metrics since
+  the last log step (checkpoint.py, metrics.py). Learning rates follow from the step.
+- What was written after it is taken back: lines of metrics, timing, warnings and evaluations of
+  later steps (`files.rewind_jsonl`), and temporary files.
+- Scores that are due and missing are made from their own checkpoints first, by the same episodes
+  and noise, which come from seeds (`RunScorer.catch_up`, eval/noise.py).
+- The data must have the recorded digest (data.py), the kind of device must be the same, and the
+  watch rules see the logged lines again (`run._training`).
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
