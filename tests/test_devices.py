@@ -42,6 +42,8 @@ def data(tmp_path_factory):
 def settings(data, device, **over):
     execution = {"compile": "off", "updates_per_launch": 10} | over.pop("execution", {})
     whole = SETTINGS | {"device": device, "dataset": {"name": str(data.path)}} | over
+    if over.get("objective") == "pac":
+        whole |= {"critic": {"size": "tiny", "kind": "perceiver"}}
     return resolve(whole | {"execution": execution})
 
 
@@ -65,7 +67,7 @@ def assert_same(one, other, device):
         torch.testing.assert_close(other[name], tensor, **near, msg=name)
 
 
-OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq")
+OBJECTIVES = ("flow", "implicit", "conservative", "rebrac", "floq", "pac")
 WAYS: list[Any] = [
     # Such runs are what test_export.py exports.
     *(slowly("cpu", objective, {}) for objective in OBJECTIVES),
