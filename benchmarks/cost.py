@@ -42,14 +42,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """Of the transformer and the MLP; the Perceiver has one, pac."""
 
 
-ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds (and how many times those of flow),
+ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds (and how many times those of the first row),
 and memory kept for the backward pass on a CPU without the kernels in C. What a batch needs once,
 such as the tables of the first projection, is shared out. Times 2 × {BATCH} the first are
 `flops_per_update` of `result.json`, so of rebrac, whose policy steps at every other update, the
 mean; its memory is that of an update with the policy's step. The conservative objective evaluates
 the critic at 3n sampled actions per state more, and with max-backup the target's at n;
 `conservative.rows_at_once` bounds the memory of these to one pass, at the price of one forward pass
-more. That of pac grows by the square of its values (201), for the projection of the target."""
+more. Those of pac hold the square of its 201 values, for the projection of its target."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from own_data import write_own
 from stand_ins import SilentSweep, raising
 
 from tql_offline.cli import main
@@ -914,9 +915,21 @@ def test_a_sweep_counts_what_it_will_cost(suite, tmp_path, capsys):
     said = " ".join(output.out.split())
     assert code == 0
     assert "What 4 unfinished runs cost" in said
-    assert "2 runs are on data that are in no catalogue" in said
+    assert "2 runs are left out of the FLOPs, as their data are not here" in said
     assert f"in all {found['TQL', 'tiny'].flops / 2 + found['BC', ''].flops / 4:.3g} FLOPs" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_runs_on_ones_own_data_will_cost_is_counted(suite, tmp_path):
+    own = write_own(tmp_path / "mine.npz", (9, 9), 3)
+    read = suite(
+        f"seeds = [0, 1]\n[settings]\nsteps = 7\ncritic.size = 'tiny'\ndataset.name = '{own}'\n"
+        "[axis.method.tql]\n"
+    )
+    runs = expand(read, {}, 1)
+    (cost,) = costs(runs)
+    assert (cost.runs, cost.uncounted) == (2, 0)
+    assert cost.flops == 2 * 7 * flops_per_update(runs[0].config, 3, 2)
 
 
 def test_a_run_goes_on_with_data_that_were_moved(small, tmp_path, capsys):

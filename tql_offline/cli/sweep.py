@@ -131,8 +131,8 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
     flops, uncounted = sum(c.flops for c in found), sum(c.uncounted for c in found)
     if uncounted:
         say(
-            f"{uncounted:,} runs are on data that are in no catalogue, and are left out of the "
-            "FLOPs: a run's own are 'flops_per_update' in its provenance.json"
+            f"{uncounted:,} runs are left out of the FLOPs, as their data are not here and in no "
+            "catalogue, or their method cannot be counted"
         )
     if not flops:
         return

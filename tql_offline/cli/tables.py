@@ -115,9 +115,12 @@ def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
         return
     by_success = all(scores_success(line["protocol"]) for line in lines)
     seeds = ("seed#",) if all("seed" in line for line in lines) else ()
+    played = {(line["protocol"]["name"], len(line["episodes"])) for line in lines}
+    protocols = ("protocol",) if len(played) > 1 else ()
     rows = [
         (
             *(str(line["seed"]) for _ in seeds),
+            *(f"{line['protocol']['name']}" for _ in protocols),
             str(line["policy"]),
             f"{line['step']:,}",
             *(_successes(line) if by_success else (f"{line['score']:.4g}",)),
@@ -127,7 +130,9 @@ def print_evaluations(lines: Iterable[dict[str, Any]]) -> None:
         for line in lines
     ]
     score = ("successes#", "success (95 % Wilson)#") if by_success else ("score#",)
-    print_table("Scores", (*seeds, "policy", "updates#", *score, "return#", "steps#"), rows)
+    print_table(
+        "Scores", (*seeds, *protocols, "policy", "updates#", *score, "return#", "steps#"), rows
+    )
 
 
 def _successes(line: Mapping[str, Any]) -> tuple[str, str]:

@@ -318,22 +318,14 @@ def _load(config: Config) -> "Dataset":
     """The config's data; the embedded dataset is collected on the spot where it is missing."""
     from tql_offline.datasets.collect import total_steps
     from tql_offline.datasets.embedded import EPISODES, is_installed, load_embedded
-    from tql_offline.datasets.load import load
+    from tql_offline.training.data import load_named
 
     wanted = config.dataset
     if wanted.name == DEFAULT_DATASET and not wanted.path and not is_installed(wanted.name):
         say(f"{wanted.name} is not here yet: collecting {EPISODES} episodes of it")
         with progress_bar("collecting", total_steps(wanted.name, EPISODES)) as progress:
             return load_embedded(progress.add)
-    path = Path(wanted.path) if wanted.path else None
-    return load(
-        wanted.name,
-        path,
-        wanted.env_id or None,
-        wanted.slices,
-        allow_broken=wanted.allow_broken,
-        action_bounds=wanted.action_bounds,
-    )
+    return load_named(wanted)
 
 
 _AS_TOML = {"True": "true", "False": "false"}

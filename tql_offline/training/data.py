@@ -6,16 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.config import Config
+from tql_offline.config import Config, DataConfig
 from tql_offline.datasets.action_bounds import as_setting, bounds_by_dim
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.load import Dataset
+from tql_offline.datasets.load import Dataset, load
 from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import InputError, shown
 from tql_offline.runs import RunFolder
 from tql_offline.training.result import read_provenance
+
+
+def load_named(wanted: DataConfig) -> Dataset:
+    """Load the data that settings name.
+
+    Raises:
+        InputError: as for `load`.
+    """
+    return load(
+        wanted.name,
+        Path(wanted.path) if wanted.path else None,
+        wanted.env_id or None,
+        wanted.slices,
+        allow_broken=wanted.allow_broken,
+        action_bounds=wanted.action_bounds,
+    )
 
 
 def refuse_other_data(config: Config, dataset: Dataset) -> None:

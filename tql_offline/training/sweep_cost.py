@@ -5,10 +5,13 @@ No rate of a device is assumed: `bench` measures one, and operations divided by 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
-from tql_offline.config import Config
+from tql_offline.config import Config, DataConfig
 from tql_offline.datasets.catalogue import find_or_none
+from tql_offline.errors import InputError
 from tql_offline.training.arithmetic import flops_per_update
+from tql_offline.training.data import load_named
 from tql_offline.training.suite import PlannedRun
 
 
@@ -22,7 +25,8 @@ class MethodCost:
         runs: number of runs.
         updates: of all of them.
         flops: operations of the matrix products in their updates; a multiply-add is two.
-        uncounted: runs on data whose dims are in no catalogue, which `flops` leaves out.
+        uncounted: runs whose operations are not known, which `flops` leaves out: their data are
+            not here and in no catalogue, or of images, or a method of one's own cannot be counted.
     """
 
     method: str
@@ -39,7 +43,7 @@ def costs(
     """The cost of runs by method and size, in the order of their first run.
 
     Args:
-        runs: the runs, none of which is read from disk.
+        runs: the runs; data in no catalogue are loaded, once, for their dims.
         counted: called with 1 after each run.
     """
     groups: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
@@ -64,8 +68,19 @@ def _cost(method: str, size: str, found: list[tuple[int, int | None]]) -> Method
 
 def _flops(config: Config) -> int | None:
     """Operations of all updates of a run; None if its data's dims are not known."""
-    entry = find_or_none(config.dataset.name)
-    if entry is None or entry.observation_dim is None or entry.action_dim is None:
-        return None
-    flops = flops_per_update(config, entry.observation_dim, entry.action_dim)
+    dims = _dims(config.dataset)
+    flops = flops_per_update(config, *dims) if dims else None
     return None if flops is None else config.steps * flops
+
+
+@cache
+def _dims(wanted: DataConfig) -> tuple[int, int] | None:
+    entry = find_or_none(wanted.name)
+    if entry and entry.observation_dim is not None and entry.action_dim is not None:
+        return entry.observation_dim, entry.action_dim
+    try:
+        episodes = load_named(wanted).episodes
+    except InputError:  # said where they are trained on
+        return None
+    shape = episodes.observations.shape[1:]
+    return (*shape, episodes.actions.shape[1]) if len(shape) == 1 else None
