@@ -42,7 +42,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """Of the transformer and the MLP; the Perceiver has one, pac."""
 
 
-ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds (and how many times the first row's),
+ABOUT = f"""Per transition of a batch of {BATCH}: multiply-adds, how many times the first row's,
 and memory kept for the backward pass on a CPU without the kernels in C. What a batch needs once,
 such as the tables of the first projection, is shared out. Times 2 × {BATCH} the first are
 `flops_per_update` of `result.json`, so of rebrac, whose policy steps at every other update, the

@@ -61,12 +61,13 @@ MAX_ACTION = 1e30
 MIN_ACTION_RANGE = 1e-30
 _SUITE_TABLES = ("axis", "settings", "collect")
 """Tables that a suite has and a config has not."""
-_IN_COMPLETE = {
-    *("seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"),
+_IN_COMPLETE = {"seed", "steps", "batch_size", "discount", "n_step", "device", "tracker", "preset"}
+"""Settings that complete ones of any version have."""
+_IN_WRITTEN = _IN_COMPLETE | {
     *("dataset", "critic", "entropy", "flow", "implicit", "conservative", "optimizer"),
-    *("execution", "watch", "evaluation"),
+    "evaluation",
 }
-"""Settings and tables by which complete ones of any version are told from a user's own."""
+"""With tables, by which a run's config.toml is told from a file of a user's own."""
 _EARLIER: dict[str, dict[str, Any]] = {
     "critic": {"counted": "ensemble"},
     "conservative": {"backup": "sample", "importance_weights": True},
@@ -720,7 +721,7 @@ def _read_config(file: Path) -> dict[str, Any]:
             f"{file} is a suite of runs, with tables {', '.join(tables)}, and no settings of one; "
             f"train them by `tql-offline sweep {shlex.quote(str(file))}`"
         )
-    return as_its_version(document)
+    return as_its_version(document) if document.keys() >= _IN_WRITTEN else document
 
 
 def _refuse_other_preset(
@@ -731,7 +732,7 @@ def _refuse_other_preset(
     The file sets everything, so what a preset sets for the new data, objective or size would not
     take effect, except where the flags set the same.
     """
-    if not from_file.keys() >= _IN_COMPLETE:
+    if not from_file.keys() >= _IN_WRITTEN:
         return
     documents = from_file, merge(from_file, flags)
     before, now = (merge(_what_presets_set(document), flags) for document in documents)
@@ -750,9 +751,9 @@ def _what_presets_set(complete: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_its_version(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete settings, with what their version did where it lacked a setting of today's.
+    """A run's settings, with what their version did where it lacked a setting of today's.
 
-    Settings that are not complete, such as those of a user's own file, stay as they are.
+    Those that are not complete stay as they are.
     """
     if not document.keys() >= _IN_COMPLETE:
         return dict(document)
