@@ -49,7 +49,7 @@ such as the tables of the first projection, is shared out. Times 2 × {BATCH} th
 mean; its memory is that of an update with the policy's step. The conservative objective evaluates
 the critic at 3n sampled actions per state more, and with max-backup the target's at n;
 `conservative.rows_at_once` bounds the memory of these to one pass, at the price of one forward pass
-more. Those of pac hold the square of its 201 values, for the projection of its target."""
+more."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,21 @@ def test_an_error_is_least_at_the_target_itself():
     assert least < math.log(3)
 
 
+def test_targets_have_all_digits_beside_products_in_bfloat16():
+    logits, values = torch.randn(4, 201), torch.linspace(-200, 0, 201)
+    p, rewards = torch.softmax(logits, -1), torch.full((4,), -0.3)
+
+    def terms():
+        target = projected_target(p, values, rewards, torch.full((4,), 0.99))
+        error = categorical_error(logits, target)
+        return (*target.unbind(), expected_value(logits, values), error)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        have = terms()
+    for one, other in zip(have, terms(), strict=True):
+        assert torch.equal(one, other)
+
+
 def attended(block, x, queries, context, projections):
     """A block's two updates of the vectors x, one head at a time."""
     inputs = (queries, context, context)
@@ -127,7 +142,7 @@ def test_logits_are_those_of_the_definition_one_transition_at_a_time(depth):
         torch.testing.assert_close(have, torch.stack(wanted), rtol=1e-10, atol=1e-10)
         q, entropy = critic(states, actions, return_entropy=True)
         means = torch.softmax(have, dim=-1) @ critic.values
-    assert torch.equal(q, means.unsqueeze(-1))
+    torch.testing.assert_close(q, means.unsqueeze(-1))
     assert torch.equal(q, expected_value(have, critic.values).unsqueeze(-1))
     assert entropy.shape == (0, 2)
 

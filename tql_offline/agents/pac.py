@@ -18,7 +18,12 @@ from tql_offline.agents.controlled_critic import entropy_metrics
 from tql_offline.agents.flow_q import FlowQ, Noise
 from tql_offline.batch import Batch
 from tql_offline.networks import PerceiverCritic
-from tql_offline.objectives.pac import categorical_error, expected_value, projected_target
+from tql_offline.objectives.pac import (
+    categorical_error,
+    expected_value,
+    projected_target,
+    weighted_mean,
+)
 
 
 class PAC(FlowQ):
@@ -44,7 +49,7 @@ class PAC(FlowQ):
         error = categorical_error(logits, target)
         assert error.shape == batch.rewards.shape
         loss = error.mean()
-        q, target_q = expected_value(logits, values), target @ values
+        q, target_q = expected_value(logits, values), weighted_mean(target, values)
         return loss, {
             "critic_loss": loss,
             "td_loss": (q - target_q).square().mean(),

@@ -13,7 +13,14 @@ def expected_value(
     logits: Float[Tensor, "*rows atom"], values: Float[Tensor, "atom"]
 ) -> Float[Tensor, "*rows"]:
     """`Σ_i p_i·z_i`, the mean of the distribution."""
-    return torch.softmax(logits, dim=-1) @ values
+    return weighted_mean(torch.softmax(logits, dim=-1), values)
+
+
+def weighted_mean(
+    probabilities: Float[Tensor, "*rows atom"], values: Float[Tensor, "atom"]
+) -> Float[Tensor, "*rows"]:
+    """`Σ_i p_i·z_i`; not as a product of matrices, which would have fewer digits in bfloat16."""
+    return (probabilities * values).sum(dim=-1)
 
 
 def projected_target(
@@ -35,10 +42,10 @@ def projected_target(
     """
     shifted = rewards.unsqueeze(-1) + discounts.unsqueeze(-1) * values
     shifted = torch.clamp(shifted, values[0], values[-1])
-    # As a sum over all pairs and not as a scattered one, whose order varies on a GPU.
+    # As a sum over all pairs: the order of a scattered one varies on a GPU.
     distances = (shifted.unsqueeze(-1) - values).abs() / (values[1] - values[0])
     shares = (1 - distances).clamp_min(0)
-    return (next_probabilities.unsqueeze(1) @ shares).squeeze(1).detach()
+    return (next_probabilities.unsqueeze(-1) * shares).sum(dim=1).detach()
 
 
 def categorical_error(

@@ -24,7 +24,7 @@ from tql_offline.training.trackers import NoTracker, Tracker, flatten
 from tql_offline.training.watch import Warned, Watch, stop_error
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Training:
     """One run in memory.
 
