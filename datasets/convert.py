@@ -17,6 +17,7 @@ A target is written aside, read back, compared with the source and renamed into 
 
 import hashlib
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ FORMATS = ("npz", "hdf5", "minari")
 SCHEMA = "tql-offline-conversion/1"
 _LAST_BYTES = 2**16
 _PART = ".part."
+_OF_MINARI = re.compile(r"data(/metadata\.json|/(main|additional)_data\w*\.hdf5)?")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -129,7 +131,8 @@ def _check_target(target: Path, *, force: bool) -> None:
     found = [path for path in (target, manifest) if path.exists() or path.is_symlink()]
     if found and not force:
         raise InputError(f"{found[0]} exists already; give --force to replace it")
-    if target.is_dir() and (foreign := sorted(p for p in target.iterdir() if p.name != "data")):
+    inside = [*target.iterdir(), *(target / "data").glob("*")] if target.is_dir() else []
+    if foreign := sorted(p for p in inside if not _OF_MINARI.fullmatch(str(p.relative_to(target)))):
         raise InputError(
             f"{foreign[0]} is of no Minari dataset, and --force would remove it; move it away or "
             "name another target"
@@ -238,8 +241,18 @@ def _remove_left(aside: Path, target: Path) -> None:
     """Remove what killed conversions to a target left beside it."""
     for path in aside.parent.glob(f".*{_PART}*"):
         process, _, name = path.name[1:].partition(_PART)
-        if path != aside and process.isdecimal() and name == target.name:
+        if process.isdecimal() and name == target.name and not _is_alive(int(process)):
             remove(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's; on Windows, any
+        return True
+    return True
 
 
 def _digest(column: Array) -> str:

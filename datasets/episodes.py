@@ -28,6 +28,8 @@ from tql_offline.errors import AdvisedError, InputError
 
 Array = NDArray[np.generic]
 
+_MANY_DIMS = 256
+
 ACTION_BOUND = 1 - 1e-5
 """Actions in the data are clipped to ±(1 - 1e-5), as in FQL's code."""
 
@@ -159,8 +161,9 @@ def drop_last_rows(
     lengths = np.asarray(lengths)
     firsts = (np.cumsum(lengths) - lengths).tolist()
     # Of matrices that overlap, NumPy copies the source first; of vectors it does not.
-    is_whole = column.flags.c_contiguous
-    vectors, width = ([column.reshape(-1)], column[:1].size) if is_whole else (_dims(column), 1)
+    vectors, width = _dims(column), 1
+    if column.flags.c_contiguous:
+        vectors, width = [column.reshape(-1)], column[:1].size
     for episode, (first, length) in enumerate(zip(firsts, lengths.tolist(), strict=True)):
         start, stop, shift = width * first, width * (first + length), width * episode
         for numbers in vectors:
@@ -169,5 +172,7 @@ def drop_last_rows(
 
 
 def _dims(column: NDArray[Column]) -> list[NDArray[Column]]:
-    """Each dim's numbers, one for each row."""
+    """Each dim's numbers, one for each row; the whole column if they are too many to go through."""
+    if column[:1].size > _MANY_DIMS:
+        return [column]
     return [column[:, *index] for index in np.ndindex(column.shape[1:])]

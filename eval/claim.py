@@ -48,13 +48,12 @@ def claim_sentences(board: Board, printed: Sequence[PublishedSize]) -> Iterator[
             continue
         ends = sizes[0], sizes[-1]
         names = dict.fromkeys(run.method for run in board.runs if _is_variant(run, method))
-        told = {name: _told_of(board, name, *ends) for name in names}
+        told = {name: text for name in names if (text := _told_of(board, name, *ends))}
         judged = {name: t for name, t in told.items() if not t.startswith(_NO_VERDICT)}
         # Variants with settings that are not the paper's are silent beside one that has them.
         for name, text in (judged or told).items():
-            if text:
-                which = "" if name == method else f"{name}: "
-                yield f"{_printed_change(*ends)} {which}{text}"
+            which = "" if name == method else f"{name}: "
+            yield f"{_printed_change(*ends)} {which}{text}"
 
 
 def _told_of(board: Board, name: str, small: PublishedSize, large: PublishedSize) -> str:

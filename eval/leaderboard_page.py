@@ -190,7 +190,7 @@ def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
 
 
 def unlike_updates(board: Board) -> Iterator[str]:
-    """Yield which columns had how many updates, the fewest first, if runs of one task differ."""
+    """Yield which columns had how many updates, the odd ones first, if runs of a task differ."""
     on_task: dict[str, set[int]] = {}
     columns: dict[int, dict[str, None]] = {}
     for run in board.runs:
@@ -199,7 +199,8 @@ def unlike_updates(board: Board) -> Iterator[str]:
     if any(len(updates) > 1 for updates in on_task.values()):
         ordered = sorted(columns.items(), key=lambda item: (len(item[1]), item[0]))
         told = [f"{grouped(count)} of {listed([*of], MAX_NAMED)}" for count, of in ordered]
-        yield f"Runs of one task differ in their updates: {'; '.join(told[:MAX_NAMED])}."
+        more = f"; and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
+        yield f"Runs of one task differ in their updates: {'; '.join(told[:MAX_NAMED])}{more}."
 
 
 def below_behaviour(board: Board) -> Iterator[str]:

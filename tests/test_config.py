@@ -12,7 +12,15 @@ from command_line import command
 
 from tql_offline.agents.controlled_critic import make_control, make_critic
 from tql_offline.cli.train import assign
-from tql_offline.config import _EARLIER, OBJECTIVES, Config, read_complete, resolve, validate
+from tql_offline.config import (
+    _EARLIER,
+    OBJECTIVES,
+    Config,
+    as_its_version,
+    read_complete,
+    resolve,
+    validate,
+)
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
 from tql_offline.presets import family_of, presets
@@ -514,13 +522,15 @@ def test_settings_that_came_later_mean_in_an_earlier_file_what_was_then(tmp_path
     for table, settings in _EARLIER.items():
         for name in settings:
             del earlier[table][name]
-    del earlier["pac"]
+    for later in ("pac", "floq", "rebrac", "cloning", "watch", "execution", "own"):
+        del earlier[later]
     file = tmp_path / "config.toml"
     file.write_text(tomli_w.dumps(earlier))
     for then in (resolve({}, file=file), read_complete(file)):
         assert (then.conservative.backup, then.conservative.importance_weights) == ("sample", True)
         for table, settings in _EARLIER.items():
             assert {name: getattr(getattr(then, table), name) for name in settings} == settings
+    assert as_its_version(earlier)["optimizer"]["policy_weight_decay"] == 0
 
 
 def test_many_flags_are_no_file_of_an_earlier_version():

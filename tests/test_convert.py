@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -247,7 +248,7 @@ def test_a_target_is_replaced_by_force_alone(tmp_path, target):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("holds", ["thesis.txt", "data/x/thesis.txt"])
+@pytest.mark.parametrize("holds", ["thesis.txt", "data/x/thesis.txt", "data/thesis.txt"])
 def test_a_folder_of_other_things_is_not_replaced(tmp_path, holds):
     np.savez(tmp_path / "a.npz", **made(0))
     kept = tmp_path / "mine" / holds
@@ -272,12 +273,15 @@ def test_a_file_in_the_manifests_place_is_kept(tmp_path):
 
 def test_what_a_killed_conversion_left_goes_with_the_next_one(tmp_path):
     np.savez(tmp_path / "a.npz", **made(0))
-    left, others = tmp_path / ".123.part.b.npz", tmp_path / ".123.part.c.npz"
-    for path in (left, others):
+    gone = 2**22 + 1  # no process has such a number
+    left, others = tmp_path / f".{gone}.part.b.npz", tmp_path / f".{gone}.part.c.npz"
+    at_work = tmp_path / f".{os.getppid()}.part.b.npz"
+    for path in (left, others, at_work):
         path.write_text("half a file")
     convert(tmp_path / "a.npz", tmp_path / "b.npz")
     assert not left.exists()
     assert others.exists()
+    assert at_work.exists()
 
 
 @pytest.mark.parametrize("target", TARGETS)

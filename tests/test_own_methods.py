@@ -410,7 +410,7 @@ def test_a_seed_that_fails_in_any_way_is_told_at_once_and_the_others_end(data, m
     folders = [RunFolder(tmp_path / "runs" / f"r-s{seed}") for seed in range(3)]
     assert [folder.is_finished() for folder in folders] == [True, False, True]
     assert folders[1].checkpoint_steps() == [1]
-    assert f"seed 1: run {folders[1].path} failed: of seed 1" in noted.sentences
+    assert f"seed 1: run {folders[1].path} failed: RuntimeError of seed 1" in noted.sentences
 
 
 @pytest.mark.parametrize(

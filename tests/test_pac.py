@@ -207,6 +207,18 @@ def test_values_are_all_that_rewards_allow(rewards, ends):
     torch.testing.assert_close(steps, steps[:1].expand(4))
 
 
+@pytest.mark.parametrize(("rewards", "discount"), [((-1e37, 0.0), 0.99), ((1.0, 1.000001), 1e-9)])
+def test_values_that_float32_cannot_hold_are_refused(rewards, discount):
+    critic = PerceiverCritic(3, 2, 8, 2)
+    with pytest.raises(InputError, match="are not 201 numbers of float32; scale"):
+        critic.fit(*rewards, discount=discount)
+
+
+def test_a_value_of_states_is_no_perceiver():
+    with pytest.raises(InputError, match="judges actions"):
+        PerceiverCritic.of_size("tiny", 3, 0)
+
+
 def test_the_papers_range_is_that_of_cube_doubles_rewards():
     critic = PerceiverCritic(3, 2, 8, 2)
     critic.fit(-2.0, 0.0, discount=0.99)

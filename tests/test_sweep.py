@@ -915,7 +915,7 @@ def test_a_sweep_counts_what_it_will_cost(suite, tmp_path, capsys):
     said = " ".join(output.out.split())
     assert code == 0
     assert "What 4 unfinished runs cost" in said
-    assert "2 runs are left out of the FLOPs, as their data are not here" in said
+    assert "2 runs are left out of the FLOPs, as their data cannot be loaded" in said
     assert f"in all {found['TQL', 'tiny'].flops / 2 + found['BC', ''].flops / 4:.3g} FLOPs" in said
     assert not (tmp_path / "runs").exists()
 

@@ -528,16 +528,18 @@ def test_a_missing_score_without_a_checkpoint_is_spoken_of(unscored, tmp_path):
     assert {line["step"] for line in read_jsonl(folder.evaluations)} == {10, 20}
 
 
-def test_a_damaged_checkpoint_keeps_no_other_from_its_scores(unscored, tmp_path):
+@pytest.mark.parametrize("damaged", [(5, 15), (15, 20)])
+def test_a_damaged_checkpoint_keeps_no_other_from_its_scores(unscored, tmp_path, damaged):
     folder = RunFolder(shutil.copytree(unscored[0].path, tmp_path / "r"))
-    for step in ("5", "15"):
-        file = folder.checkpoints / step / "policy.safetensors"
+    for step in damaged:
+        file = folder.checkpoints / str(step) / "policy.safetensors"
         file.write_bytes(file.read_bytes()[:-9])
-    said = r"2 checkpoints of run .*/r cannot be scored \(.*/5/policy.*\), the others are; restore"
+    said = rf"2 checkpoints of run .*/r cannot be scored \(.*/{damaged[0]}/policy.*, the others are"
     with pytest.raises(InputError, match=said):
         evaluate_run(folder.path, missing=True, reporter=SilentReporter())
-    assert {line["step"] for line in read_jsonl(folder.evaluations)} == {10, 20}
-    assert {row["step"] for row in read_json(folder.result)["evaluations"]} == {10, 20}
+    sound = {5, 10, 15, 20} - {*damaged}
+    assert {line["step"] for line in read_jsonl(folder.evaluations)} == sound
+    assert {row["step"] for row in read_json(folder.result)["evaluations"]} == sound
 
 
 def test_a_run_is_scored_in_the_environment_of_its_data_alone(unscored, tmp_path, capsys):

@@ -197,7 +197,7 @@ class CriticConfig(Table):
     )
     depth: Few = Field(2, description="blocks; an MLP gets the width of as many parameters")
     ensemble: Few = Field(
-        2, description="heads on the [VALUE] output; of an MLP or floq, whole networks"
+        2, description="heads on the [VALUE] output; of an MLP or floq, whole networks; pac has one"
     )
     reduction: Literal["mean", "min"] = Field(
         "mean",

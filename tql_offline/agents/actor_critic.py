@@ -4,8 +4,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,7 +21,7 @@ from tql_offline.agents.optimizers import (
 )
 from tql_offline.batch import Batch
 from tql_offline.config import Config
-from tql_offline.networks import Normaliser
+from tql_offline.networks import Normaliser, PerceiverCritic
 from tql_offline.networks.critic import Critic
 
 
@@ -52,6 +54,12 @@ class ActorCritic(Agent):
             "control": self.control,
             "normaliser": self.normaliser,
         }
+
+    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
+        """Set the values of a Perceiver to those that the data's rewards allow."""
+        for critic in (self.critic, self.target_critic):
+            if isinstance(critic, PerceiverCritic):
+                critic.fit(float(rewards.min()), float(rewards.max()), self.config.discount)
 
     def make_critic(self) -> Critic:
         """Q(s, a) as the config asks for it."""

@@ -6,11 +6,7 @@ to 0: what the rewards of cube-double's tasks allow at γ = 0.99. Its own weight
 the policy's rate (1e-4) are not taken: optimizer and rates are this package's, as for every method.
 """
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tql_offline.agents.base import Metrics
@@ -31,11 +27,6 @@ class PAC(FlowQ):
 
     critic: PerceiverCritic
     target_critic: PerceiverCritic
-
-    def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Set the values that the data's rewards allow."""
-        for critic in (self.critic, self.target_critic):
-            critic.fit(float(rewards.min()), float(rewards.max()), self.config.discount)
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Cross-entropy with the projected distribution of the target."""

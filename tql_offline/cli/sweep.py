@@ -131,8 +131,8 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
     flops, uncounted = sum(c.flops for c in found), sum(c.uncounted for c in found)
     if uncounted:
         say(
-            f"{uncounted:,} runs are left out of the FLOPs, as their data are not here and in no "
-            "catalogue, or their method cannot be counted"
+            f"{uncounted:,} runs are left out of the FLOPs, as their data cannot be loaded and are "
+            "in no catalogue, or are images, or their method cannot be counted"
         )
     if not flops:
         return

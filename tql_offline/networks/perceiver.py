@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tql_offline.errors import InputError
 from tql_offline.networks.attention import at_least_float32, attention_log_weights, split_heads
 from tql_offline.networks.critic import Critic
 from tql_offline.networks.initialisers import lecun_normal_
@@ -120,8 +121,12 @@ class PerceiverCritic(Critic):
         """The critic with as many parameters as the transformer of a named size, and its heads.
 
         Raises:
-            InputError: there is no such size.
+            InputError: there is no such size, or there are no actions.
         """
+        if not action_dim:
+            raise InputError(
+                "critic.kind 'perceiver' judges actions; a value of states needs another"
+            )
         wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
         heads = SIZES[size].heads
         tokens = observation_dim + latents
@@ -132,12 +137,22 @@ class PerceiverCritic(Critic):
         return cls(observation_dim, action_dim, width, heads, depth, latents, atoms)
 
     def fit(self, least: float, greatest: float, discount: float) -> None:
-        """Set the values to all returns that rewards from `least` to `greatest` allow."""
+        """Set the values to all returns that rewards from `least` to `greatest` allow.
+
+        Raises:
+            InputError: float32 cannot hold or tell apart so many.
+        """
         low = min(least, least / (1 - discount))
         high = max(greatest, greatest / (1 - discount))
         if low == high:  # rewards of 0 alone
             low, high = low - 1, high + 1
-        self.values.copy_(torch.linspace(low, high, len(self.values)))
+        values = torch.linspace(low, high, len(self.values), dtype=torch.float64)
+        self.values.copy_(values)
+        if not (self.values.isfinite().all() and (self.values.diff() > 0).all()):
+            raise InputError(
+                f"returns from {low:g} to {high:g}, as the data's rewards allow, are not "
+                f"{len(values)} numbers of float32; scale rewards by dataset.reward_scale"
+            )
 
     def forward(
         self,

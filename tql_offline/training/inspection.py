@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from tql_offline.eval.inspections import (
     Inspection,
     parse_inspection,
 )
-from tql_offline.files import require_writable, write_atomic, writing, written_aside
+from tql_offline.files import read_json, require_writable, write_atomic, writing, written_aside
 from tql_offline.networks import EntropyController, TransformerCritic
 from tql_offline.networks.critic import Critic
 from tql_offline.training import checkpoint
@@ -47,9 +46,6 @@ MAX_MAP_BYTES = 2**30
 
 DIGITS = 6
 """Significant digits in inspect.json; attention.npz has all."""
-
-_IS_OURS = re.compile(r"attention\.npz|(attention|attention-heads|q)-[0-9]+\.svg")
-"""Names of an inspection's figures and maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,9 +366,9 @@ def _write(
 ) -> None:
     """Write figures and maps, then inspect.json; delete figures of an earlier inspection.
 
-    Files that have only names like theirs, in a folder without an earlier one, are kept.
+    Files that have only names like theirs are kept.
     """
-    again = (folder / DOCUMENT).is_file()
+    earlier = _figures_of(folder)
     text = json.dumps(document, allow_nan=False) + "\n"
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InputError(
@@ -388,11 +384,21 @@ def _write(
         _write_maps(folder / "attention.npz", maps, rows)
     write_atomic(folder / DOCUMENT, text)
     kept = {*drawn, *(["attention.npz"] if maps is not None else [])}
-    left = [path for path in folder.iterdir() if again and _IS_OURS.fullmatch(path.name)]
     with writing(folder / DOCUMENT):
-        for path in left:
-            if path.name not in kept:
-                path.unlink()
+        for name in earlier - kept:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _figures_of(folder: Path) -> set[str]:
+    """Names of the figures and maps of a folder's inspection, if there is one."""
+    try:
+        states = read_json(folder / DOCUMENT, MAX_DOCUMENT_BYTES).get("states")
+    except InputError:
+        return set()
+    rows = [state.get("transition") for state in states or () if isinstance(state, dict)]
+    kinds = ("attention", "attention-heads", "q")
+    figures_ = {f"{kind}-{row}.svg" for kind in kinds for row in rows if isinstance(row, int)}
+    return {"attention.npz", *figures_}
 
 
 def _write_maps(path: Path, maps: NDArray[np.float32], rows: NDArray[np.int64]) -> None:

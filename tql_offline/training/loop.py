@@ -88,7 +88,10 @@ def train(trainings: Sequence[Training]) -> None:
         if not isinstance(error, InputError) and _last_checkpoint(failed.folder):
             error.add_note(_how_to_go_on(failed.folder))  # of an environment, a full disk
     if failures:
-        raise failures[0][1]
+        first = failures[0][1]
+        for failed, error in failures[1:]:
+            first.add_note(f"run {failed.folder.path} failed, too: {_told(error)}")
+        raise first
 
 
 def _take_turns(
@@ -115,10 +118,14 @@ def _take_turns(
                 runs.remove((training, run))
                 failures.append((training, error))
                 if several:
-                    training.reporter.noted(f"run {training.folder.path} failed: {error}")
+                    training.reporter.noted(f"run {training.folder.path} failed: {_told(error)}")
     if was_stopped:
         raise KeyboardInterrupt
     return failures
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__} {error}"
 
 
 def _how_to_go_on(folder: RunFolder) -> str:

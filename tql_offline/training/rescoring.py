@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tql_offline.agents import Agent
 from tql_offline.config import Config
 from tql_offline.errors import InputError, listed, numbered, quoted, shown
@@ -82,7 +84,10 @@ def evaluate_run(
         _refuse_lost_lines(folder, lines, own)
     env_id = _environment_of(folder, env_id)
     torch_device = pick_device(device)
-    state, agent = checkpoint.load_agent(folder, config, step, torch_device)
+    if missing:
+        state, agent = _newest_sound(folder, config, torch_device)
+    else:
+        state, agent = checkpoint.load_agent(folder, config, step, torch_device)
     check_policies(agent, policies, path)
     _record_environment(folder, scored, state, env_id)
     timing = evaluation.success_timing or None
@@ -112,6 +117,25 @@ def evaluate_run(
             f"scored ({faults[0]}), the others are; restore what is damaged from a copy"
         )
     return folder
+
+
+def _newest_sound(
+    folder: RunFolder, config: Config, device: torch.device
+) -> tuple[checkpoint.State, Agent]:
+    """The agent of the newest checkpoint that can be used.
+
+    Raises:
+        InputError: there is none.
+    """
+    first: InputError | None = None
+    for step in reversed(folder.checkpoint_steps()):
+        try:
+            return checkpoint.load_agent(folder, config, step, device)
+        except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
+            first = first or error
+    if first:
+        raise first
+    return checkpoint.load_agent(folder, config, None, device)  # says that there is none
 
 
 def _refuse_lost_lines(folder: RunFolder, lines: list[dict[str, Any]], protocol: str) -> None:
