@@ -7,7 +7,6 @@ complete and is written to the run folder; it is enough to repeat the run withou
 
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
-from tql_offline.errors import InputError, did_you_mean, shown
+from tql_offline.errors import InputError, did_you_mean, quoted, shown
 from tql_offline.presets import (
     DEFAULT_DATASET,
     DEFAULT_OBJECTIVE,
@@ -598,8 +597,8 @@ class Config(Table):
                 f"objective 'pac' learns distributions, but critic.kind is {self.critic.kind!r}; "
                 "set critic.kind to 'perceiver' (--preset pac does)"
             )
-        others = OBJECTIVES.keys() - {"pac", "cloning"}
-        if is_perceiver and self.objective in others and not is_own(self.objective):
+        may_be = self.objective in ("pac", "cloning") or is_own(self.objective)
+        if is_perceiver and not may_be:
             raise ValueError(
                 f"critic.kind 'perceiver' is of objective 'pac', not {self.objective!r}; set "
                 "critic.kind to 'transformer' or 'mlp'"
@@ -719,7 +718,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if tables := [f"[{key}]" for key in _SUITE_TABLES if isinstance(document.get(key), dict)]:
         raise InputError(
             f"{file} is a suite of runs, with tables {', '.join(tables)}, and no settings of one; "
-            f"train them by `tql-offline sweep {shlex.quote(str(file))}`"
+            f"train them by `tql-offline sweep {quoted(file)}`"
         )
     return as_its_version(document) if document.keys() >= _IN_WRITTEN else document
 

@@ -59,9 +59,7 @@ class MLPCritic(Critic):
         Raises:
             InputError: there is no such size.
         """
-        wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
-        together = ensemble if counted == "ensemble" else 1
-        width = matching_width(wanted, observation_dim + action_dim, together)
+        width = width_of_size(size, observation_dim, action_dim, depth, ensemble, counted)
         return cls(observation_dim, action_dim, (width,) * MLP_DEPTH, ensemble)
 
     def forward(
@@ -87,6 +85,25 @@ def parameters_of_size(
     with torch.device("meta"):
         critic = TransformerCritic.of_size(size, observation_dim, action_dim, depth, ensemble)
     return sum(p.numel() for p in critic.parameters())
+
+
+def width_of_size(
+    size: str,
+    observation_dim: int,
+    action_dim: int,
+    depth: int,
+    ensemble: int,
+    counted: Counted,
+    encoded: int = 0,
+) -> int:
+    """The width of MLPs with the parameters of a named size and `encoded` inputs more.
+
+    Raises:
+        InputError: there is no such size.
+    """
+    wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
+    together = ensemble if counted == "ensemble" else 1
+    return matching_width(wanted, observation_dim + action_dim + encoded, together)
 
 
 def mlp_parameters(width: int, input_dim: int, ensemble: int) -> int:

@@ -19,7 +19,7 @@ from tql_offline.networks.attention import at_least_float32, attention_log_weigh
 from tql_offline.networks.critic import Critic
 from tql_offline.networks.initialisers import lecun_normal_
 from tql_offline.networks.mlp_critic import parameters_of_size
-from tql_offline.networks.transformer import NORM_EPS, SIZES, TOKEN_STD, Block
+from tql_offline.networks.transformer import NORM_EPS, SIZES, TOKEN_STD, Block, feed_forward
 from tql_offline.objectives.pac import expected_value
 
 
@@ -35,11 +35,7 @@ class CrossBlock(nn.Module):
         self.kv = lecun_normal_(nn.Linear(width, 2 * width))
         self.out = lecun_normal_(nn.Linear(width, width))
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(
-            lecun_normal_(nn.Linear(width, 4 * width)),
-            nn.GELU(approximate="tanh"),
-            lecun_normal_(nn.Linear(4 * width, width)),
-        )
+        self.mlp = feed_forward(width)
 
     def forward(
         self, x_BMD: Float[Tensor, "B M D"], context_BLD: Float[Tensor, "B L D"]

@@ -62,11 +62,7 @@ class Block(nn.Module):
         self.qkv = lecun_normal_(nn.Linear(width, 3 * width))
         self.out = lecun_normal_(nn.Linear(width, width))
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(
-            lecun_normal_(nn.Linear(width, 4 * width)),
-            nn.GELU(approximate="tanh"),
-            lecun_normal_(nn.Linear(4 * width, width)),
-        )
+        self.mlp = feed_forward(width)
 
     def forward(
         self, x_BLD: Float[Tensor, "B L D"], return_entropy: bool
@@ -275,6 +271,15 @@ class TransformerCritic(Critic):
             slopes.append(embedding.weight.T.expand(count, -1))
             offsets.append((embedding.bias + kind).expand(count, -1))
         return torch.cat(slopes), torch.cat([value, torch.cat(offsets) + self.position])
+
+
+def feed_forward(width: int) -> nn.Sequential:
+    """Linear(D→4D), GELU, Linear(4D→D)."""
+    return nn.Sequential(
+        lecun_normal_(nn.Linear(width, 4 * width)),
+        nn.GELU(approximate="tanh"),
+        lecun_normal_(nn.Linear(4 * width, width)),
+    )
 
 
 def _head(width: int) -> nn.Sequential:

@@ -13,12 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tql_offline.networks.mlp import mlp
-from tql_offline.networks.mlp_critic import (
-    MLP_DEPTH,
-    Counted,
-    matching_width,
-    parameters_of_size,
-)
+from tql_offline.networks.mlp_critic import MLP_DEPTH, Counted, width_of_size
 from tql_offline.objectives.floq import bin_probabilities
 
 BINS = 50
@@ -90,14 +85,11 @@ class ValueFlow(nn.Module):
         Raises:
             InputError: there is no such size.
         """
-        wanted = parameters_of_size(size, observation_dim, action_dim, depth, ensemble)
-        inputs = observation_dim + action_dim + ENCODED
-        together = ensemble if counted == "ensemble" else 1
-        hidden = (matching_width(wanted, inputs, together),) * MLP_DEPTH
+        dims = (observation_dim, action_dim)
+        width = width_of_size(size, *dims, depth, ensemble, counted, ENCODED)
         return cls(
-            observation_dim,
-            action_dim,
-            hidden,
+            *dims,
+            (width,) * MLP_DEPTH,
             ensemble=ensemble,
             discount=discount,
             coverage=coverage,

@@ -140,11 +140,15 @@ def non_finite_parameter(agent: Agent) -> str:
     return next((key for (key, _), fine in zip(named, finite, strict=True) if not fine), "")
 
 
-class DamagedError(AdvisedError):
+class UnusableError(AdvisedError):
+    """A checkpoint that another one of the run may stand in for."""
+
+
+class DamagedError(UnusableError):
     """A checkpoint's files are not what was once written, as after a copy that was cut short."""
 
 
-class MisfitError(AdvisedError):
+class MisfitError(UnusableError):
     """A checkpoint's network is not the one of the run's settings, or not what was once written."""
 
 

@@ -202,7 +202,7 @@ class RunScorer:
             if self.evaluator and (missing := unscored(self.folder, self.config, self.agent, step)):
                 try:
                     agent = self.agent if step == now else self._as_of(step)
-                except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
+                except checkpoint.UnusableError as error:
                     faults.append(error.fault)
                     continue
                 self._score(agent, step, missing)

@@ -131,7 +131,7 @@ def _newest_sound(
     for step in reversed(folder.checkpoint_steps()):
         try:
             return checkpoint.load_agent(folder, config, step, device)
-        except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
+        except checkpoint.UnusableError as error:
             first = first or error
     if first:
         raise first

@@ -166,7 +166,7 @@ def _load_newest(folder: RunFolder, setup: Setup, reporter: Reporter) -> int:
             checkpoint.read_state(saved)
             checkpoint.load_networks(saved, setup.agent)
             checkpoint.load_training_state(saved, setup.agent, setup.generator, setup.window)
-        except (checkpoint.DamagedError, checkpoint.MisfitError) as error:
+        except checkpoint.UnusableError as error:
             damaged.append((saved, error.fault))
             misfits += [error] if isinstance(error, checkpoint.MisfitError) else []
             continue
