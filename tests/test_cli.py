@@ -339,6 +339,21 @@ def test_the_terminal_tells_what_the_protocol_scores(capsys):
         assert ("0/2" in output) == (protocol == "quick")
 
 
+def test_scores_of_several_protocols_are_told_apart(capsys):
+    line = {"step": 10, "policy": "learned", "return_mean": -3.5, "score": 50.0}
+    lines = [
+        line
+        | {"episodes": [{"success": True, "length": 4}] * count}
+        | {"protocol": {"name": name, "version": 1}}
+        for name, count in (("quick:20", 20), ("quick:60", 60))
+    ]
+    print_evaluations(lines)
+    both = capsys.readouterr().out
+    assert all(word in both for word in ("protocol", "quick:20", "quick:60"))
+    print_evaluations(lines[:1])
+    assert "quick:20" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--preset", "bc"], ["--preset", "flow-bc"], ["--preset", "rebrac", "--set", "log_every=1"]],

@@ -243,6 +243,21 @@ def test_sizes_are_compared_within_a_row(tmp_path):
     assert scaling.tasks == ("hopper-medium-v2, environment B-v0",)
 
 
+def test_updates_a_second_and_hours_of_a_size_agree(tmp_path):
+    """All updates over all time: the mean of runs' rates would say 6 of these."""
+    found = measured(read_result(write_result(tmp_path / "r.json")))
+    runs = [
+        replace(found, size=size, parameters=count, seed=seed, updates=100, seconds=seconds)
+        for size, count in (("tiny", 107_458), ("small", 419_714))
+        for seed, seconds in enumerate((10.0, 50.0))
+    ]
+    (board,), _ = make_boards(runs)
+    (scaling,) = scaling_of(board, np.random.default_rng(0))
+    for point in scaling.points:
+        assert point.updates_per_second == pytest.approx(200 / 60)
+        assert 100 / point.updates_per_second == pytest.approx(3600 * point.hours)
+
+
 def test_a_default_task_is_the_task_that_it_is(tmp_path):
     paths = []
     for seed, task in enumerate(("-task2", "", "-task1")):

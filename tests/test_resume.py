@@ -337,7 +337,9 @@ def test_where_no_checkpoint_fits_the_settings_may_be_wrong(data, stopped, tmp_p
     folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
     config = resolve(SETTINGS | {"keep_checkpoints": 3, "flow": {"hidden": [9]}})
     folder.config.write_text(config.to_toml())
-    with pytest.raises(InputError, match="does not fit the run's config.toml"):
+    with pytest.raises(
+        InputError, match="does not fit the run's config.toml .*; restore both from the same"
+    ):
         go_on(data, folder.path)
     assert folder.checkpoint_steps() == [12, 14, 18]
 

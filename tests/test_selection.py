@@ -10,6 +10,7 @@ import pytest
 from command_line import command
 from report_runs import make_run
 
+from tql_offline.cli.select import _print, _table
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.selection import (
     EXPLORATION,
@@ -359,6 +360,16 @@ def test_the_command_prints_a_table_and_writes_the_curves(tmp_path, capsys):
     assert shown in output.out
     again = command(["select", str(tmp_path / "runs"), *flags], capsys)[1]
     assert again.out == output.out
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"), [((20, 60), "2 runs × 20 to 60"), ((20, 20), "2 runs × 20")]
+)
+def test_the_number_of_episodes_is_that_of_all_runs(counts, told, capsys):
+    found = pool(*(np.zeros(count) for count in counts))
+    curve = selection_curve(found, np.random.default_rng(0), arms=2, pulls=4, repeats=5)
+    _print(*_table(found), [(found, curve)])
+    assert f"{told} " in capsys.readouterr().out
 
 
 def test_more_pulls_than_memory_are_refused(tmp_path, capsys):

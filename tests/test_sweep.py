@@ -30,6 +30,7 @@ from tql_offline.training import stopping, sweep
 from tql_offline.training import suite as suites
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.device import gpu_names
+from tql_offline.training.loop import stopping_at_once
 from tql_offline.training.provenance import SWEEP_COMMAND, collect_provenance
 from tql_offline.training.stopping import ENDS_WITH_INPUT
 from tql_offline.training.suite import (
@@ -702,6 +703,14 @@ def test_a_folder_that_may_only_be_read_is_listed(tmp_path, monkeypatch):
     written(tmp_path, NEW.config, result=False)
     monkeypatch.setattr(sweep, "locked", raising(InputError("cannot be written")))
     assert not is_taken(NEW, tmp_path)
+
+
+def test_a_stop_just_before_scores_are_begun_begins_none():
+    stop, begun = stopping.Stop(), []
+    stop.request()
+    with pytest.raises(stopping.Stopped), stopping_at_once(stop):
+        begun.append("scores")
+    assert (begun, stop.at_once) == ([], False)
 
 
 def test_one_stop_may_arrive_as_two_signals(monkeypatch):
