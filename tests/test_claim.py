@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from report_runs import write_result
 from scipy import stats
 
@@ -20,6 +21,7 @@ from tql_offline.eval.measured import measured
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.run_records import read_result
 from tql_offline.eval.variants import effective
+from tql_offline.networks import MLPCritic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -203,6 +205,7 @@ def test_methods_have_the_papers_other_names(tmp_path):
     assert "from the printed change by +0.0 ± " in sentence
 
 
+SIZES_OF_THE_FIGURE = ("small", "medium", "large", "xl")
 BY_MEMBER = {"critic.counted": "member"}
 
 
@@ -229,6 +232,14 @@ def test_sizes_may_count_one_member(tmp_path):
         for counted, text in (("ensemble", usual), ("member", sentence))
     ]
     assert have == sorted(named)
+
+
+def test_the_page_has_the_widths_of_sizes_that_count_one_member():
+    page = " ".join((ROOT / "docs" / "claim.md").read_text(encoding="utf-8").split())
+    with torch.device("meta"):
+        critics = [MLPCritic.of_size(s, 37, 5, counted="member") for s in SIZES_OF_THE_FIGURE]
+    *others, last = [str(critic.members[0][0].out_features) for critic in critics]
+    assert f"(4 × {', '.join(others)} and {last} for FQL at cube-double)" in page
 
 
 def test_a_board_says_whose_sizes_count_one_member(tmp_path):
