@@ -13,7 +13,7 @@ from torch import Tensor
 from tql_offline.batch import Batch
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.episodes import Array, Episodes
-from tql_offline.datasets.returns import AfterCut, n_step_table, returns_to_go
+from tql_offline.datasets.returns import AfterCut, targets
 from tql_offline.errors import InputError
 
 _STAGING_BYTES = 2**24
@@ -123,23 +123,22 @@ def make_buffer(
         n_step: n ≥ 1 steps of reward before the bootstrap.
         discount: γ in (0, 1].
         device: where training runs.
-        after_cut: what returns-to-go assume beyond a cut; see `returns_to_go`.
+        after_cut: what returns-to-go assume beyond a cut; see `returns.targets`.
         on_host: keep the columns in main memory and copy batches alone.
 
     Raises:
         InputError: the columns need more memory than the device has free.
     """
-    # One after the other: threads that call NumPy this often block one another.
-    table = n_step_table(episodes, n_step, discount)
+    found = targets(episodes, n_step, discount, after_cut)
     start_rows = episodes.start_rows()
     columns = {
         "observations": episodes.observations,
         "actions": episodes.actions,
-        "returns": table.returns,
-        "discounts": table.discounts,
-        "returns_to_go": returns_to_go(episodes, discount, after_cut),
+        "returns": found.returns,
+        "discounts": found.discounts,
+        "returns_to_go": found.returns_to_go,
         "start_rows": start_rows,
-        "end_rows": np.add(start_rows, table.steps, out=table.steps),
+        "end_rows": np.add(start_rows, found.steps, out=found.steps),
     }
     home = torch.device("cpu") if on_host else device
     _check_memory(sum(column.nbytes for column in columns.values()), home)

@@ -1,12 +1,18 @@
 """The buffer against an independent loop, and at every kind of boundary."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tql_offline import native
+from tql_offline.datasets import returns
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
-from tql_offline.datasets.returns import n_step_table, returns_to_go
+from tql_offline.datasets.returns import targets
 
 
 def make_episodes(lengths, done_at=(), dims=1):
@@ -22,6 +28,16 @@ def make_episodes(lengths, done_at=(), dims=1):
         masks=masks,
         lengths=np.array(lengths),
     )
+
+
+@pytest.fixture(params=["C", "NumPy"])
+def language(request, monkeypatch):
+    """Targets are computed in C, and by NumPy as without a compiler."""
+    if request.param == "NumPy":
+        refused = native.UnavailableError("there is no C compiler (gcc)")
+        monkeypatch.setattr(native, "library", lambda *_: refused)
+    elif isinstance(why := native.library(returns.SOURCE, *returns.FLAGS), Exception):
+        pytest.skip(str(why))
 
 
 def slow_n_step(episodes, transition, n, discount):
@@ -42,6 +58,7 @@ def slow_n_step(episodes, transition, n, discount):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 @pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
+@pytest.mark.usefixtures("language")
 def test_n_step_equals_the_definition(n, done_at):
     episodes = make_episodes([3, 1, 5, 2], done_at)
     buffer = make_buffer(episodes, n_step=n, discount=0.9, device=torch.device("cpu"))
@@ -72,13 +89,14 @@ def test_next_action_is_the_datas_own_at_the_next_observation(n, done_at):
 @pytest.mark.parametrize("done_at", [(), (2,), (0, 4), (5, 6, 7)])
 @pytest.mark.parametrize("shift", [0.0, -20.0])
 @pytest.mark.parametrize("after_cut", ["worst", "last", "nothing"])
+@pytest.mark.usefixtures("language")
 def test_returns_to_go_go_on_as_assumed_after_a_cut(discount, done_at, shift, after_cut):
     """Rewards 1 to 11, or -19 to -9."""
     episodes = make_episodes([3, 1, 5, 2], done_at)
     episodes.rewards[:] += shift
     forever = 1 / (1 - discount) if discount < 1 else np.inf
     ends = set(episodes.last_transitions().tolist())
-    have = returns_to_go(episodes, discount, after_cut)
+    have = targets(episodes, 1, discount, after_cut).returns_to_go
     for start in range(episodes.num_transitions):
         total, weight = 0.0, 1.0
         for i in range(start, episodes.num_transitions):
@@ -158,23 +176,71 @@ def test_sampling_in_main_memory_is_uniform_over_updates():
     assert not torch.equal(drawn[:10_000], drawn[10_000:])
 
 
-def test_table_of_a_long_window_stays_inside_the_episode():
-    table = n_step_table(make_episodes([3, 3]), n=100, discount=1.0)
+@pytest.mark.usefixtures("language")
+def test_a_long_window_stays_inside_the_episode():
+    table = targets(make_episodes([3, 3]), n=100, discount=1.0)
     assert table.steps.tolist() == [3, 2, 1, 3, 2, 1]
     assert table.returns.tolist() == [6, 5, 3, 15, 11, 6]
 
 
+@pytest.mark.usefixtures("language")
 def test_windows_over_several_blocks_are_the_definition():
     random = np.random.default_rng(0)
     lengths = random.integers(1, 900, 300)
     done = random.choice(int(lengths.sum()), 500, replace=False)
     episodes = make_episodes(lengths.tolist(), done)
-    table, rows = n_step_table(episodes, n=5, discount=0.97), episodes.start_rows()
-    assert episodes.num_transitions > 2 * 2**16, "more than two blocks"
-    near_seams = [i + k for i in (0, 2**16, 2**17) for k in range(-6, 7)]
+    table, rows = targets(episodes, n=5, discount=0.97), episodes.start_rows()
+    assert episodes.num_transitions > 2 * 2**14, "more than two blocks"
+    near_seams = [i + k for i in (0, 2**14, 2**15) for k in range(-6, 7)]
     some = [*random.integers(0, episodes.num_transitions, 2000), *done, *near_seams]
     for i in (i for i in some if 0 <= i < episodes.num_transitions):
         want_return, want_discount, want_row = slow_n_step(episodes, i, 5, 0.97)
         assert table.returns[i] == pytest.approx(want_return, rel=1e-6)
         assert table.discounts[i] == pytest.approx(want_discount, rel=1e-6)
         assert rows[i] + table.steps[i] == want_row
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    n=st.integers(1, 12),
+    discount=st.sampled_from([0.9, 0.99, 0.995, 1.0]),
+    after_cut=st.sampled_from(["worst", "last", "nothing"]),
+    seed=st.integers(0, 1000),
+)
+def test_targets_in_c_and_by_numpy_are_the_same_bits(lengths, n, discount, after_cut, seed):
+    random = np.random.default_rng(seed)
+    episodes = make_episodes(lengths)
+    episodes.rewards[:] = random.standard_normal(len(episodes.rewards))
+    episodes.rewards[random.random(len(episodes.rewards)) < 0.1] = -0.0
+    episodes.masks[random.random(len(episodes.masks)) < 0.1] = 0
+    found = [targets(episodes, n, discount, after_cut)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda *_: native.UnavailableError("none"))
+        found.append(targets(episodes, n, discount, after_cut))
+    for have, want in zip(*(vars(each).values() for each in found), strict=True):
+        assert have.tobytes() == want.tobytes()
+
+
+@pytest.mark.usefixtures("language")
+def test_columns_may_be_parts_of_others():
+    """As those of a file whose columns were read together."""
+    table = np.random.default_rng(0).standard_normal((9, 2)).astype(np.float32)
+    whole = make_episodes([4, 5])
+    parts = replace(whole, rewards=table[:, 1], masks=np.ones((9, 2), np.float32)[:, 0])
+    packed = replace(parts, rewards=table[:, 1].copy(), masks=np.ones(9, np.float32))
+    for have, want in zip(
+        *(vars(targets(e, 3, 0.9)).values() for e in (parts, packed)), strict=True
+    ):
+        np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.usefixtures("language")
+def test_targets_do_not_depend_on_the_number_of_threads():
+    episodes = make_episodes(np.random.default_rng(0).integers(1, 50, 500).tolist())
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        found.append([column.tobytes() for column in vars(targets(episodes, 5, 0.99)).values()])
+    torch.set_num_threads(threads)
+    assert found[0] == found[1]

@@ -9,7 +9,7 @@ import ogbench
 import pytest
 import torch
 
-from tql_offline import doctor
+from tql_offline import doctor, native
 from tql_offline.datasets.names import collected_folder, downloaded_folder
 from tql_offline.doctor import EXTRAS, Finding, diagnose
 from tql_offline.networks import cpu_kernels
@@ -276,11 +276,11 @@ def kernels_at(monkeypatch, home):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("HOME", str(home))
-    cpu_kernels._library.cache_clear()
+    native.library.cache_clear()
     try:
         return finding("kernels in C")
     finally:
-        cpu_kernels._library.cache_clear()
+        native.library.cache_clear()
 
 
 @pytest.mark.skipif(bool(cpu_kernels.why_not()), reason=cpu_kernels.why_not())

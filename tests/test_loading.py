@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tql_offline import native
 from tql_offline.datasets import blocks, buffer, reading, returns
 from tql_offline.datasets import hdf5 as hdf5_reader
 from tql_offline.datasets import npz as npz_reader
@@ -25,7 +26,7 @@ from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.columns import read_columns
 from tql_offline.datasets.episodes import Episodes, drop_last_rows
 from tql_offline.datasets.load import load
-from tql_offline.datasets.returns import returns_to_go
+from tql_offline.datasets.returns import targets
 from tql_offline.errors import InputError
 
 CPU = torch.device("cpu")
@@ -95,7 +96,6 @@ def blocks_of(num_bytes):
 
             for module in (blocks, buffer, returns, hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "row_blocks", small)
-            patch.setattr(returns, "BLOCK_BYTES", num_bytes)
             for module in (hdf5_reader, npz_reader, reading):
                 patch.setattr(module, "TASK_BYTES", num_bytes)
         yield
@@ -444,8 +444,9 @@ def test_loading_takes_a_tenth_more_than_the_columns(tmp_path):
     assert all(0.9 < ratio <= 1.1 for ratio in ratios.values()), ratios
 
 
-def test_returns_of_unlike_episodes_take_blocks_of_memory():
+def test_targets_of_unlike_episodes_by_numpy_take_blocks_of_memory(monkeypatch):
     """One episode is as long as there are others: a table of both would be 9M numbers."""
+    monkeypatch.setattr(native, "library", lambda *_: native.UnavailableError("none"))
     lengths = np.array([1] * 1500 + [3000] + [1] * 1500)
     count = int(lengths.sum())
     data = Episodes(
@@ -457,7 +458,7 @@ def test_returns_of_unlike_episodes_take_blocks_of_memory():
     )
     tracemalloc.start()
     try:
-        returns = returns_to_go(data, 0.5)
+        returns = targets(data, 1, 0.5).returns_to_go
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -23,7 +23,7 @@ from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.columns import is_flat
 from tql_offline.datasets.load import load
-from tql_offline.datasets.returns import n_step_table
+from tql_offline.datasets.returns import targets
 from tql_offline.datasets.verify import _check_hdf5
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
@@ -206,7 +206,7 @@ def test_a_transition_is_what_happened(suite, tmp_path):
 @pytest.mark.parametrize("suite", list(WRITERS))
 def test_targets_of_two_steps_stay_in_their_episode(suite, tmp_path):
     data = load(str(WRITERS[suite](tmp_path)))
-    table = n_step_table(data.episodes, 2, 0.5)
+    table = targets(data.episodes, 2, 0.5)
     one = data.episodes.rewards.reshape(EPISODES, LENGTH)
     want = one.copy()
     want[:, :-1] += 0.5 * one[:, 1:]

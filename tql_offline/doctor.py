@@ -203,13 +203,13 @@ def _c_kernels() -> list[Finding]:
 
 def _kernels_mend() -> str:
     """The command that fixes a lack of kernels in C; "" if what the compiler said has to tell."""
-    from tql_offline.networks import cpu_kernels
+    from tql_offline import native
 
     is_own = bool(os.environ.get("CC"))
-    if not cpu_kernels.has_compiler():
+    if not native.has_compiler():
         apt = "apt-get install gcc" if platform.system() == "Linux" else ""
         return "unset CC" if is_own else apt
-    if not cpu_kernels.can_keep():
+    if not native.can_keep():
         return "export HOME=/path/to/a/writable/folder"
     return "unset CC" if is_own else ""
 

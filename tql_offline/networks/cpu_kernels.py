@@ -1,20 +1,14 @@
 """The kernels of cpu_kernels.c: attention, GELU and the first projection on a CPU, in float32.
 
-They are compiled on first use, in a second, and kept in `~/.tql-offline/compiled`. Without gcc, on
-CPUs without AVX2, for other dtypes and shapes, and under a dispatch mode (one that counts
-operations, say), callers use PyTorch's operations instead: the same numbers up to rounding.
+They are compiled on first use (`native`). Without gcc, on CPUs without AVX2, for other dtypes and
+shapes, and under a dispatch mode (one that counts operations, say), callers use PyTorch's
+operations instead: the same numbers up to rounding.
 """
 
 import ctypes
-import hashlib
-import os
 import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +17,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from tql_offline.files import flush_closed
+from tql_offline import native
 from tql_offline.networks.double_backward import twice_differentiable
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
-FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-mavx2", "-mfma")
 LANES, MOST_TOKENS, MOST_WIDTH = 8, 128, 64
 """As in the C source: floats per vector, and how large a head may be."""
 
 enabled = True
 """If False, PyTorch's operations are used instead; see `kernels.turned_off`."""
-
-
-class UnavailableError(Exception):
-    """The kernels are not available; the message says why."""
 
 
 def has_vectors() -> bool:
@@ -52,7 +42,7 @@ def can_exist() -> bool:
 def why_not() -> str:
     """The reason why the kernels are not available, or ""; compiles them if needed."""
     library = _library()
-    return str(library) if isinstance(library, UnavailableError) else ""
+    return str(library) if isinstance(library, native.UnavailableError) else ""
 
 
 def usable() -> bool:
@@ -181,113 +171,13 @@ def affine_backward(
 def _call(name: str, sizes: Sequence[int], *tensors: Tensor) -> None:
     """Run a kernel on PyTorch's number of threads; an empty tensor is a null pointer."""
     library = _library()
-    assert not isinstance(library, UnavailableError)
+    assert not isinstance(library, native.UnavailableError)
     pointers = (ctypes.c_void_p(x.data_ptr() if x.numel() else None) for x in tensors)
     threads = ctypes.c_int(torch.get_num_threads())
     getattr(library, name)(*map(ctypes.c_long, sizes), *pointers, threads)
 
 
-# Compiling.
-
-
-@cache
-def _library() -> ctypes.CDLL | UnavailableError:
-    try:
-        path = compiled()
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # damaged: compile it once more
-            path.unlink()
-            return ctypes.CDLL(str(compiled()))
-    except UnavailableError as why:
-        return why
-    except OSError as error:  # no home, a full disk
-        refused = f"{error.filename} cannot be written ({error.strerror})"
-        return UnavailableError(refused if error.filename else str(error))
-    except (RuntimeError, ValueError) as error:  # no user, an unclosed quote
-        return UnavailableError(str(error))
-
-
-def has_compiler() -> bool:
-    """Whether the C compiler's command exists."""
-    try:
-        return any(map(shutil.which, _compiler()[:1]))
-    except ValueError:  # an unclosed quote
-        return False
-
-
-def can_keep() -> bool:
-    """Whether what is compiled can be written to its folder, or one that it would be made in."""
-    try:
-        folder = compiled_folder()
-        place = next(path for path in (folder, *folder.parents) if path.exists())
-    except (RuntimeError, OSError):  # no home, or one in a folder that may not be searched
-        return False
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-
-
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CC") or "gcc")
-
-
-def compiled_folder() -> Path:
-    """The folder for what gcc or `torch.compile` has compiled on this machine.
-
-    Raises:
-        RuntimeError: the user has no home folder.
-    """
-    return Path.home() / ".tql-offline" / "compiled"
-
-
-def compiled() -> Path:
-    """The shared library for this source and compiler, built if it does not exist.
-
-    Raises:
-        UnavailableError: the system is Windows, the CPU has no AVX2, or there is no compiler, or it
-            fails.
-        OSError: the folder cannot be written.
-    """
-    if platform.system() == "Windows":
-        raise UnavailableError("they are not built on Windows")
+def _library() -> ctypes.CDLL | native.UnavailableError:
     if not has_vectors():
-        raise UnavailableError("the CPU has no AVX2")
-    command = [*_compiler(), *FLAGS]
-    sources = [str(SOURCE), *_openmp()]
-    made_of = "\n".join([SOURCE.read_text(), *command, *sources])
-    name = f"cpu_kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    target = compiled_folder() / name
-    if not target.exists():
-        if shutil.which(command[0]) is None:
-            raise UnavailableError(f"there is no C compiler ({command[0]})")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder, name)
-            _run([*command, *sources, "-o", str(made), "-lm"])
-            flush_closed(made)
-            made.replace(target)  # atomic, even if another process compiles it too
-    return target
-
-
-def _openmp() -> list[str]:
-    """PyTorch's bundled OpenMP, if any: a second one would start a second team of threads."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ["-Wl,--as-needed", *map(str, found)]
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=os.environ | {"LC_ALL": "C"},
-            timeout=120,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"{command[0]} cannot be run: {error}") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        first = next((line for line in said if "error" in line), said[0])
-        raise UnavailableError(f"{command[0]} failed: {first}")
+        return native.UnavailableError("the CPU has no AVX2")
+    return native.library(SOURCE, *FLAGS)

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tql_offline import native
 from tql_offline.agents import Agent
 from tql_offline.agents.optimizers import learning_rate, set_learning_rate
 from tql_offline.batch import Batch
@@ -195,7 +196,7 @@ def compile_losses(
     plain = {name: getattr(agent, name) for name in agent.losses}
     started = time.perf_counter()
     try:
-        folder = cpu_kernels.compiled_folder()
+        folder = native.compiled_folder()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
         # Per function in one process; a bench of all sizes needs more than the default of 8.
         torch._dynamo.config.cache_size_limit = RECOMPILES  # its only name in 2.6
