@@ -74,14 +74,15 @@ def test_every_preset_makes_a_config(family, method, tmp_path):
 
 def test_the_families_with_coefficients_are_those_that_presets_toml_and_the_readme_name():
     ogbench = {"cube-single", "cube-double", "cube-triple", "scene", "puzzle", "humanoidmaze"}
-    without = {"pointmaze", "antmaze", "antmaze-giant", "antsoccer", "ant", "D4RL", "D4RL/antmaze"}
+    ogbench |= {"antmaze", "antmaze-giant"}
+    without = {"pointmaze", "antsoccer", "ant", "D4RL", "D4RL/antmaze"}
     families = presets()["family"]
     for family in families.keys() - without - {"mujoco", "kitchen"}:
         assert rebrac_anywhere(families[family]), family
     for family in without | {"mujoco"}:
         assert not rebrac_anywhere(families[family]), family
         assert "implicit" not in families[family]
-    assert all("implicit" in families[family] for family in ogbench | {"kitchen", "pen", "door"})
+    assert all("implicit" in families[family] for family in ogbench | {"kitchen", "pen", "maze2d"})
 
 
 def rebrac_anywhere(family):
@@ -98,6 +99,9 @@ def rebrac_anywhere(family):
         ("pen-expert-v1", (0.01, 0.01), (0.7, 0.5)),
         ("antmaze-umaze-v2", (0.003, 0.002), (0.9, 10.0)),
         ("antmaze-umaze-diverse-v2", (0.003, 0.001), (0.9, 10.0)),
+        ("maze2d-umaze-v1", (0.003, 0.001), (0.7, 3.0)),
+        ("antmaze-large-navigate-singletask-task1-v0", (0.003, 0.01), (0.9, 10.0)),
+        ("antmaze-giant-navigate-singletask-task1-v0", (0.003, 0.01), (0.9, 10.0)),
         ("scene-play-singletask-task1-v0", (0.1, 0.01), (0.9, 10.0)),
         ("minari:mujoco/hopper/medium-v0", (0.1, 0.01), (0.9, 10.0)),
     ],
@@ -117,6 +121,22 @@ def test_a_preset_of_one_objective_is_of_that_one_alone():
     assert resolve(hopper | {"objective": "flow"}, preset="iql").dataset.return_range == 0.0
     own = hopper["dataset"] | {"return_range": 5.0}
     assert resolve({"dataset": own}, preset="iql").dataset.return_range == 5.0
+
+
+@pytest.mark.parametrize(
+    ("name", "after_cut"),
+    [
+        ("pen-human-v1", "nothing"),
+        ("relocate-expert-v1", "nothing"),
+        ("ant-medium-v2", "nothing"),
+        ("hopper-medium-v2", "nothing"),
+        ("kitchen-mixed-v0", "last"),
+        ("antmaze-umaze-v2", "worst"),
+    ],
+)
+def test_cal_ql_assumes_nothing_beyond_the_cuts_of_dense_rewards(name, after_cut):
+    config = resolve({"dataset": {"name": name}}, preset="cal-ql")
+    assert config.conservative.after_cut == after_cut
 
 
 def test_rebrac_sees_the_ant_mazes_that_its_coefficients_were_tuned_for():

@@ -251,7 +251,8 @@ def test_iqls_deviation_is_1_where_fql_tuned_it():
     for name, deviation in (
         ("cube-double-play-singletask-v0", "unit"),
         ("humanoidmaze-large-navigate-singletask-v0", "unit"),
-        ("antmaze-large-navigate-singletask-v0", "learned"),
+        ("antmaze-large-navigate-singletask-v0", "unit"),
+        ("antsoccer-arena-navigate-singletask-v0", "learned"),
         ("hopper-medium-v2", "learned"),
     ):
         config = resolve({"dataset": {"name": name}}, preset="iql")

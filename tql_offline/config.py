@@ -366,7 +366,8 @@ class OptimizerConfig(Table):
         0.01,
         ge=0,
         allow_inf_nan=False,
-        description="on the critic's block and head matrices only",
+        description="on the matrices of the critic's blocks and heads, and on all of an MLP "
+        "critic's, of V's and of a value flow's; in FQL's and CORL's code 0",
     )
     policy_weight_decay: float = Field(
         0.01, ge=0, allow_inf_nan=False, description="on the policies' matrices only"
@@ -380,7 +381,7 @@ class OptimizerConfig(Table):
     schedule: Schedule = Field(
         "cosine",
         description="learning rates after warm-up: cosine to 10% at its end (the paper's), "
-        "or constant (FQL's and CORL's, with warmup 0)",
+        "or constant (with warmup 0, FQL's and CORL's but for IQL's policy)",
     )
     schedule_steps: int = Field(
         0,

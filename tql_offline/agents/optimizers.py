@@ -66,7 +66,7 @@ def learning_rate(
 
     The cosine ends at `steps - warmup`, as in the paper's code, and stays at 10% from there. The
     warm-up takes at most a tenth of a run, so that a short one reaches its peak. A constant
-    schedule, which FQL's and CORL's code uses without warm-up, stays at the peak.
+    schedule stays at the peak; FQL's code and, but for IQL's policy, CORL's use it without warm-up.
 
     >>> [round(learning_rate(s, 1.0, 10, 100), 3) for s in (0, 5, 10, 50, 90, 100)]
     [0.01, 0.505, 1.0, 0.55, 0.1, 0.1]

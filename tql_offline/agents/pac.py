@@ -2,8 +2,9 @@
 
 A Perceiver critic, whose Q is a distribution over the values that the data's rewards allow, learns
 by C51's loss; the policies are FQL's. As in that paper's code, where the values are fixed from -200
-to 0: what the rewards of cube-double's tasks allow at γ = 0.99. Its own weight decay (0.001) and
-the policy's rate (1e-4) are not taken: optimizer and rates are this package's, as for every method.
+to 0: what the rewards of cube-double's tasks allow at γ = 0.99. Its own weight decay (0.001), the
+policy's rate (1e-4) and policies without LayerNorm are not taken: networks of policies, optimizer
+and rates are this package's, as for every method.
 """
 
 import torch

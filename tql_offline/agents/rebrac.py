@@ -3,7 +3,8 @@
 A deterministic policy is pulled towards the data's actions, and the target is penalised for leaving
 the data's next action. As in its code, the policy and all target networks step at every other
 update. Unlike there, networks, optimizer and schedule are this package's, as for every method here;
-the critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step.
+the critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step;
+target networks take in the weights after it.
 """
 
 from dataclasses import dataclass

@@ -94,8 +94,8 @@ def whole_returns(episodes: Episodes) -> tuple[float, float]:
     """Least and largest undiscounted return of the episodes that were played to their end.
 
     These end the task or are as long as the longest: an episode cut off by sampling has no return
-    (D4RL's replay data have such episodes). CORL's code does the same for D4RL's locomotion; IQL's
-    own takes all.
+    (D4RL's replay data have such episodes). CORL's code joins pieces up to a terminal or 1,000
+    steps; IQL's own takes all.
     """
     last = episodes.last_transitions()
     starts = last + 1 - episodes.lengths
