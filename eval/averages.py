@@ -34,7 +34,8 @@ class Summary:
         mean: mean over tasks; NaN if a mean over tasks is meaningless.
         sd: mean of the tasks' standard deviations, as papers print it.
         estimates: that mean and other statistics, with intervals over runs.
-        rank: mean over tasks of the rank among all complete columns, 1 being the best.
+        rank: mean over tasks of the rank among all complete columns of runs, 1 being the best; NaN
+            of a reported one beside them.
     """
 
     label: str
@@ -42,6 +43,9 @@ class Summary:
     sd: float
     estimates: dict[str, Estimate]
     rank: Estimate
+
+
+UNRANKED = Estimate(value=math.nan)
 
 
 def domain(task: str) -> str:
@@ -96,9 +100,8 @@ def average(board: Board, label: str, tasks: Sequence[str]) -> tuple[float, floa
     return fmean([cell.mean for cell in known]), fmean([cell.sd for cell in known])
 
 
-def mean_ranks(board: Board) -> dict[str, float]:
-    """Mean over tasks of each complete column's rank, 1 being the best; ties share theirs."""
-    labels = board.complete()
+def mean_ranks(board: Board, labels: Sequence[str]) -> dict[str, float]:
+    """Mean over tasks of the rank of each of these columns, 1 being the best; ties share theirs."""
     means = np.array([[board.scores[t, name].mean for name in labels] for t in board.tasks])
     return dict(zip(labels, ranks(means).mean(axis=0).tolist(), strict=True))
 
@@ -113,7 +116,10 @@ def summaries(
 ) -> list[Summary]:
     """Summarise every complete column over all tasks, best mean first; without means, best rank."""
     rank = _rank_estimates(board, generator, resamples)
-    found = [_summary(board, label, rank[label], generator, resamples) for label in rank]
+    found = [
+        _summary(board, label, rank.get(label, UNRANKED), generator, resamples)
+        for label in board.complete()
+    ]
     return sorted(found, key=lambda s: s.rank.value if math.isnan(s.mean) else -s.mean)
 
 
@@ -143,16 +149,20 @@ def _summary(
 def _rank_estimates(
     board: Board, generator: np.random.Generator, resamples: int
 ) -> dict[str, Estimate]:
-    """Mean ranks with intervals over the runs of all columns; reported scores are held fixed.
+    """Mean ranks with intervals over the runs of all columns that have runs.
+
+    Reported scores have none, so that ranks beside them would be of numbers taken as exact. Where
+    all columns are reported, ranks have no interval.
 
     All bounds use the outermost quantile that any column's number of runs requires. Success rates
     of runs that all agree leave room for other runs, as in `statistics.with_room`.
     """
-    labels = board.complete()
-    if not labels:
+    complete = board.complete()
+    if not complete:
         return {}
-    found = {label: Estimate(value=value) for label, value in mean_ranks(board).items()}
-    own = [label for label in labels if label in board.measured]
+    own = [label for label in complete if label in board.measured]
+    labels = own or complete
+    found = {label: Estimate(value=value) for label, value in mean_ranks(board, labels).items()}
     tables = [[np.array(board.scores[t, label].runs) for t in board.tasks] for label in own]
     varied = [table for table in tables if not (board.is_rate and all(map(agree, table)))]
     tails = list(map(widened_tail, varied))
@@ -166,10 +176,9 @@ def _rank_estimates(
     low = centre - np.sqrt((centre - bounds[0]).clip(min=0) ** 2 + fall)
     high = centre + np.sqrt((bounds[1] - centre).clip(min=0) ** 2 + rise)
     for label, least, most in zip(labels, low.tolist(), high.tolist(), strict=True):
-        if label in board.measured:
-            found[label] = replace(
-                found[label], low=max(least, 1.0), high=min(most, float(len(labels)))
-            )
+        found[label] = replace(
+            found[label], low=max(least, 1.0), high=min(most, float(len(labels)))
+        )
     return found
 
 

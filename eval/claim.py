@@ -13,7 +13,7 @@ from tql_offline.eval.measured import Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
 from tql_offline.eval.statistics import Estimate, estimate_difference
-from tql_offline.eval.variants import Settings, differing, effective
+from tql_offline.eval.variants import Settings, are_known, differing, effective
 
 _MADE_BY: dict[str, dict[str, Any]] = {
     "TQL": {},
@@ -147,7 +147,7 @@ def _unlike(
     if any(_is_of_other_data(run) for run in runs):
         return "some of these runs were trained on data other than the published"
     pairs = [(run.settings, _settings(run, method)) for run in runs]
-    if not all(have and paper for have, paper in pairs):
+    if not all(are_known(have) and paper for have, paper in pairs):
         return "the settings of some of these runs are not known"
     pairs += [(_untold(run.settings), _untold(runs[0].settings)) for run in runs]
     keys = dict.fromkeys(key for pair in pairs for key in differing(pair) if key not in _OURS)

@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Self
 
 import numpy as np
@@ -28,6 +27,7 @@ from tql_offline.eval.statistics import (
     Trend,
     corrected,
     estimate_difference,
+    mean_of_runs,
     size_trend,
 )
 from tql_offline.eval.variants import differing
@@ -249,7 +249,7 @@ def _test(pair: _Pair, generator: np.random.Generator, permutations: int) -> Tre
 
 def _difference(pair: _Pair, board: Board, test: Trend, p: float, least_p: float) -> Difference:
     first, second = zip(*pair.scores, strict=True)
-    changes = [fmean(one) - fmean(other) for one, other in pair.scores]
+    changes = [mean_of_runs(one) - mean_of_runs(other) for one, other in pair.scores]
     settings = (differing(run.settings for run in [*one, *other]) for one, other in pair.runs)
     return Difference(
         size=pair.size,

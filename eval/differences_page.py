@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tql_offline.errors import listed, numbered
+from tql_offline.errors import listed
+from tql_offline.eval.averages import number_of_tasks
 from tql_offline.eval.differences import Comparisons, Difference
 from tql_offline.eval.report_tables import (
     Cell,
@@ -36,8 +37,8 @@ def difference_table(comparisons: Comparisons, unit: str, digits: int) -> Table:
     alone = " of each pair alone" if tests > 1 else ""
     return make_table(
         f"Differences between methods of equal size, {unit}: mean over the tasks that both have, "
-        f"with the 95 % interval{alone} (Welch's t); two-sided p-value of the Mann-Whitney test by "
-        f"permutation within tasks{corrected}",
+        f"with the 95 % interval{alone} (Student's t); two-sided p-value of the Mann-Whitney test "
+        f"by permutation within tasks{corrected}",
         (
             *("size", "method", "against", "difference", "p", "tasks", "more on", "less on"),
             *("not on", "settings that differ"),
@@ -55,7 +56,8 @@ def _row(difference: Difference, tests: int, digits: int) -> tuple[Cell, ...]:
         cell(difference.second),
         between(difference.difference, digits, "+"),
         Cell(text=f"{text} ({lack})" if lack else text, sort=difference.p),
-        *(number_cell(n) for n in (len(difference.tasks), difference.more, difference.less)),
+        cell(number_of_tasks(difference.tasks)),
+        *(number_cell(n) for n in (difference.more, difference.less)),
         cell(listed(difference.lacking, MAX_NAMED)),
         cell(listed(difference.differing, MAX_NAMED)),
     )
@@ -198,6 +200,11 @@ def _claim(difference: Difference, digits: int) -> str:
             f"{first} scores {more} than {second} by the ranks of runs, though the interval of "
             "their means' difference holds 0"
         )
+    elif (difference.less - difference.more) * (1 if rises else -1) > 0:
+        said = (
+            f"runs of {first} mostly score {more} than those of {second}, though its mean is "
+            f"{'lower' if rises else 'higher'} on more tasks"
+        )
     else:
         said = f"{first} scores {more} than {second}"
     return f"{said}{_change(difference, digits)}, {chance(difference.p)}{_over(difference)}"
@@ -224,8 +231,7 @@ def _change(difference: Difference, digits: int) -> str:
     """The difference after a claim or, without an average over tasks, how many agree."""
     if math.isnan(difference.difference.value):
         less = f", and less on {difference.less}" if difference.less else ""
-        tasks = numbered(len(difference.tasks), "task", "tasks")
-        return f": more on {difference.more} of {tasks}{less}"
+        return f": more on {difference.more} of {number_of_tasks(difference.tasks)}{less}"
     return f": {between(difference.difference, digits, '+').text}"
 
 
@@ -235,11 +241,8 @@ def _over(difference: Difference) -> str:
     if count == 1:
         more = f", the only one of {every} that both have" if difference.lacking else ""
         return f" on {difference.tasks[0]}{more}"
-    return (
-        f" over {count} tasks"
-        if count == every
-        else f" over the {count} of {every} tasks that both have"
-    )
+    tasks = number_of_tasks((*difference.tasks, *difference.lacking))
+    return f" over {tasks}" if count == every else f" over the {count} of {tasks} that both have"
 
 
 def _enough(here: Sequence[Difference], tests: int) -> str:

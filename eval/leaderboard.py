@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tql_offline.errors import listed
 from tql_offline.eval.measured import IMPORTED, NO_SIZE, REPORTED, Measured, Setting
-from tql_offline.eval.protocol import known_protocol, scores_success
+from tql_offline.eval.protocol import known_protocol, namesake
 from tql_offline.eval.published import Published
 from tql_offline.eval.references import SCALES
 from tql_offline.eval.rows import (
@@ -30,7 +30,7 @@ from tql_offline.eval.rows import (
     with_shared_names,
 )
 from tql_offline.eval.scores import bold
-from tql_offline.eval.statistics import Estimate, estimate_mean, mean_std
+from tql_offline.eval.statistics import Estimate, estimate_mean, mean_of_runs, mean_std
 from tql_offline.eval.variants import (
     choices,
     counted_by_member,
@@ -111,24 +111,36 @@ class Board:
 
     @property
     def may_be_rate(self) -> bool:
-        """Whether scores are success rates in percent, as far as is known of their protocol."""
-        return scores_success(self.setting.protocol)
+        """Whether scores are success rates in percent, as far as their protocol's name tells."""
+        return self.kind == "success"
+
+    @property
+    def kind(self) -> str:
+        """What scores are, by the protocol's name: success, return or normalised; "" if unknown."""
+        known = namesake(self.setting.protocol)
+        return known.score if known else ""
 
     @property
     def is_percent(self) -> bool:
         """Whether scores are of the order of 100: success rates, or normalised like D4RL's."""
-        known = known_protocol(self.setting.protocol)
+        known = namesake(self.setting.protocol)
         return self.may_be_rate or (known is not None and SCALES.get(known.references) == 100)
+
+    @property
+    def decimals(self) -> int | None:
+        """Decimals that papers print such scores to; None if they have no usual number."""
+        if self.is_percent:
+            return 0 if self.may_be_rate else 1
+        return None
 
     @property
     def unit(self) -> str:
         """The unit of the scores, in words."""
-        known = known_protocol(self.setting.protocol)
-        if known is not None and known.score == "return":
-            return "return (not normalised)"
+        known = namesake(self.setting.protocol)
         if known is not None and known.score == "normalised":
             return f"normalised return (0 to {SCALES[known.references]:g})"
-        return "success in percent"
+        units = {"success": "success in percent", "return": "return (not normalised)"}
+        return units.get(self.kind, "score as recorded")
 
     def row(self, task: str) -> list[float]:
         """Means of a task in the order of `labels`; NaN if there is none."""
@@ -146,9 +158,11 @@ class Board:
         return estimate_mean([score.runs], is_rate=self.is_rate)
 
     def averages(self, tasks: Sequence[str]) -> bool:
-        """Whether a mean over rows is meaningful: plain returns have a different scale per task."""
-        known = known_protocol(self.setting.protocol)
-        return len(tasks) < 2 or known is None or known.score != "return"
+        """Whether a mean over rows is meaningful: plain returns have a different scale per task.
+
+        So may the scores of a protocol that is not known here.
+        """
+        return len(tasks) < 2 or self.kind in ("success", "normalised")
 
     def complete(self) -> tuple[str, ...]:
         """Labels that have a score on every task."""
@@ -319,9 +333,8 @@ def score_of(runs: Sequence[Measured]) -> TaskScore:
 
 def score_of_seeds(scores: Sequence[float]) -> TaskScore:
     """The cell made from one score per seed, ascending by seed."""
-    mean, sd = mean_std(scores)
-    sd = sd if len(scores) > 1 else math.nan
-    return TaskScore(runs=tuple(scores), mean=mean, sd=sd)
+    sd = mean_std(scores)[1] if len(scores) > 1 else math.nan
+    return TaskScore(runs=tuple(scores), mean=mean_of_runs(scores), sd=sd)
 
 
 def _distinct(runs: Sequence[Measured], warnings: list[str]) -> list[Measured]:

@@ -148,6 +148,7 @@ def board_section(
             *difference_notes(comparisons, methods),
             *without_average(board, scalings),
             *unlike_updates(board),
+            *unlike_devices(scalings, board),
             *below_behaviour(board),
             *claim_sentences(board, printed),
             *left_out(board, core),
@@ -164,13 +165,22 @@ def board_section(
 
 
 def without_scaling(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
-    """Yield which methods have runs of several sizes that share no task."""
+    """Yield which methods have runs of several sizes that cannot be compared, and why."""
     sizes: dict[str, dict[str, set[str]]] = {}
+    uncounted = set()
     for run in sorted(board.runs, key=lambda run: (run.method, run.parameters or 0)):
-        if run.parameters:
+        if run.size:
             sizes.setdefault(run.method, {}).setdefault(run.size, set()).add(run.task)
+        if run.size and not run.parameters:
+            uncounted.add(run.method)
     compared = {scaling.method for scaling in scalings}
     for method, by_size in sizes.items():
+        if method not in compared and len(by_size) > 1 and method in uncounted:
+            yield (
+                f"{method}, {', '.join(by_size)}: not all of these runs record the number of their "
+                "critic's parameters, so they are not compared by size."
+            )
+            continue
         tasks = [task for found in by_size.values() for task in found]
         if method not in compared and len(by_size) > 1 and len(tasks) == len(set(tasks)):
             yield (
@@ -183,9 +193,10 @@ def without_average(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
     """Yield why scores are averaged over no tasks, if that is so."""
     if not board.averages(board.tasks):
         by_size = "; scores by size are shown task by task" if scalings else ""
+        each = "Plain returns are" if board.kind else "Scores of an unknown protocol may be"
         yield (
-            "Plain returns are on each task's own scale, so they have no average and no profile "
-            f"over several tasks{by_size}."
+            f"{each} on each task's own scale, so they have no average and no profile over several "
+            f"tasks{by_size}."
         )
 
 
@@ -201,6 +212,18 @@ def unlike_updates(board: Board) -> Iterator[str]:
         told = [f"{grouped(count)} of {listed([*of], MAX_NAMED)}" for count, of in ordered]
         more = f"; and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
         yield f"Runs of one task differ in their updates: {'; '.join(told[:MAX_NAMED])}{more}."
+
+
+def unlike_devices(scalings: Sequence[Scaling], board: Board) -> Iterator[str]:
+    """Yield which methods' sizes were timed on several devices."""
+    for scaling in scalings:
+        timed = [run for run in board.runs if run.method == scaling.method and run.seconds > 0]
+        devices = sorted({run.device for run in timed if run.device})
+        if len(devices) > 1:
+            yield (
+                f"Updates/s and hours of {scaling.method} are of several devices "
+                f"({listed(devices, MAX_NAMED)}), so they do not tell what a larger size costs."
+            )
 
 
 def below_behaviour(board: Board) -> Iterator[str]:
@@ -342,7 +365,7 @@ def row_decimals(board: Board, task: str) -> int | None:
 
 def pair_decimals(board: Board, pairs: Iterable[tuple[float, float] | None]) -> int | None:
     """Decimals of means and standard deviations printed side by side; None is an empty cell."""
-    return decimals_of((n for pair in pairs if pair for n in pair), board.is_percent)
+    return decimals_of((n for pair in pairs if pair for n in pair), board.decimals)
 
 
 def _bold_limit(board: Board) -> str:
@@ -382,22 +405,23 @@ def summary_table(board: Board, overall: Sequence[Summary], is_whole: bool) -> T
         overall: summaries of its columns.
         is_whole: whether the board has all tasks.
     """
-    percent, averages = board.is_percent, board.averages(board.tasks)
-    decimals = decimals_of((n for s in overall for n in (s.mean, s.sd)), percent)
+    averages = board.averages(board.tasks)
+    decimals = decimals_of((n for s in overall for n in (s.mean, s.sd)), board.decimals)
     rows = (
         (
             cell(summary.label),
             between(summary.rank, 2),
-            *(_aggregates(summary, percent, decimals) if averages else ()),
+            *(_aggregates(summary, board.is_percent, decimals) if averages else ()),
         )
         for summary in overall
     )
     over, how = _over(board, is_whole), "a stratified bootstrap"
+    ranked = "; ranks are of methods with runs" if board.reported else ""
     if averages:
         how = f"Student's t for the mean, {how} for the others"
     return make_table(
         f"{over[0].upper()}{over[1:]}, 95 % intervals over training runs{_states(board)}: {how}; "
-        "none where runs are too few",
+        f"none where runs are too few{ranked}",
         ("method", "mean rank", *(("as printed", *AGGREGATES) if averages else ())),
         rows,
     )
@@ -414,7 +438,8 @@ def _over(board: Board, is_whole: bool) -> str:
     """Which tasks a comparison of methods is over."""
     if len(board.tasks) == 1:
         return f"on {board.tasks[0]}"
-    return "over all tasks" if is_whole else f"over {len(board.tasks)} tasks"
+    tasks = number_of_tasks(board.tasks)
+    return f"over all {tasks}" if is_whole else f"over {tasks}"
 
 
 def _aggregates(summary: Summary, percent: bool, decimals: int | None) -> tuple[Cell, ...]:
@@ -460,7 +485,7 @@ def alone_table(boards: Sequence[Board]) -> Table:
             cell(run.name),
             cell(run.task),
             cell(run.label),
-            Cell(text=plain(run.score, board.is_percent), sort=run.score),
+            Cell(text=plain(run.score, board.decimals), sort=run.score),
             cell(board.unit),
             cell(str(board.setting)),
         )
@@ -505,8 +530,8 @@ def profile_plots(board: Board, anchor: str) -> PlotGroup:
     rest = f" {left_out} lower-scoring methods are not drawn." if left_out else ""
     return PlotGroup(
         title="Performance profiles",
-        note="Fraction of all runs on all tasks that score more than τ: a line everywhere above "
-        "another is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
+        note="Fraction of runs that score more than τ, averaged over tasks: a line everywhere "
+        "above another is better at every level (Agarwal et al., 2021). Bands: 95 % pointwise "
         f"Wilson intervals over runs.{rest}",
         keys=keys_of(styles),
         plots=draw([("Fraction of runs with a score above τ", panel)], f"{anchor}-profile"),

@@ -146,6 +146,7 @@ class Measured:
         best: score of the best evaluation, an oracle: it cannot be chosen without playing.
         updates: number of updates done.
         seconds: time spent in updates; NaN if the run did not record it.
+        device: what updates were computed on; empty if unknown.
         flops: operations of matrix products in all updates; NaN if they were not counted.
         settings: the settings that the run was trained with; see `variants`.
         counted: number of evaluations that the score is the mean of.
@@ -179,6 +180,7 @@ class Measured:
     updates: int
     seconds: float
     flops: float
+    device: str
     settings: Settings
     counted: int
     reference: str
@@ -246,6 +248,7 @@ def measured(run: Run) -> Measured | str:
         updates=updates,
         seconds=run.seconds,
         flops=float(flops * updates) if flops else math.nan,
+        device=_string(run.provenance.get("device")),
         settings=settings_of(run),
         counted=score.counted,
         reference=score.last.reference,

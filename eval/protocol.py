@@ -143,9 +143,22 @@ def known_protocol(label: str) -> Protocol | None:
         return None
 
 
+def namesake(label: str) -> Protocol | None:
+    """The newest version of the protocol that a label names, whatever its version; None if none is.
+
+    >>> namesake("quick-return v99").score
+    'return'
+    """
+    name, _, version = label.rpartition(" v")
+    try:
+        return get(name if name and version.isdecimal() else label)
+    except InputError:
+        return None
+
+
 def scores_success(protocol: Any) -> bool:
-    """Whether a protocol scores success; an unknown one is assumed to."""
-    known = known_protocol(protocol_label(protocol))
+    """Whether a protocol scores success; one of an unknown name is assumed to."""
+    known = namesake(protocol_label(protocol))
     return known is None or known.score == "success"
 
 

@@ -41,6 +41,7 @@ class PublishedSize:
         called_here: name of the method in this package (`Config.method`).
         spread_like: the method whose deviations by task are scaled to stand in for this one's, as
             those are not printed by size.
+        note: what the mean is over.
     """
 
     method: str
@@ -50,6 +51,7 @@ class PublishedSize:
     mean: float
     sd: float
     source: str
+    note: str
 
 
 @functools.cache
@@ -81,6 +83,7 @@ def published_sizes() -> tuple[PublishedSize, ...]:
             mean=float(row["success_mean_percent"]),
             sd=float(row["success_std_percent"]),
             source=table["source"],
+            note=table["note"],
         )
         for table, row in _rows("scaling")
     )

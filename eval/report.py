@@ -23,7 +23,14 @@ from tql_offline.eval.imported import ImportedScore, beside, read_scores, withou
 from tql_offline.eval.leaderboard import Board, make_boards
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
 from tql_offline.eval.leaderboard_page import BoardSection, alone_table, board_section, formula
-from tql_offline.eval.measured import CountedScore, Measured, Setting, measured
+from tql_offline.eval.measured import (
+    SIMULATORS,
+    CountedScore,
+    Measured,
+    Setting,
+    measured,
+    setting_played,
+)
 from tql_offline.eval.published import published_scores, published_sizes
 from tql_offline.eval.report_plots import PlotGroup, curves_of_runs, run_plots
 from tql_offline.eval.report_scores import (
@@ -37,7 +44,6 @@ from tql_offline.eval.report_scores import (
     lack_of,
     last_value,
     layers_of,
-    main_played,
     main_scores,
     method_of,
     parameters_of,
@@ -570,14 +576,16 @@ def _formulas(runs: list[Run]) -> list[str]:
 
 def _differences(runs: list[Run]) -> list[str]:
     """Sentences on what keeps the runs' scores from being compared as they stand."""
-    facts: dict[str, set[str]] = {
-        name: {as_text(v) for run in runs if (v := lookup(run.provenance, name)) is not None}
-        for name in ("ogbench", "gymnasium", "mujoco", "minari")
-    }
-    played = [main for run in runs if (main := main_played(run))]
-    facts["protocol"] = {one.protocol for one in played}
-    # It is "" for an environment without one.
-    facts["success timing"] = {one.success_timing for one in played} - {""}
+    minari = {as_text(v) for run in runs if (v := lookup(run.provenance, "minari")) is not None}
+    facts: dict[str, set[str]] = {"minari": minari}
+    played = [
+        setting_played(run, scores[0].last.protocol, scores[0].last)
+        for run in runs
+        if (scores := [*main_scores(run).values()])
+    ]
+    # What boards tell runs apart by; a name is "" where it is not known or there is no such thing.
+    for name in ("protocol", "success_timing", *SIMULATORS):
+        facts[name.replace("_", " ")] = {getattr(setting, name) for setting in played} - {""}
     for dataset in {dataset_of(run) for run in runs}:
         hashes = {_dataset_hash(run) for run in runs if dataset_of(run) == dataset}
         facts[f"content of dataset {dataset}"] = {h[:12] for h in hashes if h}

@@ -47,13 +47,14 @@ _EXACT = 1e15
 """Larger numbers have no digit to round."""
 
 
-def plain(value: float, percent: bool) -> str:
-    """A score as papers print it: whole percents, anything else to four figures.
+def plain(value: float, decimals: int | None) -> str:
+    """A score as papers print it: to the decimals of its unit or, with None, to four figures.
 
-    >>> plain(39.76, percent=True), plain(0.5876, percent=False), plain(float("nan"), percent=True)
-    ('40', '0.5876', '—')
+    >>> plain(39.76, 0), plain(39.76, 1), plain(0.5876, None), plain(float("nan"), 0)
+    ('40', '39.8', '0.5876', '—')
     """
-    return half_up(value, 0) if percent and abs(value) <= 1000 else figure(value)
+    fits = decimals is not None and abs(value) <= 1000
+    return half_up(value, decimals or 0) if fits else figure(value)
 
 
 def spread(mean: float, sd: float, decimals: int | None) -> str:
@@ -82,20 +83,20 @@ def half_up(number: float, decimals: int) -> str:
     return f"{rounded or abs(rounded)}"  # of -0, 0
 
 
-def decimals_of(numbers: Iterable[float], percent: bool) -> int | None:
-    """Decimals that a row of means and deviations is printed to: none of percents, as in papers.
+def decimals_of(numbers: Iterable[float], usual: int | None) -> int | None:
+    """Decimals that a row of means and deviations is printed to: those usual for the unit, if any.
 
     Of others, as many as give the largest four figures. None, which leaves each number to itself,
     where plain digits would not do: a mean is far larger or smaller than another.
 
-    >>> decimals_of([-8.0217, 0.17, -11.894], percent=False), decimals_of([39.76], percent=True)
+    >>> decimals_of([-8.0217, 0.17, -11.894], None), decimals_of([39.76], 0)
     (2, 0)
-    >>> decimals_of([0.0123, 2000.0], percent=False)
+    >>> decimals_of([0.0123, 2000.0], None)
     """
     sizes = [abs(number) for number in numbers if math.isfinite(number) and number]
     largest = max(sizes, default=0.0)
-    if percent and largest <= 1000:
-        return 0
+    if usual is not None and largest <= 1000:
+        return usual
     if not sizes:
         return 0
     if not 1e-4 < largest < 1e4 or min(sizes) < largest / 1000:
@@ -125,7 +126,7 @@ def between(estimate: Estimate, digits: int = 1, sign: str = "", times: float = 
     if math.isnan(estimate.value):
         return Cell(text=NONE)
     value, low, high = (
-        f"{times * bound:{sign}.{digits}f}"
+        f"{times * bound:{sign}z.{digits}f}"  # no -0.0
         for bound in (estimate.value, estimate.low, estimate.high)
     )
     known = not math.isnan(estimate.low)

@@ -674,7 +674,13 @@ def _evaluation_of_result(row: Any, result: dict[str, Any]) -> Evaluation:
     if episodes == 0:
         raise InputError("has no episodes")
     rate = number(row.get("success_rate"))
+    if rate < 0 or rate > 1:
+        raise InputError(f"has a success rate of {rate:g}, which is not within 0 and 1,")
     protocol = result.get("protocol")
+    known = known_protocol(protocol_label(protocol))
+    is_of_success = known is not None and known.score == "success"
+    if is_of_success and math.isnan(rate) and not math.isnan(number(row.get("score"))):
+        raise InputError("has a score of success without a success rate")
     return Evaluation(
         step=_need_count(row, "step"),
         policy=_text(row.get("policy"), "policy"),

@@ -15,6 +15,7 @@ from tql_offline.eval.statistics import (
     estimate_difference,
     estimate_gain,
     estimate_mean,
+    mean_of_runs,
     size_trend,
 )
 from tql_offline.eval.variants import differing
@@ -122,7 +123,8 @@ def _scaling(
         return None  # two names of one size
     smallest, *_, largest = (tables[size] for size in tables)
     changes = [
-        _mean([run.score for run in largest[t]]) - _mean([run.score for run in smallest[t]])
+        mean_of_runs([run.score for run in largest[t]])
+        - mean_of_runs([run.score for run in smallest[t]])
         for t in tasks
     ]
     has_average = board.averages(tasks)

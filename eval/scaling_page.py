@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tql_offline.errors import listed, numbered
+from tql_offline.eval.averages import number_of_tasks
 from tql_offline.eval.leaderboard import Board
 from tql_offline.eval.line_styles import colours_of
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
@@ -110,8 +111,11 @@ def printed_table(printed: Sequence[PublishedSize]) -> Table:
         )
         for point in printed
     )
-    source = printed[0].source
-    return make_table(f"Reported by size: {source}", ("method", "parameters", "score"), rows)
+    return make_table(
+        f"Reported by size: {printed[0].source}. {printed[0].note} What ± is: docs/claim.md",
+        ("method", "parameters", "score"),
+        rows,
+    )
 
 
 # In a sentence.
@@ -163,7 +167,7 @@ def _change(scaling: Scaling, tests: int, digits: int) -> str:
     less = f", and less on {scaling.fallen}" if scaling.fallen else ""
     return (
         f"{last.size} scores more than {first.size} on {scaling.risen} of "
-        f"{numbered(len(scaling.tasks), 'task', 'tasks')}{less}"
+        f"{number_of_tasks(scaling.tasks)}{less}"
     )
 
 
@@ -208,6 +212,10 @@ def _doubt(scaling: Scaling, rises: bool) -> str:
         )
     if change.low <= 0 <= change.high:
         return " by the ranks of runs, though the interval of the means' difference holds 0"
+    more, less = (scaling.risen, scaling.fallen) if rises else (scaling.fallen, scaling.risen)
+    if less > more:
+        lower = "lower" if rises else "higher"
+        return f" by the ranks of runs, though {last.size}'s mean is {lower} on more tasks"
     return ""
 
 
@@ -244,7 +252,8 @@ def _best_within_tasks(scaling: Scaling) -> str:
 
 def _tasks(scaling: Scaling) -> str:
     count = len(scaling.tasks)
-    tasks = scaling.tasks[0] if count == 1 else f"the {count} tasks that these sizes share"
+    several = f"the {number_of_tasks(scaling.tasks)} that these sizes share"
+    tasks = scaling.tasks[0] if count == 1 else several
     if not scaling.left_out:
         return tasks
     sizes = f"{', '.join(scaling.left_out)} {'lack' if len(scaling.left_out) > 1 else 'lacks'} "

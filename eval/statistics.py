@@ -26,7 +26,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +46,10 @@ CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 SIGNIFICANCE = 0.05
 """A trend is claimed below this p-value, corrected for all methods of a board."""
+_DECIMALS = 8
+"""Of a mean over runs: more are rounding, by which one would be higher than its equal."""
+_ROUNDING = 1e-9
+"""By which sums over tasks may differ that are equal."""
 _LEAST_TAIL = 5e-4
 """Least tail of a bootstrap quantile: only 5 of `RESAMPLES` lie further out."""
 _MIXED = 1000
@@ -92,6 +96,11 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     low, high = (bound / (1 + z**2 / n) for bound in (centre - half_width, centre + half_width))
     # At the ends the exact bounds are 0 and 1, which rounding would miss by an ulp.
     return (low if successes > 0 else 0.0), (high if successes < n else 1.0)
+
+
+def mean_of_runs(scores: Sequence[float]) -> float:
+    """Mean of scores, the same for runs of as many successes in all, however they are spread."""
+    return round(fmean(scores), _DECIMALS)
 
 
 def mean_std(values: ArrayLike, *, ddof: int = 0) -> tuple[float, float]:
@@ -538,7 +547,8 @@ class Trend:
 
     Attributes:
         concordance: in [-1, 1], as Kendall's: among pairs of runs of one task that differ in size,
-            the share in which the larger scored more, minus the share in which it scored less.
+            the share in which the larger scored more, minus the share in which it scored less; mean
+            over the tasks.
         p_rise: chance of at least this concordance if size did not matter.
         p_fall: chance of at most this concordance if size did not matter.
         least_p: `p` if these scores were in perfect order, rising or falling, whichever is rarer:
@@ -587,11 +597,12 @@ def size_trend(
 ) -> Trend:
     """Jonckheere and Terpstra's test for ordered alternatives, stratified by task, by permutation.
 
-    Within each task the runs' scores are permuted among the sizes (Jonckheere, 1954). The null
-    hypothesis is that scores have the same distribution at every size, so unequal spreads count
-    against it too. The p-values are exact if there are at most `permutations` ways to deal the
-    scores of all tasks to the sizes. The observed order is one of them or, where the others are
-    drawn, counted in, so p-values are never 0.
+    Within each task the runs' scores are permuted among the sizes (Jonckheere, 1954). The statistic
+    is the mean of the tasks' concordances, so that a task with more runs weighs no more, as in
+    means over tasks. The null hypothesis is that scores have the same distribution at every size,
+    so unequal spreads count against it too. The p-values are exact if there are at most
+    `permutations` ways to deal the scores of all tasks to the sizes. The observed order is one of
+    them or, where the others are drawn, counted in, so p-values are never 0.
 
     Args:
         sizes: per task, the parameters of each run.
@@ -604,8 +615,8 @@ def size_trend(
     """
     tasks = checked_table(table)
     signs = [_size_signs(size, task) for size, task in zip(sizes, tasks, strict=True)]
-    pairs = sum(int(np.abs(sign).sum()) for sign in signs)
-    if pairs == 0:
+    compared = sum(bool(sign.any()) for sign in signs)
+    if compared == 0:
         raise InputError("no task has runs of two sizes; a trend needs at least two")
     observed = sum(_concordance(s, t[None])[0] for s, t in zip(signs, tasks, strict=True))
     counts = [np.unique(size, return_counts=True)[1] for size in sizes]
@@ -618,11 +629,14 @@ def size_trend(
             drawn = generator.permuted(np.tile(task, (permutations, 1)), axis=1)
             dealt += _concordance(sign, drawn)
     lowest, highest = _extremes(sizes, tasks)
-    rarest = min(_share(dealt <= lowest, is_exact), _share(dealt >= highest, is_exact))
+    rarest = min(
+        _share(dealt <= lowest + _ROUNDING, is_exact),
+        _share(dealt >= highest - _ROUNDING, is_exact),
+    )
     return Trend(
-        concordance=float(observed / pairs),
-        p_rise=_share(dealt >= observed, is_exact),
-        p_fall=_share(dealt <= observed, is_exact),
+        concordance=float(observed / compared),
+        p_rise=_share(dealt >= observed - _ROUNDING, is_exact),
+        p_fall=_share(dealt <= observed + _ROUNDING, is_exact),
         least_p=min(1.0, 2 * rarest),
         sizes=tuple(map(len, counts)),
         fewest_runs=int(min(map(np.min, counts))),
@@ -706,11 +720,11 @@ def _size_signs(sizes: ArrayLike, task: Scores) -> NDArray[np.float64]:
 
 
 def _concordance(signs: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Number of concordant minus discordant pairs, for `(permutations, runs)` scores."""
-    total = np.zeros(len(scores))
-    for first, second in zip(*np.nonzero(signs), strict=True):
+    """Concordant minus discordant pairs over all pairs, for `(permutations, runs)` scores."""
+    total, pairs = np.zeros(len(scores)), np.argwhere(signs)
+    for first, second in pairs:
         total += signs[first, second] * np.sign(scores[:, second] - scores[:, first])
-    return total
+    return total / max(len(pairs), 1)
 
 
 def checked_table(table: Table) -> list[NDArray[np.float64]]:

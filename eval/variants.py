@@ -1,10 +1,12 @@
 """Separate columns for runs of one method that were trained with different settings.
 
-Only runs of one row and size are compared: a column may well have one setting per task.
-Options that cannot change a policy do not count as settings here.
+Only runs of one row and size are compared: a column may well have one setting per task, and then a
+run with another one is named by it and the others are not. Options that cannot change a policy do
+not count as settings here.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from tql_offline.eval.measured import Measured
 
 Settings = Mapping[str, str]
-"""Flattened settings, such as `flow.alpha` → `300.0`; empty if unknown."""
+"""Flattened settings, such as `flow.alpha` → `300.0`; of a run of unknown ones, `steps` alone."""
 
 # Settings, and tables of them, by the prefixes of their names.
 _ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
@@ -50,7 +52,13 @@ def settings_of(run: Run) -> dict[str, str]:
     flat = run.config or (flatten(as_its_version(recorded)) if isinstance(recorded, dict) else {})
     settings = effective(flat, as_text(flat.get("objective") or run.result.get("objective")))
     code = _code(run.provenance)
-    return settings | ({"code": code} if code else {})
+    updates = {} if run.result.get("updates") is None else {"steps": as_text(run.result["updates"])}
+    return updates | settings | ({"code": code} if code else {})
+
+
+def are_known(settings: Settings) -> bool:
+    """Whether more is known of a run than its number of updates, which every result tells."""
+    return bool(settings.keys() - {"steps"})
 
 
 def _code(provenance: Mapping[str, Any]) -> str:
@@ -79,7 +87,7 @@ def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *idle_settings(objective, flat))
     kept = (*_KEPT, *(["objective"] if is_own(objective) else []))
     return {
-        key: as_text(value)[:_WIDTH]
+        key: as_text(value)
         for key, value in flat.items()
         if key in kept or not key.startswith(idle)
     }
@@ -92,7 +100,10 @@ def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
     values: dict[str, set[str]] = {}
     for table in tables:
         # A method's own setting that was not given is not one that is unknown.
-        for key, value in {**dict.fromkeys(own if table else (), UNSET), **table}.items():
+        for key, value in {
+            **dict.fromkeys(own if are_known(table) else (), UNSET),
+            **table,
+        }.items():
             values.setdefault(key, set()).add(value)
     return tuple(key for key, found in values.items() if len(found) > 1)
 
@@ -100,13 +111,47 @@ def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
 def variant_names(runs: Sequence["Measured"]) -> list[str]:
     """Each run's method, with the settings that distinguish it from others if some differ."""
     cells: dict[tuple[str, ...], list[Measured]] = {}
+    of_method: dict[str, list[Measured]] = {}
     for run in runs:
         cells.setdefault((run.method, run.task, run.size), []).append(run)
+        of_method.setdefault(run.method, []).append(run)
     keys: dict[str, dict[str, None]] = {}
     for (method, *_), found in cells.items():
         different = differing(run.settings for run in found)
         keys.setdefault(method, {}).update(dict.fromkeys(different))
-    return [_name(run, tuple(keys[run.method])) for run in runs]
+    usual = {
+        method: {key: _usual_by_task(of_method[method], key) for key in found}
+        for method, found in keys.items()
+    }
+    return [_name(run, _unusual(run, usual[run.method])) for run in runs]
+
+
+def _usual_by_task(runs: Sequence["Measured"], key: str) -> dict[str, str]:
+    """What most of a method's runs on each task have, if that is not the same on all tasks.
+
+    As presets do, which give each family of tasks its own coefficients. Empty if one value is usual
+    everywhere, or none on some task.
+    """
+    of_task: dict[str, Counter[str]] = {}
+    for run in runs:
+        if are_known(run.settings):
+            of_task.setdefault(run.task, Counter())[run.settings.get(key, UNSET)] += 1
+    usual = {}
+    for task, counts in of_task.items():
+        (value, most), *others = counts.most_common(2)
+        if others and others[0][1] == most:
+            return {}
+        usual[task] = value
+    return usual if len(set(usual.values())) > 1 else {}
+
+
+def _unusual(run: "Measured", usual: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    """The keys by which a run is named: those of which it has not what is usual on its task."""
+    return tuple(
+        key
+        for key, by_task in usual.items()
+        if by_task.get(run.task, "") != run.settings.get(key, UNSET) or not by_task
+    )
 
 
 def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
@@ -119,7 +164,7 @@ def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
     found: dict[tuple[str, str], set[str]] = {}
     pairs = sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].parameters or 0)
     for run, name in pairs:
-        if run.settings:
+        if are_known(run.settings):
             found.setdefault((run.label, run.task), set()).add(name)
     labels = dict.fromkeys(label for (label, _), each in found.items() if len(each) > 1)
     if labels:
@@ -171,11 +216,20 @@ def resumed_with_other_code(runs: Sequence["Measured"]) -> Iterator[str]:
 def _name(run: "Measured", keys: tuple[str, ...]) -> str:
     if not keys:
         return run.method
-    if not run.settings:
-        return f"{run.method} (settings unknown)"
-    told = [f"{key} {run.settings.get(key, UNSET)}" for key in keys[:_SHOWN]]
+    if not are_known(run.settings) and keys != ("steps",):
+        steps = f", steps {run.settings.get('steps', UNSET)}" if "steps" in keys else ""
+        return f"{run.method} (settings unknown{steps})"
+    told = [f"{key} {_short(run.settings.get(key, UNSET))}" for key in keys[:_SHOWN]]
     more = [f"variant {_variant(run, keys)}"] if len(keys) > _SHOWN else []
     return f"{run.method} ({', '.join(told + more)})"
+
+
+def _short(value: str) -> str:
+    """A value of a setting as a name shows it: cut, with a digest of the whole, if it is long."""
+    if len(value) <= _WIDTH:
+        return value
+    digest = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:6]
+    return f"{value[: _WIDTH - 9]}… {digest}"
 
 
 def _variant(run: "Measured", keys: tuple[str, ...]) -> str:

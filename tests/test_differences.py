@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 from statistics import fmean
 
 import numpy as np
@@ -62,10 +63,10 @@ def answers(board, baseline=""):
 
 
 def every_concordance(first, second):
-    """Of one task: wins minus losses of the first, observed and in every deal, one by one."""
+    """Of one task: share of wins less that of losses, observed and in every deal, one by one."""
 
     def wins(one, other):
-        return sum((a > b) - (a < b) for a in one for b in other)
+        return Fraction(sum((a > b) - (a < b) for a in one for b in other), len(one) * len(other))
 
     pooled = [*first, *second]
     chosen = itertools.combinations(range(len(pooled)), len(first))
@@ -345,14 +346,15 @@ def test_settings_that_differ_are_in_the_table(board_of):
 
 
 def test_returns_of_unlike_tasks_have_no_mean_but_a_test(board_of):
+    first, second = dict.fromkeys("acde", HIGH), dict.fromkeys("acde", LOW)
     board = board_of(
-        {"A tiny": {"a": HIGH, "b": (-900, -901)}, "B tiny": {"a": LOW, "b": (-800, -802)}},
+        {"A tiny": {**first, "b": (-900, -901)}, "B tiny": {**second, "b": (-800, -802)}},
         protocol="quick-return v1",
     )
     (pair,) = compared(board).found
     assert math.isnan(pair.difference.value)
     (answer,) = answers(board)
-    assert answer.startswith("A tiny scores more than B tiny: more on 1 of 2 tasks, and less on 1")
+    assert answer.startswith("A tiny scores more than B tiny: more on 4 of 5 tasks, and less on 1")
 
 
 # A baseline, and the files.

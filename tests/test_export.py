@@ -577,6 +577,8 @@ def test_scores_of_the_step_with_their_intervals(scored, tmp_path):
         by_protocol["quick-return"]["score_interval"], [-6.4374, 0.4374], atol=1e-3
     )
     np.testing.assert_allclose(by_protocol["d4rl"]["score_interval"], [35.626, 104.374], atol=1e-2)
+    # Episodes that all return the same do not tell how others would differ.
+    assert done.facts["evaluations"][-1]["return_interval"] is None
     text = (done.folder / "README.md").read_text()
     assert r"3/4: 75 \[30.06, 95.44\] %" in text
     assert '- type: "success_rate"\n            value: 75.0\n' in text

@@ -7,6 +7,7 @@ import pytest
 from report_runs import boards_of, make_run, write_lines, write_result
 
 from tql_offline.eval.averages import average, domain_title, domains
+from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.measured import measured
 from tql_offline.eval.published import published_scores
 from tql_offline.eval.report import write_report
@@ -51,6 +52,36 @@ def test_a_score_that_was_rounded_or_has_no_known_scale_is_kept(tmp_path, rounde
     else:
         changed(path, row={"score": rounded})
     assert len(read_result(path).evaluations) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"success_rate": 2.5, "score": 250.0}, "has a success rate of 2.5, which is not within"),
+        ({"success_rate": -0.1, "score": -10.0}, "has a success rate of -0.1, which is not within"),
+        ({"success_rate": None, "score": 90.0}, "has a score of success without a success rate"),
+    ],
+)
+def test_a_rate_that_is_none_is_left_out(tmp_path, row, why):
+    run = read_result(changed(write_result(tmp_path / "result.json"), row=row))
+    assert run.evaluations == ()
+    assert why in run.warnings[0]
+
+
+def test_rows_of_one_task_are_not_counted_as_tasks(tmp_path):
+    paths = [
+        changed(
+            write_result(tmp_path / f"{data}-{size}-{method}-{seed}.json", size=size, seed=seed,
+                         method=method, successes=(5 * len(size) + seed,) * 3),
+            dataset_sha256=data * 32,
+        )
+        for data in ("aa", "bb") for size in ("tiny", "small") for method in ("TQL", "FQL")
+        for seed in range(4)
+    ]  # fmt: skip
+    (board,), _ = boards_of(paths)
+    section = board_section(board, "b")
+    assert "over the 2 rows of 1 task that these sizes share" in " ".join(section.evidence)
+    assert any("over 2 rows of 1 task" in sentence for sentence in section.answers)
 
 
 def test_a_file_does_not_choose_what_its_protocol_counts(tmp_path):

@@ -253,6 +253,16 @@ def test_runs_that_cannot_be_compared_are_named(run, tmp_path):
     assert "differ in gymnasium" not in markdown
 
 
+@pytest.mark.parametrize("played", ["3.3.5", "3.9.0"])
+def test_versions_are_compared_as_they_were_played_with(tmp_path, played):
+    """Runs that began with one version and were scored with another, as boards have it."""
+    runs = [make_run(tmp_path / f"{n}", mujoco="3.9.0", seed=n) for n in (0, 1)]
+    lines = [json.loads(line) for line in runs[0].evaluations.read_text().splitlines()]
+    write_lines(runs[0].evaluations, [line | {"versions": {"mujoco": played}} for line in lines])
+    _, markdown = written(runs, tmp_path / "out")
+    assert ("The runs differ in mujoco (3.3.5, 3.9.0)" in markdown) == (played == "3.3.5")
+
+
 def test_runs_in_environments_of_other_code_are_named(tmp_path):
     runs = [make_run(tmp_path / f"s{seed}", seed=seed, steps=200) for seed in range(3)]
     for folder, env_id, digest in zip(runs, ("a", "a", "b"), ("1", "2", "3"), strict=True):

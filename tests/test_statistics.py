@@ -1,5 +1,6 @@
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -497,9 +498,10 @@ def test_a_trend_in_one_task_is_kendalls():
 
 
 def concordance(sizes, scores):
-    """Pairs in which the larger run scored more, minus those in which it scored less."""
-    pairs = itertools.combinations(zip(sizes, scores, strict=True), 2)
-    return sum(int(np.sign(b[0] - a[0]) * np.sign(b[1] - a[1])) for a, b in pairs)
+    """Of the pairs of two sizes, those in which the larger scored more, less the others."""
+    pairs = list(itertools.combinations(zip(sizes, scores, strict=True), 2))
+    agree = sum(int(np.sign(b[0] - a[0]) * np.sign(b[1] - a[1])) for a, b in pairs)
+    return Fraction(agree, sum(a[0] != b[0] for a, b in pairs))
 
 
 @pytest.mark.parametrize(
@@ -513,6 +515,7 @@ def concordance(sizes, scores):
         ([[1, 1, 2, 2, 2, 2]], [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0]]),
         ([[1, 1, 2, 2, 2, 2]], [[0.0, 0.0, 1.0, 1.0, 1.0, 1.0]]),
         ([[1, 2, 2], [1, 2, 2, 2]], [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]]),
+        ([[1, 2, 2], [1, 1, 1, 2, 2, 2]], [[0.0, 1.0, 2.0], [1.0, 5.0, 2.0, 0.0, 3.0, 4.0]]),
     ],
 )
 def test_few_deals_are_all_counted(sizes, scores):
@@ -533,6 +536,17 @@ def test_few_deals_are_all_counted(sizes, scores):
         got = size_trend(sizes, scores, np.random.default_rng(seed))
         assert (got.p_rise, got.p_fall) == pytest.approx(shares(observed), rel=1e-12)
         assert got.least_p == pytest.approx(least, rel=1e-12)
+        assert got.concordance == pytest.approx(float(observed / len(sizes)))
+
+
+def test_tasks_weigh_equally_in_a_trend_however_many_runs_they_have():
+    """On one task of eight runs each the larger scores more, on three of two runs each less."""
+    tasks = [(8, 1), (2, -1), (2, -1), (2, -1)]
+    sizes = [[1] * runs + [2] * runs for runs, _ in tasks]
+    scores = [sign * np.arange(2.0 * runs) for runs, sign in tasks]
+    got = size_trend(sizes, scores, np.random.default_rng(0))
+    assert got.concordance == -0.5
+    assert got.p_fall < 0.5 < got.p_rise
 
 
 @pytest.mark.parametrize("permutations", [10_000, 20], ids=["enumerated", "drawn"])

@@ -1,6 +1,5 @@
 """A checkpoint's scores with their intervals, by protocol, from the run's episodes."""
 
-import math
 from typing import Any
 
 from tql_offline.errors import InputError, numbered
@@ -91,8 +90,12 @@ def _success_interval(evaluation: Evaluation) -> Interval | None:
 
 
 def _interval(bounds: Interval) -> Interval | None:
-    """The interval, or None for a single episode, which has no interval."""
-    return None if math.isnan(bounds[0]) else bounds
+    """The interval; None of a single episode, and of episodes that all return the same.
+
+    Such episodes do not tell how others would differ.
+    """
+    low, high = bounds
+    return bounds if low < high else None
 
 
 def _normalised(
