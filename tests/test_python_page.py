@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     monkeypatch.chdir(tmp_path)
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
@@ -31,7 +31,7 @@ def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), page.__dict__)
     result = read_json(tmp_path / "runs" / "my-run" / "result.json")
-    assert (result["dataset"], result["updates"]) == ("mine", 20)
+    assert (result["dataset"], result["updates"]) == ("mine", 30)
     cautious = read_json(tmp_path / "runs" / "cautious" / "result.json")
     assert cautious["method"] == "CautiousQ-transformer"
     assert "(5, 2)" in capsys.readouterr().out

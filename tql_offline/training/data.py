@@ -103,7 +103,8 @@ def data_of(
             raise
         raise InputError(
             f"run {folder.path} was trained on arrays from Python, which no command has; call "
-            "`resume`, `inspect_run` or `evaluate_offline` with a load_dataset that makes them"
+            "`tql_offline.training.resume.resume` (`inspection.inspect_run`, "
+            "`fqe.evaluate_offline`) with a load_dataset that makes them (docs/python.md)"
         ) from error
     if dataset.sha256 != recorded["sha256"]:
         raise _other_bytes(folder, dataset.path, dataset.sha256, recorded)
