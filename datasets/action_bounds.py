@@ -108,12 +108,14 @@ def bounds_by_dim(
 def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None:
     """Scale `actions` from given bounds, if any, to [-1, 1] in place.
 
-    Non-floats, and columns that are not `(rows, dims)`, are reported later.
+    What are no numbers, and columns that are not `(rows, dims)`, are reported later.
 
     Raises:
         InputError: the bounds are of another number of dims.
     """
     actions = columns.get("actions")
+    # Integers would be recorded as scaled, and trained on as they are.
+    assert not bounds or actions is None or actions.dtype.kind not in "biu", "read them as floats"
     if actions is None or actions.dtype.kind != "f" or actions.ndim != 2:
         return
     if pair := bounds_by_dim(actions.shape[1], bounds):

@@ -100,8 +100,9 @@ class Wanted:
         return self.only is None or name in self.only
 
     def dtype(self, name: str, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """The type in which to keep a column; bytes, which may be images, stay bytes."""
-        convert = name in self.floats and stored.kind in NUMBER_KINDS and stored != np.uint8
+        """The type in which to keep a column; observations of bytes may be images and stay so."""
+        may_be_images = stored == np.uint8 and name == "observations"
+        convert = name in self.floats and stored.kind in NUMBER_KINDS and not may_be_images
         return np.dtype(np.float32) if convert else stored
 
 

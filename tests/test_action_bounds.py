@@ -370,21 +370,27 @@ def own_rows(actions):
     }
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.int64])
-def test_the_checks_scale_what_training_scales(kind, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("kind", "low"), [(np.float64, -50), (np.int64, -50), (np.int8, -50), (np.uint8, 0)]
+)
+def test_the_checks_scale_what_training_scales(kind, low, tmp_path, capsys):
     """Integers, too, and a folder that `convert` wrote, whose bounds nobody knows."""
-    actions = np.random.default_rng(1).uniform(-50, 50, 40).astype(kind)
-    np.savez(tmp_path / "wide.npz", **own_rows(actions))
+    high = low + 100
+    actions = np.random.default_rng(1).uniform(low, high, 40).astype(kind)
+    (tmp_path / "slices").mkdir()
+    for name in ("wide.npz", "slices/0.npz"):
+        np.savez(tmp_path / name, **own_rows(actions))
     convert(tmp_path / "wide.npz", tmp_path / "wide")
-    for name in ("wide.npz", "wide"):
+    convert(tmp_path / "wide.npz", tmp_path / "wide.hdf5")
+    for name in ("wide.npz", "wide.hdf5", "wide", "slices"):
         check = ["datasets", "check", str(tmp_path / name)]
         code, output = command(check, capsys)
         assert code in (1, 2)
         assert "--action-bounds LOW,HIGH" in output.out + output.err
-        code, output = command([*check, "--action-bounds", "-50,50"], capsys)
+        code, output = command([*check, "--action-bounds", f"{low},{high}"], capsys)
         assert (code, "actions" in output.out) == (0, False)
-        data = load(str(tmp_path / name), action_bounds=[-50, 50])
-        stored = np.delete(actions, [20, 39])
+        data = load(str(tmp_path / name), action_bounds=[low, high])
+        stored = np.delete(actions, [20, 39]).astype(float) - (low + 50)
         np.testing.assert_allclose(data.episodes.actions[:, 0], stored / 50, atol=2e-5)
 
 
