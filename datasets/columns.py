@@ -32,7 +32,8 @@ def read_columns(
             and returned under their names without rows.
         floats: columns that become float32 while they are read, if they are numbers. Numbers too
             large for float32 become infinite.
-        flat: whether the file is in D4RL's layout, in which top-level groups are ignored.
+        flat: whether the file is in D4RL's layout, in which top-level groups, but for those
+            in a column's place, are ignored.
 
     Returns:
         Arrays that share no memory with one another, in the file's order.

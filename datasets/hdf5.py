@@ -13,6 +13,7 @@ import numpy as np
 from tql_offline.datasets.blocks import TASK_BYTES, in_threads, row_blocks
 from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.reading import (
+    COLUMNS,
     FREE_BYTES,
     HAS_PREADV,
     MAX_COLUMNS,
@@ -55,7 +56,7 @@ def read_hdf5(path: Path, wanted: Wanted) -> Columns:
         InputError: it holds something that is not a plain column, or claims more than it can hold.
     """
     with opened_hdf5(path, rdcc_nbytes=TASK_BYTES) as file:  # each dataset's chunk cache
-        names = _names(path, file, wanted.flat)
+        names = _names(path, file, wanted)
         items = {name: hdf5_item(path, file, name) for name in names}
         check_size(path, sum(map(claimed_bytes, items.values())))
         for name, item in items.items():
@@ -63,19 +64,34 @@ def read_hdf5(path: Path, wanted: Wanted) -> Columns:
         return hdf5_columns(items, wanted)
 
 
-def _names(path: Path, file: h5py.File, flat: bool) -> list[str]:
-    """Names of the top-level items in the file itself, not behind a link."""
+def _names(path: Path, file: h5py.File, wanted: Wanted) -> list[str]:
+    """Names of the top-level items in the file itself, not behind a link.
+
+    Raises:
+        InputError: they are too many, of no layout, or one that is needed is a link.
+    """
     # Only one more than allowed: a file may name millions.
     names = [str(name) for name in islice(file, MAX_COLUMNS + 1)]
     for name in names:
         if "/" in name or not name.isprintable():  # a slash would be read as a path through groups
             raise ValueError(f"{shown(name)} is no name of a column")
-    links = (h5py.SoftLink, h5py.ExternalLink)
-    names = [name for name in names if not isinstance(file.get(name, getlink=True), links)]
-    check_names(path, names, flat)
-    if flat:
-        return [name for name in names if not isinstance(file[name], h5py.Group)]
+    links = [name for name in names if _is_link(file, name)]
+    for name in links:
+        if name in COLUMNS or wanted.keeps(name):
+            raise InputError(
+                f"{path} holds {shown(name)}, a link, which is not followed; store the column "
+                "itself in its place, or leave it out"
+            )
+    check_names(path, names, wanted.flat)
+    names = [name for name in names if name not in links]
+    if wanted.flat:
+        return [n for n in names if n in COLUMNS or not isinstance(file[n], h5py.Group)]
     return names
+
+
+def _is_link(file: h5py.File, name: str) -> bool:
+    """Whether a name is one of something elsewhere, in the file or outside."""
+    return isinstance(file.get(name, getlink=True), (h5py.SoftLink, h5py.ExternalLink))
 
 
 def hdf5_item(path: Path, file: h5py.File, name: str) -> h5py.Dataset:

@@ -26,6 +26,8 @@ FREE_BYTES = 2**28
 _PACKING = 1100
 """Largest packing ratio allowed; deflate, as in npz and HDF5, reaches no more than 1032."""
 FLAT_COLUMNS = ("timeouts", "next_observations")
+COLUMNS = ("observations", "actions", "rewards", "masks", "terminals", *FLAT_COLUMNS)
+"""Columns of the layouts of docs/data.md, of which nothing may be ignored."""
 STEP_MARKS = (
     "truncations",
     "truncateds",

@@ -26,8 +26,10 @@ from tql_offline.agents import make_agent
 from tql_offline.cli import main
 from tql_offline.config import Config, read_toml, resolve, validate
 from tql_offline.datasets import reading
+from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.collect import _read_part, collect
 from tql_offline.datasets.columns import read_columns
+from tql_offline.datasets.convert import convert
 from tql_offline.datasets.load import load
 from tql_offline.documents import (
     MAX_DEPTH,
@@ -574,7 +576,7 @@ def chunked(shape, chunks, dtype="f4"):
 HDF5 = {
     "virtual": (virtual, "not a plain array of its own"),
     "external storage": (external, "not a plain array of its own"),
-    "soft link": (lambda f, n: f.__setitem__(n, h5py.SoftLink("/actions")), "no column 'rewards'"),
+    "soft link": (lambda f, n: f.__setitem__(n, h5py.SoftLink("/actions")), "'rewards', a link"),
     "references": (
         lambda f, n: f.create_dataset(n, shape=(7,), dtype=h5py.ref_dtype),
         "not an array of numbers",
@@ -625,11 +627,42 @@ def test_columns_that_are_not_kept_are_seen_to_be_whole(tmp_path, kind):
     refused(load, str(hdf5(tmp_path / "a.hdf5", other=HDF5[kind][0])), match="not a whole HDF5")
 
 
-def test_external_links_are_passed_over(tmp_path):
+@pytest.mark.parametrize("name", ["rewards", "masks", "timeouts", "next_observations", "done"])
+@pytest.mark.parametrize("to", ["/actions", "/nowhere", "other.hdf5", "group"])
+def test_no_link_and_no_group_takes_a_columns_place(tmp_path, name, to):
+    """Without such a column, which may be optional, other data would be read from the rest."""
     other = hdf5(tmp_path / "other.hdf5")
-    link = h5py.ExternalLink(str(other), "rewards")
-    path = hdf5(tmp_path / "a.hdf5", rewards=lambda file, name: file.__setitem__(name, link))
-    refused(load, str(path), match="no column 'rewards'")
+    kinds = {"other.hdf5": h5py.ExternalLink(str(other), "rewards"), "group": None}
+
+    def put(file, column):
+        link = kinds.get(to, h5py.SoftLink(to))
+        file.create_group(column) if link is None else file.__setitem__(column, link)
+
+    path = hdf5(tmp_path / "a.hdf5", **{name: put})
+    refused(load, str(path), match=rf"a.hdf5 h.* '{name}'")
+    refused(check_dataset, str(path), match=rf"a.hdf5 h.* '{name}'")
+    refused(convert, path, tmp_path / "b.npz", match=rf"a.hdf5 h.* '{name}'")
+
+
+def test_links_and_groups_of_other_names_are_passed_over(tmp_path):
+    def link(file, name):
+        file[name] = h5py.SoftLink("/actions")
+
+    timeouts = np.arange(7) == 6
+    group = {"timeouts": timeouts, "infos": lambda file, name: file.create_group(name)}
+    plain = load(str(hdf5(tmp_path / "plain.hdf5", timeouts=timeouts)))
+    data = load(str(hdf5(tmp_path / "a.hdf5", other=link, **group)))
+    np.testing.assert_array_equal(data.episodes.actions, plain.episodes.actions)
+    refused(convert, tmp_path / "a.hdf5", tmp_path / "b.npz", match="holds 'other', a link, which")
+
+
+def test_links_are_counted_among_the_columns(tmp_path):
+    """As no more names are read, later columns would be ignored."""
+    path = hdf5(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        for number in range(70):
+            file[f"a{number}"] = h5py.SoftLink("/actions")
+    refused(load, str(path), match="more than 64 columns")
 
 
 def test_a_name_that_leads_through_a_link_is_refused(tmp_path):
