@@ -16,6 +16,7 @@ from tql_offline.datasets.checks import check, check_spaces
 from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.load import (
@@ -25,6 +26,7 @@ from tql_offline.datasets.load import (
     own_episodes,
     refuse_bounds,
 )
+from tql_offline.datasets.verify import not_published
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import AdvisedError, InputError
 
@@ -65,8 +67,9 @@ def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
         loaded = load(data, action_bounds=bounds)
         return _findings(view_of(loaded.episodes), data, env_id, loaded.action_bounds)
     # `load` compares dims, and takes no other environment than the data's own.
-    episodes = load(data, env_id=env_id or None, action_bounds=bounds).episodes
-    return check(view_of(episodes), jumps=not _teleports(data), goes_on=True)
+    loaded = load(data, env_id=env_id or None, action_bounds=bounds)
+    found = check(view_of(loaded.episodes), jumps=not _teleports(data), goes_on=True)
+    return [*loaded.not_published(), *found]
 
 
 def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
@@ -114,6 +117,7 @@ def _flat_findings(
     read = _read(
         lambda: episodes_of(columns, path, max_episode_steps=limit, clips=True), env_id, bounds
     )
+    faults += not_published(path, entry, file_sha256(path))
     return warnings_first([*faults, *read, *found])
 
 

@@ -50,6 +50,7 @@ from tql_offline.datasets.ogbench import episodes_of as ogbench_episodes
 from tql_offline.datasets.reading import Floats, is_there
 from tql_offline.datasets.required import require_masks, require_vector
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
+from tql_offline.datasets.verify import not_published
 from tql_offline.datasets.views import AS_STEPS
 from tql_offline.errors import InputError, shown
 
@@ -78,6 +79,7 @@ class Dataset:
         found: what reading left out or changed, and what is wrong with these data.
         unscored: why there is no environment, unless simply none was given.
         action_bounds: lower and upper bounds of the file's actions, if scaled to [-1, 1].
+        published: the dataset that the file should be, if it was found by that one's name.
     """
 
     episodes: Episodes
@@ -89,6 +91,7 @@ class Dataset:
     found: tuple[Finding, ...] = ()
     unscored: str = ""
     action_bounds: tuple[list[float], list[float]] | None = None
+    published: Entry | None = None
 
     @property
     def is_own(self) -> bool:
@@ -104,6 +107,11 @@ class Dataset:
     def sha256(self) -> str:
         """SHA-256 of the file in hex; waits until it is known."""
         return self.digest.result()
+
+    def not_published(self) -> list[Finding]:
+        """The finding that the file is not the published one; waits for the digest."""
+        entry = self.published
+        return [] if entry is None else not_published(self.path, entry, self.sha256)
 
     def describe(self) -> dict[str, Any]:
         """Describe the data for the provenance of a run."""
@@ -280,13 +288,16 @@ def _first_task(name: DatasetName) -> str:
 def _load_ogbench(name: DatasetName, given: Path | None, slices: int) -> Dataset:
     path = given or find_file(name)
     columns, digest = _read(path, slices, mend_of(name), OGBENCH_COLUMNS, OGBENCH_FLOATS)
+    episodes = ogbench_episodes(columns, name, path)
+    source = "given file" if given else source_of(path, digest.result())
     return Dataset(
-        episodes=ogbench_episodes(columns, name, path),
+        episodes=episodes,
         name=name.name,
         path=path,
         digest=digest,
-        source="given file" if given else source_of(path, digest.result()),
+        source=source,
         env_id=name.env_id,
+        published=find_or_none(name.file) if source == "downloaded" else None,
     )
 
 
@@ -307,6 +318,7 @@ def _load_d4rl(entry: Entry, given: Path | None, env_id: str | None, slices: int
         env_id=env_id or own,
         found=(*faults, *found, *([] if env_id or own is None else [noted(said)])),
         unscored="" if env_id or own else said,
+        published=None if given else entry,
     )
 
 

@@ -5,7 +5,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tql_offline.datasets.catalogue import PublishedFile
+from tql_offline.datasets.catalogue import Entry, PublishedFile
+from tql_offline.datasets.findings import Finding
 from tql_offline.errors import InputError
 
 COLUMNS = ("observations", "actions", "terminals")
@@ -44,6 +45,25 @@ def verify(path: Path, file: PublishedFile) -> str:
             f"{path} is not the published {file.name} ({error}); "
             "move it away, or download it again with --force"
         ) from error
+
+
+def not_published(path: Path, entry: Entry, sha256: str) -> list[Finding]:
+    """The finding that a file is not the one that is published under its name.
+
+    Args:
+        path: where the training file of the dataset lies.
+        entry: the dataset; nothing is found if nobody has measured its file.
+        sha256: the digest of what lies there.
+    """
+    file = entry.files[0]
+    if file.sha256 in (None, sha256):
+        return []
+    told = (
+        f"{path} is not the published {file.name}: its SHA-256 is {sha256} where that of "
+        f"{entry.name} is {file.sha256}; run `tql-offline download {entry.name} --force`, or, if "
+        "these data are meant, name them by their path, as results are compared by name"
+    )
+    return [Finding("warning", "not-published", told)]
 
 
 def starts_like(file: PublishedFile, start: bytes) -> bool:

@@ -4,6 +4,7 @@ import io
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -11,9 +12,11 @@ import ogbench
 import pytest
 from own_data import write_own
 
+from tql_offline.datasets import catalogue
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.collect import collect
 from tql_offline.datasets.columns import read_columns
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import load
 from tql_offline.datasets.names import find_file, parse_name
 from tql_offline.datasets.ogbench import relabel
@@ -294,13 +297,27 @@ def test_source_is_the_true_one(tmp_path, maze, monkeypatch):
     monkeypatch.setenv("TQL_OFFLINE_DATA", str(collected))
     for folder in (official, collected):
         folder.mkdir()
-    assert load(TASK, maze).source == "given file"
+    known = {None: [], "0" * 64: ["not-published"], file_sha256(maze): []}
+    """Digests that the catalogue may have, and what is then found about a file that is no other."""
+
+    def source(found):
+        for digest, kinds in known.items():
+            entry = catalogue.find(TASK)
+            entry = replace(entry, files=(replace(entry.files[0], sha256=digest),))
+            with monkeypatch.context() as patch:
+                patch.setattr(catalogue, "_entries", lambda entry=entry: {entry.name: entry})
+                kinds_found = [finding.kind for finding in load(TASK, found).not_published()]
+                is_to_be = load(TASK, found).source == "downloaded"
+            assert kinds_found == (kinds if is_to_be else [])
+        return load(TASK, found).source
+
+    assert source(maze) == "given file"
     shutil.copy(maze, collected)
-    assert load(TASK).source == "collected"
+    assert source(None) == "collected"
     shutil.copy(maze, official)
-    assert load(TASK).source == "downloaded"
+    assert source(None) == "downloaded"
     shutil.copy(maze.with_suffix(".json"), official)
-    assert load(TASK).source == "collected"
+    assert source(None) == "collected"
 
 
 def test_truncated_file_is_refused(tmp_path, maze):

@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import gymnasium
 import h5py
@@ -18,10 +19,12 @@ from typer.testing import CliRunner
 from tql_offline.cli import app
 from tql_offline.cli.train import load_and_say
 from tql_offline.config import resolve
+from tql_offline.datasets import catalogue
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.columns import is_flat
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import load
 from tql_offline.datasets.returns import targets
 from tql_offline.datasets.verify import _check_hdf5
@@ -925,6 +928,31 @@ def test_d4rl_from_a_name_to_a_score(tmp_path, private_home, short_protocols):
     want = 100 * (last["return_mean"] + 20.272305) / (3234.3 + 20.272305)
     assert last["score"] == pytest.approx(want)
     assert "not comparable" not in output
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_file_that_is_not_the_published_one_of_its_name_is_told(
+    is_published, tmp_path, private_home, short_protocols, monkeypatch
+):
+    path, name = named_d4rl(private_home, "hopper-medium-v2", 0), "hopper-medium-v2"
+    if is_published:
+        file = replace(find(name).files[0], sha256=file_sha256(path))
+        entry = replace(find(name), files=(file,))
+        monkeypatch.setattr(catalogue, "_entries", lambda: {name: entry})
+    _, output = trained(tmp_path, "--dataset", name)
+    run = CliRunner().invoke
+    checked = run(app, ["datasets", "check", name]).output
+    shown = " ".join(run(app, ["datasets", "info", name]).output.replace("│", " ").split())
+    begin = f"{path} is not the published hopper_medium-v2.hdf5: its SHA-256 is "
+    provenance = json.loads((tmp_path / "runs/run/provenance.json").read_text())
+    recorded = [said for said in provenance["data_findings"] if f"warning: {begin}" in said]
+    assert len(recorded) == (not is_published)
+    end = f"run `tql-offline download {name} --force`, or, if these data are meant"
+    for told in (output, checked, *recorded):
+        assert (begin in told, end in told) == (not is_published, not is_published)
+    assert ("is not the published" in shown) == (not is_published)
+    _, output = trained(tmp_path / "given", "--dataset", name, "--path", str(path))
+    assert "is not the published" not in output
 
 
 def test_a_step_limit_that_is_not_the_references_is_said_and_recorded(

@@ -230,7 +230,7 @@ def _loaded_facts(data: "Dataset") -> list[tuple[str, str]]:
         ("rewards that are 0", f"{100 * summary.zero_rewards:.4g} %"),
         ("transitions that end the task", f"{summary.ending_transitions:,}"),
         ("episodes with such a one", f"{summary.ending_episodes:,} of {episodes.num_episodes:,}"),
-        *((finding.level, finding.sentence) for finding in data.found),
+        *((finding.level, finding.sentence) for finding in (*data.found, *data.not_published())),
         *(("not scored", why) for why in (data.unscored,) if why),
     ]
 

@@ -77,8 +77,8 @@ def run_seeds(
     for each, its_name in zip(configs, names, strict=True):
         check(each, runs, its_name)
     setups = [set_up(configs[0], dataset)]
-    findings = findings_of(dataset)
     setups += [set_up(each, dataset, setups[0]) for each in configs[1:]]
+    findings = findings_of(dataset)  # last, as it waits for the digest
     records = [record_of(setup, seeds, findings) for setup in setups]
     begun = []
     with ExitStack() as stack:

@@ -117,10 +117,14 @@ def dims_of(dataset: Dataset) -> tuple[int, int]:
 
 
 def findings_of(dataset: Dataset) -> tuple[str, ...]:
-    """What a quick check of the data finds; OGBench's episodes go on after the task's end."""
+    """What a quick check finds, and whether the file is the published one, whose digest it awaits.
+
+    OGBench's episodes go on after the task's end.
+    """
     is_own = dataset.is_own
     jumps = "teleport" not in dataset.name
-    return tuple(map(str, quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)))
+    found = quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)
+    return tuple(map(str, [*dataset.not_published(), *found]))
 
 
 def record_of(setup: Setup, seeds: Sequence[int], findings: Sequence[str]) -> dict[str, Any]:
