@@ -73,8 +73,8 @@ class Dataset:
         name: the dataset's name, or the file's stem for a user's own.
         path: the file.
         digest: the SHA-256 of the file in hex, which may still be being computed.
-        source: `collected`, `downloaded`, `given file` (for a named dataset), `own file` or
-            `arrays`.
+        source: `collected`, `downloaded`, `given file` (for a named dataset), `given folder`
+            (Minari's, by its path), `own file` or `arrays`.
         env_id: the Gymnasium environment that policies are scored in, or None.
         found: what reading left out or changed, and what is wrong with these data.
         unscored: why there is no environment, unless simply none was given.
@@ -360,6 +360,7 @@ def _load_minari(
 
     made = read_episodes(folder)
     own, notes = environment_id(str(given or name)), list(made.notes)
+    by_path = folder == Path(name.removeprefix(MINARI_PREFIX))
     unscored = ""
     if env_id is None:
         unscored, said = recoverable(own.removeprefix(MINARI_PREFIX))
@@ -369,7 +370,7 @@ def _load_minari(
         name=made.name,
         path=folder,
         digest=in_background(lambda: slices_sha256(made.files)),
-        source="given file" if given else "downloaded",
+        source="given file" if given else "given folder" if by_path else "downloaded",
         env_id=env_id or (None if unscored else own),
         found=tuple(map(noted, notes)),
         unscored=unscored,

@@ -905,6 +905,31 @@ def test_minari_from_a_moved_folder_to_a_score(tmp_path, short_protocols):
     assert scored.exit_code == 0, scored.output
 
 
+@pytest.mark.parametrize("name", ["mine", "minari:mine", "minari:begun/mine"])
+def test_a_run_finds_its_minari_folder_from_another_folder(name, tmp_path, monkeypatch, capsys):
+    begun = tmp_path if "/" in name else tmp_path / "begun"
+    moved, place = tmp_path / "moved", tmp_path / "begun" / "mine"
+    place.parent.mkdir()
+    shutil.move(record("made/unit-v0"), place)
+    monkeypatch.chdir(begun)
+    trained(tmp_path, "--dataset", name, "--set=evaluation.enabled=false")
+    run = tmp_path / "runs" / "run"
+    recorded = json.loads((run / "provenance.json").read_text())["dataset"]
+    assert (recorded["source"], recorded["path"]) == ("given folder", str(place))
+    monkeypatch.chdir(tmp_path / "runs")
+    for to_resume in (place, moved):
+        if to_resume == moved:
+            place.rename(moved)
+            code, output = command(["inspect", str(run), "--grid", "2"], capsys)
+            said = " ".join(output.err.split())
+            assert (code, f"{str(place)!r}, is not there any more; move it" in said) == (2, True)
+        path = ["--path", str(moved)] if to_resume == moved else []
+        (run / "result.json").unlink()
+        for words in (["train", "--resume", str(run)], ["inspect", str(run), "--grid", "2"]):
+            code, output = command([*words, *path], capsys)
+            assert code == 0, output.err
+
+
 def test_the_caveat_of_references_is_said_however_the_data_are_named(tmp_path):
     folder = record(
         "D4RL/pen/human-v2", ref_min_score=0.0, ref_max_score=1.0, num_episodes_average_score=1

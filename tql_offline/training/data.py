@@ -149,9 +149,8 @@ def _refuse_lost_file(
 
     If the user told its new place (`is_told`), that is what is wrong.
     """
-    given = Path(config.dataset.path or config.dataset.name)
-    is_file = bool(config.dataset.path) or recorded.get("source") == "own file"
-    if not is_file or given.exists():
+    given = _given_path(config, recorded)
+    if given is None or given.exists():
         return
     if is_told:
         raise InputError(
@@ -175,12 +174,20 @@ def _recorded_path(config: Config, recorded: Mapping[str, Any]) -> str | None:
     A config has paths as they were given, which may be relative to where the run was started. If
     the recorded file is gone, they are taken relative to the current folder.
     """
-    dataset, path = config.dataset, recorded.get("path")
+    given, path = _given_path(config, recorded), recorded.get("path")
     if not isinstance(path, str) or "\0" in path or not Path(path).exists():
         return None
-    given = Path(dataset.path or dataset.name)
-    is_file = bool(dataset.path) or recorded.get("source") == "own file"
-    return path if is_file and not given.is_absolute() and given.name == Path(path).name else None
+    if given is None or given.is_absolute() or given.name != Path(path).name:
+        return None
+    return path
+
+
+def _given_path(config: Config, recorded: Mapping[str, Any]) -> Path | None:
+    """The path by which a run was given its data; None if they were found by their name."""
+    dataset = config.dataset
+    if not dataset.path and recorded.get("source") not in ("own file", "given folder"):
+        return None
+    return Path(dataset.path or dataset.name.removeprefix(MINARI_PREFIX))
 
 
 def _with_path(config: Config, path: str) -> Config:
