@@ -108,12 +108,12 @@ def _flat_findings(
     path = Path(data) if entry is None else d4rl_file(entry)
     columns = read_columns(path, only=COLUMNS, floats=_scaled_columns(bounds), flat=True)
     scale_actions(columns, bounds)
-    view = view_of_flat(columns, str(path))
+    limit = None if entry is None else entry.max_episode_steps
+    view = view_of_flat(columns, str(path), limit)
     found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
     if entry is None:
         return warnings_first([*_read(lambda: episodes_of(columns, path), env_id, bounds), *found])
     faults = [Finding("warning", "broken", f"{data}: {fault}") for fault in entry.faults]
-    limit = entry.max_episode_steps
     read = _read(
         lambda: episodes_of(columns, path, max_episode_steps=limit, clips=True), env_id, bounds
     )

@@ -208,6 +208,11 @@ def _cuts(
     """Rows at which episodes were cut off: by the file, or failing that by the step limit."""
     if "timeouts" in columns:
         return require_marks(columns, "timeouts", len(terminals), path)
+    return cuts_at_limit(terminals, limit)
+
+
+def cuts_at_limit(terminals: NDArray[np.bool_], limit: int | None) -> NDArray[np.bool_]:
+    """Rows at which a step limit cuts episodes that end at `terminals` `(N,)`; None cuts none."""
     if limit is None:
         return np.zeros(len(terminals), bool)
     index = np.arange(len(terminals))

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.datasets.d4rl import mark_jumps
+from tql_offline.datasets.d4rl import cuts_at_limit, mark_jumps
 from tql_offline.datasets.episodes import Array, Episodes, NoTransitionError
 from tql_offline.datasets.reading import Floats
 from tql_offline.errors import InputError
@@ -192,11 +192,18 @@ def _numbers(columns: Mapping[str, Array], column: str, rows: int | None, name: 
     return values
 
 
-def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
+def view_of_flat(
+    columns: Mapping[str, Array], name: str, max_episode_steps: int | None = None
+) -> View:
     """The view of columns in D4RL's layout: one row per transition, `terminals` and `timeouts`.
 
     Each row's next observation is the next row's observation; an episode's last one is in
     `next_observations` or lost. Episodes are cut where training cuts them.
+
+    Args:
+        columns: columns by name.
+        name: the file's name, for errors.
+        max_episode_steps: step at which episodes end if there are no `timeouts`.
 
     Raises:
         InputError: a column is missing, is not of numbers, or has a wrong number of rows.
@@ -213,6 +220,8 @@ def view_of_flat(columns: Mapping[str, Array], name: str) -> View:
     ends = np.zeros(rows, bool)
     for column in ("terminals", "timeouts"):
         ends |= np.asarray(marks.get(column, np.zeros(rows)) != 0)
+    if "timeouts" not in marks:
+        ends |= cuts_at_limit(ends, max_episode_steps)
     ends[-1] = True
     extra, after = 0, None
     if "next_observations" in columns:

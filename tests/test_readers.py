@@ -23,11 +23,13 @@ from tql_offline.datasets import catalogue
 from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.catalogue import find
 from tql_offline.datasets.check_dataset import check_dataset
+from tql_offline.datasets.checks import check
 from tql_offline.datasets.columns import is_flat
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import load
 from tql_offline.datasets.returns import targets
 from tql_offline.datasets.verify import _check_hdf5
+from tql_offline.datasets.views import view_of_flat
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
 from tql_offline.eval.protocol import get
@@ -1025,6 +1027,29 @@ def test_check_and_info_know_both_suites(tmp_path, private_home):
     shown = run(app, ["datasets", "info", "antmaze-umaze-v0"])
     assert "qlearning_dataset" in " ".join(shown.output.split()), shown.output
     assert run(app, ["datasets", "info", "minari:made/unit-v0"]).exit_code == 0
+
+
+def test_the_check_of_one_of_d4rls_names_cuts_at_its_step_limit_as_training_does(private_home):
+    random, lengths = np.random.default_rng(0), (300, 1000, 1000, 700)
+    starts = [random.normal(0, 20, 11) for _ in lengths]
+    walks = [
+        start + np.cumsum(random.normal(0, 0.1, (length, 11)), axis=0)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    columns = {
+        "observations": np.concatenate(walks).astype(np.float32),
+        "actions": random.uniform(-0.9, 0.9, (3000, 3)).astype(np.float32),
+        "rewards": random.uniform(size=3000),
+        "terminals": np.arange(3000) == 299,
+    }
+    (private_home / "d4rl").mkdir()
+    write_d4rl(private_home / "d4rl" / "hopper_medium-v2.hdf5", columns)
+    # Of episodes that were cut, the last transition is lost.
+    assert load("hopper-medium-v2").episodes.lengths.tolist() == [300, 999, 999, 699]
+    assert view_of_flat(columns, "x", 1000).lengths.tolist() == [*lengths]
+    assert "jump" not in [finding.kind for finding in check_dataset("hopper-medium-v2")]
+    unknown = check(view_of_flat(columns, "x"))
+    assert [finding.kind for finding in unknown if finding.level == "warning"] == ["jump"] * 2
 
 
 @pytest.mark.parametrize(
