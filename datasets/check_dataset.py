@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tql_offline.datasets.action_bounds import (
     BOUNDS_SETTING,
     OutOfBoundsError,
@@ -13,18 +15,17 @@ from tql_offline.datasets.action_bounds import (
 )
 from tql_offline.datasets.catalogue import Entry, find_or_none
 from tql_offline.datasets.checks import check, check_spaces
-from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
 from tql_offline.datasets.digests import file_sha256
-from tql_offline.datasets.episodes import Episodes
+from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.load import (
-    WITHOUT_MASKS,
     kind_of,
     load,
     own_episodes,
     refuse_bounds,
+    without_masks,
 )
 from tql_offline.datasets.verify import not_published
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
@@ -79,24 +80,19 @@ def _own_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
     scale_actions(columns, bounds)
     view = view_of_columns(columns, data)
     found = _findings(view, data, env_id, bounds_by_dim(_action_dim(view), bounds))
-    found += [] if "masks" in columns else [_without_masks(view)]
+    if "masks" not in columns:
+        found.append(without_masks(view.lengths, *_last_rows(view)))
     refused = [
         f for f in _read(lambda: own_episodes(columns, path), env_id, bounds) if f.kind == _REFUSED
     ]
     return [*refused, *warnings_first(found)]  # what else reading finds is found in the view, too
 
 
-def _without_masks(view: View) -> Finding:
-    """That no transition ends the task: a warning where each row seems to be a step."""
-    if not last_rows_look_like_steps(view):
-        return Finding("note", "masks", WITHOUT_MASKS)
-    return Finding(
-        "warning",
-        "masks",
-        f"{WITHOUT_MASKS}; the marked rows have actions and rewards of their own, and episodes "
-        f"have {view.lengths.min()} to {view.lengths.max()} transitions, which speaks for that; if "
-        "the rows are OGBench's nevertheless, add 'masks' of 1",
-    )
+def _last_rows(view: View) -> Iterator[tuple[Array, Array]]:
+    """Actions and rewards of last rows, and of the rows before, as far as they are read."""
+    for last, each in ((view.last_actions, view.actions), (view.last_rewards, view.rewards)):
+        if last is not None and each is not None:
+            yield last, each[view.lasts]
 
 
 def _flat_findings(
@@ -170,7 +166,11 @@ def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> A
     from tql_offline.eval.bounds import RESCALED  # imports MuJoCo: only when needed
     from tql_offline.eval.environments import action_bounds
 
-    if setting := as_setting(*action_bounds(env_id)):
+    low, high = action_bounds(env_id)
+    given = bounds_by_dim(len(low), bounds) if len(bounds) in (2, 2 * len(low)) else None
+    if given and np.allclose(given, (low, high)):
+        return AdvisedError(error.told(bounds).fault, "clip that action, or leave out its episode")
+    if setting := as_setting(low, high):
         return error.told(bounds, _OPTION.format(**setting))
     fault = error.told(bounds).fault
     return AdvisedError(f"{fault}, and {env_id!r} has no finite bounds", RESCALED)

@@ -84,8 +84,8 @@ def _limits(view: View, ended: NDArray[np.bool_]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "timeouts",
-            f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows (all in "
-            "episode 0); mark the ends of episodes",
+            f"neither 'terminals' nor 'timeouts' marks any of the {len(ended)} rows; mark the ends "
+            "of episodes",
         )
 
 
@@ -145,20 +145,18 @@ def find_last_rows(view: View) -> Iterator[Finding]:
     yield from _copied_last_rows(view)
 
 
-def last_rows_look_like_steps(view: View) -> bool:
+def last_rows_look_like_steps(lengths: NDArray[np.int64], *pairs: tuple[Array, Array]) -> bool:
     """Whether last rows, of which only the observation is used, look like recorded steps.
 
     They do if episodes differ in length, as where the task ends them, and last rows have actions
     and rewards of their own. OGBench's files hold such actions, too, but no rewards, and their
     episodes are equally long; what fills an unused row otherwise is the same in all or a copy.
+
+    Args:
+        lengths: `(E,)` transitions of each episode.
+        pairs: of actions and of rewards, those of the last rows and of the rows before, `(E, ...)`.
     """
-    if view.last_actions is None or view.last_rewards is None or view.rewards is None:
-        return False
-    return (
-        len(np.unique(view.lengths)) > 1
-        and _are_their_own(view.last_actions, view.actions[view.lasts])
-        and _are_their_own(view.last_rewards, view.rewards[view.lasts])
-    )
+    return len(np.unique(lengths)) > 1 and all(_are_their_own(*pair) for pair in pairs)
 
 
 def _are_their_own(last: Array, before: Array) -> bool:

@@ -22,6 +22,7 @@ from tql_offline.datasets.action_bounds import (
 )
 from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound, suite_of
+from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
 from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
 from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
@@ -454,8 +455,11 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
     """
     observations, actions, lengths = core_columns(columns, path)
     rewards = require_vector(columns, "rewards", len(observations), path)
-    masks, found = np.ones_like(rewards), [Finding("note", "masks", WITHOUT_MASKS)]
-    if "masks" in columns:
+    if "masks" not in columns:
+        lasts = np.cumsum(lengths + 1) - 1
+        pairs = [(column[lasts], column[lasts - 1]) for column in (actions, rewards)]
+        masks, found = np.ones_like(rewards), [without_masks(lengths, *pairs)]
+    else:
         masks = require_vector(columns, "masks", len(observations), path)
         found = _ends_in_last_rows(masks, lengths)
     actions = drop_last_rows(actions, lengths)
@@ -470,6 +474,24 @@ def own_episodes(columns: Mapping[str, Array], path: Path) -> tuple[Episodes, li
         lengths=lengths,
     )
     return episodes, found
+
+
+def without_masks(lengths: NDArray[np.int64], *pairs: tuple[Array, Array]) -> Finding:
+    """That no transition ends the task: a warning where each row seems to be a step.
+
+    Args:
+        lengths: as for `last_rows_look_like_steps`, as are the pairs.
+        pairs: actions and rewards of last rows and of those before; if not both, it is a note.
+    """
+    if len(pairs) < 2 or not last_rows_look_like_steps(lengths, *pairs):
+        return Finding("note", "masks", WITHOUT_MASKS)
+    return Finding(
+        "warning",
+        "masks",
+        f"{WITHOUT_MASKS}; the marked rows have actions and rewards of their own, and episodes "
+        f"have {lengths.min()} to {lengths.max()} transitions, which speaks for that; if the rows "
+        "are OGBench's nevertheless, add 'masks' of 1",
+    )
 
 
 def _ends_in_last_rows(masks: Floats, lengths: NDArray[np.int64]) -> list[Finding]:

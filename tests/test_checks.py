@@ -15,7 +15,6 @@ from tql_offline.datasets.arrays import from_arrays
 from tql_offline.datasets.blocks import row_blocks
 from tql_offline.datasets.check_dataset import check_dataset
 from tql_offline.datasets.checks import check, check_spaces, quick_check
-from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.checks_of_numbers import find_actions, large_dims
 from tql_offline.datasets.findings import SHOWN
 from tql_offline.datasets.load import WITHOUT_MASKS, load
@@ -750,12 +749,17 @@ def fill_rows(column, value):
         equally_long,
     ],
 )
-def test_rows_filled_for_a_last_observation_are_not_taken_for_steps(change):
+def test_rows_filled_for_a_last_observation_are_not_taken_for_steps(change, tmp_path):
     columns = good() | {"rewards": np.linspace(0, 1, len(good()["rewards"]), dtype=np.float32)}
     del columns["masks"]
-    assert last_rows_look_like_steps(view_of_columns(columns, "mine"))
+    np.savez(tmp_path / "mine.npz", **columns)
+    assert "speaks for that" in run(tmp_path / "mine.npz").output
+    assert "speaks for that" in str(load(str(tmp_path / "mine.npz")).found)
     change(columns)
-    assert not last_rows_look_like_steps(view_of_columns(columns, "mine"))
+    np.savez(tmp_path / "mine.npz", **columns)
+    assert "speaks for that" not in run(tmp_path / "mine.npz").output
+    if "rewards" in columns:
+        assert "speaks for that" not in str(load(str(tmp_path / "mine.npz")).found)
 
 
 def run(*arguments):
@@ -815,3 +819,28 @@ def test_observations_too_large_for_networks_are_noted_unless_normalised(tmp_pat
         begun = Begun(setup=set_up(config, data), folder=RunFolder(tmp_path / "r"))
         told[normalise] = [s for s in opening_notes([begun]) if "mostly beyond ±100 in dim 2" in s]
     assert (len(told[False]), told[True]) == (1, [])
+
+
+def test_an_action_beyond_the_environments_own_bounds_is_to_be_clipped(tmp_path):
+    """Not to be given the bounds that were given already, nor others, which training refuses."""
+    columns = good()
+    columns["actions"] = 2 * columns["actions"][:, :1]
+    columns["actions"][17] = 5
+    np.savez(tmp_path / "mine.npz", **columns)
+    done = run(tmp_path / "mine.npz", "--action-bounds=-2,2", "--env", "Pendulum-v1")
+    said = " ".join(done.output.split())
+    assert "has 5 at row 17, dim 0, outside the given bounds [-2, 2]; clip that action" in said
+
+
+def test_info_takes_bounds_of_actions(tmp_path):
+    columns = good()
+    columns["actions"] *= 2
+    np.savez(tmp_path / "mine.npz", **columns)
+    runner = CliRunner()
+    refused = runner.invoke(app, ["datasets", "info", str(tmp_path / "mine.npz")])
+    assert "name their bounds by --action-bounds LOW,HIGH" in str(refused.exception)
+    taken = runner.invoke(
+        app, ["datasets", "info", str(tmp_path / "mine.npz"), "--action-bounds=-2,2"]
+    )
+    assert taken.exit_code == 0
+    assert "action dims" in taken.output

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_arrays_are_what_a_file_of_them_is(tmp_path, added):
     assert from_memory.notes == from_file.notes
     assert findings_of(from_memory) == findings_of(from_file)
     assert (WITHOUT_MASKS in from_memory.notes) == (not added)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "warned"),
+    [
+        ("mine", "arrays", True),
+        ("minari:mujoco/hopper/medium-v0", "downloaded", True),
+        ("hopper-medium-v2", "downloaded", True),
+        ("cube-double-play-singletask-task1-v0", "downloaded", False),
+    ],
+)
+def test_only_ogbenchs_episodes_go_on_after_the_tasks_end(name, source, warned):
+    data = from_arrays(columns() | {"masks": np.zeros(40)}, "mine")
+    found = " ".join(findings_of(replace(data, name=name, source=source)))
+    assert ("of all transitions have mask 0" in found) == warned
 
 
 def test_the_page_names_every_option_of_arrays():

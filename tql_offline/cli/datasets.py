@@ -107,9 +107,19 @@ def _row(entry: Entry, place: str) -> tuple[str, ...]:
     return entry.name, _observations(entry), _actions(entry), limit, _size(entry), state
 
 
+_ActionBounds = Annotated[
+    str,
+    typer.Option(
+        help="LOW,HIGH of your own file's actions, or LOW,…,HIGH,… by dim: training's "
+        "dataset.action_bounds."
+    ),
+]
+
+
 @datasets.command("info")
 def show_info(
     name: Annotated[str, typer.Argument(help="Dataset name (OGBench: with a task) or file.")],
+    action_bounds: _ActionBounds = "",
 ) -> None:
     """Show what is known about a dataset, and load it: size, returns, rewards, masks and hash."""
     entry = find_or_none(name)
@@ -122,9 +132,14 @@ def show_info(
             task = f"{entry.family}-{entry.kind}-singletask-task1-v0"
             say(f"its returns are those of a task: `tql-offline datasets info {task}`")
             return
+    from tql_offline.datasets.action_bounds import OutOfBoundsError  # imports readers: on use
     from tql_offline.datasets.load import load
 
-    data = load(name, allow_broken=True)
+    bounds = _bounds(action_bounds)
+    try:
+        data = load(name, allow_broken=True, action_bounds=bounds)
+    except OutOfBoundsError as error:
+        raise error.told(bounds, "--action-bounds LOW,HIGH") from error
     print_table(data.name, ("loaded", ""), _loaded_facts(data))
 
 
@@ -134,13 +149,7 @@ def check_data(
     env: Annotated[
         str, typer.Option(help="Environment id whose dims your own file must match.")
     ] = "",
-    action_bounds: Annotated[
-        str,
-        typer.Option(
-            help="LOW,HIGH of your own file's actions, or LOW,…,HIGH,… by dim: training's "
-            "dataset.action_bounds."
-        ),
-    ] = "",
+    action_bounds: _ActionBounds = "",
 ) -> None:
     """Check data for faults: exit code 0 if there are no warnings, 1 if any, 2 if unreadable.
 

@@ -9,6 +9,7 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
+from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks import quick_check
 from tql_offline.datasets.checks_of_numbers import images_told
 from tql_offline.datasets.findings import noted
@@ -121,9 +122,9 @@ def findings_of(dataset: Dataset) -> tuple[str, ...]:
 
     OGBench's episodes go on after the task's end.
     """
-    is_own = dataset.is_own
+    goes_on = not dataset.is_own and suite_of(dataset.name).startswith("ogbench")
     jumps = "teleport" not in dataset.name
-    found = quick_check(dataset.episodes, jumps=jumps, goes_on=not is_own)
+    found = quick_check(dataset.episodes, jumps=jumps, goes_on=goes_on)
     return tuple(map(str, [*dataset.not_published(), *found]))
 
 
