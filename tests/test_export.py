@@ -506,6 +506,15 @@ def test_a_stopped_run_is_called_unfinished(trained, tmp_path, capsys):
     assert "has no checkpoint yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["flow", "implicit best-of-n", "cloning flow"])
+def test_a_flow_of_too_many_steps_is_refused_whatever_its_network_is_called(
+    trained, tmp_path, monkeypatch, capsys, method
+):
+    monkeypatch.setattr(onnx_policies, "MAX_FLOW_STEPS", 2)
+    assert command(trained(method).path, "--out", tmp_path / "model") == 2
+    assert "a flow of 3 steps makes too large an ONNX graph" in capsys.readouterr().err
+
+
 def test_without_the_onnx_packages_the_mend_is_named(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_policies, "find_spec", lambda _name: None)
     assert command(trained("rebrac").path, "--out", tmp_path / "model") == 2

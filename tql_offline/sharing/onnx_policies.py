@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tql_offline.agents import numpy_policy
 from tql_offline.errors import InputError
 from tql_offline.files import writing
+from tql_offline.networks import VelocityField
 from tql_offline.sharing.acting import Acting
 
 POLICY = "learned"
@@ -86,7 +87,8 @@ def export_onnx(acting: Acting, flow_steps: int, path: Path) -> Comparison:
     size = sum(t.nbytes for n in acting.networks.values() for t in n.state_dict().values())
     if size > MAX_BYTES:
         raise InputError(f"its {size:,} bytes of weights are too many for an ONNX file; {MEND}")
-    if "behaviour" in acting.networks and flow_steps > MAX_FLOW_STEPS:
+    has_flow = any(isinstance(network, VelocityField) for network in acting.networks.values())
+    if has_flow and flow_steps > MAX_FLOW_STEPS:
         raise InputError(f"a flow of {flow_steps} steps makes too large an ONNX graph; {MEND}")
     data = _traced(acting)
     with writing(path):
