@@ -60,14 +60,12 @@ class InspectedState:
         episode: the episode it belongs to.
         episode_step: its step in the episode.
         attention: `(N, L, L)` weights, means over heads; N = 0 for a critic without attention.
-        entropy: `(N, 2)` nats, means over heads.
     """
 
     transition: int
     episode: int
     episode_step: int
     attention: Floats
-    entropy: Floats
     landscape: Landscape
 
     @property
@@ -83,7 +81,6 @@ class Inspection:
     Attributes:
         step: step of the checkpoint.
         observation_dim: S.
-        action_dim: A.
         tokens: L; 0 for a critic without attention.
         sampled: number of transitions over which `entropy` is a mean.
         mode: how the run controls its entropies.
@@ -95,7 +92,6 @@ class Inspection:
 
     step: int
     observation_dim: int
-    action_dim: int
     tokens: int
     sampled: int
     mode: str
@@ -143,7 +139,6 @@ def parse_inspection(document: Mapping[str, Any]) -> Inspection:
     return Inspection(
         step=_count(document["step"], 10**9),
         observation_dim=observation_dim,
-        action_dim=action_dim,
         tokens=tokens,
         sampled=_count(entropy["transitions"], 10**9),
         mode=str(entropy["mode"]),
@@ -160,7 +155,6 @@ def _state(raw: Mapping[str, Any], layers: int, tokens: int, action_dim: int) ->
         episode=_count(raw["episode"], 2**53),
         episode_step=_count(raw["episode_step"], 2**53),
         attention=_array(raw["attention"], (layers, tokens, tokens)),
-        entropy=_array(raw["entropy"], (layers, 2)),
         landscape=_landscape(raw["landscape"], raw, action_dim),
     )
 

@@ -245,7 +245,7 @@ def _inspection_plots(run: Run, key: str) -> tuple[PlotGroup, ...]:
         "Attention: queries down, keys across, [V] the [VALUE] token; the stronger the colour, "
         "the larger the weight. "
         if found.tokens
-        else "An MLP critic has no attention. "
+        else "Attention is recorded of transformer critics alone. "
     )
     note = (
         f"{attention}Q over two action dims, the others held at the {{held}} action; × the data's "

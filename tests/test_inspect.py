@@ -279,7 +279,7 @@ def test_targets_and_temperatures_that_do_nothing_have_no_columns(own, tmp_path,
 
 def test_an_mlp_has_its_landscapes_only(mlp, tmp_path, capsys):
     assert inspect(mlp, "--states", "0,9", "--out", tmp_path) == 0
-    assert "it has no attention, so only its Q landscapes are shown" in capsys.readouterr().out
+    assert "of transformers alone, so only Q landscapes are shown" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {DOCUMENT, "q-0.svg", "q-9.svg"}
     assert read_inspection(tmp_path).tokens == 0
 
@@ -413,7 +413,7 @@ def test_report_shows_the_landscapes_of_an_mlp(mlp, tmp_path):
     run = make_run(tmp_path / "run", steps=2000)
     assert inspect(mlp, "--states", "0", "--dims", "0", "--out", run.inspection) == 0
     html = write_report([run], tmp_path / "out").html.read_text()
-    assert "An MLP critic has no attention." in html
+    assert "Attention is recorded of transformer critics alone." in html
     assert "Q, mean ± spread of the ensemble" in html
 
 
@@ -463,7 +463,7 @@ def test_an_inspection_that_is_no_json_is_left_out(reported, text):
     assert read_run(reported).inspection is None
 
 
-@pytest.mark.parametrize("key", ["attention", "entropy", "action"])
+@pytest.mark.parametrize("key", ["attention", "action"])
 def test_numbers_that_cannot_be_drawn_are_left_out(reported, key):
     path = reported.inspection / DOCUMENT
     document = json.loads(path.read_text())

@@ -88,7 +88,7 @@ def show(found: "Inspection") -> None:
         alarm = alarm_sentence(found.entropy.tolist(), found.tokens, where)
         say(alarm or "No layer's attention has collapsed.")
     else:
-        say("This critic is an MLP: it has no attention, so only its Q landscapes are shown.")
+        say("Attention is recorded of transformers alone, so only Q landscapes are shown.")
     print_table(
         "Q over the landscapes: mean of the ensemble, and its largest spread",
         ("transition#", "episode#", "step#", "lowest#", "highest#", "spread#"),
