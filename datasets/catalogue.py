@@ -25,20 +25,6 @@ _DOCUMENTS = ("catalogue.toml", "catalogue_d4rl.toml", "catalogue_minari.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mirror:
-    """A host of dataset files.
-
-    Attributes:
-        url: address with `{file}` where the file's name goes and, on hosts that keep a suite in
-            several folders, `{folder}`.
-        note: one line to show to the user.
-    """
-
-    url: str
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class PublishedFile:
     """One file of a dataset.
 
@@ -125,10 +111,13 @@ def select(name: str) -> list[Entry]:
     raise InputError(f"no suite {name!r} is known; there are {', '.join([*SUITES, *bundles()])}")
 
 
-def mirrors(suite: str = "ogbench") -> list[Mirror]:
-    """A suite's mirrors in the order in which they are tried; Minari has its own."""
-    section = _documents()[suite]
-    return [Mirror(**mirror) for mirror in _shared(section).get("mirrors", ())]
+def mirrors(suite: str = "ogbench") -> list[str]:
+    """Addresses of a suite's mirrors in the order in which they are tried; Minari has its own.
+
+    They have `{file}` where the file's name goes and, on hosts that keep a suite in several
+    folders, `{folder}`.
+    """
+    return [*_shared(_documents()[suite]).get("mirrors", ())]
 
 
 def find(name: str) -> Entry:

@@ -36,7 +36,7 @@ def templates(suite: str, mirrors: Sequence[str] | None, *, offline: bool) -> li
     Raises:
         InputError: a given mirror is not an address.
     """
-    urls = mirrors or [mirror.url for mirror in catalogue.mirrors(suite)]
+    urls = mirrors or catalogue.mirrors(suite)
     found = [_template(url) for url in urls]
     return [template for template in found if is_local(template) or not offline]
 
