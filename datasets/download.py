@@ -10,7 +10,6 @@ or has failed for good (`_Refused`: 403, 404, a web page, wrong bytes), and the 
 Several files can be fetched at once; one that no mirror provides does not stop the others.
 """
 
-import os
 import re
 import shutil
 import threading
@@ -46,7 +45,7 @@ from tql_offline.datasets.verify import (
     verify,
 )
 from tql_offline.errors import InputError
-from tql_offline.files import read_json, write_json
+from tql_offline.files import flush, read_json, write_json
 from tql_offline.locks import locked
 
 Progress = Callable[[str, int, int], None]
@@ -628,8 +627,7 @@ def _write(pieces: Iterator[bytes], received: int, length: int, job: _Job) -> No
             job.shared.progress(job.file.name, received, length)
             if job.shared.stop.is_set():
                 raise KeyboardInterrupt
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     if received < length:
         raise _Interrupted(f"broke off after {received} of {length} bytes")
 

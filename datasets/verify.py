@@ -1,11 +1,11 @@
 """Checks that a file on disk is the published one, by its length and digest or its contents."""
 
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tql_offline.datasets.catalogue import Entry, PublishedFile
+from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.findings import Finding
 from tql_offline.errors import InputError
 
@@ -88,8 +88,7 @@ def sound(path: Path, file: PublishedFile) -> str:
     length = path.stat().st_size
     if file.bytes is not None and length != file.bytes:
         raise Unsound(f"{length} bytes where the file has {file.bytes}")
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_sha256(path)
     if file.sha256 is None:
         (_check_hdf5 if file.name.endswith(".hdf5") else _check_zip)(path)
     elif digest != file.sha256:
