@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from torch.profiler import ProfilerActivity, profile
 
+from tql_offline.bench import OBJECTIVES
 from tql_offline.bench.ours import WAYS, make_ours
-from tql_offline.bench.workload import OBJECTIVES, Workload, random_transitions
+from tql_offline.bench.workload import Workload, random_transitions
 from tql_offline.networks import SIZES
 from tql_offline.training.device import pick_device
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tql_offline.config import FLOW_POLICIES
+from tql_offline.config import FLOW_POLICIES, WITHOUT_CRITIC
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
 from tql_offline.eval.measured import CountedScore, Played, played_of
 from tql_offline.eval.protocol import protocol_label
@@ -144,7 +144,7 @@ def method_of(run: Run) -> str:
 
 def size_of(run: Run) -> str:
     """The critic's size, or a dash if there is none."""
-    has_critic = run.config.get("objective") != "cloning"
+    has_critic = run.config.get("objective") not in WITHOUT_CRITIC
     return as_text(fact(run, *(("size", "critic.size") if has_critic else ("size",))))
 
 

@@ -1,5 +1,6 @@
 """`bench`: what is compared is the same update, and its figures are what they say."""
 
+import errno
 import json
 import mmap
 import re
@@ -8,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stand_ins import raising
 from torch.utils.flop_counter import FlopCounterMode
 
+from tql_offline import bench, files
 from tql_offline.bench import compare, memory, ours
 from tql_offline.bench.workload import (
     Contender,
@@ -28,7 +31,11 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 SMALL = Workload(objective="flow", size="tiny", batch_size=4)
 
 
-@pytest.mark.parametrize("objective", ["flow", "implicit", "conservative", "rebrac", "floq"])
+def test_those_whose_critic_can_be_a_transformer_are_timed():
+    assert bench.OBJECTIVES == ("flow", "implicit", "conservative", "rebrac", "floq")
+
+
+@pytest.mark.parametrize("objective", bench.OBJECTIVES)
 def test_the_plain_path_is_the_same_update(objective):
     workload = replace(SMALL, objective=objective)
     data = random_transitions(workload, episodes=2, length=5)
@@ -243,6 +250,16 @@ def test_rates_are_written_before_memory_is_measured(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["results"] == [result]
 
 
+def test_an_earlier_file_outlives_a_full_disk(tmp_path, monkeypatch):
+    file = tmp_path / "bench.json"
+    file.write_text("figures\n")
+    monkeypatch.setattr(compare, "compare", lambda *_: {"title": "x", "rows": []})
+    monkeypatch.setattr(files, "flush", raising(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(SystemExit):
+        main(["bench", "--size", "tiny", "--device", "cpu", "--no-peers", "--out", str(file)])
+    assert file.read_text() == "figures\n"
+
+
 def test_rounds_are_written_when_a_later_one_is_killed(tmp_path, monkeypatch):
     file, flags = tmp_path / "bench.json", ["--size", "tiny", "--device", "cpu", "--no-peers"]
     run_round, rounds = compare.Timing.run_round, []
@@ -300,8 +317,10 @@ def test_the_command_writes_its_figures(tmp_path, capsys):
     [
         (["--size", "huge"], "there is no size 'huge'; choose of tiny"),
         (["--objective", "flow,sarsa"], "there is no objective 'sarsa'"),
+        (["--objective", "pac"], "there is no objective 'pac'; choose of flow, implicit"),
         (["--ways", "fast"], "there is no way 'fast'; choose of ours, plain path"),
         (["--batch-size", "0"], "--batch-size '0' is not of positive numbers"),
+        (["--batch-size", "9" * 5000], "99' is not of positive numbers"),
         (["--hidden", "256x"], "--hidden '256x' is not of positive numbers"),
         (["--hidden", "8x8"], "--hidden is for implicit and conservative, not flow"),
         (["--out", "/nowhere/bench.json"], "its folder is not there"),

@@ -3,7 +3,7 @@
 import pytest
 
 from tql_offline.errors import InputError
-from tql_offline.number_lists import parse_numbers
+from tql_offline.number_lists import parse_numbers, split_numbers
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ def test_numbers_are_read_in_their_order(text, numbers):
 def test_bad_lists_are_refused_by_the_name_of_their_option(text):
     with pytest.raises(InputError, match="^--gpus "):
         parse_numbers(text, "--gpus")
+
+
+@pytest.mark.parametrize("text", ["", "8x", "x8", "8xx8", "8x-1", "²", "8,8", "9" * 10, "9" * 5000])
+def test_what_is_no_list_of_whole_numbers_splits_to_none(text):
+    assert split_numbers("256x 64", "x") == (256, 64)
+    assert split_numbers(text, "x") is None

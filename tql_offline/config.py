@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tql_offline.documents import MAX_CONFIG_BYTES, parse_toml, read_bounded
 from tql_offline.errors import InputError, did_you_mean, quoted, shown
+from tql_offline.number_lists import split_numbers
 from tql_offline.presets import (
     DEFAULT_DATASET,
     DEFAULT_OBJECTIVE,
@@ -44,10 +45,10 @@ _OWN_OBJECTIVE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _OWN_NAME = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _METHODS = ("TQL", "FQL", "IQL", "IFQL", "CQL", "ReBRAC", "floq", "PAC", "BC")
 """Names of methods that a class of one's own could have."""
-_CROSSED = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*", re.ASCII)
-"""Whole numbers such as `256x256`."""
 FLOW_POLICIES = ("flow", "floq", "pac")
 """Objectives with FQL's policies: a behaviour flow, and a policy weighted by `flow.alpha`."""
+WITHOUT_CRITIC = ("cloning",)
+"""Objectives that train a policy alone."""
 
 # Someone else's config may ask for a network that fits in no memory, or for endless work.
 MAX_WEIGHTS = 2**30
@@ -237,9 +238,8 @@ class FlowConfig(Table):
     @classmethod
     def _by_crosses(cls, hidden: object) -> object:
         """Widths written as `bench --hidden` takes them."""
-        if isinstance(hidden, str) and _CROSSED.fullmatch(hidden):
-            return tuple(map(int, hidden.split("x")))
-        return hidden
+        numbers = split_numbers(hidden, "x") if isinstance(hidden, str) else None
+        return hidden if numbers is None else numbers
 
     @field_validator("hidden")
     @classmethod
@@ -598,7 +598,7 @@ class Config(Table):
                 f"objective 'pac' learns distributions, but critic.kind is {self.critic.kind!r}; "
                 "set critic.kind to 'perceiver' (--preset pac does)"
             )
-        may_be = self.objective in ("pac", "cloning") or is_own(self.objective)
+        may_be = self.objective in ("pac", *WITHOUT_CRITIC) or is_own(self.objective)
         if is_perceiver and not may_be:
             raise ValueError(
                 f"critic.kind 'perceiver' is of objective 'pac', not {self.objective!r}; set "
@@ -629,7 +629,7 @@ class Config(Table):
     @property
     def has_critic(self) -> bool:
         """Whether a critic is trained; behaviour cloning ignores its size and entropy mode."""
-        return self.objective != "cloning"
+        return self.objective not in WITHOUT_CRITIC
 
     @property
     def schedule_steps(self) -> int:

@@ -1,4 +1,4 @@
-"""Lists of whole numbers as a user writes them: `0-7` or `0,3,5`."""
+"""Lists of whole numbers as a user writes them: `0-7`, `0,3,5` or `256x256`."""
 
 from tql_offline.errors import InputError, shown
 
@@ -22,18 +22,29 @@ def parse_numbers(text: str, what: str) -> tuple[int, ...]:
     """
     numbers: list[int] = []
     for part in text.split(",") if text else []:
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdecimal() and len(end) <= _MAX_DIGITS for end in ends):
+        ends = split_numbers(part, "-")
+        if ends is None or len(ends) > 2:
             raise InputError(f"{what} {shown(text)} is not of the form 0-7 or 0,3,5; correct it")
-        if int(ends[1]) - int(ends[0]) >= MAX_NUMBERS:
+        if ends[-1] - ends[0] >= MAX_NUMBERS:
             raise _too_many(text, what)
-        numbers += range(int(ends[0]), int(ends[1]) + 1)
+        numbers += range(ends[0], ends[-1] + 1)
     if len(set(numbers)) < len(numbers) or (text and not numbers):
         raise InputError(f"{what} {shown(text)} names a number twice, or none; correct it")
     if len(numbers) > MAX_NUMBERS:
         raise _too_many(text, what)
     return tuple(numbers)
+
+
+def split_numbers(text: str, separator: str) -> tuple[int, ...] | None:
+    """Whole numbers between separators; None if a part is none, or has more than nine digits.
+
+    >>> split_numbers("256x64", "x"), split_numbers("8x", "x")
+    ((256, 64), None)
+    """
+    parts = [part.strip() for part in text.split(separator)]
+    if not all(part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS for part in parts):
+        return None
+    return tuple(map(int, parts))
 
 
 def _too_many(text: str, what: str) -> InputError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tql_offline.config import FLOW_POLICIES, Config
+from tql_offline.config import FLOW_POLICIES, WITHOUT_CRITIC, Config
 from tql_offline.documents import flatten
 
 _TABLES = {
@@ -32,7 +32,7 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
         flat: a run's flattened settings.
     """
     idle = _of_others(objective) if objective in _TABLES else []
-    if objective == "cloning":
+    if objective in WITHOUT_CRITIC:
         idle += ["critic.", "entropy.", "discount", "n_step", "polyak"]
         idle += ["optimizer.critic_lr", "optimizer.weight_decay"]
     if objective == "implicit":

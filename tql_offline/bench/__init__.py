@@ -10,3 +10,10 @@
 
 Others take part where they are installed (`pip install 'tql-offline[peers]'`).
 """
+
+from tql_offline import config
+
+OBJECTIVES = tuple(
+    name for name in config.OBJECTIVES if name not in (*config.WITHOUT_CRITIC, "pac")
+)
+"""Those whose critic can be a transformer."""

@@ -8,11 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tql_offline import config
-
-OBJECTIVES = tuple(name for name in config.OBJECTIVES if name != "cloning")
-"""Those with a critic."""
-
 
 class Unavailable(Exception):  # noqa: N818 — no error: a contender that cannot take part
     """Why a contender is left out, in one sentence."""
@@ -23,7 +18,7 @@ class Workload:
     """One update to time; the dims are cube-double's (L = 43 tokens).
 
     Attributes:
-        objective: one of `OBJECTIVES`.
+        objective: one of `bench.OBJECTIVES`.
         size: size of the transformer critic.
         hidden: layer widths of MLP critics, values and policies in place of the transformer and
             the paper's policies of 4×512; empty for these.

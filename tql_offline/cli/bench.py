@@ -1,6 +1,5 @@
 """`tql-offline bench`."""
 
-import json
 import os
 import shlex
 import sys
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tql_offline.bench import OBJECTIVES
 from tql_offline.cli import app
 from tql_offline.cli.tables import print_table, say
-from tql_offline.errors import InputError
-from tql_offline.files import writing
+from tql_offline.errors import InputError, shown
+from tql_offline.files import write_json, writing
+from tql_offline.number_lists import split_numbers
 
 if TYPE_CHECKING:
     from tql_offline.bench.workload import Workload
@@ -31,9 +32,7 @@ def bench(
     ] = "small",
     objectives: Annotated[
         str,
-        typer.Option(
-            "--objective", help="flow, implicit, conservative, rebrac, floq; comma-separated."
-        ),
+        typer.Option("--objective", help=f"{', '.join(OBJECTIVES)}; comma-separated."),
     ] = "flow",
     batch_sizes: Annotated[
         str, typer.Option("--batch-size", help="Transitions per update, e.g. 256,1024.")
@@ -80,24 +79,22 @@ def bench(
     where = pick_device(device)
     document, results = head(where), list[dict[str, Any]]()
 
+    def write(found: dict[str, Any]) -> None:
+        if out:
+            write_json(out, found)
+
     def keep(found: dict[str, Any]) -> None:
-        _write(out, document | {"results": [*results, found]})
+        write(document | {"results": [*results, found]})
 
     for workload in workloads(sizes, objectives, batch_sizes, hidden, where.type):
         names = split(ways, known_names(workload), "way")
         names += [name for name in peers_of(workload) if peers and name not in names]
         results.append(compare(workload, names, seconds, rounds, say, keep))
-        _write(out, document | {"results": results})  # measuring memory may outlast patience
+        write(document | {"results": results})  # measuring memory may outlast patience
         if memory:
             add_memory(workload, results[-1]["rows"], say)
-            _write(out, document | {"results": results})
+            write(document | {"results": results})
         show(results[-1])
-
-
-def _write(out: Path | None, document: dict[str, Any]) -> None:
-    if out:
-        with writing(out):
-            out.write_text(f"{json.dumps(document, indent=2)}\n", encoding="utf-8", newline="\n")
 
 
 def check_writable(out: Path) -> None:
@@ -138,7 +135,7 @@ def workloads(
     Raises:
         InputError: a name is unknown, or a number is not a positive integer.
     """
-    from tql_offline.bench.workload import OBJECTIVES, Workload
+    from tql_offline.bench.workload import Workload
     from tql_offline.networks import SIZES
 
     widths = numbers(hidden, "x", "--hidden") if hidden else ()
@@ -180,12 +177,12 @@ def numbers(text: str, separator: str, flag: str) -> tuple[int, ...]:
     Raises:
         InputError: a part is not a positive integer below 2^20.
     """
-    parts = text.split(separator)
-    if not all(part.strip().isdecimal() and 0 < int(part) < 2**20 for part in parts):
+    found = split_numbers(text, separator)
+    if found is None or not all(0 < number < 2**20 for number in found):
         raise InputError(
-            f"{flag} {text!r} is not of positive numbers; write e.g. 256{separator}256"
+            f"{flag} {shown(text)} is not of positive numbers; write e.g. 256{separator}256"
         )
-    return tuple(int(part) for part in parts)
+    return found
 
 
 def head(device: Any) -> dict[str, Any]:
