@@ -415,6 +415,23 @@ def test_help_lists_every_command_in_the_order_of_their_use(capsys):
     assert listed == [*COMMANDS]
 
 
+def test_a_command_of_two_words_is_in_the_module_of_that_name(tmp_path, monkeypatch, capsys):
+    cli = tql_offline.cli
+    (tmp_path / "prune_it.py").write_text(
+        "from tql_offline.cli import app\n"
+        "@app.command()\n"
+        "def prune_it() -> None:\n"
+        '    """Prune it."""\n'
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setattr(cli, "COMMANDS", (*COMMANDS, "prune-it"))
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    cli._register(["prune-it"])
+    code, output = command(["--help"], capsys)
+    assert code == 0
+    assert "Prune it." in output.out
+
+
 @pytest.mark.parametrize(
     ("temperature", "shown"),
     [([0.9, 1.0], "H1 1.20→1.43 1.10→1.43"), ([1, 1.0], "H1 1.20 1.10")],

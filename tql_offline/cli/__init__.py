@@ -1,6 +1,7 @@
 """The command line: one file per command, with its flags, its sentences and little else."""
 
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +23,7 @@ COMMANDS = (
     *("doctor", "demo", "datasets", "download", "collect"),
     *("train", "eval", "inspect", "report", "select", "sweep", "export", "bench"),
 )
-"""In the order in which a user meets them, for `--help`."""
+"""In the order in which a user meets them, for `--help`; `a-b` is in the module `a_b`."""
 
 
 class _Group(TyperGroup):
@@ -140,5 +141,10 @@ def _environment_sentence(error: RuntimeError) -> str | None:
     return f"{first} {rest[-1]}; add --debug to see where" if rest else first
 
 
-for _command in COMMANDS:  # each module registers its command on `app`
-    import_module(f"tql_offline.cli.{_command}")
+def _register(commands: Iterable[str]) -> None:
+    """Import the modules of commands, each of which registers its own on `app`."""
+    for command in commands:
+        import_module(f"tql_offline.cli.{command.replace('-', '_')}")
+
+
+_register(COMMANDS)
