@@ -4,26 +4,16 @@ flow      the behaviour flow of FQL (arXiv 2502.02538), one sample of it
 gaussian  a Gaussian by maximum likelihood, scored by its mode
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from tql_offline.agents.actor_critic import normalised
 from tql_offline.agents.base import Agent, Metrics, on_device
+from tql_offline.agents.flow_cloning import FlowNoise, draw_flow_noise, flow_cloning_loss
 from tql_offline.agents.optimizers import make_adamw, policy_groups
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, Normaliser, VelocityField, integrate_flow
-from tql_offline.objectives.flow import flow_matching_error, interpolate
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Noise of the flow's loss: `x_0 (B, n_a)` normal, `t (B, 1)` uniform in [0, 1)."""
-
-    x_0: Tensor
-    t: Tensor
 
 
 class BehaviourCloning(Agent):
@@ -44,21 +34,16 @@ class BehaviourCloning(Agent):
         self.optimizers = {"policy": make_adamw(groups, config.optimizer.policy_lr)}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
 
-    def draw_noise(self, actions: Tensor, generator: torch.Generator) -> Noise:
+    def draw_noise(self, actions: Tensor, generator: torch.Generator) -> FlowNoise:
         """Draw the flow's noise on the device of the actions."""
-        device = actions.device
-        x_0 = torch.randn(actions.shape, generator=generator, device=device)
-        return Noise(x_0, torch.rand((len(actions), 1), generator=generator, device=device))
+        return draw_flow_noise(actions, generator)
 
-    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def policy_loss(self, batch: Batch, noise: FlowNoise) -> tuple[Tensor, Metrics]:
         """The flow-matching loss, or minus the log-density of the data's actions."""
-        observations, actions = batch.observations, batch.actions
         if isinstance(self.policy, GaussianPolicy):
-            loss = -self.policy.log_prob(observations, actions).mean()
+            loss = -self.policy.log_prob(batch.observations, batch.actions).mean()
         else:
-            x_t = interpolate(noise.x_0, actions, noise.t)
-            velocity = self.policy(observations, x_t, noise.t)
-            loss = flow_matching_error(velocity, noise.x_0, actions).mean()
+            loss = flow_cloning_loss(self.policy, batch, noise)
         return loss, {"policy_loss": loss}
 
     def update(self, batch: Batch, generator: torch.Generator, step: int) -> Metrics:

@@ -15,20 +15,19 @@ from torch import Tensor, nn
 from tql_offline.agents.actor_critic import ActorCritic
 from tql_offline.agents.base import Metrics
 from tql_offline.agents.controlled_critic import controlled_td_loss
+from tql_offline.agents.flow_cloning import FlowNoise, flow_cloning_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import OneStepPolicy, VelocityField, integrate_flow
-from tql_offline.objectives.flow import distillation_error, flow_matching_error, interpolate
+from tql_offline.objectives.flow import distillation_error
 from tql_offline.objectives.td import ensemble_value, td_target
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Random numbers of one update: `(B, n_a)` normal, except `t`, `(B, 1)` uniform in [0, 1)."""
+class Noise(FlowNoise):
+    """Random numbers of one update: the flow's, and of both policies, `(B, n_a)` normal."""
 
     next_policy: Tensor
-    x_0: Tensor
-    t: Tensor
     policy: Tensor
 
 
@@ -72,12 +71,10 @@ class FlowQ(ActorCritic):
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Behaviour cloning of the flow, its distillation into one step, and the critic's value."""
-        observations, actions = batch.observations, batch.actions
+        observations = batch.observations
 
         # BC flow loss.
-        x_t = interpolate(noise.x_0, actions, noise.t)
-        velocity = self.behaviour(observations, x_t, noise.t)
-        behaviour_loss = flow_matching_error(velocity, noise.x_0, actions).mean()
+        behaviour_loss = flow_cloning_loss(self.behaviour, batch, noise)
 
         # Distillation loss.
         with torch.no_grad():

@@ -7,8 +7,6 @@ actions, and Q is regressed on V of the next state. The policy is extracted by
     best-of-n  n samples of a behaviour flow, the one with the highest Q (the literature's IFQL)
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,20 +19,12 @@ from tql_offline.agents.controlled_critic import (
     make_value,
     make_value_control,
 )
+from tql_offline.agents.flow_cloning import FlowNoise, draw_flow_noise, flow_cloning_loss
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, VelocityField, integrate_flow
-from tql_offline.objectives.flow import flow_matching_error, interpolate
 from tql_offline.objectives.implicit import advantage_weight, expectile_error
 from tql_offline.objectives.td import ensemble_value, td_target
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Noise of the behaviour flow's loss: `x_0 (B, n_a)` normal, `t (B, 1)` uniform in [0, 1)."""
-
-    x_0: Tensor
-    t: Tensor
 
 
 class ImplicitQ(ActorCritic):
@@ -66,13 +56,11 @@ class ImplicitQ(ActorCritic):
 
     def draw_noise(
         self, actions: Float[Tensor, "batch action"], generator: torch.Generator
-    ) -> Noise:
+    ) -> FlowNoise:
         """Draw the flow's noise (also for `awr`, so that both extractions see the same batches)."""
-        device = actions.device
-        x_0 = torch.randn(actions.shape, generator=generator, device=device)
-        return Noise(x_0, torch.rand((len(actions), 1), generator=generator, device=device))
+        return draw_flow_noise(actions, generator)
 
-    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def critic_loss(self, batch: Batch, noise: FlowNoise) -> tuple[Tensor, Metrics]:
         """Expectile regression of V, and TD regression of Q on V, both with entropy control."""
         del noise
         # V loss.
@@ -99,15 +87,13 @@ class ImplicitQ(ActorCritic):
             value_metrics |= entropy_metrics(self.value_control, entropy, "value_")
         return loss, metrics | value_metrics | {"critic_loss": loss}
 
-    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+    def policy_loss(self, batch: Batch, noise: FlowNoise) -> tuple[Tensor, Metrics]:
         """Advantage-weighted regression, or the behaviour flow's matching loss.
 
         Q and V are those that `critic_loss` computed for the same batch at the same weights.
         """
         if self.config.implicit.extraction == "best-of-n":
-            x_t = interpolate(noise.x_0, batch.actions, noise.t)
-            velocity = self.behaviour(batch.observations, x_t, noise.t)
-            loss = flow_matching_error(velocity, noise.x_0, batch.actions).mean()
+            loss = flow_cloning_loss(self.behaviour, batch, noise)
             return loss, {"policy_loss": loss, "behaviour_loss": loss}
         weight = advantage_weight(*self._judged, self.config.implicit.inverse_temperature)
         log_prob = self.gaussian.log_prob(batch.observations, batch.actions)
