@@ -35,21 +35,33 @@ def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
     if objective in WITHOUT_CRITIC:
         idle += ["critic.", "entropy.", "discount", "n_step", "polyak"]
         idle += ["optimizer.critic_lr", "optimizer.weight_decay"]
+        idle += ["dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"]
     if objective == "implicit":
         by_weights = flat.get("implicit.extraction") == "awr"
         of_weights = ["implicit.inverse_temperature", "implicit.deviation"]
         idle += ["implicit.samples"] if by_weights else of_weights
+    if objective in _TABLES and not _has_flow(objective, flat):
+        idle.append("flow.flow_steps")
     if flat.get("critic.kind") != "mlp" and objective != "floq":
         idle.append("critic.counted")
     if objective == "pac":
         idle.append("critic.reduction")
     if flat.get("critic.kind") in ("mlp", "perceiver"):
         idle.append("entropy.")  # not the depth: the width goes by a transformer's of that depth
+    if flat.get("entropy.mode") in ("none", "fixed"):
+        idle += ["entropy.target", "entropy.last_target"]  # the first also names targets_nats
     if flat.get("optimizer.schedule") == "constant" and flat.get("optimizer.warmup") == 0:
         idle.append("optimizer.schedule_steps")
     if not flat.get("conservative.calibrated"):
         idle.append("conservative.after_cut")
     return idle
+
+
+def _has_flow(objective: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a policy is a behaviour flow."""
+    by_table = {"implicit": "best-of-n", "cloning": "flow"}
+    chosen = flat.get("implicit.extraction"), flat.get("cloning.policy")
+    return objective in FLOW_POLICIES or by_table.get(objective) in chosen
 
 
 def _of_others(objective: str) -> list[str]:
