@@ -407,3 +407,7 @@ def test_the_checks_refuse_bounds_of_published_data(capsys):
         code, output = command(["datasets", "check", name, "--action-bounds", "-2,2"], capsys)
         assert code == 2
         assert "for files of your own" in " ".join(output.err.split())
+
+
+def test_a_message_lists_eight_bounds_at_most():
+    assert bounds_module._listed(range(20)) == "0, 1, 2, 3, 4, 5, 6, 7"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tql_offline.errors import InputError
+from tql_offline.files import append_jsonl, read_jsonl
 from tql_offline.training.metrics import MetricsWindow, check_finite
 
 
@@ -36,3 +37,14 @@ def test_a_bad_number_inside_a_list_stops_the_run(bad):
     with pytest.raises(InputError, match=r"entropy became (nan|inf) by update 7"):
         check_finite(line, 7, "", "stop")
     check_finite(line | {"entropy": [[1.0, 2.0]]}, 7, "", "stop")
+
+
+def test_a_log_line_has_seven_digits(tmp_path):
+    """Half a unit of the seventh is at most 5e-7 of a number; float32 itself adds 6e-8."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, generator=generator) * 10 ** torch.randn(1000, generator=generator)
+    window = MetricsWindow()
+    window.add({"loss": values})
+    append_jsonl(tmp_path / "metrics.jsonl", window.flush())
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
+    torch.testing.assert_close(torch.tensor(line["loss"]), values, rtol=5.7e-7, atol=0)

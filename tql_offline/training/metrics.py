@@ -10,7 +10,7 @@ from torch import Tensor
 from tql_offline.errors import InputError
 
 DIGITS = 7
-"""Significant digits written: more than float32 holds."""
+"""Significant digits written, of the six to nine that float32 holds."""
 
 
 class MetricsWindow:
