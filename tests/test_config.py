@@ -15,6 +15,8 @@ from tql_offline.cli.train import assign
 from tql_offline.config import (
     _EARLIER,
     OBJECTIVES,
+    SIZES,
+    SIZES_TOLD,
     Config,
     as_its_version,
     read_complete,
@@ -23,6 +25,7 @@ from tql_offline.config import (
 )
 from tql_offline.errors import InputError
 from tql_offline.networks import MLPCritic
+from tql_offline.networks.mlp_critic import parameters_of_size
 from tql_offline.presets import family_of, presets
 from tql_offline.setting_effects import _TABLES, copies, idle_of
 from tql_offline.settings_page import reference
@@ -385,6 +388,12 @@ def test_the_mlp_methods_published_size_is_medium():
     critic = MLPCritic.of_size("medium", 37, 5)
     widths = [p.shape[0] for p in critic.members[0].parameters() if p.ndim == 2]
     assert widths == [pytest.approx(512, rel=0.02)] * 4 + [1]
+
+
+def test_the_sizes_told_are_those_of_a_transformer_for_cube_double():
+    millions = {size: parameters_of_size(size, 37, 5, 2, 2) / 1e6 for size in SIZES}
+    told = ", ".join(f"{s} {m:.{0 if m > 10 else 1}f}M" for s, m in millions.items())
+    assert told == SIZES_TOLD
 
 
 def test_a_method_lies_over_the_datasets_family_and_under_the_flags():

@@ -1,6 +1,7 @@
 """Choosing by online episodes: the bandit a pull at a time, unbiased values, pools of like runs."""
 
 import dataclasses
+import inspect
 import json
 import math
 import shutil
@@ -10,10 +11,12 @@ import pytest
 from command_line import command
 from report_runs import make_run
 
-from tql_offline.cli.select import _print, _table
+from tql_offline.cli.select import _print, _table, select
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.selection import (
-    EXPLORATION,
+    ARMS,
+    PULLS,
+    REPEATS,
     Pool,
     _chosen,
     _half,
@@ -65,7 +68,7 @@ def test_the_bandit_is_ucb1_pull_by_pull(seed):
     for pull, uniform in enumerate(uniforms):
         bounds = [
             math.inf if not rewards else
-            sum(rewards) / len(rewards) + math.sqrt(EXPLORATION * math.log(pull) / len(rewards))
+            sum(rewards) / len(rewards) + math.sqrt(2 * math.log(pull) / len(rewards))
             for rewards in gave.values()
         ]  # fmt: skip
         run = list(gave)[bounds.index(max(bounds))]
@@ -341,6 +344,11 @@ def test_returns_are_normalised_where_there_are_references(
     assert (found.unit, left) == (unit, [])
     assert [row.mean() for row in found.episodes] == pytest.approx(scores, abs=0.1)
     assert found.bounds == pytest.approx(bounds)
+
+
+def test_the_commands_defaults_are_the_protocols():
+    given = {name: p.default for name, p in inspect.signature(select).parameters.items()}
+    assert (given["arms"], given["pulls"], given["repeats"]) == (ARMS, PULLS, REPEATS)
 
 
 def test_the_command_prints_a_table_and_writes_the_curves(tmp_path, capsys):

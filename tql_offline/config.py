@@ -179,6 +179,8 @@ class DataConfig(Table):
 
 Size = Literal["tiny", "small", "medium", "large", "xl", "xxl"]
 SIZES: tuple[str, ...] = get_args(Size)
+SIZES_TOLD = "tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
+"""Parameters of a transformer critic of each size, for help."""
 
 
 class CriticConfig(Table):
@@ -187,9 +189,7 @@ class CriticConfig(Table):
     kind: Literal["transformer", "mlp", "perceiver"] = Field(
         "transformer", description="architecture; perceiver: PAC's, for objective pac"
     )
-    size: Size = Field(
-        "small", description="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M"
-    )
+    size: Size = Field("small", description=SIZES_TOLD)
     counted: Literal["ensemble", "member"] = Field(
         "ensemble",
         description="of an MLP or value flow: whether all members together have the parameters of "

@@ -17,7 +17,7 @@ from tql_offline.cli.tables import (
     say,
     warn,
 )
-from tql_offline.config import FLOW_POLICIES, OBJECTIVES, Config, is_own, resolve
+from tql_offline.config import FLOW_POLICIES, OBJECTIVES, SIZES_TOLD, Config, is_own, resolve
 from tql_offline.errors import InputError, listed, shown
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
@@ -87,11 +87,7 @@ def train(
         str | None, typer.Option(help="transformer or mlp. Default: transformer.")
     ] = None,
     size: Annotated[
-        str | None,
-        typer.Option(
-            help="tiny 0.1M, small 0.4M, medium 1.7M, large 6.6M, xl 26M, xxl 105M parameters. "
-            "Default: small."
-        ),
+        str | None, typer.Option(help=f"{SIZES_TOLD} parameters. Default: small.")
     ] = None,
     entropy: Annotated[
         str | None, typer.Option(help="none, fixed, single or layerwise. Default: layerwise.")
