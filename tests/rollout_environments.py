@@ -71,9 +71,11 @@ class HangOnce(Uneven):
 
 
 class Lasting(Uneven):
-    """Each step takes its time."""
+    """Each step takes its time, and leaves the marker as it begins."""
 
     def step(self, action):
+        if MARKER in os.environ:
+            Path(os.environ[MARKER]).touch()
         time.sleep(0.05)
         return super().step(action)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rollout_environments
 from stand_ins import raising
 
 from tql_offline.config import resolve
@@ -313,8 +314,10 @@ def read_whole_lines(path):
         pytest.param("scoring", signal.SIGINT, "off", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_ends_the_command_in_five_seconds(tmp_path, phase, number, overlap):
+def test_a_signal_ends_the_command_in_five_seconds(tmp_path, monkeypatch, phase, number, overlap):
     """Of an environment whose every step takes long, so that a score does, too."""
+    played = tmp_path / "played"
+    monkeypatch.setenv(rollout_environments.MARKER, str(played))
     folder = RunFolder(tmp_path / "runs" / "r")
     settings = {"checkpoint_every": 40 if phase == "scoring" else 10**6}
     steps = 160 if phase == "scoring" else 10**6
@@ -327,7 +330,7 @@ def test_a_signal_ends_the_command_in_five_seconds(tmp_path, phase, number, over
         **settings,
     )
     wait_until(lambda: PHASES[phase](folder), process)
-    time.sleep(0.5)
+    wait_until(lambda: phase == "training" or played.exists(), process)
     sent = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -376,10 +376,10 @@ def test_a_policy_may_take_longer_than_a_step(starts, monkeypatch):
     calls = []
 
     def slow(observations, noise):
-        calls.append(time.sleep(1.0 if len(calls) in (6, 7, 8) else 0))
+        calls.append(time.sleep(2.0 if len(calls) in (6, 7, 8) else 0))
         return row_policy(observations, noise)
 
-    play_even("Even", [1, 2, 3, 4], policy=slow, step_timeout=0.8)
+    play_even("Even", [1, 2, 3, 4], policy=slow, step_timeout=1.6)
     assert len(calls) > 9
     assert len(starts) == 2
 
