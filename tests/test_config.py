@@ -331,11 +331,32 @@ def test_runs_of_a_suite_that_would_train_the_same_are_known():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("cube", "cube-single or cube-double or cube-triple"), ("cubesingle", "cube-single")],
+    [("cube", "cube-single or cube-double or cube-triple"), ("cube-singel", "cube-single")],
 )
 def test_a_preset_that_is_none_is_asked_for_by_its_beginning(name, near):
     with pytest.raises(InputError, match=f"did you mean {near}"):
         resolve({}, preset=name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "preset", "method"),
+    [
+        *(("IQL", "iql", "IQL"), ("FQL", "fql", "FQL"), ("TQL", "tql", "TQL")),
+        *(("calql", "cal-ql", "Cal-QL"), ("Cal-QL", "cal-ql", "Cal-QL"), ("cql", "cql", "CQL")),
+        *(("flow_bc", "flow-bc", "flow BC"), ("ReBRAC", "rebrac", "ReBRAC")),
+        ("Cube_Double+IQL", "cube-double+iql", "IQL"),
+    ],
+)
+def test_a_preset_is_found_whatever_its_case_and_hyphens(typed, preset, method):
+    own = {"dataset": {"name": "mine.hdf5"}}  # of no family
+    config = resolve(own, preset=typed)
+    assert (config.preset, config.method) == (preset, method)
+    assert config == resolve(own | {"preset": typed}) == resolve(own, preset=preset)
+
+
+def test_no_two_presets_differ_in_case_and_hyphens_alone():
+    names = [name for kind in ("family", "method") for name in presets()[kind]]
+    assert len({re.sub("[-_]", "", name).casefold() for name in names}) == len(names)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -45,13 +45,26 @@ def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
     family, method = "", ""
     names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
     for name in names if preset else []:
-        if name in presets()["family"] and not family:
-            family = name
-        elif name in presets()["method"] and not method:
-            method = name
+        if (known := _spelt(name, presets()["family"])) and not family:
+            family = known
+        elif (known := _spelt(name, presets()["method"])) and not method:
+            method = known
         else:
             raise _unknown_preset(preset, name)
     return family or family_of(dataset), method
+
+
+def _spelt(name: str, known: Iterable[str]) -> str:
+    """The one of some known names that a name means but for case, '-' and '_'; empty if none.
+
+    >>> _spelt("Cal_QL", ["cql", "cal-ql"]), _spelt("QL", ["cql", "cal-ql"])
+    ('cal-ql', '')
+    """
+    return {_letters(one): one for one in known}.get(_letters(name), "")
+
+
+def _letters(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")
 
 
 def _unknown_preset(preset: Any, name: str) -> InputError:
