@@ -39,16 +39,20 @@ class Noting(SilentReporter):
 
 
 class SilentSweep:
-    """Keeps why runs were passed over."""
+    """Keeps why runs were passed over or refused."""
 
     def __init__(self):
         self.left = {}
+        self.not_begun = {}
 
     def begun(self, run, how):
         pass
 
     def passed(self, run, why):
         self.left[run.name] = why
+
+    def refused(self, run, why):
+        self.not_begun[run.name] = why
 
     def ended(self, end):
         assert end.code == 0, end.said

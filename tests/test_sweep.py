@@ -22,11 +22,13 @@ from tql_offline.cli import main
 from tql_offline.cli.sweep import _outcome
 from tql_offline.config import resolve
 from tql_offline.cores import usable_cores
+from tql_offline.datasets.digests import file_sha256
+from tql_offline.datasets.slices import slices_sha256
 from tql_offline.errors import InputError
 from tql_offline.files import read_json, write_json
 from tql_offline.presets import DEFAULT_DATASET
 from tql_offline.runs import RunFolder, claimed
-from tql_offline.training import stopping, sweep
+from tql_offline.training import new_run, stopping, sweep
 from tql_offline.training import suite as suites
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.device import gpu_names
@@ -403,6 +405,140 @@ def test_sweeps_share_a_folder(tmp_path, monkeypatch):
     assert [log.stem for log in tmp_path.glob("*.log")] == ["x-s3"]
     with taken(runs[3], tmp_path):  # free again
         pass
+
+
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_folder_that_turns_up_in_a_runs_place_stops_no_other_run(
+    in_training, tmp_path, monkeypatch
+):
+    """While the first run trains, and before any does."""
+    runs = [PlannedRun(name=f"x-s{seed}", config=resolve({"seed": seed})) for seed in range(3)]
+    foreign = tmp_path / "x-s1" / "notes.txt"
+    script = f"import time; from pathlib import Path; Path({str(foreign.parent)!r}).mkdir()"
+    script += f"; Path({str(foreign)!r}).touch(); time.sleep(1)"
+    if not in_training:
+        foreign.parent.mkdir()
+        foreign.touch()
+        script = ""
+    commands = {"x-s0": script}
+    monkeypatch.setattr(
+        sweep, "_command", lambda run, *_: [sys.executable, "-c", commands.get(run.name, "")]
+    )
+    begin = sweep._begin
+
+    def waiting(run, *arguments):
+        while run is runs[1] and not foreign.exists():
+            time.sleep(0.01)
+        return begin(run, *arguments)
+
+    monkeypatch.setattr(sweep, "_begin", waiting)
+    reporter = SilentSweep()  # fails if a process was ended
+    assert train_runs(runs, tmp_path, processes=2, reporter=reporter) == []
+    assert list(reporter.not_begun) == ["x-s1"]
+    assert "x-s1 is not a run folder" in reporter.not_begun["x-s1"]
+    assert sorted(log.stem for log in tmp_path.glob("*.log")) == ["x-s0", "x-s2"]
+
+
+def test_a_run_that_cannot_be_begun_has_failed(small, tmp_path, capsys, monkeypatch):
+    looks = []
+
+    def state(run, runs):
+        looks.append(run)
+        if len(looks) == 1:  # by the command, before any run begins
+            return "to do"
+        raise InputError("its folder holds notes; move them")
+
+    monkeypatch.setattr(sweep, "state_of", state)
+    code, output = command(["sweep", small(TAME), "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 1
+    assert "tame-s0: failed\n" in output.out
+    last = output.out.splitlines()[-1]
+    assert last == "tame-s0 failed: its folder holds notes; move them"
+
+
+@pytest.mark.parametrize("command_line", [["sweep", "--list"], ["sweep"], ["train"]])
+@pytest.mark.parametrize("below", ["", "inside"])
+@pytest.mark.parametrize(("place", "said"), [("file", "no folder"), ("link", "a link that leads")])
+def test_runs_cannot_go_where_no_folder_can_be(
+    command_line, below, place, said, small, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.setattr("tql_offline.cli.train.load_and_say", raising(AssertionError("loaded")))
+    suite = [small(TAME)] if command_line[0] == "sweep" else []
+    runs = tmp_path / place / below
+    code, output = command([*command_line, *suite, "--runs", str(runs)], capsys)
+    assert code == 2
+    assert output.err.startswith(f"tql-offline: there can be no folder of runs {runs}, since ")
+    assert f"{tmp_path / place} is {said}" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_a_sweep_into_a_folder_that_takes_nothing_is_refused_once(
+    small, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(new_run, "TemporaryFile", raising(OSError(30, "Read-only file system")))
+    arguments = ["sweep", small(WILD + TAME), "--runs", str(tmp_path / "runs")]
+    assert command([*arguments, "--list"], capsys)[0] == 0
+    code, output = command(arguments, capsys)
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert "nothing can be written to the folder of runs" in output.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_on_other_content_of_its_file_is_refused(finished, small, tmp_path, capsys):
+    """A user who mends the file wants no results of the old one, nor seeds of both side by side."""
+    path, runs = small(TAME), tmp_path / "runs"
+    arguments = ["sweep", path, "--runs", str(runs)]
+    assert command(arguments, capsys)[0] == 0
+    if not finished:
+        (runs / "tame-s0" / "result.json").unlink()
+    data = tmp_path / "mine.npz"
+    data.write_bytes(data.read_bytes() + b"x")
+    for options in (["--list"], []):
+        code, output = command([*arguments, *options], capsys)
+        assert (code, output.out) == (2, "")
+        assert f"run {runs / 'tame-s0'} was trained on other content than {data}" in output.err
+    assert command([*arguments, "--runs", str(tmp_path / "other"), "--list"], capsys)[0] == 0
+    data.unlink()  # on a machine without the data, its runs can still be listed
+    assert command([*arguments, "--list"], capsys)[0] == 0
+
+
+def test_a_run_on_other_slices_is_refused(tmp_path):
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    for name in ("a", "b"):
+        (slices / f"{name}.npz").write_bytes(name.encode())
+    run = PlannedRun(
+        name="x-s0", config=resolve({"dataset": {"name": str(slices), "slices": 1}, "steps": 9})
+    )
+    folder = written(tmp_path, run.config)
+    digest = slices_sha256([slices / "a.npz"])
+    record = {"critic_parameters": 1, "environment": None, "dataset": {"sha256": digest}}
+    write_json(folder.provenance, record)
+    (slices / "b.npz").write_bytes(b"c")  # of which nothing is trained
+    assert state_of(run, tmp_path) == "finished"
+    (slices / "a.npz").write_bytes(b"c")
+    with pytest.raises(InputError, match="trained on other content than .*slices has now"):
+        state_of(run, tmp_path)
+
+
+def test_the_digest_of_a_file_is_computed_once_for_all_runs(tmp_path, monkeypatch):
+    data = write_own(tmp_path / "mine.npz", (9,), 3)
+    record = {"critic_parameters": 1, "environment": None}
+    record |= {"dataset": {"sha256": file_sha256(data)}}
+    computed = []
+    monkeypatch.setattr(
+        sweep, "file_sha256", lambda path: computed.append(path) or file_sha256(path)
+    )
+    for seed in range(3):
+        config = resolve({"dataset": {"name": str(data)}, "seed": seed})
+        folder = written(tmp_path / str(seed), config)
+        write_json(folder.provenance, record)
+        run = PlannedRun(name="x-s0", config=config)
+        assert state_of(run, tmp_path / str(seed)) == "finished"
+    assert computed == [data]
 
 
 @pytest.mark.parametrize(

@@ -635,6 +635,9 @@ def test_run_names(tmp_path):
     for name in ("../out", "a/b", ".hidden"):
         with pytest.raises(InputError, match="plain folder name"):
             new_run_folder(tmp_path, config, name)
+    (tmp_path / "link").symlink_to("nowhere")  # no name in it is taken
+    with pytest.raises(InputError, match=r"link/.* cannot be created .*choose another --runs"):
+        new_run_folder(tmp_path / "link", config, "")
 
 
 def bad_commands(data, tmp_path):

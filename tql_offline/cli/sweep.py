@@ -64,8 +64,10 @@ def sweep(
     from tql_offline.datasets.collect import official_size
     from tql_offline.training import suite as suites
     from tql_offline.training.device import gpu_names
+    from tql_offline.training.new_run import check_place, check_writable
     from tql_offline.training.sweep import state_of
 
+    check_place(runs)
     numbers = parse_numbers(gpus, "--gpus")
     processes = processes or len(numbers) or 1
     over: dict[str, Any] = {}
@@ -93,9 +95,11 @@ def sweep(
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
     say(f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished")
+    if unfinished:
+        check_writable(runs)
     failed = _train(read, unfinished, runs, processes, names)
-    for ended in failed:
-        _say_failure(ended)
+    for sentence in failed:
+        say(sentence)
     if failed:
         raise typer.Exit(1)
 
@@ -146,8 +150,8 @@ def _print_costs(unfinished: "list[PlannedRun]") -> None:
 @outliving_output()
 def _train(
     suite: "Suite", pending: "list[PlannedRun]", runs: Path, processes: int, gpus: Sequence[str]
-) -> "list[Ended]":
-    """Train what is not finished; returns the runs that failed."""
+) -> list[str]:
+    """Train what is not finished; returns a sentence for each run that failed."""
     from tql_offline.training.sweep import GOES_ON, train_runs
 
     if pending:
@@ -169,11 +173,11 @@ def _train(
 
 
 class _Reporter:
-    """Prints a line per run, and keeps those that failed."""
+    """Prints a line per run, and keeps a sentence for each that failed."""
 
     def __init__(self, progress: Counter) -> None:
         self.progress = progress
-        self.failed: list[Ended] = []
+        self.failed: list[str] = []
 
     def begun(self, run: "PlannedRun", how: str) -> None:
         """Say how a run begins that is not new."""
@@ -185,10 +189,16 @@ class _Reporter:
         say(f"{run.name}: passed over, {why}")
         self.progress.add(1)
 
+    def refused(self, run: "PlannedRun", why: str) -> None:
+        """Say that the run failed before it began."""
+        self.failed.append(f"{run.name} failed: {why}")
+        say(f"{run.name}: failed")
+        self.progress.add(1)
+
     def ended(self, end: "Ended") -> None:
         """Print the run's score."""
         if not end.succeeded:
-            self.failed.append(end)
+            self.failed.append(_failure(end))
         say(_outcome(end))
         self.progress.add(1)
 
@@ -251,8 +261,8 @@ def _score(end: "Ended") -> str:
     return f"success {percent_with_interval(wins, last['episodes'])}"
 
 
-def _say_failure(end: "Ended") -> None:
+def _failure(end: "Ended") -> str:
     said = end.said or "it printed nothing"
     if end.code < 0 and not said.startswith("tql-offline: "):
         said = f"it was ended by {signal.Signals(-end.code).name}"
-    say(f"{end.run.name} failed with exit code {end.code}: {said} (all of it in {end.log})")
+    return f"{end.run.name} failed with exit code {end.code}: {said} (all of it in {end.log})"

@@ -1,6 +1,8 @@
 """Where a new run goes, and what can be refused before it begins."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -25,9 +27,11 @@ def check(config: Config, runs: Path, name: str) -> None:
     """Refuse what can be refused before any data are collected or loaded.
 
     Raises:
-        InputError: there is no such device, tracker or protocol, the data are images, the run's
-            name is taken or invalid, or the run would lie with code that it names.
+        InputError: there is no such device, tracker or protocol, the data are images, there can be
+            no such folder of runs, the run's name is taken or invalid, or the run would lie with
+            code that it names.
     """
+    check_place(runs)
     check_execution(config, pick_device(config.device))
     check_tracker(config.tracker)
     protocols.get(config.evaluation.protocol)
@@ -47,6 +51,22 @@ def check(config: Config, runs: Path, name: str) -> None:
             )
 
 
+def check_place(runs: Path) -> None:
+    """Refuse a folder of runs that can be no folder; nothing is written to find that out.
+
+    Raises:
+        InputError: it is or lies in a file, or in a link that leads nowhere.
+    """
+    above = (runs.absolute(), *runs.absolute().parents)
+    nearest = next(place for place in above if os.path.lexists(place))
+    if not nearest.is_dir():
+        what = "no folder" if nearest.exists() else "a link that leads nowhere"
+        raise InputError(
+            f"there can be no folder of runs {runs}, since {nearest} is {what}; "
+            "choose another --runs, or move that away"
+        )
+
+
 def check_code_and_place(config: Config, runs: Path) -> None:
     """Refuse, beyond `check`, what would end this process's run after its data are loaded.
 
@@ -55,6 +75,15 @@ def check_code_and_place(config: Config, runs: Path) -> None:
             which is not made yet.
     """
     agent_class(config.objective)
+    check_writable(runs)
+
+
+def check_writable(runs: Path) -> None:
+    """Refuse a folder of runs, which may not be made yet, that nothing can be written to.
+
+    Raises:
+        InputError: nothing can.
+    """
     try:
         above = (runs.absolute(), *runs.absolute().parents)
         with TemporaryFile(dir=next(place for place in above if place.exists())):
@@ -124,11 +153,13 @@ def _variant(config: Config) -> list[str]:
 def _claim(path: Path) -> bool:
     """Make a folder that no other process has made; False if it exists."""
     try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
+        # What is in the place of the folder of runs is no run whose name is taken.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir()
+            return True
     except OSError as error:
         raise InputError(
             f"run folder {path} cannot be created ({error.strerror}); choose another --runs"
         ) from error
-    return True
+    return False

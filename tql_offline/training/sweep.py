@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, TypeVar
@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import kind_of
+from tql_offline.datasets.slices import slice_paths, slices_sha256
 from tql_offline.documents import flatten, is_whole
 from tql_offline.errors import InputError, quoted
 from tql_offline.files import discard_folder, read_json, writing
@@ -87,7 +88,7 @@ def state_of(run: PlannedRun, runs: Path) -> State:
     """How far a run has come.
 
     Raises:
-        InputError: its folder holds a run with other settings, or no run.
+        InputError: its folder holds a run with other settings or data, or no run.
     """
     # Another sweep may just be beginning it anew.
     return _in_some_looks(lambda: _state_of(run, runs / run.name), OSError, InputError)
@@ -104,6 +105,11 @@ def _state_of(run: PlannedRun, path: Path) -> State:
     if difference := first_difference(config, run.config, is_moved=is_moved):
         raise InputError(
             f"run {path} has {difference}; move it away, or choose another --runs or another label"
+        )
+    if data := changed_data(folder, run.config):
+        raise InputError(
+            f"run {path} was trained on other content than {data} has now (another SHA-256); "
+            "choose another --runs, or move the run away, or restore that content"
         )
     return "finished" if config is not now or folder.is_finished() else "unfinished"
 
@@ -140,16 +146,37 @@ def moved_data(folder: RunFolder, have: Config, want: Config) -> Path | None:
     old, new = (Path(config.dataset.path or config.dataset.name) for config in (have, want))
     if old == new or old.name != new.name or not (new.is_file() and folder.provenance.is_file()):
         return None
-    recorded = read_provenance(folder)["dataset"]
-    state = new.stat()
-    same = recorded["sha256"] == _sha256(new, state.st_mtime_ns, state.st_size)
-    return new if same else None
+    return new if read_provenance(folder)["dataset"]["sha256"] == _digest(new) else None
 
 
-@lru_cache
-def _sha256(path: Path, _mtime: int, _size: int) -> str:
-    """The digest of a file, which many runs of a sweep share."""
-    return file_sha256(path)
+def changed_data(folder: RunFolder, want: Config) -> Path | None:
+    """The data file or folder of slices that the suite names, if a run was trained on other bytes.
+
+    None where that cannot be told: the file or the run's record of it is missing, or it is Minari's
+    storage. Data that were downloaded or collected go by their name alone.
+    """
+    data = want.dataset
+    path = Path(data.path or data.name)
+    if not (data.path or kind_of(data.name) == "own") or not path.exists():
+        return None
+    with suppress(InputError, OSError):
+        recorded = read_provenance(folder)["dataset"]["sha256"]
+        return path if recorded != _digest(path, data.slices) else None
+    return None
+
+
+def _digest(path: Path, slices: int = 0) -> str:
+    """The digest of a file or of a folder's slices as a run records it."""
+    files = slice_paths(path, slices) if path.is_dir() else [path]
+    states = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _sha256(states, is_folder=path.is_dir())
+
+
+@cache
+def _sha256(states: tuple[tuple[Path, int, int], ...], *, is_folder: bool) -> str:
+    """The digest of files in a state, which many runs of a sweep share."""
+    files = [file for file, _, _ in states]
+    return slices_sha256(files) if is_folder else file_sha256(*files)
 
 
 def first_difference(have: Config, want: Config, *, is_moved: bool = False) -> str:
@@ -259,6 +286,9 @@ class SweepReporter(Protocol):
     def passed(self, run: PlannedRun, why: str) -> None:
         """A run is passed over."""
 
+    def refused(self, run: PlannedRun, why: str) -> None:
+        """A run cannot be begun."""
+
     def ended(self, end: Ended) -> None:
         """A run's process has ended."""
 
@@ -286,9 +316,6 @@ def train_runs(
 
     Returns:
         The runs that are left to other processes.
-
-    Raises:
-        InputError: a log cannot be written, or a folder holds another run.
     """
     with _raised_signals():
         busy = _train_round(runs, folder, processes, gpus, reporter)
@@ -320,6 +347,9 @@ def _train_round(
                     except BusyError as error:
                         busy.append((run, str(error)))
                         continue
+                    except (InputError, OSError) as error:
+                        reporter.refused(run, str(error))
+                        continue
                     children += [child] if child else []
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
@@ -350,6 +380,7 @@ def _begin(
 
     Raises:
         BusyError: another process trains the run.
+        InputError: its folder holds something else, or cannot be written, or its log cannot.
     """
     with ExitStack() as claim:
         # By a sweep that only looks, as `--list` does, it is held for a moment.
