@@ -359,6 +359,24 @@ def test_no_two_presets_differ_in_case_and_hyphens_alone():
     assert len({re.sub("[-_]", "", name).casefold() for name in names}) == len(names)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dataset", "a\udcff.npz"], r"'dataset\.name'.* 'a\\udcff\.npz', not UTF-8; rename the"),
+        (
+            ["--dataset", "hopper-medium-v2", "--path", "\udcff"],
+            r"'dataset\.path'.*; rename the file",
+        ),
+        (["--env", "\udcff"], r"'dataset\.env_id'.*, not UTF-8; correct it"),
+    ],
+)
+def test_a_name_that_is_not_utf_8_is_to_be_changed(flags, said, capsys):
+    """As Python reads a file's name of other bytes from the command line."""
+    code, output = command(["train", *flags], capsys)
+    assert (code, output.err.count("\n")) == (2, 1)
+    assert re.search(said, output.err)
+
+
 def test_numbers_of_numpy_are_numbers():
     config = resolve({"steps": np.int64(5), "discount": np.float64(0.5), "seed": np.int32(1)})
     assert (config.steps, config.discount, config.seed) == (5, 0.5, 1)

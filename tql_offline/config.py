@@ -797,6 +797,10 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
         return f"unknown setting {shown(key)} in {source}; {_nearest(key)}"
     if not key:  # a check across settings, which names them itself
         return f"{error['msg'].removeprefix('Value error, ')} in {source}; correct one of them"
+    if error["type"] == "string_unicode":  # as Python reads a file's name that is other bytes
+        is_file = key in ("dataset.name", "dataset.path")
+        mend = "rename the file or its folder" if is_file else "correct it"
+        return f"setting {key!r} in {source} is {shown(error['input'])}, not UTF-8; {mend}"
     if error["type"] == "tuple_type":
         return f"setting {key!r} in {source} is {shown(error['input'])}; give a list such as [1, 2]"
     expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
