@@ -199,6 +199,8 @@ class Measured:
 def measured(run: Run) -> Measured | str:
     """A run's scores, or the reason it is not on a board, as the end of a sentence."""
     result = run.result
+    if run.fault:
+        return f"has a result.json that {run.fault}"
     if not result:
         return "is unfinished"
     label = protocol_label(result.get("protocol"))

@@ -170,10 +170,11 @@ def state_of(run: Run) -> str:
     done = f"{grouped(run.steps_done)} updates"
     if run.finished:
         return f"finished, {done}"
+    state = "without a usable result" if run.fault else "unfinished"
     planned = count(fact(run, "steps", "updates"))
     if not planned:
-        return f"unfinished, {done}"
-    return f"unfinished, {grouped(run.steps_done)} of {grouped(planned)} updates"
+        return f"{state}, {done}"
+    return f"{state}, {grouped(run.steps_done)} of {grouped(planned)} updates"
 
 
 def answer_of(run: Run) -> str:

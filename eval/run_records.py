@@ -140,6 +140,7 @@ class Run:
         inspection: what `inspect` found, if it was run.
         method: name of the method by its config; empty if that is unusable.
         saved: step of its last checkpoint, 0 before the first.
+        fault: what its `result.json` is that could not be used; empty if it could, or is not there.
     """
 
     folder: RunFolder
@@ -154,6 +155,7 @@ class Run:
     inspection: Inspection | None = None
     method: str = ""
     saved: int = 0
+    fault: str = ""
 
     @property
     def finished(self) -> bool:
@@ -202,11 +204,13 @@ class _Reading:
         unlike: how many evaluations are of another number of episodes than their protocol's, by
             protocol and number.
         has_left_out: whether an evaluation was left out for its episodes or its score.
+        fault: what the result is that could not be used.
     """
 
     warnings: list[str] = field(default_factory=list)
     unlike: dict[str, Counter[int]] = field(default_factory=dict)
     has_left_out: bool = False
+    fault: str = ""
 
     def warn(self, text: str) -> None:
         if len(self.warnings) < MAX_WARNINGS:
@@ -274,6 +278,7 @@ def read_run(folder: RunFolder) -> Run:
         inspection=_read_inspection(folder.inspection, reading),
         method=_method(config),
         saved=_last_checkpoint(folder),
+        fault=reading.fault,
         warnings=tuple(reading.warnings),
     )
 
@@ -376,14 +381,19 @@ def _state(path: Path) -> str:
 
 
 def _read_result(path: Path, reading: _Reading) -> dict[str, Any]:
-    result = _read_document(path, reading) if path.exists() or path.is_symlink() else None
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    result = _read_document(path, reading)
     if result is None:
+        mend = "" if path.is_symlink() else " (`train --resume` writes it again)"
+        reading.fault = f"{_state(path)}{mend}"
         return {}
     if result.get("schema") != RESULT_SCHEMA:
         schema = str(result.get("schema"))[:80]
         reading.warn(
             f"{path.name} has schema {schema!r} where {RESULT_SCHEMA!r} is known, and was left out"
         )
+        reading.fault = f"is of schema {schema!r}"
         return {}
     return result
 

@@ -350,6 +350,24 @@ def test_ones_own_runs_that_are_on_no_leaderboard_are_named(tmp_path):
     assert write_report([begun[0]], tmp_path / "out").warnings == ()
 
 
+def test_a_finished_run_whose_result_cannot_be_used_is_not_called_unfinished(tmp_path):
+    runs = [make_run(tmp_path / f"r{seed}", seed=seed) for seed in range(4)]
+    runs[1].result.write_text(runs[1].result.read_text()[:99])
+    runs[2].result.write_text('{"schema": "tql-offline/result/9"}')
+    runs[3].result.rename(tmp_path / "elsewhere.json")
+    runs[3].result.symlink_to(tmp_path / "elsewhere.json")
+    report = write_report(runs, tmp_path / "out")
+    assert report.warnings[:3] == (
+        "r1 has a result.json that is not a valid JSON object (`train --resume` writes it again), "
+        "so it is on no leaderboard",
+        "r2 has a result.json that is of schema 'tql-offline/result/9', so it is on no leaderboard",
+        "r3 has a result.json that is a link, so it is on no leaderboard",
+    )
+    page = report.markdown.read_text()
+    assert "unfinished" not in page
+    assert all(f"r{k}: TQL tiny (without a usable result, " in page for k in (1, 2, 3))
+
+
 def test_a_run_without_others_like_it_is_on_the_page_and_in_the_files(tmp_path):
     protocols = ("quick", "ogbench-singletask")
     runs = [make_run(tmp_path / name, protocol=name) for name in protocols]

@@ -366,7 +366,7 @@ def test_states(tmp_path):
     folder.result.write_text("{}")
     assert state_of(run, tmp_path) == "finished"
     folder.result.write_text("{")  # half of a copy
-    assert state_of(run, tmp_path) == "unfinished"
+    assert state_of(run, tmp_path) == "damaged"
     discard(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
     folder.path.mkdir()
@@ -675,6 +675,20 @@ def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, m
     assert folder.exists() == trained
     commands = real(run, Path("c.toml"), tmp_path)
     assert ("--resume" in commands) == trained
+
+
+def test_a_damaged_result_is_called_so_and_written_again(small, tmp_path, capsys):
+    arguments = ["sweep", small(TAME), "--runs", str(tmp_path / "runs")]
+    assert command(arguments, capsys)[0] == 0
+    result = tmp_path / "runs" / "tame-s0" / "result.json"
+    before = result.read_bytes()
+    result.write_bytes(before[:99])
+    said = command([*arguments, "--list"], capsys)[1].out
+    assert said.startswith("damaged      tame-s0\nnote: the result.json of damaged runs cannot be")
+    code, output = command(arguments, capsys)
+    assert code == 0
+    assert "tame-s0: has a damaged result.json, which is written again" in output.out
+    assert result.read_bytes() == before
 
 
 def test_a_run_that_never_began_is_known_beside_what_a_file_browser_left(tmp_path):

@@ -110,6 +110,11 @@ def _list(states: "list[tuple[PlannedRun, State]]", runs: Path) -> None:
     for run, state in states:
         shown = "in training" if state != "finished" and is_taken(run, runs) else state
         say(f"{shown:11}  {run.name}")
+    if any(state == "damaged" for _, state in states):
+        say(
+            "note: the result.json of damaged runs cannot be read; the same command without --list "
+            "writes it again from the last checkpoint"
+        )
 
 
 def _print_costs(unfinished: "list[PlannedRun]") -> None:

@@ -51,7 +51,8 @@ LOOKS = 3
 """How often a run is looked at before it counts as another process's, or as no run."""
 LOG_TAIL_BYTES = 2**16
 
-State = Literal["finished", "unfinished", "to do"]
+State = Literal["finished", "damaged", "unfinished", "to do"]
+"""`damaged`: its result is there and cannot be read."""
 Result = TypeVar("Result")
 
 
@@ -111,7 +112,9 @@ def _state_of(run: PlannedRun, path: Path) -> State:
             f"run {path} was trained on other content than {data} has now (another SHA-256); "
             "choose another --runs, or move the run away, or restore that content"
         )
-    return "finished" if config is not now or folder.is_finished() else "unfinished"
+    if config is not now or folder.is_finished():
+        return "finished"
+    return "damaged" if folder.result.exists() else "unfinished"
 
 
 def before_more(folder: RunFolder, have: Config, want: Config) -> Config:
@@ -390,7 +393,9 @@ def _begin(
             reporter.passed(run, "another sweep has finished it")
             return None
         how = ""
-        if state == "unfinished" and can_go_on(run, folder):
+        if state == "damaged":
+            how = "has a damaged result.json, which is written again from the last checkpoint"
+        elif state == "unfinished" and can_go_on(run, folder):
             how = "was not finished, goes on"
         elif state == "unfinished":
             discard(run, folder)
