@@ -230,6 +230,19 @@ def test_a_disk_that_refuses_ends_the_run_in_a_sentence(
     assert contents(folder) == contents(whole)
 
 
+def test_a_kill_of_a_short_run_without_scores_loses_a_tenth(unscored, config, whole, tmp_path):
+    """Its only checkpoint would be the last; those at tenths change no bit of it."""
+    short = config.model_copy(update={"checkpoint_every": 50_000, "keep_checkpoints": 0})
+    folder = run(short, unscored, tmp_path, "r", SilentReporter())
+    assert folder.checkpoint_steps() == [2, 4, 6, 8, 10, 12]  # of lines of metrics
+    assert contents(folder) == contents(whole)
+    assert folder.timing.read_text().count("\n") == STEPS // 2
+    several = short.model_copy(update={"checkpoint_every": 6})
+    assert run(several, unscored, tmp_path, "s", SilentReporter()).checkpoint_steps() == [6, 12]
+    few = short.model_copy(update={"keep_checkpoints": 1, "log_every": 3})
+    assert run(few, unscored, tmp_path, "t", SilentReporter()).checkpoint_steps() == [12]
+
+
 def test_a_read_only_folder_is_named_before_anything_is_done(unscored, config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "mkdir", raising(OSError(errno.EROFS, os.strerror(errno.EROFS))))

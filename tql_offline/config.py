@@ -515,7 +515,8 @@ class Config(Table):
     log_every: Positive = Field(100, description="updates between lines of metrics.jsonl")
     checkpoint_every: Positive = Field(
         50_000,
-        description="updates between checkpoints; every evaluation step gets one, too",
+        description="updates between checkpoints; every evaluation step gets one, too, and, where "
+        "nothing is scored and there would be fewer than two, every tenth of the run",
     )
     keep_checkpoints: int = Field(
         0, ge=0, le=MAX_COUNT, description="number of newest checkpoints to keep; 0: all"

@@ -153,8 +153,7 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
             log(training, step, means, (step - since) / elapsed, elapsed)
             started, since = training.clock(), step
         evaluates = step in training.evaluation_steps
-        # Only saved weights can be scored later, or again.
-        if evaluates or step % config.checkpoint_every == 0 or step == config.steps:
+        if is_saved(training, step):
             save(training, step)
         if stop.requested:
             save(training, step)
@@ -172,6 +171,27 @@ def _train(training: Training, stop: Stop, runs: int) -> Iterator[None]:
         training.scorer.wait()
     prune(training)
     training.finished()
+
+
+def is_saved(training: Training, step: int) -> bool:
+    """Whether a step gets a checkpoint."""
+    config = training.config
+    # Only saved weights can be scored later, or again.
+    is_regular = step in training.evaluation_steps or step % config.checkpoint_every == 0
+    return is_regular or step == config.steps or _is_tenth(training, step)
+
+
+def _is_tenth(training: Training, step: int) -> bool:
+    """Whether a step ends a tenth of a run that nothing scores and that has few other checkpoints.
+
+    A kill would lose more than half of such a run. The tenths are rounded up to log steps, so that
+    updates are launched, and the device is waited for, as without them.
+    """
+    config = training.config
+    if training.scorer.is_scoring or config.steps // config.checkpoint_every >= 2:
+        return False
+    lines = math.ceil(config.steps / 10 / config.log_every)
+    return step % (lines * config.log_every) == 0
 
 
 def next_event(training: Training, step: int) -> int:
