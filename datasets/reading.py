@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,8 +109,9 @@ class Wanted:
         return np.dtype(np.float32) if convert else stored
 
 
+@cache
 def machine_bytes() -> int:
-    """The memory of the machine, or of this container or job if less.
+    """The memory of the machine, or of this container or job if less; looked up once.
 
     `MAX_BYTES` if the system does not say.
     """

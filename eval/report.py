@@ -76,6 +76,8 @@ MAX_LISTED_RUNS = 12
 """With more runs, their answers are in the overview instead of at the top of the page."""
 MAX_DETAILED_RUNS = 50
 """With more runs, the page has no section per run: it would be megabytes that nobody reads."""
+ENTROPIES = ("entropy", "value_entropy")
+"""Metrics that the overview of many runs looks at."""
 MAX_NAMED_RUNS = 5
 _NO_FACTS = make_table("", (), ())
 _BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
@@ -145,12 +147,17 @@ def write_report(
     if not runs and not merged:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
     imported = read_scores(scores)
-    read = with_distinct_names([read_run(folder) for folder in runs])
-    sections, is_detailed = [], len(read) <= MAX_DETAILED_RUNS
-    for index, run in enumerate(read, start=1):
-        sections.append(_run_section(run, f"run-{index}" if is_detailed else ""))
+    found, is_detailed = [], len(runs) <= MAX_DETAILED_RUNS
+    for folder in runs:
+        # Of runs without sections of their own, entropies alone are looked at.
+        found.append(read_run(folder, curves=None if is_detailed else ENTROPIES))
         if progress is not None:
-            progress(index)
+            progress(len(found))
+    read = with_distinct_names(found)
+    sections = [
+        _run_section(run, f"run-{index}" if is_detailed else "")
+        for index, run in enumerate(read, start=1)
+    ]
     boards, warnings = _boards(read, merged, published, imported, baseline)
     page = _page(read, sections, boards, warnings)
     texts = {

@@ -5,8 +5,9 @@ A run may be unfinished, still running, or damaged. Anything unreadable is left 
 """
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -119,8 +120,8 @@ class Evaluation:
 class Curve:
     """A logged number over training: `values[i]` (NaN where it was not finite) at `steps[i]`."""
 
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+    steps: Sequence[int]
+    values: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ class Run:
         inspection: what `inspect` found, if it was run.
         method: name of the method by its config; empty if that is unusable.
         saved: step of its last checkpoint, 0 before the first.
+        logged: last step in `metrics.jsonl`, 0 before the first.
         fault: what its `result.json` is that could not be used; empty if it could, or is not there.
     """
 
@@ -155,6 +157,7 @@ class Run:
     inspection: Inspection | None = None
     method: str = ""
     saved: int = 0
+    logged: int = 0
     fault: str = ""
 
     @property
@@ -191,8 +194,7 @@ class Run:
     @property
     def steps_done(self) -> int:
         """The last update that left a trace."""
-        logged = [curve.steps[-1] for curve in self.curves.values()]
-        return max([self.saved, *logged, *(e.step for e in self.evaluations)])
+        return max([self.saved, self.logged, *(e.step for e in self.evaluations)])
 
 
 @dataclass
@@ -244,11 +246,16 @@ class _Reading:
             )
 
 
-def read_run(folder: RunFolder) -> Run:
+def read_run(
+    folder: RunFolder, *, curves: Collection[str] | None = None, timed: bool = True
+) -> Run:
     """Read a run folder.
 
     Args:
         folder: a run folder, finished, unfinished or damaged.
+        curves: the metrics whose curves to keep; None for all. Of thousands of runs, all curves
+            would take gigabytes.
+        timed: whether to read curves and the time spent in updates at all, which takes longest.
 
     Returns:
         What could be read; the rest is named in its `warnings`.
@@ -264,6 +271,7 @@ def read_run(folder: RunFolder) -> Run:
         evaluations = _evaluations_of_result(result, folder.result.name, reading)
         if evaluations:
             reading.warn("evaluations.jsonl holds no evaluation; the scores are result.json's")
+    points, logged = _read_curves(folder.metrics, reading, curves) if timed else ({}, 0)
     for _, line in islice(_read_lines(folder.warnings, reading), MAX_WARNINGS):
         reading.warn(f"training: {str(line.get('sentence'))[:MAX_SENTENCE]}")
     return Run(
@@ -273,8 +281,9 @@ def read_run(folder: RunFolder) -> Run:
         provenance=provenance,
         result=result,
         evaluations=evaluations,
-        curves=_read_curves(folder.metrics, reading),
-        seconds=_read_seconds(folder.timing, reading),
+        curves=points,
+        logged=logged,
+        seconds=_read_seconds(folder.timing, reading) if timed else math.nan,
         inspection=_read_inspection(folder.inspection, reading),
         method=_method(config),
         saved=_last_checkpoint(folder),
@@ -731,23 +740,30 @@ def _compare_with_result(
             )
 
 
-def _read_curves(path: Path, reading: _Reading) -> dict[str, Curve]:
-    """Every logged number by name; of a step that a resumed run repeats, the later line wins."""
+def _read_curves(
+    path: Path, reading: _Reading, wanted: Collection[str] | None
+) -> tuple[dict[str, Curve], int]:
+    """Logged numbers by name, and the last step; of a step that is repeated, the later line wins.
+
+    A resumed run repeats steps.
+    """
     points: dict[str, dict[int, float]] = {}
-    left = MAX_NUMBERS
+    left, last = MAX_NUMBERS, 0
     for line_number, line in _read_lines(path, reading):
         step = count(line.get("step"))
         if step is None:
             reading.warn(f"{path.name} line {line_number} has no count 'step' and was left out")
             continue
-        for name, value in _numbers(line):
+        last = max(last, step)
+        for name, value in _numbers(line, wanted):
             if name in points or len(points) < MAX_CURVES:
                 points.setdefault(name, {})[step] = value
         left -= len(line)
         if left < 0:
             reading.warn(f"{path.name} is too long; what follows line {line_number} was left out")
             break
-    return {name: _curve(points[name]) for name in sorted(points)}
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # most curves have the same steps
+    return {name: _curve(points[name], shared) for name in sorted(points)}, last
 
 
 def _read_seconds(path: Path, reading: _Reading) -> float:
@@ -768,8 +784,10 @@ def _read_seconds(path: Path, reading: _Reading) -> float:
     return seconds * max(spent) / timed if timed > 0 else seconds
 
 
-def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(line: dict[str, Any], wanted: Collection[str] | None) -> Iterator[tuple[str, float]]:
     for key, value in line.items():
+        if wanted is not None and key not in wanted:
+            continue
         if key in LAYERED and isinstance(value, list):
             yield from _layer_numbers(key, value)
         elif key != "step" and (value is None or isinstance(value, int | float)):
@@ -783,6 +801,7 @@ def _layer_numbers(key: str, layers: list[Any]) -> Iterator[tuple[str, float]]:
                 yield f"{key}/{layer}/{group}", number(value)
 
 
-def _curve(points: dict[int, float]) -> Curve:
+def _curve(points: dict[int, float], shared: dict[tuple[int, ...], tuple[int, ...]]) -> Curve:
     steps = tuple(sorted(points))
-    return Curve(steps=steps, values=tuple(points[step] for step in steps))
+    values = array("d", [points[step] for step in steps])  # a quarter of a tuple's memory
+    return Curve(steps=shared.setdefault(steps, steps), values=values)

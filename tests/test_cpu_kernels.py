@@ -279,10 +279,9 @@ def test_compiled_once_and_nothing_else_is_left(monkeypatch, tmp_path):
     library = native.compiled(cpu_kernels.SOURCE, *cpu_kernels.FLAGS)
     made = library.stat().st_mtime_ns
     assert [library] == list((tmp_path / ".tql-offline" / "compiled").iterdir())
-    assert cpu_kernels.why_not() == ""
-    assert library.stat().st_mtime_ns == made
+    again = native.compiled(cpu_kernels.SOURCE, *cpu_kernels.FLAGS)
+    assert again.stat().st_mtime_ns == made
     library.write_bytes(b"not a library")
-    native.library.cache_clear()
     assert cpu_kernels.why_not() == ""  # made again
     assert library.stat().st_size > 1000
 

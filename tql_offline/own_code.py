@@ -52,7 +52,7 @@ def brought(named: str, opened: Path) -> Path | None:
     has been looked at, because only they know where their modules are; the module itself is not.
     """
     _, _, module = named.rpartition(":")[0].rpartition(":")  # before it may stand `goals:`
-    for name in accumulate(module.split("."), "{}.{}".format):
+    for name in accumulate(module.split(".") if module else (), "{}.{}".format):
         if name in sys.modules:
             continue
         for place in _places(name):

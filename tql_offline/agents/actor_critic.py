@@ -15,7 +15,6 @@ from tql_offline.agents.base import Agent, Metrics, on_device
 from tql_offline.agents.controlled_critic import make_control, make_critic, make_target
 from tql_offline.agents.optimizers import (
     critic_groups,
-    make_adamw,
     policy_groups,
     polyak_update,
 )
@@ -68,7 +67,7 @@ class ActorCritic(Agent):
     def make_optimizers(
         self, policies: dict[str, nn.Module], critic_side: dict[str, nn.Module] | None = None
     ) -> None:
-        """Register the subclass's networks and build both optimizers.
+        """Register the subclass's networks, and what both optimizers step.
 
         Args:
             policies: networks trained by `policy_loss` at the policy's rate.
@@ -81,12 +80,12 @@ class ActorCritic(Agent):
             network.to(self.device)
         self.policy_parameters = [p for n in policies.values() for p in n.parameters()]
         chosen = self.config.optimizer
-        critics = critic_groups([self.critic, *added.values()], self.control, chosen.weight_decay)
-        actors = policy_groups(policies.values(), chosen.policy_weight_decay)
         self.learning_rates = {"critic": chosen.critic_lr, "policy": chosen.policy_lr}
-        self.optimizers = {
-            "critic": make_adamw(critics, chosen.critic_lr),
-            "policy": make_adamw(actors, chosen.policy_lr),
+        self.parameter_groups = {
+            "critic": critic_groups(
+                [self.critic, *added.values()], self.control, chosen.weight_decay
+            ),
+            "policy": policy_groups(policies.values(), chosen.policy_weight_decay),
         }
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib import import_module
 from numbers import Real
 from types import ModuleType
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tql_offline.agents.optimizers import make_adamw
 from tql_offline.batch import Batch
 from tql_offline.config import OBJECTIVES, Config
 from tql_offline.errors import InputError, did_you_mean, listed
@@ -28,7 +30,8 @@ class Agent(ABC):
 
     Attributes:
         networks: networks by name; each is one file of a checkpoint.
-        optimizers: optimizers by name, over the parameters of `networks`.
+        parameter_groups: what each optimizer steps, by name, as AdamW takes it; parameters of
+            `networks`.
         learning_rates: the rate after warm-up, by optimizer.
         policies: names accepted by `act`, `learned` first.
         losses: names of the loss methods `(batch, noise) → (loss, metrics)`, in the order of an
@@ -41,7 +44,7 @@ class Agent(ABC):
     """
 
     networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
+    parameter_groups: Mapping[str, list[dict[str, Any]]]
     learning_rates: Mapping[str, float]
     policies: tuple[str, ...] = ("learned",)
     losses: tuple[str, ...] = ("critic_loss", "policy_loss")
@@ -50,6 +53,17 @@ class Agent(ABC):
     action_dim: int
     num_tokens: int
     sized: str = "critic"
+
+    @cached_property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """One for each of `parameter_groups`, made at first use: PyTorch's first takes seconds.
+
+        What only acts, or looks at the critic, needs none.
+        """
+        return {
+            name: make_adamw(groups, self.learning_rates[name])
+            for name, groups in self.parameter_groups.items()
+        }
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:  # noqa: B027
         """Learn what the method needs from the data's rewards `(N,)`, before training: nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from tql_offline.agents.actor_critic import normalised
 from tql_offline.agents.base import Agent, Metrics, on_device
 from tql_offline.agents.flow_cloning import FlowNoise, draw_flow_noise, flow_cloning_loss
-from tql_offline.agents.optimizers import make_adamw, policy_groups
+from tql_offline.agents.optimizers import policy_groups
 from tql_offline.batch import Batch
 from tql_offline.config import Config
 from tql_offline.networks import GaussianPolicy, Normaliser, VelocityField, integrate_flow
@@ -31,7 +31,7 @@ class BehaviourCloning(Agent):
         self.normaliser = Normaliser(observation_dim).to(device)
         self.networks = {"policy": self.policy, "normaliser": self.normaliser}
         groups = policy_groups([self.policy], config.optimizer.policy_weight_decay)
-        self.optimizers = {"policy": make_adamw(groups, config.optimizer.policy_lr)}
+        self.parameter_groups = {"policy": groups}
         self.learning_rates = {"policy": config.optimizer.policy_lr}
 
     def draw_noise(self, actions: Tensor, generator: torch.Generator) -> FlowNoise:

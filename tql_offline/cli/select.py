@@ -51,7 +51,7 @@ def select(
     with progress_bar("reading runs", len(folders)) as progress:
         read = []
         for folder in folders:
-            read.append(read_run(folder))
+            read.append(read_run(folder, timed=False))
             progress.add(1)
     found, left_out = pools(read)
     warn(left_out, "left out")
