@@ -179,8 +179,8 @@ def test_seeds_end_in_their_mean(own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--runs", "file"], "written to the folder of runs file (Not a directory)"),
-        (["--runs", "file/runs"], "written to the folder of runs file/runs (Not a directory)"),
+        (["--runs", "file"], "there can be no folder of runs file, since "),
+        (["--runs", "file/runs"], "there can be no folder of runs file/runs, since "),
         (["--objective", "no_such:MineQ"], "cannot be imported (No module named 'no_such')"),
         (["--objective", "test_training:NoQ"], "has no class 'NoQ'"),
         (["--name", "r", "--seeds", "0-1"], "run folder runs/r-s1 exists already"),
