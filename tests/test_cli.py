@@ -251,7 +251,7 @@ def test_a_suite_is_no_config(tmp_path, capsys):
     [
         ("fqll", "did you mean fql or ifql?"),
         ("cube-singel+fql", "did you mean cube-single or"),
-        ("TQL", "did you mean tql or"),
+        ("TQLL", "did you mean tql"),
         ("fql+iql", "humanoidmaze"),
         ("xyzzy", "humanoidmaze"),
     ],
