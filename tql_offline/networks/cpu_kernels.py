@@ -8,7 +8,7 @@ operations instead: the same numbers up to rounding.
 import ctypes
 import platform
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ enabled = True
 """If False, PyTorch's operations are used instead; see `kernels.turned_off`."""
 
 
+@cache
 def has_vectors() -> bool:
     """Whether the CPU has the vector instructions that the kernels need."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
