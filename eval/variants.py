@@ -120,37 +120,41 @@ def variant_names(runs: Sequence["Measured"]) -> list[str]:
         different = differing(run.settings for run in found)
         keys.setdefault(method, {}).update(dict.fromkeys(different))
     usual = {
-        method: {key: _usual_by_task(of_method[method], key) for key in found}
+        method: {key: _usual_by_cell(of_method[method], key) for key in found}
         for method, found in keys.items()
     }
     return [_name(run, _unusual(run, usual[run.method])) for run in runs]
 
 
-def _usual_by_task(runs: Sequence["Measured"], key: str) -> dict[str, str]:
-    """What most of a method's runs on each task have, if that is not the same on all tasks.
+_Cell = tuple[str, str]
+"""A task and a size."""
+
+
+def _usual_by_cell(runs: Sequence["Measured"], key: str) -> dict[_Cell, str]:
+    """What most of a method's runs have on each task and of each size, if it goes by these.
 
     As presets do, which give each family of tasks its own coefficients. Empty if one value is usual
-    everywhere, or none on some task.
+    everywhere, or none somewhere.
     """
-    of_task: dict[str, Counter[str]] = {}
+    of_cell: dict[_Cell, Counter[str]] = {}
     for run in runs:
         if are_known(run.settings):
-            of_task.setdefault(run.task, Counter())[run.settings.get(key, UNSET)] += 1
+            of_cell.setdefault((run.task, run.size), Counter())[run.settings.get(key, UNSET)] += 1
     usual = {}
-    for task, counts in of_task.items():
+    for cell, counts in of_cell.items():
         (value, most), *others = counts.most_common(2)
         if others and others[0][1] == most:
             return {}
-        usual[task] = value
+        usual[cell] = value
     return usual if len(set(usual.values())) > 1 else {}
 
 
-def _unusual(run: "Measured", usual: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
-    """The keys by which a run is named: those of which it has not what is usual on its task."""
+def _unusual(run: "Measured", usual: Mapping[str, Mapping[_Cell, str]]) -> tuple[str, ...]:
+    """The keys by which a run is named: those of which it has not what is usual in its cell."""
     return tuple(
         key
-        for key, by_task in usual.items()
-        if by_task.get(run.task, "") != run.settings.get(key, UNSET) or not by_task
+        for key, by_cell in usual.items()
+        if not by_cell or by_cell.get((run.task, run.size)) != run.settings.get(key, UNSET)
     )
 
 

@@ -485,13 +485,14 @@ def test_runs_of_unlike_settings_are_columns_of_their_own(tmp_path):
     assert board.measured == ("TQL tiny",)
 
 
-def test_an_odd_run_is_named_where_a_setting_goes_by_the_task(tmp_path):
+@pytest.mark.parametrize("larger", [1, 10])
+def test_an_odd_run_is_named_where_a_setting_goes_by_task_and_size(larger, tmp_path):
     """As α does by presets: the other runs stay one column, and its sizes stay compared."""
     paths = [
         with_settings(
             write_result(tmp_path / f"{task}-{size}-{seed}.json", task=TASKS[task], seed=seed,
                          size=size),
-            flow={"alpha": alpha}, steps=300_000,
+            flow={"alpha": alpha * (larger if size == "small" else 1)}, steps=300_000,
         )
         for task, alpha in enumerate((300.0, 90.0)) for size in ("tiny", "small")
         for seed in range(3)
@@ -501,6 +502,7 @@ def test_an_odd_run_is_named_where_a_setting_goes_by_the_task(tmp_path):
     assert board.measured == ("TQL tiny", "TQL small", "TQL (flow.alpha 10.0) tiny")
     (scaling,) = scaling_of(board, np.random.default_rng(0))
     assert (scaling.method, scaling.tasks) == ("TQL", TASKS[:2])
+    assert scaling.differing == (("flow.alpha",) if larger > 1 else ())
 
 
 def test_long_settings_are_compared_whole(tmp_path):
