@@ -260,6 +260,7 @@ def test_an_earlier_file_outlives_a_full_disk(tmp_path, monkeypatch):
     assert file.read_text() == "figures\n"
 
 
+@pytest.mark.slow
 def test_rounds_are_written_when_a_later_one_is_killed(tmp_path, monkeypatch):
     file, flags = tmp_path / "bench.json", ["--size", "tiny", "--device", "cpu", "--no-peers"]
     run_round, rounds = compare.Timing.run_round, []

@@ -190,6 +190,7 @@ def test_a_failing_score_beside_training_ends_the_run(data, tmp_path, monkeypatc
 # Memory, compilation and precision.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_an_updates_memory_is_not_taken_anew_by_the_next_one():
     """In a process of its own, as it holds for the process: page faults of 64 MiB, ten times."""

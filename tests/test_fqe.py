@@ -308,6 +308,7 @@ def stand(episodes, length, spread):
     )
 
 
+@pytest.mark.slow
 def test_an_interval_that_is_called_settled_holds_the_value():
     """100 at γ 0.99. Targets lag by 500 updates, after which a third of the way is left."""
     data = stand(20, 20, spread=0.5)

@@ -153,6 +153,7 @@ def test_no_run_begins_that_no_command_would_open(trained, work, capsys):
     assert command([*words, *tiny, "--runs", "runs"], capsys)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_and_resumes_a_method_of_ones_own(trained, work, capsys, monkeypatch):
     root = Path(tql_offline.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", str(root)]))

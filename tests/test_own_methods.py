@@ -599,6 +599,7 @@ def test_watching_settings_changes_none():
         seen.own["z"]
 
 
+@pytest.mark.slow
 def test_settings_that_only_compiled_code_reads_are_read(data, module, tmp_path, monkeypatch):
     """Nobody sees it read them; the same code without numbers is seen."""
     compiled = partial(compile_losses, backend="eager")

@@ -907,7 +907,14 @@ def test_minari_from_a_moved_folder_to_a_score(tmp_path, short_protocols):
     assert scored.exit_code == 0, scored.output
 
 
-@pytest.mark.parametrize("name", ["mine", "minari:mine", "minari:begun/mine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mine", marks=pytest.mark.slow),
+        pytest.param("minari:mine", marks=pytest.mark.slow),
+        "minari:begun/mine",
+    ],
+)
 def test_a_run_finds_its_minari_folder_from_another_folder(name, tmp_path, monkeypatch, capsys):
     begun = tmp_path if "/" in name else tmp_path / "begun"
     moved, place = tmp_path / "moved", tmp_path / "begun" / "mine"

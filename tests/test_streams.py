@@ -40,7 +40,7 @@ def lost_terminal() -> int:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and terminals of POSIX")
 @pytest.mark.parametrize("output", [closed_pipe, lost_terminal])
-@pytest.mark.parametrize("stderr_too", [False, True])
+@pytest.mark.parametrize("stderr_too", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_outlives_its_output(tmp_path, output, stderr_too):
     writer = output()
     stderr = writer if stderr_too else subprocess.PIPE

@@ -486,7 +486,7 @@ def test_a_sweep_into_a_folder_that_takes_nothing_is_refused_once(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_on_other_content_of_its_file_is_refused(finished, small, tmp_path, capsys):
     """A user who mends the file wants no results of the old one, nor seeds of both side by side."""
     path, runs = small(TAME), tmp_path / "runs"
@@ -677,6 +677,7 @@ def test_an_unfinished_run_goes_on_if_it_can(trained, small, tmp_path, capsys, m
     assert ("--resume" in commands) == trained
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_called_so_and_written_again(small, tmp_path, capsys):
     arguments = ["sweep", small(TAME), "--runs", str(tmp_path / "runs")]
     assert command(arguments, capsys)[0] == 0
@@ -1091,6 +1092,7 @@ def test_what_runs_on_ones_own_data_will_cost_is_counted(suite, tmp_path):
     assert cost.flops == 2 * 7 * flops_per_update(runs[0].config, 3, 2)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_data_that_were_moved(small, tmp_path, capsys):
     """To scratch space of another job, say: the same bytes under the same name."""
     path, runs = small(TAME), tmp_path / "runs"
