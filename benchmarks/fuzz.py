@@ -331,8 +331,8 @@ def read_d4rl(_folder: Path, file: Path) -> None:
     """A file loaded and checked."""
     from tql_offline.datasets.checks import check
     from tql_offline.datasets.columns import is_flat, read_columns
-    from tql_offline.datasets.d4rl import COLUMNS
     from tql_offline.datasets.load import load
+    from tql_offline.datasets.reading import COLUMNS
     from tql_offline.datasets.views import view_of_flat
 
     if is_flat(file):

@@ -13,20 +13,22 @@ from tql_offline.datasets.action_bounds import (
     checked_bounds,
     scale_actions,
 )
-from tql_offline.datasets.catalogue import Entry, find_or_none
-from tql_offline.datasets.checks import check, check_spaces
+from tql_offline.datasets.catalogue import Entry, find_or_none, suite_of
+from tql_offline.datasets.checks import check, check_spaces, quick_check
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
-from tql_offline.datasets.d4rl import COLUMNS, d4rl_file, episodes_of
+from tql_offline.datasets.d4rl import d4rl_file, episodes_of
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.episodes import Array, Episodes
 from tql_offline.datasets.findings import Finding, warnings_first
 from tql_offline.datasets.load import (
+    Dataset,
     kind_of,
     load,
     own_episodes,
     refuse_bounds,
     without_masks,
 )
+from tql_offline.datasets.reading import COLUMNS
 from tql_offline.datasets.verify import not_published
 from tql_offline.datasets.views import View, view_of, view_of_columns, view_of_flat
 from tql_offline.errors import AdvisedError, InputError
@@ -58,6 +60,17 @@ def check_dataset(
         raise _advised(error, env_id, bounds) from error
 
 
+def quick_findings(loaded: Dataset) -> list[Finding]:
+    """What a check of some rows of loaded data finds, and whether their file is the published one.
+
+    Waits for the digest of the file.
+    """
+    found = quick_check(
+        loaded.episodes, jumps=not _teleports(loaded.name), goes_on=_goes_on(loaded)
+    )
+    return [*loaded.not_published(), *found]
+
+
 def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Finding]:
     kind = kind_of(data)
     if is_flat(Path(data)) or kind == "d4rl":
@@ -69,7 +82,7 @@ def _all_findings(data: str, env_id: str, bounds: Sequence[float]) -> list[Findi
         return _findings(view_of(loaded.episodes), data, env_id, loaded.action_bounds)
     # `load` compares dims, and takes no other environment than the data's own.
     loaded = load(data, env_id=env_id or None, action_bounds=bounds)
-    found = check(view_of(loaded.episodes), jumps=not _teleports(data), goes_on=True)
+    found = check(view_of(loaded.episodes), jumps=not _teleports(data), goes_on=_goes_on(loaded))
     return [*loaded.not_published(), *found]
 
 
@@ -174,6 +187,11 @@ def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> A
         return error.told(bounds, _OPTION.format(**setting))
     fault = error.told(bounds).fault
     return AdvisedError(f"{fault}, and {env_id!r} has no finite bounds", RESCALED)
+
+
+def _goes_on(loaded: Dataset) -> bool:
+    """Whether episodes go on after the task's end, as OGBench's do."""
+    return not loaded.is_own and suite_of(loaded.name).startswith("ogbench")
 
 
 def _teleports(data: str) -> bool:

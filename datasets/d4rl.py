@@ -46,9 +46,6 @@ from tql_offline.datasets.required import (
 )
 from tql_offline.errors import InputError, numbered
 
-COLUMNS = (
-    "observations", "actions", "rewards", "masks", "terminals", "timeouts", "next_observations",
-)  # fmt: skip
 FLOATS = ("observations", "actions", "rewards", "masks", "next_observations")
 
 ENVIRONMENTS = {

@@ -24,7 +24,6 @@ from tql_offline.datasets.blocks import first_bad
 from tql_offline.datasets.catalogue import Entry, find, find_or_none, require_sound, suite_of
 from tql_offline.datasets.checks_of_ends import last_rows_look_like_steps
 from tql_offline.datasets.columns import HDF5_SUFFIXES, is_flat, read_columns
-from tql_offline.datasets.d4rl import COLUMNS as D4RL_COLUMNS
 from tql_offline.datasets.d4rl import FLOATS as D4RL_FLOATS
 from tql_offline.datasets.d4rl import d4rl_file, environment_of, episodes_of
 from tql_offline.datasets.digests import in_background, sha256_in_background
@@ -48,7 +47,7 @@ from tql_offline.datasets.ogbench import COLUMNS as OGBENCH_COLUMNS
 from tql_offline.datasets.ogbench import FLOATS as OGBENCH_FLOATS
 from tql_offline.datasets.ogbench import clip, core_columns, mend_of, source_of
 from tql_offline.datasets.ogbench import episodes_of as ogbench_episodes
-from tql_offline.datasets.reading import Floats, is_there
+from tql_offline.datasets.reading import COLUMNS, Floats, is_there
 from tql_offline.datasets.required import require_masks, require_vector
 from tql_offline.datasets.slices import read_slices, slice_paths, slices_sha256
 from tql_offline.datasets.verify import not_published
@@ -338,7 +337,7 @@ def _require_dims(entry: Entry, episodes: Episodes, path: Path) -> None:
 def _read_flat(path: Path, slices: int) -> tuple[Mapping[str, Array], "Future[str]"]:
     """The columns of a file in D4RL's layout, and the digest being computed."""
     _refuse_slices(path, slices)
-    columns = read_columns(path, only=D4RL_COLUMNS, floats=D4RL_FLOATS, flat=True)
+    columns = read_columns(path, only=COLUMNS, floats=D4RL_FLOATS, flat=True)
     return columns, sha256_in_background(path)
 
 

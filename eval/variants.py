@@ -77,8 +77,7 @@ def _code(provenance: Mapping[str, Any]) -> str:
         for entry in later
     ]
     if len(changes) > _CHANGES:
-        digest = hashlib.sha256("\n".join(changes).encode("utf-8", "replace")).hexdigest()
-        changes = [f"{len(changes)} others, {digest[:6]}"]
+        changes = [f"{len(changes)} others, {_digest(*changes)}"]
     return _THEN.join([code or "unknown", *changes])
 
 
@@ -108,44 +107,41 @@ def differing(settings: Iterable[Settings]) -> tuple[str, ...]:
     return tuple(key for key, found in values.items() if len(found) > 1)
 
 
-def variant_names(runs: Sequence["Measured"]) -> list[str]:
-    """Each run's method, with the settings that distinguish it from others if some differ."""
-    cells: dict[tuple[str, ...], list[Measured]] = {}
-    of_method: dict[str, list[Measured]] = {}
-    for run in runs:
-        cells.setdefault((run.method, run.task, run.size), []).append(run)
-        of_method.setdefault(run.method, []).append(run)
-    keys: dict[str, dict[str, None]] = {}
-    for (method, *_), found in cells.items():
-        different = differing(run.settings for run in found)
-        keys.setdefault(method, {}).update(dict.fromkeys(different))
-    usual = {
-        method: {key: _usual_by_cell(of_method[method], key) for key in found}
-        for method, found in keys.items()
-    }
-    return [_name(run, _unusual(run, usual[run.method])) for run in runs]
-
-
 _Cell = tuple[str, str]
 """A task and a size."""
 
 
-def _usual_by_cell(runs: Sequence["Measured"], key: str) -> dict[_Cell, str]:
+def variant_names(runs: Sequence["Measured"]) -> list[str]:
+    """Each run's method, with the settings that distinguish it from others if some differ."""
+    methods: dict[str, dict[_Cell, list[Measured]]] = {}
+    for run in runs:
+        methods.setdefault(run.method, {}).setdefault((run.task, run.size), []).append(run)
+    usual = {
+        method: {key: _usual_by_cell(cells, key) for key in _differing_within(cells.values())}
+        for method, cells in methods.items()
+    }
+    return [_name(run, _unusual(run, usual[run.method])) for run in runs]
+
+
+def _differing_within(cells: Iterable[Sequence["Measured"]]) -> dict[str, None]:
+    """Keys of settings that differ between the runs of a cell, in order."""
+    return dict.fromkeys(key for runs in cells for key in differing(run.settings for run in runs))
+
+
+def _usual_by_cell(cells: Mapping[_Cell, Sequence["Measured"]], key: str) -> dict[_Cell, str]:
     """What most of a method's runs have on each task and of each size, if it goes by these.
 
     As presets do, which give each family of tasks its own coefficients. Empty if one value is usual
     everywhere, or none somewhere.
     """
-    of_cell: dict[_Cell, Counter[str]] = {}
-    for run in runs:
-        if are_known(run.settings):
-            of_cell.setdefault((run.task, run.size), Counter())[run.settings.get(key, UNSET)] += 1
-    usual = {}
-    for cell, counts in of_cell.items():
-        (value, most), *others = counts.most_common(2)
-        if others and others[0][1] == most:
+    usual: dict[_Cell, str] = {}
+    for cell, runs in cells.items():
+        known = [run.settings for run in runs if are_known(run.settings)]
+        counts = Counter(settings.get(key, UNSET) for settings in known).most_common(2)
+        if len(counts) == 2 and counts[0][1] == counts[1][1]:
             return {}
-        usual[cell] = value
+        if counts:
+            usual[cell] = counts[0][0]
     return usual if len(set(usual.values())) > 1 else {}
 
 
@@ -232,11 +228,14 @@ def _short(value: str) -> str:
     """A value of a setting as a name shows it: cut, with a digest of the whole, if it is long."""
     if len(value) <= _WIDTH:
         return value
-    digest = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:6]
-    return f"{value[: _WIDTH - 9]}… {digest}"
+    return f"{value[: _WIDTH - 9]}… {_digest(value)}"
 
 
 def _variant(run: "Measured", keys: tuple[str, ...]) -> str:
     """A short hash of all the values."""
-    values = "\n".join(run.settings.get(key, "") for key in keys)
-    return hashlib.sha256(values.encode("utf-8", "replace")).hexdigest()[:6]
+    return _digest(*(run.settings.get(key, "") for key in keys))
+
+
+def _digest(*lines: str) -> str:
+    """The first digits of the SHA-256 of texts."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()[:6]

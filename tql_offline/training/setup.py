@@ -9,8 +9,7 @@ import torch
 from tql_offline.agents import Agent, make_agent
 from tql_offline.config import Config, is_own
 from tql_offline.datasets.buffer import Buffer, make_buffer
-from tql_offline.datasets.catalogue import suite_of
-from tql_offline.datasets.checks import quick_check
+from tql_offline.datasets.check_dataset import quick_findings
 from tql_offline.datasets.checks_of_numbers import images_told
 from tql_offline.datasets.findings import noted
 from tql_offline.datasets.load import Dataset
@@ -118,14 +117,8 @@ def dims_of(dataset: Dataset) -> tuple[int, int]:
 
 
 def findings_of(dataset: Dataset) -> tuple[str, ...]:
-    """What a quick check finds, and whether the file is the published one, whose digest it awaits.
-
-    OGBench's episodes go on after the task's end.
-    """
-    goes_on = not dataset.is_own and suite_of(dataset.name).startswith("ogbench")
-    jumps = "teleport" not in dataset.name
-    found = quick_check(dataset.episodes, jumps=jumps, goes_on=goes_on)
-    return tuple(map(str, [*dataset.not_published(), *found]))
+    """What `quick_findings` finds, as sentences; waits for the digest of the data's file."""
+    return tuple(map(str, quick_findings(dataset)))
 
 
 def record_of(setup: Setup, seeds: Sequence[int], findings: Sequence[str]) -> dict[str, Any]:
