@@ -814,6 +814,7 @@ def test_observations_too_large_for_networks_are_noted_unless_normalised(tmp_pat
     assert found.level == "note"
     assert "2 (1 of 3); train with --set dataset.normalise=true" in found.sentence
     told = {}
+    (tmp_path / "r").mkdir()
     for normalise in (False, True):
         config = resolve({"dataset": {"name": "mine", "normalise": normalise}, "steps": 1})
         begun = Begun(setup=set_up(config, data), folder=RunFolder(tmp_path / "r"))

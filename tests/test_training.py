@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tql_offline.eval.run_records import read_run
 from tql_offline.eval.workers import EnvironmentFailedError
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
-from tql_offline.training import checkpoint, evaluation
+from tql_offline.training import checkpoint, evaluation, notes
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import new_run_folder
 from tql_offline.training.reporters import SilentReporter
@@ -45,6 +46,8 @@ TINY = {
     "log_every": 5,
     "checkpoint_every": 10,
 }
+UNSCORED = {"evaluation": {"protocol": "quick"}}
+"""Scores at four steps, which data without an environment leave for later."""
 
 
 @pytest.fixture(scope="module")
@@ -508,6 +511,23 @@ def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):
     config = resolve(TINY | {"dataset": {"name": TASK}} | some)
     folder = run(config, data, tmp_path, "r", SilentReporter())
     assert folder.checkpoint_steps() == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {"keep_checkpoints": 2}, UNSCORED, UNSCORED | {"keep_checkpoints": 1}]
+)
+def test_a_run_says_what_its_checkpoints_will_take_where_there_is_no_room(
+    own, tmp_path, monkeypatch, kept
+):
+    monkeypatch.setattr(notes, "disk_usage", lambda _path: SimpleNamespace(free=0))
+    config = resolve(TINY | {"dataset": {"name": str(own)}, "checkpoint_every": 3} | kept)
+    noting = Noting()
+    folder = run(config, load(str(own)), tmp_path, "r", noting)
+    (told,) = [s for s in noting.sentences if "checkpoints will take" in s]
+    tensors = folder.checkpoints.rglob("*.safetensors")
+    taken = sum(file.stat().st_size for file in tensors) / 1e9
+    assert float(told.split()[4]) == pytest.approx(taken, rel=0.1)
+    assert f"0 GB are free in {folder.path}" in told
 
 
 def test_an_environment_that_cannot_score_is_refused_though_nothing_is_scored(own, tmp_path):

@@ -27,6 +27,7 @@ from tql_offline.presets import (
     merge,
     preset_overrides,
     presets,
+    spelt,
     split_preset,
 )
 
@@ -545,7 +546,8 @@ class Config(Table):
     @classmethod
     def _known(cls, objective: str) -> str:
         if objective not in OBJECTIVES and not _OWN_OBJECTIVE.fullmatch(objective):
-            hint = f"; --preset {objective} is a method" if objective in presets()["method"] else ""
+            method = spelt(objective, presets()["method"])
+            hint = f"; --preset {method} is a method" if method else ""
             raise ValueError(
                 f"must be one of {', '.join(OBJECTIVES)}, or module:Class of an agent of your own"
                 f"{hint}"

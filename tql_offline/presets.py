@@ -45,19 +45,19 @@ def split_preset(preset: Any, dataset: str) -> tuple[str, str]:
     family, method = "", ""
     names = preset.split("+") if isinstance(preset, str) else [shown(preset)]
     for name in names if preset else []:
-        if (known := _spelt(name, presets()["family"])) and not family:
+        if (known := spelt(name, presets()["family"])) and not family:
             family = known
-        elif (known := _spelt(name, presets()["method"])) and not method:
+        elif (known := spelt(name, presets()["method"])) and not method:
             method = known
         else:
             raise _unknown_preset(preset, name)
     return family or family_of(dataset), method
 
 
-def _spelt(name: str, known: Iterable[str]) -> str:
+def spelt(name: str, known: Iterable[str]) -> str:
     """The one of some known names that a name means but for case, '-' and '_'; empty if none.
 
-    >>> _spelt("Cal_QL", ["cql", "cal-ql"]), _spelt("QL", ["cql", "cal-ql"])
+    >>> spelt("Cal_QL", ["cql", "cal-ql"]), spelt("QL", ["cql", "cal-ql"])
     ('cal-ql', '')
     """
     return {_letters(one): one for one in known}.get(_letters(name), "")

@@ -22,7 +22,7 @@ from tql_offline.errors import InputError, listed, shown
 from tql_offline.files import read_jsonl
 from tql_offline.number_lists import parse_numbers
 from tql_offline.own_code import refuse_brought
-from tql_offline.presets import DEFAULT_DATASET
+from tql_offline.presets import DEFAULT_DATASET, presets
 from tql_offline.runs import RunFolder
 from tql_offline.setting_effects import idle_of
 from tql_offline.training.stopping import end_with_input
@@ -56,8 +56,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="Method (tql, fql, iql, ifql, rebrac, cql, cal-ql, floq, pac, bc, flow-bc), "
-            "environment family, or family+method. Default: the dataset's family."
+            help=f"Method ({', '.join(presets()['method'])}), environment family, or "
+            "family+method. Default: the dataset's family."
         ),
     ] = "",
     dataset: Annotated[
@@ -84,7 +84,8 @@ def train(
         str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}, or module:Class. Default: flow.")
     ] = None,
     critic: Annotated[
-        str | None, typer.Option(help="transformer or mlp. Default: transformer.")
+        str | None,
+        typer.Option(help="transformer or mlp; perceiver for pac alone. Default: transformer."),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help=f"{SIZES_TOLD} parameters. Default: small.")

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
+from shutil import disk_usage
 
-from tql_offline.agents import make_agent_of_shapes
+from tql_offline.agents import Agent, make_agent_of_shapes
 from tql_offline.config import is_own
 from tql_offline.datasets.checks_of_numbers import LARGE_OBSERVATION, large_dims
 from tql_offline.errors import listed, quoted
+from tql_offline.eval import protocol as protocols
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.arithmetic import flops_of, why_uncounted
 from tql_offline.training.compile import Updates, wants_c_kernels
@@ -18,6 +21,10 @@ from tql_offline.training.setup import Begun, Setup, dims_of, limit_notes
 
 _MAX_DIMS = 6
 """Most dims that a note lists."""
+_MUCH = 2e9
+"""Bytes of checkpoints from which on a run says what they take."""
+_FEW = 2
+"""Number of checkpoints to keep that is advised where disk space is short."""
 
 
 def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
@@ -28,6 +35,7 @@ def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
     yield from floor_notes(first.config, first.dataset.episodes)
     yield from _not_normalised(first)
     yield from _unscored(begun[0])
+    yield from _disk(begun)
     yield from endless(first.environment)
     yield from _slower(first)
     for sentence in limit_notes(first):
@@ -55,6 +63,40 @@ def _unscored(begun: Begun) -> Iterator[str]:
             "note: policies are not scored while training; "
             f"`tql-offline eval {quoted(begun.folder.path)} --missing` scores them later"
         )
+
+
+def _disk(begun: Sequence[Begun]) -> Iterator[str]:
+    """A note on what checkpoints will take, if that is much, or more than there is room for."""
+    first = begun[0]
+    kept = _kept(first.setup, first.step)
+    needed = len(begun) * kept * _checkpoint_bytes(first.setup.agent)
+    free = disk_usage(first.folder.path).free
+    if needed > min(_MUCH, free):
+        fewer = (
+            f"; --set keep_checkpoints={_FEW} keeps only the newest {_FEW}" if kept > _FEW else ""
+        )
+        yield (
+            f"note: checkpoints will take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free "
+            f"in {first.folder.path}{fewer}"
+        )
+
+
+def _kept(setup: Setup, step: int) -> int:
+    """Number of checkpoints that a run at a step will add and keep; see `loop.is_saved`."""
+    config, every = setup.config, setup.config.checkpoint_every
+    protocol = protocols.get(config.evaluation.protocol)
+    scores = {s for s in protocols.evaluation_steps(protocol, config.steps) if s > step}
+    steps = scores | {config.steps} | {*range(step + every - step % every, config.steps, every)}
+    newest = sorted(steps)[-config.keep_checkpoints :]
+    are_made_now = config.evaluation.enabled and setup.dataset.env_id is not None
+    return len(newest if are_made_now else scores.union(newest))
+
+
+def _checkpoint_bytes(agent: Agent) -> int:
+    """Bytes of an agent's networks and of AdamW's two moments of what is trained."""
+    networks = sum(t.nbytes for n in agent.networks.values() for t in n.state_dict().values())
+    groups = chain.from_iterable(agent.parameter_groups.values())
+    return networks + 2 * sum(p.nbytes for group in groups for p in group["params"])
 
 
 def _slower(setup: Setup) -> Iterator[str]:
