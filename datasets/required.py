@@ -35,13 +35,12 @@ def require_states(columns: Mapping[str, Array], name: str, rows: int, path: Pat
 
 
 def _matrix(columns: Mapping[str, Array], name: str, rows: int | None, path: Path) -> Array:
-    column = _require(columns, name, path)
-    if column.ndim != 2 or column.shape[1] == 0:
+    column = require_numbers(columns, name, rows, path)
+    if column.ndim != 2:
         raise InputError(
             f"column {name!r} of {path} has shape {column.shape} where (rows, dims) is needed; "
             "write one row per step"
         )
-    _check_rows(column, name, rows, path)
     return column
 
 
@@ -57,13 +56,12 @@ def require_vector(columns: Mapping[str, Array], name: str, rows: int, path: Pat
 
 
 def _vector(columns: Mapping[str, Array], name: str, rows: int, path: Path) -> Array:
-    column = _require(columns, name, path)
+    column = require_numbers(columns, name, rows, path)
     if column.size != len(column):
         raise InputError(
             f"column {name!r} of {path} has shape {column.shape} where one number per row is "
             "needed; write one number per step"
         )
-    _check_rows(column, name, rows, path)
     return column.reshape(-1)
 
 
@@ -100,27 +98,31 @@ def require_masks(masks: Floats, path: Path, row: Callable[[int], int] = int) ->
         )
 
 
-def _require(columns: Mapping[str, Array], name: str, path: Path) -> Array:
+def require_numbers(
+    columns: Mapping[str, Array], name: str, rows: int | None, path: Path | str
+) -> Array:
+    """A column of rows of numbers as it is stored.
+
+    Raises:
+        InputError: it is missing, empty, not numeric, or of the wrong length.
+    """
     if name not in columns:
         raise InputError(
             f"{path} has no column {name!r} (it has: {', '.join(columns) or 'none'}); "
             "name the columns as docs/data.md does"
         )
     column = columns[name]
-    if column.dtype.kind not in NUMBER_KINDS or column.ndim == 0:
+    if column.dtype.kind not in NUMBER_KINDS or column.ndim == 0 or 0 in column.shape:
         raise InputError(
             f"column {name!r} of {path} holds {column.dtype} of shape {column.shape} where rows of "
             "numbers are needed; write one row per step"
         )
-    return column
-
-
-def _check_rows(column: Array, name: str, rows: int | None, path: Path) -> None:
     if rows is not None and len(column) != rows:
         raise InputError(
             f"column {name!r} of {path} has {len(column)} rows where 'observations' has {rows}; "
             "write every column with one row per step"
         )
+    return column
 
 
 def _as_float32(column: Array) -> Floats:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tql_offline.datasets.d4rl import cuts_at_limit, mark_jumps
 from tql_offline.datasets.episodes import Array, Episodes, NoTransitionError
 from tql_offline.datasets.reading import Floats
-from tql_offline.errors import InputError
+from tql_offline.datasets.required import require_numbers
 
 AS_STEPS = (
     "if each row is a step, as d3rlpy has it, add a column 'timeouts', 1 where an episode was cut "
@@ -118,8 +118,8 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
             observations in its number of rows.
         NoTransitionError: an episode has no transition.
     """
-    rows = len(_numbers(columns, "observations", None, name))
-    terminals = _numbers(columns, "terminals", rows, name).reshape(rows, -1)[:, 0]
+    rows = len(require_numbers(columns, "observations", None, name))
+    terminals = require_numbers(columns, "terminals", rows, name).reshape(rows, -1)[:, 0]
     is_last = np.asarray(terminals != 0)
     is_last[-1] = True  # the rows after the last mark are an episode, too
     counts = np.diff(np.flatnonzero(is_last), prepend=-1)
@@ -130,9 +130,9 @@ def view_of_columns(columns: Mapping[str, Array], name: str) -> View:
     own: dict[str, Array] = {}
     for column in ("rewards", "masks"):
         if column in columns:
-            values = _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
+            values = require_numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
             own |= {column: values[~is_last], f"last_{column}": values[is_last]}
-    actions = _numbers(columns, "actions", rows, name).reshape(rows, -1)
+    actions = require_numbers(columns, "actions", rows, name).reshape(rows, -1)
     return View(
         observations=columns["observations"],
         actions=actions[~is_last],
@@ -178,20 +178,6 @@ def _are_own(column: Array, ends: NDArray[np.int64]) -> bool:
     return not (are_copies or bool((column[ends] == column[ends[:1]]).all()))
 
 
-def _numbers(columns: Mapping[str, Array], column: str, rows: int | None, name: str) -> Array:
-    if column not in columns:
-        raise InputError(f"{name} has no column {column!r}; name the columns as docs/data.md does")
-    values = columns[column]
-    if values.dtype.kind not in "biuf" or values.ndim == 0 or 0 in values.shape:
-        raise InputError(f"column {column!r} of {name} holds no rows of numbers; write it again")
-    if rows is not None and len(values) != rows:
-        raise InputError(
-            f"column {column!r} of {name} has {len(values)} rows where 'observations' has {rows}; "
-            "write every column with one row per step"
-        )
-    return values
-
-
 def view_of_flat(
     columns: Mapping[str, Array], name: str, max_episode_steps: int | None = None
 ) -> View:
@@ -208,10 +194,10 @@ def view_of_flat(
     Raises:
         InputError: a column is missing, is not of numbers, or has a wrong number of rows.
     """
-    observations = _numbers(columns, "observations", None, name)
+    observations = require_numbers(columns, "observations", None, name)
     rows = len(observations)
     marks = {
-        column: _numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
+        column: require_numbers(columns, column, rows, name).reshape(rows, -1)[:, 0]
         for column in ("terminals", "timeouts", "rewards", "masks")
         if column in columns
     }
@@ -225,7 +211,7 @@ def view_of_flat(
     ends[-1] = True
     extra, after = 0, None
     if "next_observations" in columns:
-        after = _numbers(columns, "next_observations", rows, name)
+        after = require_numbers(columns, "next_observations", rows, name)
     if after is not None and after.shape == observations.shape:  # else training refuses them
         observations = observations.astype(np.result_type(observations, after), copy=False)
         if observations.dtype.kind == "f":
@@ -235,7 +221,7 @@ def view_of_flat(
     lengths = np.diff(np.flatnonzero(ends), prepend=-1)
     return View(
         observations=observations,
-        actions=_numbers(columns, "actions", rows, name).reshape(rows, -1),
+        actions=require_numbers(columns, "actions", rows, name).reshape(rows, -1),
         lengths=lengths,
         observation_counts=lengths + extra,
         rewards=marks.get("rewards"),

@@ -5,7 +5,6 @@ or present without a device, fail at import, at the first frame, or by ending th
 process is started with one renderer after another, and the first to produce a frame is kept.
 """
 
-import multiprocessing
 import os
 import platform
 import warnings
@@ -29,8 +28,6 @@ DEFAULT_FPS = 30.0
 """Frames per second if an environment does not state its own pace."""
 _START_TIMEOUT = 300.0
 """Seconds that the process may take until its first frame."""
-
-_Context = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +102,7 @@ class Drawing:
 
     def close(self) -> None:
         """Kill the process: it holds nothing worth saving, and may hang."""
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        worker_start.end(self._process, self._connection)
 
     def _first_that_draws(self, candidates: Sequence[str]) -> tuple[str, float]:
         refusals = []
@@ -131,13 +125,9 @@ class Drawing:
         )
 
     def _start(self, renderer: str) -> None:
-        self._connection, theirs = _Context.Pipe()
-        self._process = _Context.Process(
-            target=worker_start.draw, args=(theirs, renderer, *self._arguments), daemon=True
+        self._process, self._connection = worker_start.start(
+            worker_start.draw, renderer, *self._arguments
         )
-        self._process.start()
-        # With our copy closed, a dead process's pipe reads as ended instead of silent.
-        theirs.close()
 
     def _ask(self, question: tuple[str, Any]) -> Shot:
         try:

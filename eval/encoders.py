@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,6 @@ from numpy.typing import NDArray
 from tql_offline.errors import InputError
 
 Frame = NDArray[np.uint8]
-
-
-class Writer(Protocol):
-    """An open video file."""
-
-    def add(self, frame: Frame) -> None:
-        """Append a frame, `(height, width, 3)` uint8, of the same size as earlier ones.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            OSError: it cannot be written, or does not contain all the frames it was given.
-        """
 
 
 def suffix() -> str:
@@ -47,7 +29,7 @@ def encoder_version(suffix: str) -> str:
 
 
 @contextmanager
-def writing_video(path: Path, fps: float) -> Iterator[Writer]:
+def writing_video(path: Path, fps: float) -> Iterator["Mp4 | Gif"]:
     """Open a video file for a `with` block, at whose end it is finished.
 
     Args:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tql_offline.eval.averages import average, domain_title, domains, number_of_tasks
-from tql_offline.eval.leaderboard import Board, TaskScore, by_cell, imported_label
-from tql_offline.eval.leaderboard_page import BoardSection, pair_decimals, row_decimals
+from tql_offline.eval.averages import average, domain_title, domains
+from tql_offline.eval.leaderboard import Board, TaskScore, by_cell
+from tql_offline.eval.leaderboard_page import BoardSection, average_table, score_table
 from tql_offline.eval.measured import Measured, Setting
-from tql_offline.eval.report_tables import spread
+from tql_offline.eval.report_tables import NONE, Cell, cell
 from tql_offline.eval.rows import tasks_of
 from tql_offline.version import __version__
 
@@ -143,62 +143,33 @@ def as_latex(sections: Sequence[BoardSection]) -> str:
 
 
 def _tabular(board: Board) -> str:
-    labels = (*board.labels, *map(imported_label, board.imported_methods))
-    head = " & ".join(map(escape_latex, ("task", *labels)))
+    scores = score_table(board)
+    rows = dict(zip(board.tasks, scores.rows, strict=True))
+    groups = {domain_title(name, tasks): tasks for name, tasks in domains(board).items()}
     lines = [
         *(f"% {escape_latex(text)}" for text in (str(board.setting), *board.notes)),
-        rf"\begin{{tabular}}{{l{'r' * len(labels)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(scores.columns) - 1)}}}",
         r"\toprule",
-        rf"{head} \\",
+        _latex_row(cell(name) for name in scores.columns),
         r"\midrule",
+        *(_latex_row(rows[task]) for tasks in groups.values() for task in tasks),
     ]
-    for tasks in domains(board).values():
-        lines += [_latex_row(board, task) for task in tasks]
     if board.averages(board.tasks) and len(board.tasks) > 1:
-        lines += [r"\midrule", rf"\multicolumn{{{1 + len(labels)}}}{{l}}{{averages over}} \\"]
-        lines += [_latex_average(board, name, tasks) for name, tasks in _groups(board).items()]
+        head = rf"\multicolumn{{{len(scores.columns)}}}{{l}}{{averages over}} \\"
+        beside = [Cell(text=NONE)] * len(board.imported_methods)
+        alone = {title for title, tasks in groups.items() if len(tasks) == 1}  # its own average
+        found = (row for row in average_table(board).rows if row[0].text not in alone)
+        lines += [r"\midrule", head, *(_latex_row((*row, *beside)) for row in found)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _groups(board: Board) -> dict[str, tuple[str, ...]]:
-    """Domains of several rows, and all rows if there are others; one row is its own average."""
-    found = {domain_title(name, rows): rows for name, rows in domains(board).items()}
-    groups = {title: rows for title, rows in found.items() if len(rows) > 1}
-    return (
-        groups
-        if len(found) == 1
-        else {**groups, f"all {number_of_tasks(board.tasks)}": board.tasks}
-    )
+def _latex_row(cells: Iterable[Cell]) -> str:
+    return rf"{' & '.join(map(_latex_cell, cells))} \\"
 
 
-def _latex_row(board: Board, task: str) -> str:
-    cells, decimals = [escape_latex(task)], row_decimals(board, task)
-    for label, bold in zip(board.labels, board.bold(task), strict=True):
-        score = board.scores.get((task, label))
-        text = _latex_score(score, decimals)
-        cells.append(rf"\textbf{{{text}}}" if bold and score is not None else text)
-    beside = (board.imported.get((task, method)) for method in board.imported_methods)
-    cells += [_latex_score(score, decimals) for score in beside]
-    return rf"{' & '.join(cells)} \\"
-
-
-def _latex_score(score: TaskScore | None, decimals: int | None) -> str:
-    if score is None:
-        return "--"
-    number = f" ({len(score.seeds)})" if score.seeds else ""
-    return f"{_latex_spread(score.mean, score.sd, decimals)}{number}"
-
-
-def _latex_average(board: Board, name: str, tasks: Sequence[str]) -> str:
-    found = [average(board, label, tasks) for label in board.labels]
-    decimals = pair_decimals(board, found)
-    cells = ["--" if pair is None else _latex_spread(*pair, decimals) for pair in found]
-    cells += ["--"] * len(board.imported_methods)
-    return rf"{' & '.join([escape_latex(name), *cells])} \\"
-
-
-def _latex_spread(mean: float, sd: float, decimals: int | None) -> str:
-    return spread(mean, sd, decimals).replace(" ± ", r" $\pm$ ")
+def _latex_cell(cell: Cell) -> str:
+    text = "--" if cell.text == NONE else escape_latex(cell.text).replace(" ± ", r" $\pm$ ")
+    return rf"\textbf{{{text}}}" if cell.bold else text
 
 
 _LATEX = {

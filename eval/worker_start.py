@@ -5,10 +5,36 @@ that read it are loaded, and only in the worker: the calling process has threads
 environment variables meanwhile.
 """
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
+
+CONTEXT = multiprocessing.get_context("spawn")
+# Not fork: a forked child would share CUDA, thread pools and random state with its parent.
+
+
+def start(
+    target: Callable[..., None], *arguments: Any
+) -> tuple[BaseProcess, "Connection[Any, Any]"]:
+    """Start a process on `run` or `draw`; return it with this process's end of its pipe."""
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process.start()
+    # With our copy closed, a dead process's pipe reads as ended instead of silent.
+    theirs.close()
+    return process, ours
+
+
+def end(process: BaseProcess, connection: "Connection[Any, Any]") -> None:
+    """Kill a process: it holds nothing worth saving, and may hang."""
+    connection.close()
+    process.kill()
+    process.join()
+    process.close()
 
 
 def run(connection: "Connection[Any, Any]", task: str, *arguments: Any) -> None:

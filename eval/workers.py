@@ -18,7 +18,6 @@ calls; any other thread gets a worker process, so that its process is not affect
 """
 
 import dataclasses
-import multiprocessing
 import select
 import threading
 from collections import defaultdict, deque
@@ -28,7 +27,7 @@ from math import ceil
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic, perf_counter
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +55,6 @@ GROUPS_PER_WORKER = 2
 _CHECK_SECONDS = 0.1
 """Longest time between two checks of whether the caller still wants the answer."""
 
-_Context = multiprocessing.get_context("spawn")
-# Not fork: a forked child would share CUDA, thread pools and random state with its parent.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -85,23 +81,6 @@ class _Timeouts:
 
     step: float
     start: float
-
-
-class _Group(Protocol):
-    """Some of a pool's slots, with environments in this or another process."""
-
-    def send(self, order: Order) -> None:
-        """Hand over one tick's order."""
-
-    def receive(self, check: Callable[[], None]) -> Outcome:
-        """Wait for the outcome of the order.
-
-        Raises:
-            EnvironmentFailedError: an environment raised an error, or its process died repeatedly.
-        """
-
-    def stop(self) -> None:
-        """Free the environments; the next order makes new ones."""
 
 
 class _Pace:
@@ -190,7 +169,7 @@ class EnvironmentPool:
             action_dim=self.description["action_dim"],
         )
         # An unlinked file: there is no name to clean up, no matter which process dies first.
-        self._memory = _Context.RawArray("B", slots * self._settings.row().itemsize)
+        self._memory = worker_start.CONTEXT.RawArray("B", slots * self._settings.row().itemsize)
         self.arrays = SlotArrays.over(self._memory, self._settings)
         self._processes = min(processes, slots)
         self._groups: list[_Group] = []
@@ -334,7 +313,7 @@ class _Worker:
         """Queue a group's order, starting the process if there is none."""
         if self._connection is None:
             task = (self._memory, dataclasses.asdict(self.settings))
-            self._process, self._connection = _start_worker("serve", *task)
+            self._process, self._connection = worker_start.start(worker_start.run, "serve", *task)
         self.queue.append(group)
         try:
             self._connection.send((order.resets, order.steps))
@@ -359,12 +338,8 @@ class _Worker:
         self._process = self._connection = None
         self.life += 1
         self.queue.clear()
-        if connection is not None:
-            connection.close()
-        if process is not None:
-            process.kill()
-            process.join()
-            process.close()
+        if process is not None and connection is not None:
+            worker_start.end(process, connection)
 
     def end(self) -> str:
         """Stop a process that died or hangs, and return a text that says which."""
@@ -456,6 +431,9 @@ class _ProcessGroup:
             )
 
 
+_Group = _LocalGroup | _ProcessGroup
+
+
 def _answered(groups: Sequence[_Group]) -> list[_Group]:
     """Groups that have an answer or have timed out, after waiting briefly for the first."""
     apart = [group for group in groups if isinstance(group, _ProcessGroup)]
@@ -488,16 +466,13 @@ def _describe(env_id: str, success_timing: str | None, timeout: float) -> dict[s
     """
     if _in_main_thread():
         return describe(env_id, success_timing)
-    process, connection = _start_worker("tell", env_id, success_timing)
+    process, connection = worker_start.start(worker_start.run, "tell", env_id, success_timing)
     try:
         answer = connection.recv() if connection.poll(timeout) else None
     except EOFError:
         answer = None
     finally:
-        connection.close()
-        process.kill()
-        process.join()
-        process.close()
+        worker_start.end(process, connection)
     if answer is None:
         raise EnvironmentFailedError(
             f"the process that was to describe environment {env_id!r} died, or hung for "
@@ -509,18 +484,6 @@ def _describe(env_id: str, success_timing: str | None, timeout: float) -> dict[s
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _start_worker(task: str, *arguments: Any) -> tuple[BaseProcess, "Connection[Any, Any]"]:
-    """Start a process on a task of `stepping`; return it with this process's end of its pipe."""
-    ours, theirs = _Context.Pipe()
-    process = _Context.Process(
-        target=worker_start.run, args=(theirs, task, *arguments), daemon=True
-    )
-    process.start()
-    # With our copy closed, a dead worker's pipe reads as ended instead of silent.
-    theirs.close()
-    return process, ours
 
 
 def _unwrap(answer: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from agent_cases import METHODS, build, make_batch
+from own_data import write_own
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -170,23 +171,11 @@ def test_counting_draws_no_number():
 
 def test_a_run_records_it(tmp_path):
     """As provenance and result, by the sizes of its own data."""
-    import numpy as np
-
     from tql_offline.datasets.load import load
     from tql_offline.training.reporters import SilentReporter
     from tql_offline.training.run import run
 
-    ends = np.zeros(12, dtype=bool)
-    ends[11] = True
-    path = tmp_path / "mine.npz"
-    np.savez(
-        path,
-        observations=np.zeros((12, 3), dtype=np.float32),
-        actions=np.zeros((12, 2), dtype=np.float32),
-        rewards=np.zeros(12, dtype=np.float32),
-        masks=np.ones(12, dtype=np.float32),
-        terminals=ends,
-    )
+    path = write_own(tmp_path / "mine.npz", (11,), 3)
     small = {"critic": {"size": "tiny"}, "flow": {"hidden": [16, 16]}, "steps": 1, "batch_size": 16}
     config = resolve(small | {"dataset": {"name": str(path)}})
     folder = run(config, load(str(path)), tmp_path / "runs", "a", SilentReporter())

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from own_data import write_own
 from report_runs import make_run, write_lines
 
 from tql_offline import documents
@@ -42,20 +43,10 @@ S, A = 3, 2
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Two episodes of 30 and 20 transitions; observation dim 0 counts the rows."""
-    rng = np.random.default_rng(0)
-    terminals = np.zeros(52, dtype=bool)
-    terminals[[30, 51]] = True
-    observations = rng.standard_normal((52, S), dtype=np.float32)
-    observations[:, 0] = np.arange(52)
-    path = tmp_path_factory.mktemp("data") / "mine.npz"
-    np.savez(
-        path,
-        observations=observations,
-        actions=rng.uniform(-0.9, 0.9, (52, A)).astype(np.float32),
-        rewards=-np.ones(52, dtype=np.float32),
-        masks=np.ones(52, dtype=np.float32),
-        terminals=terminals,
-    )
+    path = write_own(tmp_path_factory.mktemp("data") / "mine.npz", (30, 20), S)
+    columns = dict(np.load(path))
+    columns["observations"][:, 0] = np.arange(52)
+    np.savez(path, **columns)
     return path
 
 

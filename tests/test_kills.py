@@ -18,6 +18,7 @@ import pytest
 import rollout_environments
 from stand_ins import raising
 
+from tql_offline import files
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
 from tql_offline.files import remove_parts
@@ -102,7 +103,7 @@ INSTANTS = {
     "a later checkpoint": (checkpoint, "save_file", 15),
     "before a checkpoint is renamed": (Path, "rename", 2),
     "before an old checkpoint is taken away": (Path, "rename", 4),
-    "before one on its way out is deleted": (checkpoint, "remove", 1),
+    "before one on its way out is deleted": (files, "remove", 1),
     "before settings are renamed": (Path, "replace", 1),
     "before provenance is renamed": (Path, "replace", 2),
     "before state.json is renamed": (Path, "replace", 4),
@@ -175,7 +176,7 @@ def test_a_checkpoint_is_written_once(unscored, config, tmp_path, monkeypatch):
 def test_a_checkpoint_is_on_the_disk_before_an_older_one_is_deleted(
     unscored, config, tmp_path, monkeypatch
 ):
-    synced, fsync, delete = set(), os.fsync, checkpoint.delete
+    synced, fsync, delete = set(), os.fsync, loop.discard_folder
 
     def noting(number):
         synced.add(Path(f"/proc/self/fd/{number}").readlink().name)
@@ -187,7 +188,7 @@ def test_a_checkpoint_is_on_the_disk_before_an_older_one_is_deleted(
         delete(path)
 
     monkeypatch.setattr(os, "fsync", noting)
-    monkeypatch.setattr(checkpoint, "delete", checking)
+    monkeypatch.setattr(loop, "discard_folder", checking)
     folder = run(config, unscored, tmp_path, "r", SilentReporter())
     assert folder.checkpoint_steps() == [9, 12]
 

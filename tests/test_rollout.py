@@ -325,9 +325,9 @@ def marker(private_home, monkeypatch):
 def starts(monkeypatch):
     """Times at which worker processes were started."""
     times: list[float] = []
-    start = workers._start_worker
+    start = workers.worker_start.start
     monkeypatch.setattr(
-        workers, "_start_worker", lambda *task: times.append(time.time()) or start(*task)
+        workers.worker_start, "start", lambda *task: times.append(time.time()) or start(*task)
     )
     return times
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from own_data import write_own
 from PIL import Image
 from stand_ins import shortened
 
@@ -315,17 +316,7 @@ def test_the_simulator_plays_the_same_where_it_is_drawn(env_id, fps, display, no
 def trained(tmp_path_factory):
     """A run on random rows, without scores, whose environment is named afterwards."""
     folder = tmp_path_factory.mktemp("drawn")
-    draw, rows = np.random.default_rng(0), 60
-    ends = np.arange(rows) % 20 == 19
-    np.savez(
-        folder / "rows.npz",
-        observations=draw.standard_normal((rows, 4)).astype(np.float32),
-        actions=draw.uniform(-1, 1, (rows, 2)).astype(np.float32),
-        rewards=draw.standard_normal(rows).astype(np.float32),
-        masks=1 - ends.astype(np.float32),
-        terminals=ends,
-    )
-    name = str(folder / "rows.npz")
+    name = str(write_own(folder / "rows.npz", (19,) * 3, 4))
     config = resolve(
         {
             "critic": {"size": "tiny"},

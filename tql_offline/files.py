@@ -152,8 +152,7 @@ def discard_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    aside = path.with_name(f".{path.name}.removed")
-    remove(aside)
+    aside = part_of(path)
     path.rename(aside)
     remove(aside)
 

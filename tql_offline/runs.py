@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tql_offline.documents import require_plain
 from tql_offline.errors import InputError
@@ -37,71 +38,33 @@ RUNS_ELSEWHERE = "choose another folder for --runs"
 """Advice where the file system of a folder of runs has no locks."""
 
 
+class Inside:
+    """A file or folder of this name in a folder that has a `path`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: Any, _: object) -> Path:
+        return Path(folder.path, self._name)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names of the files inside one run folder."""
 
     path: Path
-
-    @property
-    def config(self) -> Path:
-        """`config.toml`."""
-        return self.path / "config.toml"
-
-    @property
-    def provenance(self) -> Path:
-        """`provenance.json`."""
-        return self.path / "provenance.json"
-
-    @property
-    def wandb_id(self) -> Path:
-        """`wandb-id`."""
-        return self.path / "wandb-id"
-
-    @property
-    def metrics(self) -> Path:
-        """`metrics.jsonl`."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def timing(self) -> Path:
-        """`timing.jsonl`."""
-        return self.path / "timing.jsonl"
-
-    @property
-    def warnings(self) -> Path:
-        """`warnings.jsonl`."""
-        return self.path / "warnings.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """`evaluations.jsonl`."""
-        return self.path / "evaluations.jsonl"
-
-    @property
-    def off_policy(self) -> Path:
-        """`ope.jsonl`."""
-        return self.path / "ope.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """`checkpoints/`, one folder per step."""
-        return self.path / "checkpoints"
-
-    @property
-    def result(self) -> Path:
-        """`result.json`."""
-        return self.path / "result.json"
-
-    @property
-    def inspection(self) -> Path:
-        """`inspect/`, what `inspect` found."""
-        return self.path / "inspect"
-
-    @property
-    def videos(self) -> Path:
-        """`videos/`, episodes played again."""
-        return self.path / "videos"
+    config = Inside("config.toml")
+    provenance = Inside("provenance.json")
+    wandb_id = Inside("wandb-id")
+    metrics = Inside("metrics.jsonl")
+    timing = Inside("timing.jsonl")
+    warnings = Inside("warnings.jsonl")
+    evaluations = Inside("evaluations.jsonl")
+    off_policy = Inside("ope.jsonl")
+    checkpoints = Inside("checkpoints")
+    result = Inside("result.json")
+    inspection = Inside("inspect")
+    videos = Inside("videos")
 
     def is_finished(self) -> bool:
         """Whether the run has a result that can be read; a copy may be cut short."""

@@ -25,7 +25,7 @@ from tql_offline.config import OBJECTIVES, Config, read_complete
 from tql_offline.errors import InputError, quoted, shown
 from tql_offline.eval.noise import noise_generator
 from tql_offline.files import read_json
-from tql_offline.runs import MODEL_DOCUMENT, RunFolder
+from tql_offline.runs import MODEL_DOCUMENT, Inside, RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
 from tql_offline.training.checkpoint import read_numbers
 from tql_offline.training.device import pick_device
@@ -41,26 +41,10 @@ class ModelFolder:
     """Names of the files inside one model folder."""
 
     path: Path
-
-    @property
-    def document(self) -> Path:
-        """`model.json`."""
-        return self.path / MODEL_DOCUMENT
-
-    @property
-    def config(self) -> Path:
-        """`config.toml`."""
-        return self.path / "config.toml"
-
-    @property
-    def onnx(self) -> Path:
-        """`policy.onnx`."""
-        return self.path / "policy.onnx"
-
-    @property
-    def card(self) -> Path:
-        """`README.md`."""
-        return self.path / "README.md"
+    document = Inside(MODEL_DOCUMENT)
+    config = Inside("config.toml")
+    onnx = Inside("policy.onnx")
+    card = Inside("README.md")
 
 
 class SharedPolicy:

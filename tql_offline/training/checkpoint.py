@@ -98,17 +98,6 @@ def save(
     return final
 
 
-def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, renaming it first so that it is never seen half deleted.
-
-    Raises:
-        OSError: it cannot be deleted.
-    """
-    aside = part_of(checkpoint)
-    checkpoint.rename(aside)
-    remove(aside)
-
-
 def set_aside(checkpoint: Path) -> Path:
     """Rename a checkpoint that cannot be read, so that it counts as none; returns its new path.
 

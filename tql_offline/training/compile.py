@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,16 +40,11 @@ WARM_UP = 3
 """Updates before a capture: libraries pick their kernels and workspaces in the first ones."""
 
 
-class Updates(Protocol):
-    """Runs updates of one agent, adding their metrics to a window."""
+Updates = Callable[[int, int], int]
+"""Runs update `step` (from 1) of one agent and perhaps some after it, `most` in all.
 
-    def __call__(self, step: int, most: int) -> int:
-        """Run update `step` (from 1) and perhaps some after it, `most` in all.
-
-        Returns:
-            How many were run.
-        """
-        ...
+Takes `step` and `most`, adds metrics to a window, and returns how many updates were run.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,19 +246,15 @@ def _first_line(error: BaseException) -> str:
 # Running.
 
 
+@dataclass
 class _OneByOne:
     """Runs one update at a time, with the learning-rate schedule in Python."""
 
-    def __init__(
-        self,
-        config: Config,
-        agent: Agent,
-        buffer: Buffer,
-        generator: torch.Generator,
-        window: MetricsWindow,
-    ) -> None:
-        self.config, self.agent, self.buffer = config, agent, buffer
-        self.generator, self.window = generator, window
+    config: Config
+    agent: Agent
+    buffer: Buffer
+    generator: torch.Generator
+    window: MetricsWindow
 
     def __call__(self, step: int, most: int) -> int:
         """Run one update."""
@@ -281,26 +272,19 @@ class _OneByOne:
         return self.buffer.sample(size, self.generator)
 
 
+@dataclass
 class Graphed(_OneByOne):
     """Runs K updates per launch as one CUDA graph; single ones where fewer are asked for.
 
     The position in the schedule lives on the device, so that a launch needs nothing from the host.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        agent: Agent,
-        buffer: Buffer,
-        generator: torch.Generator,
-        window: MetricsWindow,
-    ) -> None:
-        super().__init__(config, agent, buffer, generator, window)
-        delay = agent.policy_delay
-        most = updates_of_a_launch(config)
+    def __post_init__(self) -> None:
+        delay, device = self.agent.policy_delay, self.generator.device
+        most = updates_of_a_launch(self.config)
         self.count = max(delay, most // delay * delay)
-        self.rates = rate_table(config, agent).to(generator.device)
-        self.position = torch.zeros(1, dtype=torch.int64, device=generator.device)
+        self.rates = rate_table(self.config, self.agent).to(device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.stream: torch.cuda.Stream | None = None

@@ -12,7 +12,7 @@ import torch
 from tql_offline.agents import Agent
 from tql_offline.config import Config, is_own
 from tql_offline.errors import InputError, quoted
-from tql_offline.files import append_jsonl
+from tql_offline.files import append_jsonl, discard_folder
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
@@ -20,7 +20,7 @@ from tql_offline.training.evaluation import RunScorer
 from tql_offline.training.metrics import MetricsWindow, check_finite, divergence_error
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.stopping import Stop, Stopped
-from tql_offline.training.trackers import NoTracker, Tracker, flatten
+from tql_offline.training.trackers import Tracker, flatten
 from tql_offline.training.watch import Warned, Watch, stop_error
 
 
@@ -58,7 +58,7 @@ class Training:
     reporter: Reporter
     finished: Callable[[], None]
     watch: Watch
-    tracker: Tracker = field(default_factory=NoTracker)
+    tracker: Tracker = field(default_factory=Tracker)
     window: MetricsWindow = field(default_factory=MetricsWindow)
     stream: torch.cuda.Stream | None = None
     clock: Callable[[], float] = time.perf_counter
@@ -295,7 +295,7 @@ def prune(training: Training) -> None:
         path = training.folder.checkpoints / str(step)
         try:
             if step not in left and not training.scorer.are_unwritten(step):
-                checkpoint.delete(path)
+                discard_folder(path)
         except OSError as error:  # no reason to end a run
             training.reporter.noted(
                 f"note: checkpoint {path} cannot be deleted whole ({error.strerror or error})"

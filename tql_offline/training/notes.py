@@ -94,9 +94,10 @@ def _kept(setup: Setup, step: int) -> int:
 
 def _checkpoint_bytes(agent: Agent) -> int:
     """Bytes of an agent's networks and of AdamW's two moments of what is trained."""
-    networks = sum(t.nbytes for n in agent.networks.values() for t in n.state_dict().values())
-    groups = chain.from_iterable(agent.parameter_groups.values())
-    return networks + 2 * sum(p.nbytes for group in groups for p in group["params"])
+    tensors = [t for network in agent.networks.values() for t in network.state_dict().values()]
+    for group in chain.from_iterable(agent.parameter_groups.values()):
+        tensors += 2 * group["params"]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _slower(setup: Setup) -> Iterator[str]:

@@ -4,7 +4,7 @@ import importlib
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from tql_offline.documents import MAX_CONFIG_BYTES, read_bounded
 from tql_offline.errors import InputError, first_line
@@ -12,29 +12,17 @@ from tql_offline.files import write_atomic
 from tql_offline.runs import RunFolder
 
 
-class Tracker(Protocol):
-    """Records named numbers at steps."""
+class Tracker:
+    """Where named numbers go besides the run folder: nowhere."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Record numbers of one step."""
-        ...
 
     def close(self) -> None:
         """Write what is left."""
-        ...
 
 
-class NoTracker:
-    """Records nothing."""
-
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Ignore."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Event files in the run folder's `tensorboard/`; a resumed run's replace what it repeats."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
@@ -51,7 +39,7 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """A Weights & Biases run with the run folder's name and settings, one however often resumed."""
 
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
@@ -110,7 +98,7 @@ def make_tracker(
         return TensorBoardTracker(folder, step)
     if name == "wandb":
         return WandbTracker(folder, settings)
-    return NoTracker()
+    return Tracker()
 
 
 def check_tracker(name: str) -> None:
