@@ -147,11 +147,11 @@ def panel_svg(panel: Panel, key: str) -> str:
         An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
         characters for the same panel, independent of matplotlib's settings, date and machine.
     """
+    return _inline(_panel_document(panel), key, describe(panel))
 
-    def draw(figure: Figure) -> None:
-        _draw(figure.add_axes((0.105, 0.165, 0.865, 0.785)), panel)
 
-    return figure_svg(draw, key, describe(panel))
+def _panel_document(panel: Panel) -> str:
+    return _document(lambda figure: _draw(figure.add_axes((0.105, 0.165, 0.865, 0.785)), panel))
 
 
 def figure_svg(
@@ -172,6 +172,11 @@ def figure_svg(
         An `<svg>` element for a page that sets `--bg --muted --line --c1 ... --c6 --sans`; the same
         characters for the same drawing, independent of matplotlib's settings, date and machine.
     """
+    return _inline(_document(draw, size), key, description)
+
+
+def _document(draw: Callable[[Figure], None], size: tuple[float, float] = (5, 2.9)) -> str:
+    """Matplotlib's SVG of what `draw` puts into a figure of `size` inches."""
     drawn = io.StringIO()
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -179,7 +184,7 @@ def figure_svg(
         figure = Figure(figsize=size)
         draw(figure)
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(drawn.getvalue(), key, description)
+    return drawn.getvalue()
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

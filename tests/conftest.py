@@ -37,6 +37,26 @@ def no_flock(monkeypatch):
     )
 
 
+_DOCUMENTS: dict[str, str] = {}
+
+
+@pytest.fixture
+def panels_drawn_once(monkeypatch):
+    """A panel that an earlier test drew is not drawn again: most made-up runs have one curve."""
+    from tql_offline.eval import plots
+
+    draw = plots._panel_document
+
+    def drawn(panel):
+        key = repr(panel)
+        if key not in _DOCUMENTS:
+            _DOCUMENTS[key] = draw(panel)
+        return _DOCUMENTS[key]
+
+    monkeypatch.setattr(plots, "_panel_document", drawn)
+    return _DOCUMENTS
+
+
 @pytest.fixture
 def same_threads():
     """PyTorch's number of threads is the same afterwards."""

@@ -25,6 +25,8 @@ from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result
 from tql_offline.eval.statistics import estimate_difference, holm
 
+pytestmark = pytest.mark.usefixtures("panels_drawn_once")
+
 HIGH, LOW = (60, 61, 62, 63, 64), (40, 41, 42, 43, 44)
 
 

@@ -12,6 +12,8 @@ from tql_offline.eval import imported
 from tql_offline.eval.imported import read_scores
 from tql_offline.eval.report import write_report
 
+pytestmark = pytest.mark.usefixtures("panels_drawn_once")
+
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 HEADER = "method,task,seed,score,source"
 

@@ -32,6 +32,8 @@ from tql_offline.eval.scaling_page import trend_sentences
 from tql_offline.eval.variants import differing, effective, settings_of
 from tql_offline.runs import find_results
 
+pytestmark = pytest.mark.usefixtures("panels_drawn_once")
+
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
 
 

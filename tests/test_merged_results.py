@@ -14,6 +14,8 @@ from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.statistics import estimate_difference
 
+pytestmark = pytest.mark.usefixtures("panels_drawn_once")
+
 TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
 
 

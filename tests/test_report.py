@@ -21,6 +21,8 @@ from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_run
 from tql_offline.runs import RunFolder, find_runs
 
+pytestmark = pytest.mark.usefixtures("panels_drawn_once")
+
 GARBAGE = {
     "empty": b"",
     "no text": b"\xff\xfe\x00\x80",
@@ -158,8 +160,11 @@ def test_last_three_evaluations_are_pooled_where_the_protocol_counts_them(tmp_pa
     assert "counted: the last 3 evaluations" in markdown
 
 
-def test_same_runs_give_the_same_bytes_whatever_matplotlib_is_set_to(run, tmp_path):
+def test_same_runs_give_the_same_bytes_whatever_matplotlib_is_set_to(
+    run, tmp_path, panels_drawn_once
+):
     once = write_report([run], tmp_path / "once")
+    panels_drawn_once.clear()
     with mpl.rc_context({"xtick.labelsize": 30, "axes.ymargin": 0.4, "svg.hashsalt": None}):
         again = write_report([run], tmp_path / "again")
     assert once.html.read_bytes() == again.html.read_bytes()
