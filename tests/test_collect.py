@@ -161,7 +161,7 @@ def test_the_seed_decides(tmp_path):
     ("name", "rows"),
     [
         (MAZE, 120),
-        (CUBE, 60),
+        slowly(CUBE, 60),
         # Long enough for several sub-tasks: the scene's locks and targets outlive an episode.
         ("scene-noisy-v0", 300),
         slowly("pointmaze-teleport-navigate-v0", 120),

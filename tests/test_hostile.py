@@ -895,8 +895,8 @@ def test_hostile_parts_are_refused(tmp_path, kind):
 # Fuzz.
 
 INPUTS = {
-    **{"dataset-npz": 12, "dataset-hdf5": 12, "checkpoint": 6, "config": 10, "suite": 10},
-    **{"run": 5, "report": 2, "merged": 3},
+    **{"dataset-npz": 8, "dataset-hdf5": 8, "checkpoint": 4, "config": 6, "suite": 6},
+    **{"run": 3, "report": 2, "merged": 2},
 }
 
 

@@ -451,7 +451,7 @@ def test_a_run_of_another_kind_of_device_is_refused(data, tmp_path, recorded, wa
 # More updates.
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", slowly("constant")])
 def test_a_finished_run_goes_on_as_one_of_more_updates(data, tmp_path, schedule):
     """Its rates stay at the last of their schedule; the first result is kept."""
     rates = {"schedule": schedule, "warmup": 2, "schedule_steps": 24}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slowly
 from own_data import write_own
 
 from tql_offline.cli.streams import outliving_output
@@ -39,8 +40,15 @@ def lost_terminal() -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and terminals of POSIX")
-@pytest.mark.parametrize("output", [closed_pipe, lost_terminal])
-@pytest.mark.parametrize("stderr_too", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("output", "stderr_too"),
+    [
+        (closed_pipe, True),
+        slowly(lost_terminal, True),
+        slowly(closed_pipe, False),
+        slowly(lost_terminal, False),
+    ],
+)
 def test_a_run_outlives_its_output(tmp_path, output, stderr_too):
     writer = output()
     stderr = writer if stderr_too else subprocess.PIPE

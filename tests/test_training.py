@@ -475,7 +475,8 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
 
 
 def test_an_environment_that_fails_leaves_a_run_that_can_go_on(own, tmp_path, monkeypatch, capsys):
-    flags = ["--env", MAZE, "--protocol", "quick:1@10", "--size", "tiny", "--steps", "20"]
+    maze = "rollout_environments:ShortMaze-v0"
+    flags = ["--env", maze, "--protocol", "quick:1@10", "--size", "tiny", "--steps", "20"]
     flags += ["--set", "flow.hidden=16x16", "--set", "log_every=5", "--name", "r"]
     monkeypatch.setattr(evaluation, "evaluate", raising(EnvironmentFailedError("boom in step")))
     line = ["train", "--dataset", str(own), "--runs", str(tmp_path), "--batch-size", "16", *flags]
