@@ -236,9 +236,11 @@ def _within(scaling: Scaling, digits: int) -> str:
         said = f" Scores rise on {scaling.risen} of these tasks and fall on {scaling.fallen}."
     best, (first, *_, last) = scaling.best, scaling.points
     if best.size not in (first.size, last.size):
+        # No interval: it would be of a size that these same scores chose.
+        gain = between(Estimate(value=best.difference.value), digits, "+").text
         said += (
-            f" The best size by these scores is {best.size}: "
-            f"{between(best.difference, digits, '+').text} against {first.size}."
+            f" The best size by these scores is {best.size}: {gain} against {first.size}, part of "
+            "which may be luck, as these scores chose it."
         )
     return said
 

@@ -43,6 +43,25 @@ def test_an_encoding_has_digits_wherever_the_flow_is():
     assert low.argmax() == 0
 
 
+@pytest.mark.parametrize(
+    ("rewards", "ends"),
+    [
+        ((-1.0, 0.0), (-10.0, 0.0)),
+        ((-2.0, -1.0), (-20.0, -1.0)),  # an episode may end at once
+        ((0.5, 1.0), (0.5, 10.0)),
+        ((-1.0, 3.0), (-10.0, 30.0)),
+    ],
+)
+def test_the_flow_has_room_for_all_values_that_rewards_allow(rewards, ends):
+    flow = ValueFlow(3, 2, (8,), ensemble=1, discount=0.9, coverage=1.0)
+    flow.fit(*rewards)
+    assert flow.values.tolist() == pytest.approx(ends)
+    assert (flow.edges[0].item(), flow.edges[-1].item()) == pytest.approx(
+        (ends[0] - 0.1, ends[1] + 0.1)
+    )
+    assert flow.noise(torch.tensor([0.0, 1.0])).tolist() == pytest.approx(ends)
+
+
 def test_an_error_is_summed_over_samples_alone():
     velocity = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])  # a transition, two samples, two members
     z_0, target = torch.tensor([[0.5, 1.5]]), torch.tensor([2.0])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from command_line import command
@@ -47,6 +48,18 @@ def rows_of(text, name):
     """The cells of the first Markdown table row that starts with a name."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_pages_example_is_read(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    (example,) = (b for b in page.split("```\n") if b.startswith(HEADER))
+    (tmp_path / "mine.csv").write_text(example, encoding="utf-8")
+    read = read_scores([tmp_path / "mine.csv"])
+    assert [(score.method, score.seed) for score in read] == [
+        ("IQL", 0),
+        ("IQL", 1),
+        ("ReBRAC", None),
+    ]
 
 
 def test_imported_scores_stand_beside_ones_runs_in_every_file(runs, mine, tmp_path):

@@ -1048,7 +1048,7 @@ def test_tasks_that_disagree_are_counted(tmp_path):
 def test_a_size_in_between_that_is_best_is_named(tmp_path):
     scores = {"tiny": [(5, 1)] * 2, "small": [(40, 1)] * 2, "large": [(5, 1)] * 2}
     sentence = sentence_of(tmp_path, scores)
-    assert "The best size by these scores is small: +70.0 [" in sentence
+    assert "The best size by these scores is small: +70.0 against tiny, part of which" in sentence
     assert "Scores rise on" not in sentence
 
 

@@ -37,7 +37,7 @@ class ValueFlow(nn.Module):
         action_dim: A.
         hidden: widths of each member's hidden layers (GELU, then LayerNorm).
         ensemble: E members.
-        discount: γ below 1: values are within rewards/(1-γ).
+        discount: γ below 1: values are at most rewards/(1-γ).
         coverage: fraction of this range that noise is drawn from.
 
     >>> flow = ValueFlow(3, 2, hidden=(32, 32), ensemble=2, discount=0.99, coverage=0.1)
@@ -96,11 +96,15 @@ class ValueFlow(nn.Module):
         )
 
     def fit(self, least: float, greatest: float) -> None:
-        """Set the data's least and greatest reward; until then they are OGBench's -1 and 0."""
+        """Set the data's least and greatest reward; until then they are OGBench's -1 and 0.
+
+        An episode may end at once or never: of rewards of 1 alone, values are from 1 to 1/(1-γ).
+        """
         horizon = 1 / (1 - self.discount)
-        first, last = (least - MARGIN) * horizon, (greatest + MARGIN) * horizon
-        self.values.copy_(torch.tensor([least * horizon, greatest * horizon]))
-        self.edges.copy_(torch.linspace(first, last, BINS + 1))
+        low, high = min(least, least * horizon), max(greatest, greatest * horizon)
+        self.values.copy_(torch.tensor([low, high]))
+        margin = MARGIN * horizon
+        self.edges.copy_(torch.linspace(low - margin, high + margin, BINS + 1))
 
     def noise(self, uniform: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
         """Map numbers in [0, 1) to starts of the flow, uniform on `coverage` times all values."""
