@@ -12,6 +12,7 @@ Comparing runs
     run_records  tolerant reading of run folders
     measured     a run's scores, and what must be equal for two runs to be compared
     leaderboard  scores of methods by task → rows, variants, published, imported
+    ended        runs without a score, which comparisons must not forget
     averages     over tasks, and ranks of methods
     statistics   intervals, spreads and tests
     scaling      whether a bigger critic helps

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from tql_offline.errors import listed
+from tql_offline.eval.ended import Ended, ended_notes, ended_on
 from tql_offline.eval.measured import IMPORTED, NO_SIZE, REPORTED, Measured, Setting
 from tql_offline.eval.protocol import known_protocol, namesake
 from tql_offline.eval.published import Published
@@ -81,6 +82,7 @@ class Board:
             and imported columns.
         imported: cells by task and method of scores from elsewhere. They are in no `labels`, so
             that nothing compares them.
+        ended: runs that would be here, but diverged or were stopped by a rule.
     """
 
     setting: Setting
@@ -92,6 +94,7 @@ class Board:
     runs: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
     imported: Mapping[tuple[str, str], TaskScore] = field(default_factory=dict)
+    ended: tuple[Ended, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -222,13 +225,16 @@ def blocks(have: Mapping[str, frozenset[str]]) -> list[Block]:
 
 
 def make_boards(
-    runs: Iterable[Measured], published: Sequence[Published] = ()
+    runs: Iterable[Measured],
+    published: Sequence[Published] = (),
+    ended: Sequence[Ended] = (),
 ) -> tuple[list[Board], list[str]]:
     """Sort runs into boards, alongside the scores that papers print for their tasks.
 
     Args:
         runs: runs of any settings.
         published: printed scores; shown on boards of the protocol that they followed.
+        ended: runs without a score, of any settings.
 
     Returns:
         The boards, those with more runs first, and a sentence for every run that was left out.
@@ -238,11 +244,15 @@ def make_boards(
         by_setting.setdefault(run.setting, []).append(run)
     ordered = sorted(by_setting.items(), key=lambda item: (-len(item[1]), item[0]))
     warnings: list[str] = []
-    return [_board(s, found, published, warnings) for s, found in ordered], warnings
+    return [_board(s, found, published, ended, warnings) for s, found in ordered], warnings
 
 
 def _board(
-    setting: Setting, runs: list[Measured], published: Sequence[Published], warnings: list[str]
+    setting: Setting,
+    runs: list[Measured],
+    published: Sequence[Published],
+    ended: Sequence[Ended],
+    warnings: list[str],
 ) -> Board:
     is_own = setting.suite == OWN
     runs = with_shared_names(runs)
@@ -259,6 +269,7 @@ def _board(
     split = {p.task for p in followed if not is_own} & tasks_of(tasks) - set(tasks)
     scores = {key: score_of(found) for key, found in cells.items()}
     known = known_protocol(setting.protocol)
+    lacking = ended_on(ended, setting, tasks, {run.method for run in distinct})
     return Board(
         setting=setting,
         tasks=tasks,
@@ -267,7 +278,9 @@ def _board(
         scores=scores | reported_scores(beside),
         fraction=known.bold if known else BOLD,
         runs=tuple(distinct),
+        ended=lacking,
         notes=(
+            *ended_notes(lacking),
             *choices(rows, names),
             *resumed_with_other_code(rows),
             *unlike_sizes(distinct),

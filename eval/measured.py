@@ -201,13 +201,15 @@ def measured(run: Run) -> Measured | str:
     result = run.result
     if run.fault:
         return f"has a result.json that {run.fault}"
+    if run.ended:
+        return f"was stopped by watch.{run.ended.rule}" if run.ended.rule else "diverged"
     if not result:
         return "is unfinished"
     label = protocol_label(result.get("protocol"))
     known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
     known = [e for e in known if math.isfinite(e.score) and run.plans(e)]
     seed = count(result.get("seed"))
-    task = _task(run)
+    task = task_name(run)
     if not known or seed is None or not task:
         return "has no score of a learned policy with a task and a seed"
     method = _string(result.get("method")) or "unnamed"
@@ -286,7 +288,7 @@ def _have_same_episodes(one: Evaluation, other: Evaluation) -> bool | None:
     return True if len(known) == one.episodes else None
 
 
-def _task(run: Run) -> str:
+def task_name(run: Run) -> str:
     """Name of a run's dataset with its task, or of the environment if there is no dataset."""
     name, recorded = _dataset(run), _string(run.provenance.get("dataset.name"))
     if name and suite_of(name) == OWN:
@@ -296,7 +298,8 @@ def _task(run: Run) -> str:
 
 def _dataset(run: Run) -> str:
     """Name of a run's dataset, or the path of its file; empty if neither is known."""
-    name, env_id = _string(run.result.get("dataset")), _string(run.result.get("task"))
+    told = run.result or {"dataset": run.config.get("dataset.name")}
+    name, env_id = _string(told.get("dataset")), _string(told.get("task"))
     if name.startswith(MINARI_PREFIX) or env_id.startswith(MINARI_PREFIX):
         # The name may be a folder, which differs between machines.
         return _string(run.provenance.get("dataset.name")) or name
@@ -309,7 +312,7 @@ def setting_played(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
     timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
     # A file of one's own is of no suite, whatever it is called.
-    return Setting(protocol, suite_of(_dataset(run) or _task(run)), timing, *versions)
+    return Setting(protocol, suite_of(_dataset(run) or task_name(run)), timing, *versions)
 
 
 def conditions_of(run: Run, evaluation: Evaluation) -> dict[str, str]:

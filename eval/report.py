@@ -19,6 +19,7 @@ import jinja2
 
 from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval.attention_health import has_targets, has_temperatures
+from tql_offline.eval.ended import ended_runs
 from tql_offline.eval.imported import ImportedScore, beside, read_scores, without_board
 from tql_offline.eval.leaderboard import Board, make_boards
 from tql_offline.eval.leaderboard_files import as_csv, as_json, as_latex
@@ -204,7 +205,8 @@ def _boards(
         )
     found = [scores for scores in own if isinstance(scores, Measured)]
     found += _with_paths(others, {name for name, _ in named})
-    boards, left_out = make_boards(found, published_scores() if published else ())
+    ended = ended_runs(run for _, run in named)
+    boards, left_out = make_boards(found, published_scores() if published else (), ended)
     _check_baseline(baseline, boards)
     printed = published_sizes() if published else ()
     sections = [

@@ -170,6 +170,8 @@ def state_of(run: Run) -> str:
     done = f"{grouped(run.steps_done)} updates"
     if run.finished:
         return f"finished, {done}"
+    if run.ended:
+        return f"ended by update {grouped(run.ended.step)}: {run.ended.sentence}"
     state = "without a usable result" if run.fault else "unfinished"
     planned = count(fact(run, "steps", "updates"))
     if not planned:

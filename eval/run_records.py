@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, BinaryIO
 
-from tql_offline.config import as_its_version, validate
+from tql_offline.config import WatchConfig, as_its_version, validate
 from tql_offline.documents import (
     MAX_CONFIG_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -125,6 +125,21 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a run's own numbers ended it (`ended.json`).
+
+    Attributes:
+        step: the update by which they did.
+        rule: the rule of `watch` that stopped it; empty if a number was no longer finite.
+        sentence: what held.
+    """
+
+    step: int
+    rule: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run folder, as far as it could be read.
 
@@ -143,6 +158,7 @@ class Run:
         saved: step of its last checkpoint, 0 before the first.
         logged: last step in `metrics.jsonl`, 0 before the first.
         fault: what its `result.json` is that could not be used; empty if it could, or is not there.
+        ended: how its own numbers ended it before it had a result, if they did.
     """
 
     folder: RunFolder
@@ -159,6 +175,7 @@ class Run:
     saved: int = 0
     logged: int = 0
     fault: str = ""
+    ended: Ending | None = None
 
     @property
     def finished(self) -> bool:
@@ -288,7 +305,20 @@ def read_run(
         method=_method(config),
         saved=_last_checkpoint(folder),
         fault=reading.fault,
+        ended=None if result else _read_ending(folder.ended, reading),
         warnings=tuple(reading.warnings),
+    )
+
+
+def _read_ending(path: Path, reading: _Reading) -> Ending | None:
+    document = _read_document(path, reading) if path.exists() else None
+    if document is None:
+        return None
+    rule = document.get("rule")
+    return Ending(
+        step=count(document.get("step")) or 0,
+        rule=rule if rule in (*WatchConfig.model_fields,) else "",
+        sentence=str(document.get("sentence"))[:MAX_SENTENCE],
     )
 
 

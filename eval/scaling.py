@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from tql_offline.eval.ended import by_size
 from tql_offline.eval.leaderboard import Block, Board, blocks
 from tql_offline.eval.measured import Measured
 from tql_offline.eval.rows import natural
@@ -69,6 +70,7 @@ class Scaling:
         left_out: sizes not compared, since they lack these tasks.
         differing: settings other than the size that differ between runs of one task.
         by_task: the sizes on each task, where scores of unlike tasks cannot be averaged; else none.
+        ended: number of runs on these tasks that have no score, by size (see `ended`).
     """
 
     method: str
@@ -81,6 +83,7 @@ class Scaling:
     left_out: tuple[str, ...]
     differing: tuple[str, ...]
     by_task: dict[str, tuple[SizePoint, ...]] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
 
     @property
     def best(self) -> SizePoint:
@@ -148,6 +151,7 @@ def _scaling(
         by_task={}
         if has_average
         else {task: _points(_on_task(tables, task), board.is_rate) for task in tasks},
+        ended=by_size(board.ended, method, tasks),
     )
 
 

@@ -15,6 +15,7 @@ from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
 from tql_offline.documents import flatten
 from tql_offline.eval.claim import claim_sentences
+from tql_offline.eval.ended import Ended
 from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.measured import measured
@@ -320,6 +321,14 @@ def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path, how, said):
     assert "No verdict: " in sentence
     assert said in sentence
     assert "differs by" not in sentence
+
+
+@pytest.mark.parametrize(("size", "judged"), [("xl", False), ("small", False), ("large", True)])
+def test_survivors_alone_give_no_verdict(tmp_path, size, judged):
+    board = board_of(tmp_path)
+    lost = Ended(name="r", method="TQL", size=size, task="", suite="", protocol="")
+    (sentence,) = claim_sentences(replace(board, ended=(lost,)), published_sizes())
+    assert ("No verdict: runs of these sizes diverged" not in sentence) == judged
 
 
 def test_of_what_is_not_printed_nothing_is_said(tmp_path):

@@ -158,6 +158,8 @@ def test_stop_names_rule_step_and_last_good_checkpoint(explosive, tmp_path, expl
     assert folder.checkpoint_steps() == [3, 6], "none is written of the step that is stopped"
     assert [line["step"] for line in read_jsonl(folder.metrics)] == [2, 4, 6, 8]
     assert not folder.result.exists()
+    ended = read_json(folder.ended)
+    assert (ended["rule"], ended["step"]) == ("exploding_q", 8)
 
 
 def test_a_stopped_run_goes_on_once_its_action_is_warn(explosive, tmp_path, monkeypatch):
@@ -169,7 +171,9 @@ def test_a_stopped_run_goes_on_once_its_action_is_warn(explosive, tmp_path, monk
     text = folder.config.read_text().replace('exploding_q = "stop"', 'exploding_q = "warn"')
     folder.config.write_text(text)
     noting = Noting()
+    assert folder.ended.exists()
     resume(folder.path, lambda _: explosive, noting)
+    assert not folder.ended.exists()
     assert [s for s in noting.sentences if "explodes" in s] == [
         "warning: Q explodes at update 8: q_mean is 1000 where no return of the data can be "
         "beyond ±100"

@@ -6,6 +6,7 @@
       metrics.jsonl         one line per log step: losses, Q, entropies; no wall clock: repeatable
       timing.jsonl          one line per log step: seconds and updates/s
       warnings.jsonl        one line per thing that went wrong (training/watch.py), if any did
+      ended.json            why a run ended early, if its own numbers did it: not finite, or a rule
       evaluations.jsonl     one line per evaluation: every episode's return, length, success, seed
       ope.jsonl             one line per estimate from data alone, where `eval --ope` was run
       checkpoints/<step>/   *.safetensors and state.json
@@ -59,6 +60,7 @@ class RunFolder:
     metrics = Inside("metrics.jsonl")
     timing = Inside("timing.jsonl")
     warnings = Inside("warnings.jsonl")
+    ended = Inside("ended.json")
     evaluations = Inside("evaluations.jsonl")
     off_policy = Inside("ope.jsonl")
     checkpoints = Inside("checkpoints")

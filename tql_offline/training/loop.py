@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,12 +12,17 @@ import torch
 from tql_offline.agents import Agent
 from tql_offline.config import Config, is_own
 from tql_offline.errors import InputError, quoted
-from tql_offline.files import append_jsonl, discard_folder
+from tql_offline.files import append_jsonl, discard_folder, write_json
 from tql_offline.runs import RunFolder
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import Updates
 from tql_offline.training.evaluation import RunScorer
-from tql_offline.training.metrics import MetricsWindow, check_finite, divergence_error
+from tql_offline.training.metrics import (
+    EndedError,
+    MetricsWindow,
+    check_finite,
+    divergence_error,
+)
 from tql_offline.training.reporters import Reporter
 from tql_offline.training.stopping import Stop, Stopped
 from tql_offline.training.trackers import Tracker, flatten
@@ -117,6 +122,9 @@ def _take_turns(
             except Exception as error:
                 runs.remove((training, run))
                 failures.append((training, error))
+                if isinstance(error, EndedError):
+                    with suppress(InputError):  # the error above all
+                        write_json(training.folder.ended, error.record())
                 if several:
                     training.reporter.noted(f"run {training.folder.path} failed: {_told(error)}")
     if was_stopped:

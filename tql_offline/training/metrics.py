@@ -85,11 +85,33 @@ def _round(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}")
 
 
+DIVERGED = "diverged"
+"""What `EndedError.rule` is where a number is no longer finite."""
+
+
+class EndedError(InputError):
+    """A run that its own numbers ended; the command line takes it for bad input.
+
+    Attributes:
+        rule: `DIVERGED`, or the rule of `watch` that stopped it.
+        step: the update by which it did.
+        sentence: what holds of its numbers.
+    """
+
+    def __init__(self, message: str, *, rule: str, step: int, sentence: str) -> None:
+        super().__init__(message)
+        self.rule, self.step, self.sentence = rule, step, sentence
+
+    def record(self) -> dict[str, Any]:
+        """The contents of `ended.json`."""
+        return {"step": self.step, "rule": self.rule, "sentence": self.sentence}
+
+
 def check_finite(line: dict[str, Any], step: int, last_checkpoint: str, mend: str) -> None:
     """Stop a run whose losses are no longer finite.
 
     Raises:
-        InputError: names the metric, a loss before others, the step and the last good checkpoint.
+        EndedError: names the metric, a loss before others, the step and the last good checkpoint.
     """
     for name in sorted(line, key=lambda name: not name.endswith("loss")):
         for number in _numbers(line[name]):
@@ -106,9 +128,10 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-def divergence_error(what: str, step: int, last_checkpoint: str, mend: str) -> InputError:
+def divergence_error(what: str, step: int, last_checkpoint: str, mend: str) -> EndedError:
     """The error of a run that cannot go on; `last_checkpoint` is empty if there is none."""
-    return InputError(f"{what} by update {step}; {checkpoint_told(last_checkpoint)}, so {mend}")
+    message = f"{what} by update {step}; {checkpoint_told(last_checkpoint)}, so {mend}"
+    return EndedError(message, rule=DIVERGED, step=step, sentence=what)
 
 
 def checkpoint_told(last: str) -> str:

@@ -84,6 +84,7 @@ def resume(
             _extend(folder, config, longer, step)
         for file in (folder.metrics, folder.timing, folder.warnings, folder.evaluations):
             rewind_jsonl(file, step)
+        folder.ended.unlink(missing_ok=True)
         findings = [*_other_threads(provenance)] if step else []
         findings += _record_code(folder, provenance, setup, step)
         train_begun([Begun(setup=setup, folder=folder, step=step)], findings, reporter)

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from tql_offline.config import Config, WatchConfig
 from tql_offline.datasets.episodes import Episodes
-from tql_offline.errors import InputError
 from tql_offline.eval.attention_health import alarm_sentence
-from tql_offline.training.metrics import checkpoint_told
+from tql_offline.training.metrics import EndedError, checkpoint_told
 
 VALUES = ("q_mean", "target_mean", "value_mean")
 """Metrics that are estimates of returns."""
@@ -108,13 +107,16 @@ def return_bounds(episodes: Episodes, discount: float) -> tuple[float, float]:
     return min(float(rewards.min()), 0.0) * steps, max(float(rewards.max()), 0.0) * steps
 
 
-def stop_error(warned: Warned, last_good: str) -> InputError:
+def stop_error(warned: Warned, last_good: str) -> EndedError:
     """The error of a run that a rule stops; `last_good` is empty if there is no checkpoint."""
     last = checkpoint_told(last_good)
     go_on = "resume" if last_good else "train anew"
-    return InputError(
+    return EndedError(
         f"{warned.sentence}, and watch.{warned.rule} is 'stop'; {last}, so change the settings, or "
-        f"set watch.{warned.rule} to 'warn' and {go_on}"
+        f"set watch.{warned.rule} to 'warn' and {go_on}",
+        rule=warned.rule,
+        step=warned.step,
+        sentence=warned.sentence,
     )
 
 
