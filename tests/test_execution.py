@@ -279,6 +279,23 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why(monkeypatch):
     assert three_updates(agent, buffer) == want
 
 
+def test_losses_that_are_compiled_anew_at_every_update_are_named(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 2)
+    agent, buffer = agent_and_buffer()
+    agent.calls = 0
+
+    def loss(x):
+        agent.calls += 1
+        return agent.calls * x
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="eager")
+    agent.update = lambda *_: {"loss": compiled(torch.ones(()))}
+    with pytest.raises(
+        InputError, match=r"^the losses of FlowQ were compiled .* execution\.compile"
+    ):
+        three_updates(agent, buffer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["flow", "implicit awr"])
 def test_eager_equals_compiled(method):

@@ -14,6 +14,7 @@ from test_execution import agent_and_buffer, assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tql_offline.errors import InputError
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.compile import WARM_UP, Graphed
 from tql_offline.training.metrics import MetricsWindow
@@ -75,20 +76,29 @@ def recorded_graphs(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda _device: None)
 
 
-def trained(method, updates, *, launches):
-    """Weights, optimizer states and metrics after so many updates; rates as on a GPU."""
+def graphed_of(method, updates):
+    """Launches of four updates of a new agent; rates as on a GPU."""
     settings = {"steps": updates, "execution": {"updates_per_launch": 4}}
     agent, buffer = agent_and_buffer(method, **settings)
     for optimizer in agent.optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"])
     window, generator = MetricsWindow(), torch.Generator().manual_seed(0)
-    graphed = Graphed(agent.config, agent, buffer, generator, window)
+    return Graphed(agent.config, agent, buffer, generator, window)
+
+
+def run_all(graphed, updates, *, launches=True):
     step = 0
     while step < updates:
         step += graphed(step + 1, updates - step if launches else 1)
     assert (graphed.graph is not None) == launches
-    return agent, window.flush(), generator.get_state()
+
+
+def trained(method, updates, *, launches):
+    """Weights, optimizer states and metrics after so many updates."""
+    graphed = graphed_of(method, updates)
+    run_all(graphed, updates, launches=launches)
+    return graphed.agent, graphed.window.flush(), graphed.generator.get_state()
 
 
 def test_no_garbage_is_collected_while_launches_are_recorded(monkeypatch):
@@ -104,6 +114,37 @@ def test_no_garbage_is_collected_while_launches_are_recorded(monkeypatch):
     trained("cloning flow", 4 + WARM_UP + 1, launches=True)
     assert seen == [True] * 4 + [False] * 4
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("number", "most"),
+    [
+        (lambda step: step, 2),
+        (lambda step: min(1.0, step / 100), 2),
+        (lambda step: max(0, step - 6), 7),  # in the recording
+        (lambda step: min(step, 0), None),
+        (lambda step: step > 0, None),  # set by the first update
+    ],
+)
+def test_a_python_number_that_changes_is_named_where_a_launch_would_repeat_it(number, most):
+    graphed = graphed_of("cloning flow", 16)
+    agent, done, real = graphed.agent, [], graphed.agent.update
+    agent.beta = number(0)
+
+    def update(batch, generator, step):
+        agent.beta = number(step)
+        done.append(step)
+        return real(batch, generator, step)
+
+    agent.update = update
+    if most is None:
+        run_all(graphed, 16)
+        return
+    with pytest.raises(
+        InputError, match=r"^\w+\.beta is a Python number .* and execution\.compile"
+    ):
+        run_all(graphed, 16)
+    assert done[-1] == most
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -96,6 +96,24 @@ class Scaled(FlowQ):
         return self.config.own.get("scale", 1.0) * loss, metrics
 
 
+class Counting(FlowQ):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.policy_delay = self.config.own.get("delay", 1)
+        self.calls = self.own_calls = self.begun = 0
+        self.kept = 3.0
+
+    def critic_loss(self, batch, noise):
+        loss, metrics = super().critic_loss(batch, noise)
+        self.calls += 1
+        self.begun = 1
+        return loss * min(1.0, self.calls / 100), metrics
+
+    def policy_loss(self, batch, noise):
+        self.own_calls += 1
+        return super().policy_loss(batch, noise)
+
+
 class Wide(FlowQ):
     def act(self, policy, observations, noise):
         actions = super().act(policy, observations, noise)
@@ -534,6 +552,24 @@ def test_trying_to_act_changes_no_data_and_no_random_numbers(data, module, tmp_p
     like = settings(data, module, objective="flow")
     plain = run(like, data, tmp_path / "runs", "plain", SilentReporter())
     assert folder.metrics.read_bytes() == plain.metrics.read_bytes()
+
+
+# Numbers that no checkpoint holds.
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_python_numbers_that_change_are_named(data, module, tmp_path, delay):
+    noted = Noting()
+    config = settings(data, module, "Counting", own={"delay": delay})
+    folder = trained(data, config, tmp_path / "runs", noted)
+    (said,) = (sentence for sentence in noted.sentences if "in no checkpoint" in sentence)
+    assert said.startswith("note: Counting.calls, Counting.own_calls: Python's numbers that change")
+    noted = Noting()
+    resume(folder.path, lambda _: data, noted, steps=8)
+    assert said in noted.sentences
+    noted = Noting()
+    run(settings(data, module, "Scaled"), data, tmp_path / "runs", "other", noted)
+    assert not any("in no checkpoint" in sentence for sentence in noted.sentences)
 
 
 # Settings that nothing reads.

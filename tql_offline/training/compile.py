@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from numbers import Real
 from typing import Any
 
 import torch
@@ -262,7 +263,18 @@ class _OneByOne:
         warmup, schedule = self.config.optimizer.warmup, self.config.optimizer.schedule
         course = (step - 1, warmup, self.config.schedule_steps, schedule)
         set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *course)
-        self.window.add(self.agent.update(self._sample(step), self.generator, step))
+        batch = self._sample(step)
+        try:
+            metrics = self.agent.update(batch, self.generator, step)
+        except Exception as error:
+            if not type(error).__name__.endswith("LimitHit"):  # its name goes by the release
+                raise
+            raise InputError(
+                f"the losses of {type(self.agent).__name__} were compiled {RECOMPILES} times, as "
+                "they read a Python value that changes from update to update; keep it in a tensor "
+                "that is changed in place, or set execution.compile to off"
+            ) from error
+        self.window.add(metrics)
         return 1
 
     def _sample(self, step: int) -> Batch:
@@ -277,6 +289,10 @@ class Graphed(_OneByOne):
     """Runs K updates per launch as one CUDA graph; single ones where fewer are asked for.
 
     The position in the schedule lives on the device, so that a launch needs nothing from the host.
+
+    Raises:
+        InputError: the agent has a Python number that changes from update to update, which would be
+            the same in every launch.
     """
 
     def __post_init__(self) -> None:
@@ -304,12 +320,22 @@ class Graphed(_OneByOne):
         return self.count
 
     def _update(self, step: int) -> dict[str, Tensor]:
+        before = python_numbers(self.agent)
         rates = self.rates.index_select(0, self.position)[0]
         for rate, optimizer in zip(rates, self.agent.optimizers.values(), strict=True):
             for group in optimizer.param_groups:
                 group["lr"].copy_(rate)
         self.position.add_(1)
-        return self.agent.update(self._sample(step), self.generator, step)
+        metrics = self.agent.update(self._sample(step), self.generator, step)
+        # The first ones may set what stays. The next mostly tell, before a recording fails because
+        # the losses would be compiled anew in it.
+        if self.warm > self.agent.policy_delay and (changed := changed_numbers(self.agent, before)):
+            raise InputError(
+                f"{changed[0]} is a Python number that changes from update to update, which a CUDA "
+                "graph does not see; keep it in a tensor that is changed in place, or set "
+                "execution.updates_per_launch to 0 and execution.compile to off"
+            )
+        return metrics
 
     def _capture(self, step: int) -> torch.cuda.CUDAGraph:
         """Record K updates; recording runs none of them."""
@@ -326,6 +352,17 @@ class Graphed(_OneByOne):
             for offset in range(self.count):
                 self.captured.add(self._update(step + offset))
         return graph
+
+
+def python_numbers(agent: Agent) -> dict[str, Real]:
+    """An agent's attributes that are Python's numbers, which no checkpoint and no graph holds."""
+    return {name: value for name, value in vars(agent).items() if isinstance(value, Real)}
+
+
+def changed_numbers(agent: Agent, before: dict[str, Real]) -> list[str]:
+    """Which of an agent's numbers are others than before, as `Class.attribute`."""
+    changed = before.items() - python_numbers(agent).items()
+    return sorted(f"{type(agent).__name__}.{name}" for name, _ in changed)
 
 
 @contextmanager

@@ -12,7 +12,12 @@ from tql_offline.errors import listed, quoted
 from tql_offline.eval import protocol as protocols
 from tql_offline.networks import cpu_kernels
 from tql_offline.training.arithmetic import flops_of, why_uncounted
-from tql_offline.training.compile import Updates, wants_c_kernels
+from tql_offline.training.compile import (
+    Updates,
+    changed_numbers,
+    python_numbers,
+    wants_c_kernels,
+)
 from tql_offline.training.environment import endless
 from tql_offline.training.own_settings import unread_notes
 from tql_offline.training.reporters import Reporter
@@ -21,6 +26,8 @@ from tql_offline.training.setup import Begun, Setup, dims_of, limit_notes
 
 _MAX_DIMS = 6
 """Most dims that a note lists."""
+_MAX_NUMBERS = 6
+"""Most attributes that a note lists."""
 _MUCH = 2e9
 """Bytes of checkpoints from which on a run says what they take."""
 _FEW = 2
@@ -112,18 +119,33 @@ def after_first_updates(setup: Setup, reporter: Reporter) -> Updates:
 
     Before, a fault of its own would come behind a note on what follows from the fault.
     """
-    updates, left = setup.updates, setup.agent.policy_delay
+    updates, agent = setup.updates, setup.agent
+    done, first, before = 0, agent.policy_delay, python_numbers(agent)
 
     def tell(step: int, most: int) -> int:
-        nonlocal left
+        nonlocal done, before
         count = updates(step, most)
-        if left > 0:
-            left -= count
-            for sentence in (*_uncounted(setup), *_unread(setup)) if left <= 0 else ():
+        was, done = done, done + count
+        if was < first <= done:
+            for sentence in (*_uncounted(setup), *_unread(setup)):
+                reporter.noted(sentence)
+            before = python_numbers(agent)  # these may have set what stays
+        elif was < 2 * first <= done:
+            for sentence in _unsaved(changed_numbers(agent, before)):
                 reporter.noted(sentence)
         return count
 
     return tell if is_own(setup.config.objective) else updates
+
+
+def _unsaved(names: Sequence[str]) -> Iterator[str]:
+    """A note, if the method has numbers of Python's, so named, that updates change."""
+    if names:
+        yield (
+            f"note: {listed(names, _MAX_NUMBERS)}: Python's numbers that change from update to "
+            "update are in no checkpoint, so they begin anew where the run is resumed; keep them "
+            "in a network's buffer that is changed in place"
+        )
 
 
 def _uncounted(setup: Setup) -> Iterator[str]:
