@@ -9,7 +9,7 @@ On a GPU `train` takes its own. A CPU has no TF32 and mostly no bfloat16, so the
 **emulated**: what goes into a product is rounded as a tensor core rounds it and summed in float32,
 forward and backward, by PyTorch's operations; what autocast makes bfloat16 is rounded to it. That
 shows what the rounding does to learning, not what a GPU's kernels do. Policies are scored in
-float32.
+float32, but in TF32 where a GPU trains in it: that is a setting of the process.
 
 Whatever rounds otherwise goes another way after some hundred updates, float32 too. So there is a
 **control**: float32 by PyTorch's own operations instead of our kernels, the same equations in

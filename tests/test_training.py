@@ -25,7 +25,7 @@ from tql_offline.eval.run_records import read_run
 from tql_offline.eval.workers import EnvironmentFailedError
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.runs import RunFolder
-from tql_offline.training import checkpoint, evaluation, notes
+from tql_offline.training import checkpoint, evaluation, notes, rescoring
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import new_run_folder
 from tql_offline.training.reporters import SilentReporter
@@ -504,6 +504,29 @@ def test_scores_that_a_result_alone_holds_are_not_dropped(scored, tmp_path, left
         folder.result.unlink() if text is None else folder.result.write_text(text)
         evaluate_run(folder.path, protocol="quick:1", reporter=SilentReporter())
         assert read_json(folder.result)["schema"]
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "want"),
+    [
+        ("cuda", "tf32", ["high"]),
+        ("cuda", "float32", ["highest"]),
+        ("cuda", "bfloat16", ["highest"]),
+        ("cpu", "tf32", []),
+    ],
+)
+def test_policies_are_scored_in_the_precision_that_they_were_scored_in_while_training(
+    scored, tmp_path, monkeypatch, device, precision, want
+):
+    folder, used = RunFolder(shutil.copytree(scored.path, tmp_path / "r")), []
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace('precision = "float32"', f'precision = "{precision}"'))
+    monkeypatch.setattr(rescoring, "pick_device", lambda _device: torch.device(device))
+    monkeypatch.setattr(checkpoint, "load_agent", raising(InputError("no such device here")))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", used.append)
+    with pytest.raises(InputError, match="no such device"):
+        evaluate_run(folder.path, reporter=SilentReporter())
+    assert used == want
 
 
 def test_checkpoints_of_scores_left_for_later_are_kept(data, tmp_path):

@@ -397,7 +397,8 @@ class ExecutionConfig(Table):
 
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="for matrix products; weights, entropies, targets and losses stay float32",
+        description="for matrix products; weights, entropies, targets and losses stay float32; "
+        "policies are scored in tf32 where it is chosen, and else in float32",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of the losses; auto: on a GPU"

@@ -17,6 +17,7 @@ from tql_offline.files import read_json, require_writable, write_json
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
 from tql_offline.training import checkpoint
+from tql_offline.training.compile import set_matrix_precision
 from tql_offline.training.device import pick_device
 from tql_offline.training.environment import endless, fitting_environment
 from tql_offline.training.evaluation import Evaluator, RunScorer, check_fit, open_evaluator
@@ -84,6 +85,8 @@ def evaluate_run(
         _refuse_lost_lines(folder, lines, own)
     env_id = _environment_of(folder, env_id)
     torch_device = pick_device(device)
+    if torch_device.type == "cuda":  # as its scores while training were made
+        set_matrix_precision(config.execution.precision)
     if missing:
         state, agent = _newest_sound(folder, config, torch_device)
     else:
