@@ -143,6 +143,15 @@ def test_a_part_of_a_suite_is_chosen_by_names(suite):
 SHIPPED = {"scaling": 25 * 5 * 4 * 8, "ablation": 5 * 4 * 8}
 
 
+def test_the_readmes_study_is_two_methods_at_two_sizes(tmp_path):
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "study.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    runs = expand(read_suite(tmp_path / "study.toml"), {}, 1)
+    cells = {(run.config.method, run.config.critic.size) for run in runs}
+    assert cells == {(m, s) for m in ("TQL", "FQL") for s in ("tiny", "small")}
+    assert len(runs) == 5 * len(cells)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_suites_that_come_along_are_the_papers(name):
     runs = expand(read_suite(find_suite(Path(name))), {}, 1)
