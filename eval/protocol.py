@@ -10,15 +10,18 @@ import re
 import tomllib
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tql_offline.errors import InputError
 
 _NAME = re.compile(r"(?P<name>[^:@]*)(?::(?P<episodes>\d{1,9}))?(?:@(?P<every>\d{1,9}))?", re.ASCII)
 MAX_EPISODES = 10_000
 """Most episodes that a name may ask for: a million would be a slip, and would take days."""
+
+_Returns = TypeVar("_Returns", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,18 @@ class Protocol:
     def episodes_played(self) -> int:
         """Number of episodes of an evaluation, over all goals."""
         return self.episodes * max(self.goals, 1)
+
+
+class Scale(NamedTuple):
+    """The returns that a normalised score maps to 0 and to `scale`, and that scale."""
+
+    low: float
+    high: float
+    scale: float
+
+    def of(self, returns: _Returns) -> _Returns:
+        """`scale · (R - low) / (high - low)` (D4RL, arXiv 2004.07219, section 4)."""
+        return self.scale * (returns - self.low) / (self.high - self.low)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from tql_offline.datasets.load import kind_of
 from tql_offline.datasets.minari import folder_of, metadata_of
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
-from tql_offline.eval.protocol import Protocol
+from tql_offline.eval.protocol import Protocol, Scale
 
 SCALES = {"d4rl": 100.0, "minari": 1.0}
 """Factor by which each benchmark multiplies its normalised scores."""
@@ -48,8 +48,8 @@ class Reference:
             )
 
     def normalised(self, return_: float) -> float:
-        """`scale · (R - min) / (max - min)` (D4RL, arXiv 2004.07219, section 4)."""
-        return self.scale * (return_ - self.min) / (self.max - self.min)
+        """The score of a mean return."""
+        return Scale(self.min, self.max, self.scale).of(return_)
 
     def describe(self) -> dict[str, Any]:
         """The fields as an evaluation records them."""

@@ -29,6 +29,7 @@ from tql_offline.documents import (
 from tql_offline.errors import InputError, listed, numbered, shown
 from tql_offline.eval.inspections import DOCUMENT, Inspection, read_inspection
 from tql_offline.eval.protocol import (
+    Scale,
     counted_steps,
     episode_seeds,
     evaluations_counted,
@@ -94,7 +95,7 @@ class Evaluation:
         details: every episode, if they were recorded.
         versions: versions of the simulators, if they were recorded.
         reference: the scores that it was normalised by, in words; empty if it was not.
-        normalised_by: returns that score 0 and `scale`, and that scale, if they are usable.
+        normalised_by: the same as numbers, if they are usable.
         max_episode_steps: the environment's limit; None if it has none or it was not recorded.
     """
 
@@ -112,7 +113,7 @@ class Evaluation:
     details: tuple[RecordedEpisode, ...]
     versions: tuple[tuple[str, str], ...] = ()
     reference: str = ""
-    normalised_by: tuple[float, float, float] | None = None
+    normalised_by: Scale | None = None
     max_episode_steps: int | None = None
 
 
@@ -515,8 +516,8 @@ def _true_score(evaluation: Evaluation, success_rate: float) -> float:
         return 100 * success_rate
     if known.score == "return":
         return evaluation.return_mean
-    low, high, scale = evaluation.normalised_by or (math.nan,) * 3
-    return scale * (evaluation.return_mean - low) / (high - low)
+    scale = evaluation.normalised_by
+    return math.nan if scale is None else scale.of(evaluation.return_mean)
 
 
 def _need_count(line: dict[str, Any], key: str) -> int:
@@ -633,17 +634,18 @@ def _reference(line: dict[str, Any]) -> str:
     return f"{low:.6g} is 0 and {high:.6g} is {scale:g}, from {source}"
 
 
-def _normalised_by(line: dict[str, Any]) -> tuple[float, float, float] | None:
+def _normalised_by(line: dict[str, Any]) -> Scale | None:
     reference = line.get("reference")
     if not isinstance(reference, dict):
         return None
-    low, high, scale = _scale(reference)
-    return (low, high, scale) if high - low > _LEAST_RANGE and 0 < scale < math.inf else None
+    scale = _scale(reference)
+    low, high, factor = scale
+    return scale if high - low > _LEAST_RANGE and 0 < factor < math.inf else None
 
 
-def _scale(reference: dict[str, Any]) -> tuple[float, float, float]:
-    """The returns that score 0 and the scale, and the scale; NaN if they are not numbers."""
-    return (
+def _scale(reference: dict[str, Any]) -> Scale:
+    """The numbers of reference scores; NaN if they are not numbers."""
+    return Scale(
         number(reference.get("min")),
         number(reference.get("max")),
         number(reference.get("scale")),

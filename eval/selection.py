@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tql_offline.eval.measured import Measured, conditions_of, measured, setting_played
-from tql_offline.eval.protocol import scores_success
+from tql_offline.eval.protocol import Scale, scores_success
 from tql_offline.eval.rows import row_names, with_shared_names
 from tql_offline.eval.run_records import RecordedEpisode, Run
 from tql_offline.eval.statistics import Scores, student_t
@@ -203,7 +203,7 @@ class _Played:
     run: Measured
     protocol: str
     episodes: tuple[RecordedEpisode, ...]
-    normalised_by: tuple[float, float, float] | None
+    normalised_by: Scale | None
 
 
 def pools(runs: Iterable[Run]) -> tuple[list[Pool], list[str]]:
@@ -303,10 +303,8 @@ def _scores(runs: Sequence[_Played]) -> tuple[list[Scores], str, tuple[float, fl
         succeeded = [[bool(e.success) for e in played.episodes] for played in runs]
         return [100.0 * np.array(row) for row in succeeded], SUCCESS, (0.0, 100.0)
     returns = [np.array([e.total for e in played.episodes]) for played in runs]
-    if reference := runs[0].normalised_by:
-        least, most, scale = reference
-        scores = [scale * (row - least) / (most - least) for row in returns]
-        return scores, "normalised score", (0.0, scale)
+    if scale := runs[0].normalised_by:
+        return [scale.of(row) for row in returns], "normalised score", (0.0, scale.scale)
     low, high = min(map(np.min, returns)), max(map(np.max, returns))
     return returns, "return", (float(low), float(high) if high > low else float(low) + 1)
 

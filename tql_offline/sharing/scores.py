@@ -62,10 +62,11 @@ def _score(evaluation: Evaluation) -> dict[str, Any]:
     unit = protocol.score if protocol else default
     success = _success_interval(evaluation)
     returns = _interval(t_interval([episode.total for episode in evaluation.details]))
+    scale = evaluation.normalised_by
     of_unit = {
         "success": success and (100 * success[0], 100 * success[1]),
         "return": returns,
-        "normalised": _normalised(returns, evaluation.normalised_by),
+        "normalised": returns and scale and (scale.of(returns[0]), scale.of(returns[1])),
     }
     return {
         "policy": evaluation.policy,
@@ -96,14 +97,3 @@ def _interval(bounds: Interval) -> Interval | None:
     """
     low, high = bounds
     return bounds if low < high else None
-
-
-def _normalised(
-    returns: Interval | None, reference: tuple[float, float, float] | None
-) -> Interval | None:
-    """An interval of returns on the scale that the evaluation recorded."""
-    if returns is None or reference is None:
-        return None
-    least, most, scale = reference
-    low, high = (scale * (bound - least) / (most - least) for bound in returns)
-    return low, high
