@@ -40,7 +40,7 @@ from tql_offline.datasets.minari_hdf5 import COLUMNS_KEY, MAIN, OWN_ROWS, files_
 from tql_offline.datasets.names import find_file, parse_name
 from tql_offline.datasets.slices import slices_sha256
 from tql_offline.datasets.views import view_of_columns
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, import_extra, shown
 from tql_offline.files import flush, put_folder, read_json, remove, write_json, writing
 
 FORMATS = ("npz", "hdf5", "minari")
@@ -296,13 +296,8 @@ def _write_hdf5(columns: Mapping[str, Array], path: Path, packed: bool) -> None:
 
 
 def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> None:
-    try:
-        from minari import __version__ as version
-        from minari.dataset.minari_storage import MinariStorage
-    except ImportError as error:
-        raise InputError(
-            "Minari is not installed; run pip install 'tql-offline[minari]'"
-        ) from error
+    minari = import_extra("minari", "minari", "Minari")
+    new = minari.dataset.minari_storage.MinariStorage.new
     counts = view_of_columns(columns, "the source").observation_counts
     _check_for_minari(columns, int(counts.sum()))
     path.mkdir(parents=True)
@@ -310,14 +305,14 @@ def _write_minari(columns: Mapping[str, Array], path: Path, _packed: bool) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # From 0.5.4 on, Minari makes JPEG of images unless told not to.
-        told = "jpeg_encoding" in signature(MinariStorage.new).parameters
+        told = "jpeg_encoding" in signature(new).parameters
         plain = {"jpeg_encoding": False} if told else {}
-        storage = MinariStorage.new(path / "data", *spaces, **plain)
+        storage = new(path / "data", *spaces, **plain)
         target_id = path.name.split(".part.")[-1]
         storage.update_metadata(
             {
                 "dataset_id": target_id if "-v" in target_id else f"{target_id}-v0",
-                "minari_version": version,
+                "minari_version": minari.__version__,
                 "total_episodes": len(counts),
                 "total_steps": int(counts.sum()) - len(counts),
                 COLUMNS_KEY: list(columns),

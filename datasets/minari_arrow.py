@@ -8,7 +8,6 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tql_offline.datasets.episodes import Array
 from tql_offline.datasets.minari import Leaf, RawEpisode
 from tql_offline.datasets.reading import check_size, damage_named, is_there, machine_bytes
 from tql_offline.documents import read_bounded
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, import_extra, shown
 
 _MAX_EPISODES = 1_000_000
 _MAX_PARTS = 1000
@@ -58,14 +57,8 @@ def files_of(data: Path) -> list[Path]:
 
 
 def _arrow() -> Any:
-    try:
-        arrow = import_module("pyarrow")  # an extra, and slow to import
-        import_module("pyarrow.ipc")
-    except ImportError as error:
-        raise InputError(
-            "this dataset is in Arrow storage and the package pyarrow is not installed; "
-            "`pip install 'tql-offline[minari]'`"
-        ) from error
+    lacking = "this dataset is in Arrow storage and the package pyarrow"
+    arrow = import_extra("pyarrow", "minari", lacking)  # slow to import
     if int(arrow.__version__.split(".")[0]) < _OLDEST:
         raise InputError(f"pyarrow {arrow.__version__} is too old to read files safely; update it")
     return arrow

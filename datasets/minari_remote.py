@@ -1,14 +1,12 @@
 """Download of Minari's datasets, done by Minari itself from its remote to its folder."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from tql_offline.datasets.catalogue import Entry
 from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.mirrors import OFFLINE_VARIABLE, local_only
 from tql_offline.datasets.names import minari_folder
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, import_extra
 
 
 def download_minari(entry: Entry, *, force: bool = False, offline: bool = False) -> Path:
@@ -35,7 +33,8 @@ def download_minari(entry: Entry, *, force: bool = False, offline: bool = False)
             f"${OFFLINE_VARIABLE}); go online, or bring the folder by other means and save it there"
         )
     try:
-        _minari().download_dataset(entry.name, force_download=force)
+        minari = import_extra("minari", "minari", "the package minari")  # slow to import
+        minari.download_dataset(entry.name, force_download=force)
     except InputError:
         raise
     # Minari, its remotes and their clients have no common error.
@@ -46,13 +45,3 @@ def download_minari(entry: Entry, *, force: bool = False, offline: bool = False)
             f"is, or bring the dataset's folder by other means and save it as {folder}"
         ) from error
     return folder
-
-
-def _minari() -> Any:
-    try:
-        # An extra, and slow to import.
-        return import_module("minari")
-    except ImportError as error:
-        raise InputError(
-            "the package minari is not installed; `pip install 'tql-offline[minari]'`"
-        ) from error

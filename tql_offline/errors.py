@@ -4,6 +4,7 @@ import difflib
 import reprlib
 import shlex
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any
 
@@ -34,6 +35,20 @@ class AdvisedError(InputError):
     def __str__(self) -> str:
         """The whole sentence."""
         return f"{self.fault}; {self.advice}"
+
+
+def import_extra(module: str, extra: str, what: str) -> Any:
+    """Import a module that comes with an extra of this package.
+
+    Raises:
+        InputError: it cannot be imported; `what` is what the message names.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{what} is not installed; `pip install 'tql-offline[{extra}]'`"
+        ) from error
 
 
 def shown(value: Any) -> str:

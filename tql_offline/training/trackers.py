@@ -1,13 +1,12 @@
 """Metrics in TensorBoard or Weights & Biases, besides metrics.jsonl; both are optional packages."""
 
-import importlib
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tql_offline.documents import MAX_CONFIG_BYTES, read_bounded
-from tql_offline.errors import InputError, first_line
+from tql_offline.errors import InputError, first_line, import_extra
 from tql_offline.files import write_atomic
 from tql_offline.runs import RunFolder
 
@@ -130,9 +129,4 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _require(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"tracker {extra!r} is not installed; run `pip install 'tql-offline[{extra}]'`"
-        ) from error
+    return import_extra(module, extra, f"tracker {extra!r}")
