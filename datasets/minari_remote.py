@@ -6,7 +6,7 @@ from tql_offline.datasets.catalogue import Entry
 from tql_offline.datasets.minari import is_minari
 from tql_offline.datasets.mirrors import OFFLINE_VARIABLE, local_only
 from tql_offline.datasets.names import minari_folder
-from tql_offline.errors import InputError, import_extra
+from tql_offline.errors import InputError, import_extra, one_line
 
 
 def download_minari(entry: Entry, *, force: bool = False, offline: bool = False) -> Path:
@@ -39,9 +39,8 @@ def download_minari(entry: Entry, *, force: bool = False, offline: bool = False)
         raise
     # Minari, its remotes and their clients have no common error.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"Minari cannot fetch {entry.name} ({reason}); see `minari list remote` for what there "
-            f"is, or bring the dataset's folder by other means and save it as {folder}"
+            f"Minari cannot fetch {entry.name} ({one_line(error)}); see `minari list remote` for "
+            f"what there is, or bring the dataset's folder by other means and save it as {folder}"
         ) from error
     return folder

@@ -17,9 +17,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, one_line
 from tql_offline.eval import worker_start
-from tql_offline.eval.environments import SeededEnvironment, make, no_frames, one_line
+from tql_offline.eval.environments import SeededEnvironment, make, no_frames
 from tql_offline.eval.stepping import Failure
 
 Frame = NDArray[np.uint8]

@@ -20,7 +20,7 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from tql_offline.datasets.names import MINARI_PREFIX
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, one_line
 from tql_offline.eval.protocol import goal_of_seed
 from tql_offline.own_code import code_of
 from tql_offline.temporary import environment_files_removed
@@ -95,7 +95,6 @@ def make(
 
 
 def _unmakeable(env_id: str, error: Exception) -> InputError:
-    said = one_line(error) or type(error).__name__
     module = env_id.partition(":")[0]
     lacking = getattr(error.__cause__ or error, "name", None)  # Gymnasium re-raises it
     if isinstance(error, ModuleNotFoundError) and module != env_id and lacking == module:
@@ -105,8 +104,8 @@ def _unmakeable(env_id: str, error: Exception) -> InputError:
             "it lies in the working directory, set PYTHONPATH=. before the command"
         )
     return InputError(
-        f"environment {env_id!r} cannot be made ({said}); check its name, and that the package "
-        "that registers it is installed, or name the module that does so, `module:id`"
+        f"environment {env_id!r} cannot be made ({one_line(error)}); check its name, and that the "
+        "package that registers it is installed, or name the module that does so, `module:id`"
     )
 
 
@@ -455,8 +454,3 @@ def vector_dim(env_id: str, name: str, space: gymnasium.Space[Any]) -> int:
             "environment with state observations and continuous actions"
         )
     return int(space.shape[0])
-
-
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks and final full stop, for use inside a sentence."""
-    return " ".join(str(error).split()).rstrip(".")

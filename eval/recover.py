@@ -21,8 +21,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
-from tql_offline.errors import InputError, shown
-from tql_offline.eval.environments import FlatObservations, in_unit_actions, one_line, quiet
+from tql_offline.errors import InputError, one_line, shown
+from tql_offline.eval.environments import FlatObservations, in_unit_actions, quiet
 
 _WRAPPERS = (
     "ClipAction",
@@ -92,7 +92,7 @@ def recover(name: str, *, draws: bool) -> gymnasium.Env[Any, Any]:
         except Exception as error:
             raise InputError(
                 f"environment {registered.id} of Minari dataset {shown(name)} cannot be made "
-                f"({one_line(error)[:200]}); give --env"
+                f"({one_line(error)}); give --env"
             ) from error
     space = env.action_space
     if not _has_bounds(space, actions):

@@ -9,6 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 _SHOWN = 120
+_SAID = 300
+"""Most characters quoted of a library's error."""
 _LEAST = 3
 """Least letters of a name whose continuations are meant."""
 
@@ -108,6 +110,16 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+def one_line(error: BaseException) -> str:
+    r"""A library's error as part of a sentence: all its lines in one, or its kind.
+
+    >>> one_line(ValueError("no room\nfor more.")), one_line(KeyError())
+    ('no room for more', 'KeyError')
+    """
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= _SAID else f"{text[:_SAID]}..."
 
 
 def listed(names: Sequence[str], most: int) -> str:

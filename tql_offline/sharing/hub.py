@@ -4,11 +4,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError, one_line, shown
 from tql_offline.sharing.model import ModelFolder
-
-MAX_REASON = 300
-"""Most characters quoted from the Hub's answer."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
@@ -61,13 +58,8 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     # Its errors are those of whichever HTTP library its version uses.
     except Exception as error:
         raise InputError(
-            f"{folder} is written but could not be pushed to {repository} ({_reason(error)}); see "
+            f"{folder} is written but could not be pushed to {repository} ({one_line(error)}); see "
             f"that there is a network and a login (`hf auth login`), then run `hf upload "
             f"{repository} {folder} .`"
         ) from error
     return f"{api.endpoint}/{repository}"
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
