@@ -243,12 +243,15 @@ def train_and_show(
     config: Config, runs: Path, name: str, seeds: Sequence[int] = ()
 ) -> list[RunFolder]:
     """Train with a progress bar, then show the scores; without `seeds`, train the config's."""
-    from tql_offline.training.new_run import check, check_code_and_place, seed_names
+    from tql_offline.agents import agent_class
+    from tql_offline.training.new_run import check, check_writable, seed_names
     from tql_offline.training.run import run_seeds
 
     for each in seed_names(name, seeds or (config.seed,)):
         check(config, runs, each)
-    check_code_and_place(config, runs)
+    # Either would end the run after its data are loaded.
+    agent_class(config.objective)
+    check_writable(runs)
     data = load_and_say(config)
     if data.env_id is None:
         say(

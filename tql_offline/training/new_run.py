@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from tql_offline.agents import agent_class
 from tql_offline.config import Config
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks_of_numbers import NO_ENCODER
@@ -65,17 +64,6 @@ def check_place(runs: Path) -> None:
             f"there can be no folder of runs {runs}, since {nearest} is {what}; "
             "choose another --runs, or move that away"
         )
-
-
-def check_code_and_place(config: Config, runs: Path) -> None:
-    """Refuse, beyond `check`, what would end this process's run after its data are loaded.
-
-    Raises:
-        InputError: the method cannot be imported, or nothing can be written to the folder of runs,
-            which is not made yet.
-    """
-    agent_class(config.objective)
-    check_writable(runs)
 
 
 def check_writable(runs: Path) -> None:

@@ -91,17 +91,15 @@ def largest_return(episodes: Episodes, discount: float) -> float:
 
     It is at least 1, since a critic need not be more exact than that.
     """
-    return max(return_bound(episodes, discount), 1.0)
-
-
-def return_bound(episodes: Episodes, discount: float) -> float:
-    """`max |r| / (1 - γ)`; without discounting, the sum over the longest episode."""
     least, most = return_bounds(episodes, discount)
-    return max(-least, most)
+    return max(-least, most, 1.0)
 
 
 def return_bounds(episodes: Episodes, discount: float) -> tuple[float, float]:
-    """The least and the greatest return of rewards like the data's, with 0 after a task's end."""
+    """The least and the greatest return of rewards like the data's, with 0 after a task's end.
+
+    Without discounting, these are sums over the longest episode.
+    """
     rewards: NDArray[np.float32] = episodes.rewards
     steps = 1 / (1 - discount) if discount < 1 else float(episodes.lengths.max())
     return min(float(rewards.min()), 0.0) * steps, max(float(rewards.max()), 0.0) * steps
