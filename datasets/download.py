@@ -45,7 +45,7 @@ from tql_offline.datasets.verify import (
     verify,
 )
 from tql_offline.errors import InputError
-from tql_offline.files import flush, read_json, write_json
+from tql_offline.files import flush, nearest_existing, read_json, write_json
 from tql_offline.locks import locked
 
 Progress = Callable[[str, int, int], None]
@@ -305,8 +305,7 @@ def _require_room(jobs: list[_Job]) -> None:
 
 
 def _require_free(folder: Path, needed: int, what: str) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise InputError(
             f"{folder} has {free / 1e9:.2f} GB free where {what} needs "

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from tql_offline.cores import memory_limit, usable_cores
 from tql_offline.datasets.names import collected_folder, downloaded_folder
+from tql_offline.files import nearest_existing
 from tql_offline.temporary import environment_files_removed
 from tql_offline.version import __version__, installed_version
 
@@ -250,7 +251,7 @@ def _collected() -> list[Finding]:
 
 def _folder(topic: str, folder: Path, variable: str, command: str) -> Finding:
     """The datasets in a folder, and whether more can be put there."""
-    place = _nearest_existing(folder)
+    place = nearest_existing(folder)
     datasets, unfinished = _datasets(folder), _unfinished(folder)
     detail = f"{', '.join(datasets) or 'no dataset'} in {folder}"
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
@@ -266,10 +267,6 @@ def _folder(topic: str, folder: Path, variable: str, command: str) -> Finding:
         mend = f"tql-offline {command} {_EXAMPLE}"
         return Finding(topic=topic, state="missing", detail=detail, mend=mend)
     return Finding(topic=topic, state="ok", detail=detail)
-
-
-def _nearest_existing(folder: Path) -> Path:
-    return next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
 
 
 def _datasets(folder: Path) -> list[str]:

@@ -61,6 +61,11 @@ def require_writable(folder: Path) -> None:
         )
 
 
+def nearest_existing(path: Path) -> Path:
+    """A path if it exists, or else the nearest folder above it that does."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def part_of(path: Path) -> Path:
     """The temporary path of a file or folder; `remove_parts` finds what a killed process left."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tql_offline.files import flush_closed
+from tql_offline.files import flush_closed, nearest_existing
 
 FLAGS = ("-O3", "-fopenmp", "-fPIC", "-shared")
 
@@ -95,8 +95,7 @@ def has_compiler() -> bool:
 def can_keep() -> bool:
     """Whether what is compiled can be written to its folder, or one that it would be made in."""
     try:
-        folder = compiled_folder()
-        place = next(path for path in (folder, *folder.parents) if path.exists())
+        place = nearest_existing(compiled_folder())
     except (RuntimeError, OSError):  # no home, or one in a folder that may not be searched
         return False
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

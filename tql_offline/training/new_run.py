@@ -11,6 +11,7 @@ from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.checks_of_numbers import NO_ENCODER
 from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
+from tql_offline.files import nearest_existing
 from tql_offline.own_code import brought
 from tql_offline.runs import RunFolder
 from tql_offline.training.compile import check_execution
@@ -73,8 +74,7 @@ def check_writable(runs: Path) -> None:
         InputError: nothing can.
     """
     try:
-        above = (runs.absolute(), *runs.absolute().parents)
-        with TemporaryFile(dir=next(place for place in above if place.exists())):
+        with TemporaryFile(dir=nearest_existing(runs)):
             pass
     except OSError as error:
         raise InputError(
