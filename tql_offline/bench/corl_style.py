@@ -11,7 +11,7 @@ LayerNorm per layer where this has a ReLU.
 import copy
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -266,14 +266,6 @@ def repeat(states: Tensor) -> Tensor:
     return states.repeat_interleave(SAMPLES, dim=0)
 
 
-class Algorithm(Protocol):
-    """What IQL and CQL have in common."""
-
-    def train(self, batch: Batch) -> dict[str, float]:
-        """Run one update; return what it logs."""
-        ...
-
-
 def make_iql(workload: Workload, data: Transitions) -> Contender:
     """IQL."""
     return _contender(IQL(workload), workload, data)
@@ -284,7 +276,7 @@ def make_cql(workload: Workload, data: Transitions) -> Contender:
     return _contender(CQL(workload), workload, data)
 
 
-def _contender(algorithm: Algorithm, workload: Workload, data: Transitions) -> Contender:
+def _contender(algorithm: IQL | CQL, workload: Workload, data: Transitions) -> Contender:
     buffer = ReplayBuffer(data, workload.device, workload.seed)
 
     def step() -> int:

@@ -6,6 +6,8 @@ ReLU; ours have a GELU and a LayerNorm each.
 """
 
 import importlib.metadata
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import d3rlpy
@@ -17,23 +19,20 @@ from tql_offline.bench.ours import waiting
 from tql_offline.bench.workload import Contender, Transitions, Unavailable, Workload
 
 
-def make_iql(workload: Workload, data: Transitions, graph: bool = False) -> Contender:
-    """IQL, eager."""
+def _iql(workload: Workload, graph: bool) -> Any:
     encoder = VectorEncoderFactory(hidden_units=list(workload.hidden))
-    config = d3rlpy.algos.IQLConfig(
+    return d3rlpy.algos.IQLConfig(
         batch_size=workload.batch_size,
         actor_encoder_factory=encoder,
         critic_encoder_factory=encoder,
         value_encoder_factory=encoder,
         compile_graph=graph,
     )
-    return _contender(config, workload, data)
 
 
-def make_cql(workload: Workload, data: Transitions, graph: bool = False) -> Contender:
-    """CQL, eager."""
+def _cql(workload: Workload, graph: bool) -> Any:
     encoder = VectorEncoderFactory(hidden_units=list(workload.hidden))
-    config = d3rlpy.algos.CQLConfig(
+    return d3rlpy.algos.CQLConfig(
         batch_size=workload.batch_size,
         actor_encoder_factory=encoder,
         critic_encoder_factory=encoder,
@@ -43,27 +42,17 @@ def make_cql(workload: Workload, data: Transitions, graph: bool = False) -> Cont
         alpha_learning_rate=0.0,
         compile_graph=graph,
     )
-    return _contender(config, workload, data)
 
 
-def make_iql_graph(workload: Workload, data: Transitions) -> Contender:
-    """IQL with d3rlpy's CUDA graphs."""
-    _only_on_a_gpu(workload)
-    return make_iql(workload, data, graph=True)
-
-
-def make_cql_graph(workload: Workload, data: Transitions) -> Contender:
-    """CQL with d3rlpy's CUDA graphs."""
-    _only_on_a_gpu(workload)
-    return make_cql(workload, data, graph=True)
-
-
-def _only_on_a_gpu(workload: Workload) -> None:
-    if workload.device != "cuda":
+def _contender(
+    config_of: Callable[[Workload, bool], Any],
+    workload: Workload,
+    data: Transitions,
+    graph: bool = False,
+) -> Contender:
+    if graph and workload.device != "cuda":
         raise Unavailable("its graphs are for GPUs")
-
-
-def _contender(config: Any, workload: Workload, data: Transitions) -> Contender:
+    config = config_of(workload, graph)
     d3rlpy.seed(workload.seed)
     dataset = _dataset(data)
     algorithm = config.create(device="cuda:0" if workload.device == "cuda" else workload.device)
@@ -79,6 +68,11 @@ def _contender(config: Any, workload: Workload, data: Transitions) -> Contender:
         synchronise=waiting(workload.device),
         warm_up=10,
     )
+
+
+make_iql, make_cql = partial(_contender, _iql), partial(_contender, _cql)
+# With its CUDA graphs.
+make_iql_graph, make_cql_graph = partial(make_iql, graph=True), partial(make_cql, graph=True)
 
 
 def _dataset(data: Transitions) -> Any:
