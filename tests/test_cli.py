@@ -15,7 +15,7 @@ from own_data import write_own
 
 import tql_offline.__main__
 import tql_offline.cli
-from tql_offline.cli import COMMANDS, main
+from tql_offline.cli import COMMANDS
 from tql_offline.cli.tables import TerminalReporter, metrics_line, print_evaluations, print_spread
 from tql_offline.cli.train import load_and_say
 from tql_offline.config import OBJECTIVES, resolve
@@ -87,10 +87,9 @@ def test_cores_are_shared_before_anything_else(monkeypatch):
 def test_train_refuses_before_it_collects_data(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "taken").mkdir(parents=True)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *arguments])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    code, output = command(["train", *arguments], capsys)
+    assert code == 2
+    assert output.err.count("\n") == 1
     assert not collected_folder().exists()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["taken"]
 
@@ -112,10 +111,9 @@ def test_a_full_gpu_is_one_sentence(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("tql_offline.doctor.diagnose", full)
-    with pytest.raises(SystemExit) as stop:
-        main(["doctor"])
-    assert stop.value.code == 2
-    assert "too little free memory" in capsys.readouterr().err
+    code, output = command(["doctor"], capsys)
+    assert code == 2
+    assert "too little free memory" in output.err
 
 
 def test_run_names_say_what_differs():
@@ -181,11 +179,10 @@ def test_a_method_preset_makes_that_method(preset, method):
 
 def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
     arguments = ["train", "--preset", "scene+iql", "--size", "xl", "--no-eval", "--print-config"]
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--runs", str(tmp_path / "runs")])
-    assert stop.value.code == 0
+    code, output = command([*arguments, "--runs", str(tmp_path / "runs")], capsys)
+    assert code == 0
     file = tmp_path / "printed.toml"
-    file.write_text(capsys.readouterr().out)
+    file.write_text(output.out)
     printed = resolve({}, file=file)
     asked = {"critic": {"size": "xl"}, "evaluation": {"enabled": False}}
     assert printed == resolve(asked, preset="scene+iql")
@@ -202,10 +199,10 @@ def test_print_config_prints_all_settings_and_trains_nothing(tmp_path, capsys):
     ],
 )
 def test_alpha_without_a_use_is_refused(preset, instead, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--preset", preset, "--alpha", "3", "--print-config"])
-    assert stop.value.code == 2
-    assert instead in capsys.readouterr().err
+    arguments = ["train", "--preset", preset, "--alpha", "3", "--print-config"]
+    code, output = command(arguments, capsys)
+    assert code == 2
+    assert instead in output.err
 
 
 def test_a_setting_that_two_flags_give_is_refused(capsys):
@@ -290,18 +287,18 @@ def test_no_environment_is_asked_for_where_nothing_is_to_be_scored(tmp_path, cap
 
 def test_alpha_of_an_objective_of_ones_own_is_refused_in_a_sentence(monkeypatch, capsys):
     monkeypatch.setitem(OBJECTIVES, "cautious", OBJECTIVES["rebrac"])
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--objective", "cautious", "--alpha", "3", "--print-config"])
-    assert stop.value.code == 2
-    assert "has none of; leave it out" in capsys.readouterr().err
+    arguments = ["train", "--objective", "cautious", "--alpha", "3", "--print-config"]
+    code, output = command(arguments, capsys)
+    assert code == 2
+    assert "has none of; leave it out" in output.err
 
 
 @pytest.mark.parametrize("preset", ["tql", "fql", "floq", "pac"])
 def test_alpha_is_of_flow_policies(preset, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--preset", preset, "--alpha", "3", "--print-config"])
-    assert stop.value.code == 0
-    assert "alpha = 3.0" in capsys.readouterr().out
+    arguments = ["train", "--preset", preset, "--alpha", "3", "--print-config"]
+    code, output = command(arguments, capsys)
+    assert code == 0
+    assert "alpha = 3.0" in output.out
 
 
 @pytest.mark.parametrize(
@@ -315,10 +312,9 @@ def test_alpha_is_of_flow_policies(preset, capsys):
     ],
 )
 def test_flags_that_would_change_nothing_are_refused(flags, why, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *flags, "--print-config"])
-    assert stop.value.code == (2 if why else 0)
-    assert why in capsys.readouterr().err
+    code, output = command(["train", *flags, "--print-config"], capsys)
+    assert code == (2 if why else 0)
+    assert why in output.err
 
 
 def test_the_terminal_tells_what_the_protocol_scores(capsys):
@@ -361,10 +357,10 @@ def test_scores_of_several_protocols_are_told_apart(capsys):
 def test_methods_without_every_metric_train_from_the_command_line(arguments, tmp_path, capsys):
     data = own_file(tmp_path / "own.npz", 3, 2)
     small = ["--steps", "3", "--size", "tiny", "--set", "flow.hidden=[8]", "--set", "batch_size=4"]
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--dataset", data, "--runs", str(tmp_path / "runs"), *arguments, *small])
-    assert stop.value.code == 0
-    assert "run folder" in capsys.readouterr().out
+    place = ["--dataset", data, "--runs", str(tmp_path / "runs")]
+    code, output = command(["train", *place, *arguments, *small], capsys)
+    assert code == 0
+    assert "run folder" in output.out
 
 
 def own_file(path, observation_dim, action_dim):

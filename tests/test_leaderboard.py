@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from command_line import command
 from report_runs import PROTOCOLS, boards_of, make_run, write_lines, write_result
 
-from tql_offline.cli import main
 from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.eval import leaderboard_page
@@ -1581,10 +1581,8 @@ def test_a_score_tells_what_its_runs_were_made_of(tmp_path):
 
 def test_the_command_merges(tmp_path, capsys):
     write_result(tmp_path / "others" / "alice-result.json")
-    with pytest.raises(SystemExit) as stop:
-        main(["report", "--merge", str(tmp_path / "others"), "--out", str(tmp_path / "out")])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
+    code, printed, _ = reported(capsys, "--merge", tmp_path / "others", "--out", tmp_path / "out")
+    assert code == 0
     for name in ("report.html", "report.md", "leaderboard.csv", "leaderboard.json"):
         assert (tmp_path / "out" / name).is_file()
         assert name in printed.replace("\n", "")
@@ -1592,10 +1590,8 @@ def test_the_command_merges(tmp_path, capsys):
 
 def reported(capsys, *arguments):
     """Exit code, output and error lines of `report`."""
-    with pytest.raises(SystemExit) as stop:
-        main(["report", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return stop.value.code, printed.out, printed.err.splitlines()
+    code, printed = command(["report", *map(str, arguments)], capsys)
+    return code, printed.out, printed.err.splitlines()
 
 
 def test_the_command_says_what_it_leaves_out(tmp_path, capsys):
@@ -1656,10 +1652,9 @@ def test_of_a_run_and_its_copy_the_run_counts(tmp_path):
 @pytest.mark.parametrize("wrong", [[], ["--merge", "nowhere"], ["--merge", "."]])
 def test_nothing_to_merge_is_a_sentence(tmp_path, monkeypatch, capsys, wrong):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["report", *wrong])
-    assert stop.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) <= 3
+    code, _, said = reported(capsys, *wrong)
+    assert code == 2
+    assert len(said) <= 3
     assert not (tmp_path / "report").exists()
 
 

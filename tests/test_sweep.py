@@ -18,7 +18,6 @@ from command_line import command
 from own_data import write_own
 from stand_ins import SilentSweep, raising
 
-from tql_offline.cli import main
 from tql_offline.cli.sweep import _outcome
 from tql_offline.config import resolve
 from tql_offline.cores import usable_cores
@@ -569,7 +568,9 @@ def test_bad_input_trains_and_writes_nothing(text, words, suite, tmp_path, capsy
     assert not runs.exists()
 
 
-def test_missing_data_are_collected_first_and_installed_ones_taken(suite, tmp_path, monkeypatch):
+def test_missing_data_are_collected_first_and_installed_ones_taken(
+    suite, tmp_path, monkeypatch, capsys
+):
     trained = []
     monkeypatch.setattr(sweep, "train_runs", lambda runs, *_, **__: trained.append(len(runs)))
     name = "pointmaze-medium-navigate"
@@ -582,9 +583,7 @@ def test_missing_data_are_collected_first_and_installed_ones_taken(suite, tmp_pa
     arguments = ["sweep", str(suite(text).path), "--runs", str(tmp_path / "runs")]
     file = tmp_path / "collected" / f"{name}-v0.npz"
     for _ in range(2):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 0
+        assert command(arguments, capsys)[0] == 0
         assert file.is_file()
         # Without it `collect` would refuse the file; the sweep takes it as it is.
         file.with_suffix(".json").unlink(missing_ok=True)
