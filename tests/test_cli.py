@@ -7,7 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from command_line import command
@@ -364,16 +363,7 @@ def test_methods_without_every_metric_train_from_the_command_line(arguments, tmp
 
 
 def own_file(path, observation_dim, action_dim):
-    rows = 31
-    rng = np.random.default_rng(0)
-    np.savez(
-        path,
-        observations=rng.standard_normal((rows, observation_dim)),
-        actions=rng.uniform(-1, 1, (rows, action_dim)),
-        rewards=np.ones(rows),
-        terminals=np.arange(rows) == rows - 1,
-    )
-    return str(path)
+    return str(write_own(path, (30,), observation_dim, action_dim=action_dim))
 
 
 @pytest.mark.parametrize(
@@ -505,7 +495,7 @@ def test_info_of_a_file_shows_how_its_numbers_lie(tmp_path, capsys):
     text = " ".join(re.sub("[│┃]", " ", output.out).split())
     assert code == 0
     assert "episode length 30 throughout" in text
-    assert "reward 1 to 1, mean 1, 1 values" in text
+    assert "reward -1 to -1, mean -1, 1 values" in text
     assert "rewards that are 0 0 %" in text
     assert "episodes with such a one 0 of 1" in text
 

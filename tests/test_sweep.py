@@ -11,7 +11,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from command_line import command
@@ -607,16 +606,7 @@ TAME = "[axis.rate.tame]\n"
 @pytest.fixture
 def small(suite, tmp_path):
     """Writes a suite of runs of three updates on own data without an environment."""
-    rng = np.random.default_rng(0)
-    rows = 31
-    data = tmp_path / "mine.npz"
-    np.savez(
-        data,
-        observations=rng.standard_normal((rows, 3)),
-        actions=rng.uniform(-1, 1, (rows, 2)),
-        rewards=np.ones(rows),
-        terminals=np.arange(rows) == rows - 1,
-    )
+    data = write_own(tmp_path / "mine.npz", (30,), 3)
     settings = f"""
     [settings]
     dataset.name = {str(data)!r}
