@@ -14,7 +14,7 @@ from tql_offline.eval.measured import Setting, task_name
 from tql_offline.eval.rows import MAX_NAMED, natural, tasks_of
 from tql_offline.eval.run_records import Run
 
-WITHOUT_SCORE = "diverged or were stopped by a rule of watch, and have no score"
+WITHOUT_SCORE = "ended without a score, by diverging or by a rule of watch"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ def test_comparisons_say_that_they_are_of_survivors(tmp_path):
     ended = [ended_run(tmp_path / f"ended{s}", size="small", seed=s) for s in (3, 4)]
     ended.append(ended_run(tmp_path / "other", size="small", protocol="ogbench-singletask"))
     files = write_report([*runs, *ended], tmp_path / "out")
-    without = "diverged or were stopped by a rule of watch, and have no score"
+    without = "ended without a score, by diverging or by a rule of watch"
     said = f" These are survivors: 2 of small's 5 runs {without}."
     note = f"2 runs (2 of TQL small) {without}; all numbers here are of the others"
     page = files.markdown.read_text()

@@ -13,7 +13,7 @@ from filelock import FileLock, SoftFileLock
 from marks import slowly
 from stand_ins import Noting, raising
 
-from tql_offline import locks
+from tql_offline import files, locks
 from tql_offline.cli import main
 from tql_offline.config import resolve
 from tql_offline.errors import InputError
@@ -184,7 +184,7 @@ def test_the_checkpoint_of_a_score_to_be_made_is_kept(data, whole, tmp_path, mon
 
 def test_a_checkpoint_half_deleted_is_none(data, tmp_path, monkeypatch):
     config = resolve(SETTINGS | {"keep_checkpoints": 1})
-    monkeypatch.setattr(checkpoint, "remove", lambda _path: kill())
+    monkeypatch.setattr(files, "remove", lambda _path: kill())
     with pytest.raises(Killed):
         run(config, data, tmp_path, "r", SilentReporter())
     folder = RunFolder(tmp_path / "r")
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(data, whole, tmp_path, 
     reporter = SilentReporter()
     reporter.noted = noted.append
     refusal = raising(OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY)))
-    monkeypatch.setattr(checkpoint, "remove", refusal)
+    monkeypatch.setattr(files, "remove", refusal)
     folder = run(resolve(SETTINGS | {"keep_checkpoints": 1}), data, tmp_path, "r", reporter)
     assert contents(folder) == contents(whole)
     assert folder.checkpoint_steps() == [24]

@@ -645,7 +645,10 @@ def test_a_sweep_from_end_to_end(small, tmp_path, capsys, monkeypatch):
 
     # Another number of processes makes no other run; another setting does.
     code, output = command([*arguments, "--processes", "1", "--list"], capsys)
-    assert (code, output.out) == (0, "unfinished   wild-s0\nfinished     tame-s0\n")
+    assert (code, output.out) == (0, "ended        wild-s0\nfinished     tame-s0\n")
+    code, output = command(arguments, capsys)
+    assert (code, output.out.splitlines()[0]) == (0, "1 of 2 runs are finished")
+    assert "note: 1 run ended without a score, by diverging or by a rule of watch" in output.out
     code, output = command([*arguments, "--set", "steps=4"], capsys)
     assert code == 2
     assert "wild-s0 has steps 3 where the suite gives 4" in output.err

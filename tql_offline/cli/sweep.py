@@ -19,8 +19,12 @@ from tql_offline.cli.tables import (
     warn,
 )
 from tql_offline.cli.train import assign
+from tql_offline.errors import listed, numbered, quoted
 from tql_offline.number_lists import parse_numbers
 from tql_offline.setting_effects import copies
+
+_MAX_NAMED = 6
+"""Most runs that a note names."""
 
 if TYPE_CHECKING:
     from tql_offline.training.suite import PlannedRun, Suite
@@ -65,7 +69,7 @@ def sweep(
     from tql_offline.training import suite as suites
     from tql_offline.training.device import gpu_names
     from tql_offline.training.new_run import check_place, check_writable
-    from tql_offline.training.sweep import state_of
+    from tql_offline.training.sweep import DONE, state_of
 
     check_place(runs)
     numbers = parse_numbers(gpus, "--gpus")
@@ -82,19 +86,21 @@ def sweep(
     if list_:
         _list(states, runs)
     if cost:
-        _print_costs([run for run, state in states if state != "finished"])
+        _print_costs([run for run, state in states if state not in DONE])
     if list_ or cost:
         return
     names = gpu_names(numbers)
     _say_copies(planned)
     suites.check_collected(read)
-    unfinished = [run for run, state in states if state != "finished"]
+    unfinished = [run for run, state in states if state not in DONE]
     for run in unfinished:
         suites.check_data(run, read)
     suites.check_environments(unfinished, read)
     for name in read.collect:
         official_size(name)  # refuses what cannot be collected before anything is written
-    say(f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished")
+    finished = sum(state == "finished" for _, state in states)
+    say(f"{finished} of {len(planned)} runs are finished")
+    _say_ended([run.name for run, state in states if state == "ended"], runs)
     if unfinished:
         check_writable(runs)
     failed = _train(read, unfinished, runs, processes, names)
@@ -105,15 +111,27 @@ def sweep(
 
 
 def _list(states: "list[tuple[PlannedRun, State]]", runs: Path) -> None:
-    from tql_offline.training.sweep import is_taken
+    from tql_offline.training.sweep import DONE, is_taken
 
     for run, state in states:
-        shown = "in training" if state != "finished" and is_taken(run, runs) else state
+        shown = "in training" if state not in DONE and is_taken(run, runs) else state
         say(f"{shown:11}  {run.name}")
     if any(state == "damaged" for _, state in states):
         say(
             "note: the result.json of damaged runs cannot be read; the same command without --list "
             "writes it again from the last checkpoint"
+        )
+
+
+def _say_ended(names: Sequence[str], runs: Path) -> None:
+    """Say which runs are left as they are though they have no score."""
+    from tql_offline.eval.ended import WITHOUT_SCORE
+
+    if names:
+        say(
+            f"note: {numbered(len(names), 'run', 'runs')} {WITHOUT_SCORE}, not trained again: "
+            f"{listed(names, _MAX_NAMED)}; `tql-offline train --resume {quoted(runs / names[0])}` "
+            "would go on from its last checkpoint"
         )
 
 

@@ -51,8 +51,12 @@ LOOKS = 3
 """How often a run is looked at before it counts as another process's, or as no run."""
 LOG_TAIL_BYTES = 2**16
 
-State = Literal["finished", "damaged", "unfinished", "to do"]
-"""`damaged`: its result is there and cannot be read."""
+State = Literal["finished", "ended", "damaged", "unfinished", "to do"]
+"""`ended`: by its own numbers, which it would come to again. `damaged`: its result is there and
+cannot be read.
+"""
+DONE: tuple[State, ...] = ("finished", "ended")
+"""States in which nothing is left to train."""
 Result = TypeVar("Result")
 
 
@@ -114,7 +118,9 @@ def _state_of(run: PlannedRun, path: Path) -> State:
         )
     if config is not now or folder.is_finished():
         return "finished"
-    return "damaged" if folder.result.exists() else "unfinished"
+    if folder.result.exists():
+        return "damaged"
+    return "ended" if folder.ended.exists() else "unfinished"
 
 
 def before_more(folder: RunFolder, have: Config, want: Config) -> Config:
@@ -389,8 +395,8 @@ def _begin(
         # By a sweep that only looks, as `--list` does, it is held for a moment.
         _in_some_looks(lambda: claim.enter_context(taken(run, folder)), BusyError)
         state = state_of(run, folder)
-        if state == "finished":
-            reporter.passed(run, "another sweep has finished it")
+        if state in DONE:
+            reporter.passed(run, "another sweep has trained it")
             return None
         how = ""
         if state == "damaged":
