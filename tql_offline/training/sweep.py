@@ -396,7 +396,7 @@ def _begin(
         _in_some_looks(lambda: claim.enter_context(taken(run, folder)), BusyError)
         state = state_of(run, folder)
         if state in DONE:
-            reporter.passed(run, "another sweep has trained it")
+            reporter.passed(run, f"another sweep has {state} it")
             return None
         how = ""
         if state == "damaged":
