@@ -116,9 +116,9 @@ precision() {
 
 # Does the attention of an xl critic collapse without control, and not with it (50k updates each way)?
 collapse() {
-  local code=0 share=$(($(limit $((${COLLAPSE_SECONDS:-7200} * 20 / 9 + 1))) * 9 / 20)) # leaves some to draw
+  local code=0 most=${COLLAPSE_SECONDS:-7200} half=$(($(limit 1000000) * 9 / 20)) # leaves some to draw
   for mode in none layerwise; do
-    within "$share" python3 benchmarks/collapse.py train --out "$out/collapse" --sizes xl --modes $mode \
+    within $((half < most ? half : most)) python3 benchmarks/collapse.py train --out "$out/collapse" --sizes xl --modes $mode \
       --updates "${COLLAPSE_UPDATES:-50000}" --every 100 --device cuda \
       --path "${COLLAPSE_DATA:-build/cube-double-packed.npz}" 2>&1 | tee "$out/collapse-$mode.txt" || code=$?
   done

@@ -145,7 +145,7 @@ def _unlike(
     if any(run.updates != wanted for run in runs):
         return f"it is for {wanted:,} updates, unlike some of these runs"
     sizes = {run.size for run in runs}
-    if sum(e.is_of(small[0].method) and e.size in sizes for e in board.ended):
+    if any(e.is_of(small[0].method) and e.size in sizes for e in board.ended):
         return "runs of these sizes diverged or were stopped, and the others are survivors"
     if any(_is_of_other_data(run) for run in runs):
         return "some of these runs were trained on data other than the published"

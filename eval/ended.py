@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tql_offline.config import WITHOUT_CRITIC
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.errors import listed, numbered
 from tql_offline.eval.measured import Setting, task_name
+from tql_offline.eval.protocol import namesake
 from tql_offline.eval.rows import MAX_NAMED, natural, tasks_of
 from tql_offline.eval.run_records import Run
 
@@ -22,15 +24,13 @@ class Ended:
     """A run that ended without a score, by what its settings say.
 
     Attributes:
-        name: the run's name.
         method: name of its method in the literature.
         size: its critic's size; empty if it has none.
         task: as of a run with a score.
         suite: suite of its dataset.
-        protocol: name of the protocol that was to judge it.
+        protocol: the protocol that was to judge it, as settings name it: `quick:5`.
     """
 
-    name: str
     method: str
     size: str
     task: str
@@ -53,12 +53,11 @@ def _ended(run: Run) -> Ended:
         for key in ("dataset.name", "critic.size", "evaluation.protocol")
     )
     return Ended(
-        name=run.name,
         method=run.method,
-        size="" if run.config.get("objective") == "cloning" else size,
+        size="" if run.config.get("objective") in WITHOUT_CRITIC else size,
         task=task_name(run),
         suite=suite_of(name),
-        protocol=protocol.partition(":")[0],
+        protocol=protocol,
     )
 
 
@@ -67,11 +66,12 @@ def ended_on(
 ) -> tuple[Ended, ...]:
     """Those that would be on a board of this setting, with these rows and methods."""
     known, named = tasks_of(tasks), tuple(methods)
-    protocol = setting.protocol.partition(" ")[0].partition(":")[0]
+    protocol = namesake(setting.protocol)
     return tuple(
         run
         for run in ended
-        if (run.suite, run.protocol) == (setting.suite, protocol)
+        if run.suite == setting.suite
+        and namesake(run.protocol) == protocol is not None
         and run.task in known
         and any(map(run.is_of, named))
     )
@@ -81,15 +81,11 @@ def ended_notes(ended: Sequence[Ended]) -> Iterator[str]:
     """Yield a sentence on runs that a board lacks."""
     if ended:
         columns = Counter(f"{run.method} {run.size}".strip() for run in ended)
-        told = [f"{n} of {column}" for column, n in sorted(columns.items(), key=_by_column)]
+        told = [f"{columns[column]} of {column}" for column in sorted(columns, key=natural)]
         yield (
             f"{numbered(len(ended), 'run', 'runs')} ({listed(told, MAX_NAMED)}) {WITHOUT_SCORE}; "
             "all numbers here are of the others"
         )
-
-
-def _by_column(item: tuple[str, int]) -> tuple[object, ...]:
-    return natural(item[0])
 
 
 def by_size(ended: Iterable[Ended], method: str, tasks: Iterable[str]) -> dict[str, int]:

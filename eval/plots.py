@@ -28,6 +28,9 @@ MAX_PANELS = 6
 MAX_COLOUR = 6
 """Line colours 1..6 of the page's palette (`--c1` ...), which also differ in marker."""
 
+_SIZE = (5.0, 2.9)
+"""Width and height of a panel in inches."""
+
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _PNG = "data:image/png;base64,"
@@ -158,7 +161,7 @@ def figure_svg(
     draw: Callable[[Figure], None],
     key: str,
     description: str,
-    size: tuple[float, float] = (5, 2.9),
+    size: tuple[float, float] = _SIZE,
 ) -> str:
     """Draw what `draw` puts into a figure, in the page's style.
 
@@ -175,7 +178,7 @@ def figure_svg(
     return _inline(_document(draw, size), key, description)
 
 
-def _document(draw: Callable[[Figure], None], size: tuple[float, float] = (5, 2.9)) -> str:
+def _document(draw: Callable[[Figure], None], size: tuple[float, float] = _SIZE) -> str:
     """Matplotlib's SVG of what `draw` puts into a figure of `size` inches."""
     drawn = io.StringIO()
     with mpl.rc_context():

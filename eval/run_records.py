@@ -318,7 +318,7 @@ def _read_ending(path: Path, reading: _Reading) -> Ending | None:
     rule = document.get("rule")
     return Ending(
         step=count(document.get("step")) or 0,
-        rule=rule if rule in (*WatchConfig.model_fields,) else "",
+        rule=rule if isinstance(rule, str) and rule in WatchConfig.model_fields else "",
         sentence=str(document.get("sentence"))[:MAX_SENTENCE],
     )
 

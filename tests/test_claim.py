@@ -326,7 +326,7 @@ def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path, how, said):
 @pytest.mark.parametrize(("size", "judged"), [("xl", False), ("small", False), ("large", True)])
 def test_survivors_alone_give_no_verdict(tmp_path, size, judged):
     board = board_of(tmp_path)
-    lost = Ended(name="r", method="TQL", size=size, task="", suite="", protocol="")
+    lost = Ended(method="TQL", size=size, task="", suite="", protocol="")
     (sentence,) = claim_sentences(replace(board, ended=(lost,)), published_sizes())
     assert ("No verdict: runs of these sizes diverged" not in sentence) == judged
 

@@ -78,6 +78,9 @@ def test_comparisons_say_that_they_are_of_survivors(tmp_path):
     "other",
     [
         {"protocol": "quick-return"},
+        {"protocol": "quick:5"},
+        {"protocol": "quick@2000"},
+        {"protocol": ""},
         {"method": "IQL"},
         {"method": ""},
         {"task": "cube-single-play-singletask-task1-v0"},

@@ -125,9 +125,9 @@ def _list(states: "list[tuple[PlannedRun, State]]", runs: Path) -> None:
 
 def _say_ended(names: Sequence[str], runs: Path) -> None:
     """Say which runs are left as they are though they have no score."""
-    from tql_offline.eval.ended import WITHOUT_SCORE
-
     if names:
+        from tql_offline.eval.ended import WITHOUT_SCORE
+
         say(
             f"note: {numbered(len(names), 'run', 'runs')} {WITHOUT_SCORE}, not trained again: "
             f"{listed(names, _MAX_NAMED)}; `tql-offline train --resume {quoted(runs / names[0])}` "

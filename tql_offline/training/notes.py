@@ -93,10 +93,14 @@ def _kept(setup: Setup, step: int) -> int:
     config, every = setup.config, setup.config.checkpoint_every
     protocol = protocols.get(config.evaluation.protocol)
     scores = {s for s in protocols.evaluation_steps(protocol, config.steps) if s > step}
-    steps = scores | {config.steps} | {*range(step + every - step % every, config.steps, every)}
-    newest = sorted(steps)[-config.keep_checkpoints :]
+    others = {s for s in (*scores, config.steps) if s % every}
+    regular = range(step + every - step % every, config.steps + 1, every)  # may be a billion
+    count, keep = len(regular) + len(others), config.keep_checkpoints
+    if not 0 < keep < count:
+        return count
+    newest = sorted({*regular[-keep:], *others})[-keep:]
     are_made_now = config.evaluation.enabled and setup.dataset.env_id is not None
-    return len(newest if are_made_now else scores.union(newest))
+    return keep if are_made_now else len(scores.union(newest))
 
 
 def _checkpoint_bytes(agent: Agent) -> int:
