@@ -19,6 +19,7 @@ from tql_offline.batch import Batch
 from tql_offline.config import OBJECTIVES, Config
 from tql_offline.errors import InputError, did_you_mean, listed
 from tql_offline.networks import Normaliser
+from tql_offline.shapes import ShapesAtOnce
 
 META = torch.device("meta")
 Metrics = dict[str, Tensor]
@@ -179,7 +180,7 @@ def on_device(metrics: Mapping[str, Tensor | float], device: torch.device) -> Me
 
 def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:
     """The same agent without storage: on `meta`, where operations only yield shapes."""
-    with META:
+    with META, ShapesAtOnce():
         return make_agent(config, observation_dim, action_dim, META)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tql_offline.agents import META, Agent, make_agent, make_agent_of_shapes
 from tql_offline.config import Config, is_own
+from tql_offline.shapes import ShapesAtOnce
 from tql_offline.training.checkpoint import load_network
 
 CPU = torch.device("cpu")
@@ -59,7 +60,8 @@ def _needs(config: Config, observation_dim: int, action_dim: int) -> tuple[set[s
     """
     dims = observation_dim, action_dim
     if not is_own(config.objective):
-        return _probe(make_agent_of_shapes(_short(config), *dims), META)
+        with ShapesAtOnce():
+            return _probe(make_agent_of_shapes(_short(config), *dims), META)
     agent = make_agent(config, *dims, CPU)
     _, noisy = _probe(agent, CPU)
     return set(agent.networks), noisy
