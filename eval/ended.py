@@ -15,6 +15,7 @@ from tql_offline.eval.measured import Setting, task_name
 from tql_offline.eval.protocol import namesake
 from tql_offline.eval.rows import MAX_NAMED, natural, tasks_of
 from tql_offline.eval.run_records import Run
+from tql_offline.eval.selection import Pool
 
 WITHOUT_SCORE = "ended without a score, by diverging or by a rule of watch"
 
@@ -74,6 +75,19 @@ def ended_on(
         and namesake(run.protocol) == protocol is not None
         and run.task in known
         and any(map(run.is_of, named))
+    )
+
+
+def ended_of_pools(ended: Iterable[Ended], pools: Iterable[Pool]) -> tuple[Ended, ...]:
+    """Those that would be of some pools, whatever protocol was to judge them."""
+    known = [(pool, tasks_of([pool.task])) for pool in pools]
+    return tuple(
+        run
+        for run in ended
+        if any(
+            run.is_of(pool.method) and run.size == pool.size and run.task in tasks
+            for pool, tasks in known
+        )
     )
 
 

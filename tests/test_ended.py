@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+from command_line import command
 from own_data import write_own
 from report_runs import make_run
 
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
 from tql_offline.errors import InputError
-from tql_offline.eval.ended import ended_on, ended_runs
+from tql_offline.eval.ended import WITHOUT_SCORE, ended_on, ended_runs
 from tql_offline.eval.measured import measured
 from tql_offline.eval.report import write_report
 from tql_offline.eval.report_scores import state_of
@@ -117,3 +118,14 @@ def test_a_finished_run_has_not_ended_early(tmp_path):
     folder = make_run(tmp_path / "r")
     folder.ended.write_text(json.dumps(STOPPED))
     assert read_run(folder).ended is None
+
+
+def test_choosing_among_runs_says_that_they_are_survivors(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / f"r{seed}", seed=seed, successes=(30 + seed,))
+    ended_run(tmp_path / "ended", seed=2)
+    ended_run(tmp_path / "other", size="small", seed=2)
+    code, output = command(["select", str(tmp_path), "--pulls", "2", "--repeats", "2"], capsys)
+    assert code == 0
+    said = " ".join(output.out.split())
+    assert f"1 run (1 of TQL tiny) {WITHOUT_SCORE}; all numbers here are of the others" in said
