@@ -1,5 +1,6 @@
 """AdamW as the paper's code sets it up, its schedule, and the target network's average."""
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from tql_offline.config import Schedule
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, which does not import the compiler.
+
+    Its methods' decorators keep `torch.compile` out of them, and import it for that: 2.5 s, of the
+    6 from a command to its first update. Only losses are compiled here (training/compile.py), so
+    the methods without their decorators do the same.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def critic_groups(
@@ -43,7 +59,7 @@ def policy_groups(policies: Iterable[nn.Module], weight_decay: float) -> list[di
     ]
 
 
-def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> torch.optim.AdamW:
+def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> AdamW:
     """AdamW(0.9, 0.999, 1e-8) at a constant rate; `set_learning_rate` applies a schedule.
 
     On a GPU, rates are tensors on the device, so that a step can be captured in a CUDA graph.
@@ -56,7 +72,7 @@ def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> torch.optim.Ada
     ]
     betas, eps = (0.9, 0.999), 1e-8
     fused = device.type != "meta"  # an agent made for its shapes alone
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused, capturable=on_gpu)
+    return AdamW(groups, betas=betas, eps=eps, fused=fused, capturable=on_gpu)
 
 
 def learning_rate(

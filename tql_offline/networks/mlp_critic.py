@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tql_offline.networks.critic import Critic
 from tql_offline.networks.mlp import mlp
 from tql_offline.networks.transformer import TransformerCritic
+from tql_offline.shapes import ShapesAtOnce
 
 MLP_DEPTH = 4
 """Hidden layers, as in the MLP critics of FQL and ReBRAC on OGBench (4×512)."""
@@ -82,7 +83,7 @@ def parameters_of_size(
     Raises:
         InputError: there is no such size.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesAtOnce():
         critic = TransformerCritic.of_size(size, observation_dim, action_dim, depth, ensemble)
     return sum(p.numel() for p in critic.parameters())
 
