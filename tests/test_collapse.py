@@ -21,7 +21,7 @@ from tql_offline.errors import InputError
 
 FLAGS = ["--batch-size", "16", "--warmup", "0", "--critic-lr", "1e-3", "--device", "cpu"]
 TARGETS = [[3.0, 3.0], [2.5, 2.5]]  # the preset's
-STEPS = [1, 25, 50, 60]
+STEPS = [1, 8, 16, 20]
 NAMES = ["cube-double-mine-tiny-layerwise.jsonl", "cube-double-mine-tiny-none.jsonl"]
 
 
@@ -33,7 +33,7 @@ def own(tmp_path_factory):
 
 def train(own, out, *more):
     data = ["--dataset", "cube-double-mine", "--path", str(own)]
-    sizes = ["--sizes", "tiny", "--updates", "60"]
+    sizes = ["--sizes", "tiny", "--updates", "20", "--every", "8"]
     collapse.main(["train", "--out", str(out), *data, *sizes, *FLAGS, *more])
 
 
@@ -61,7 +61,7 @@ def test_files_hold_facts_and_recorded_updates(runs, own):
         facts, *lines = read(runs / name)
         assert facts["mode"] == name.removesuffix(".jsonl").rpartition("-")[2]
         assert (facts["dataset"], facts["rows"], facts["tokens"]) == ("cube-double-mine", 100, 33)
-        assert (facts["updates"], facts["batch_size"], facts["critic_lr"]) == (60, 16, 1e-3)
+        assert (facts["updates"], facts["batch_size"], facts["critic_lr"]) == (20, 16, 1e-3)
         assert facts["dataset_sha256"] == load(str(own)).sha256
         assert [line["step"] for line in lines] == STEPS
         for line in lines:
@@ -81,7 +81,7 @@ def test_control_alone_separates_the_modes(runs):
 
 
 def test_recorded_entropy_is_the_critics_own(runs, own):
-    """Replay the run to its 25th update; then softmax over plain attention scores, by hand."""
+    """Replay the run to its 8th update; then softmax over plain attention scores, by hand."""
     dataset, device = load(str(own)), torch.device("cpu")
     overrides = {
         "critic": {"size": "tiny"},
@@ -92,7 +92,7 @@ def test_recorded_entropy_is_the_critics_own(runs, own):
     )
     buffer = make_buffer(dataset.episodes, n_step=1, discount=0.99, device=device)
     generator = torch.Generator().manual_seed(0)
-    for step in range(1, 25):
+    for step in range(1, 8):
         for name, optimizer in agent.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
@@ -172,8 +172,8 @@ def test_draw(runs, tmp_path, capsys):
     assert len(ids) == len(set(ids))
 
     tiny, small = (row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:4])
-    assert tiny[3] == "60"
-    assert small[3] == "50 of 60"
+    assert tiny[3] == "20"
+    assert small[3] == "16 of 20"
     means = np.array(read(folder / NAMES[1])[-1]["entropy"]) @ [1, 32] / 33
     lowest = means.argmin()
     assert tiny[4] == f"{means[lowest]:.2f} (layer {lowest + 1})"
@@ -191,7 +191,7 @@ def test_table_names_the_collapsed_run(runs, tmp_path):
     path = tmp_path / NAMES[1]
     path.write_text("".join(json.dumps(line) + "\n" for line in (facts, *lines)))
     table = collapse.table(collapse.read_pairs(tmp_path))
-    assert "without control, from update 50 |" in table
+    assert "without control, from update 16 |" in table
     assert "| 0.39 (layer 2) |" in table
 
 

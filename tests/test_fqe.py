@@ -282,16 +282,16 @@ def test_a_fit_that_still_moves_is_not_settled(trace, settled):
 
 
 def test_a_fit_of_fewer_updates_than_a_value_takes_is_not_settled():
-    """Of γ 0.9, 3 times 10 steps at a rate of 0.1 take 300 updates; one that ends the task 30."""
+    """Of γ 0.9, 3 times 10 steps at a rate of 0.5 take 60 updates; one that ends the task 6."""
     for length, ends, updates, lasted in (
-        (30, False, 299, False),
-        (30, False, 300, True),
-        (4, False, 299, False),  # after a cut a value goes on
-        (4, True, 30, True),
-        (4, True, 29, False),
+        (30, False, 59, False),
+        (30, False, 60, True),
+        (4, False, 59, False),  # after a cut a value goes on
+        (4, True, 6, True),
+        (4, True, 5, False),
     ):
         data = walk(4, length, reward=lambda s, _a: s, ends=lambda _s, _a, ends=ends: ends)
-        fit = Fit(**(vars(SHORT) | {"updates": updates, "polyak": 0.1}))
+        fit = Fit(**(vars(SHORT) | {"updates": updates, "polyak": 0.5}))
         assert worth(lambda s, _z: -s, data, discount=0.9, fit=fit).lasted == lasted
 
 

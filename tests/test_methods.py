@@ -42,7 +42,7 @@ COMBINATIONS = [
 def test_every_combination_trains(method, critic, entropy):
     agent = build(method, critic, entropy)
     before = {n: [p.clone() for p in net.parameters()] for n, net in agent.networks.items()}
-    metrics = train(agent)
+    metrics = train(agent, 5)
     assert all(value.isfinite().all() for value in metrics.values())
     for name, network in agent.networks.items():
         pairs = zip(network.parameters(), before[name], strict=True)

@@ -934,9 +934,10 @@ def test_a_run_finds_its_minari_folder_from_another_folder(name, tmp_path, monke
             assert (code, f"{str(place)!r}, is not there any more; move it" in said) == (2, True)
         path = ["--path", str(moved)] if to_resume == moved else []
         (run / "result.json").unlink()
-        for words in (["train", "--resume", str(run)], ["inspect", str(run), "--grid", "2"]):
-            code, output = command([*words, *path], capsys)
-            assert code == 0, output.err
+        code, output = command(["train", "--resume", str(run), *path], capsys)
+        assert code == 0, output.err
+    code, output = command(["inspect", str(run), "--grid", "2", "--path", str(moved)], capsys)
+    assert code == 0, output.err
 
 
 def test_the_caveat_of_references_is_said_however_the_data_are_named(tmp_path):
