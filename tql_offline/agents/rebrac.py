@@ -4,7 +4,7 @@ A deterministic policy is pulled towards the data's actions, and the target is p
 the data's next action. As in its code, the policy and all target networks step at every other
 update. Unlike there, networks, optimizer and schedule are this package's, as for every method here;
 the critic's loss is a mean over the ensemble; the policy's loss sees the critic before its step;
-target networks take in the weights after it.
+the policy's target takes in its weights after a step, as the critic's does there too.
 """
 
 from dataclasses import dataclass
