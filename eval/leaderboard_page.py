@@ -350,7 +350,7 @@ def score_table(board: Board) -> Table:
     aside = ", imported scores aside" if board.imported else ""
     return make_table(
         f"Score by task, {board.unit}: mean ± standard deviation over runs (number of "
-        f"runs); bold: at least {_bold_limit(board)}{aside}",
+        f"runs); bold: at least {_bold_limit(board)}, unless the row's are all equal{aside}",
         ("task", *board.labels, *map(imported_label, board.imported_methods)),
         rows,
     )

@@ -37,7 +37,8 @@ class Protocol:
         counted: a run's score is its last evaluation, or the mean of its last three.
         training_steps: updates of a full run under this protocol.
         seeds: runs per task that a full result needs.
-        bold: tables print scores of at least this fraction of the row's best in bold.
+        bold: tables print scores of at least this fraction of the row's best in bold, unless all of
+            the row's are equal (`scores.bold`).
         score: success rate in percent, mean undiscounted return, or that return normalised by
             reference scores.
         slots: environments stepped together, the policy's batch; part of the protocol because a

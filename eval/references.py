@@ -120,9 +120,9 @@ def _listed(protocol: Protocol, dataset: str) -> Reference | None:
 
 
 def _is_of(dataset: str, entry: dict[str, Any]) -> bool:
-    """Whether a dataset belongs to a family; dense rewards have references of their own."""
+    """Whether a dataset belongs to a family, and is of the version that its references are of."""
     ends = dataset.endswith(f"-{entry.get('version', '')}") or "version" not in entry
-    return dataset.startswith(f"{entry['name']}-") and ends and "-dense-" not in dataset
+    return dataset.startswith(f"{entry['name']}-") and ends
 
 
 def _minari(dataset: str, path: str) -> Reference | None:

@@ -11,6 +11,7 @@ import torch
 
 from tql_offline.cli import main
 from tql_offline.config import resolve
+from tql_offline.datasets.catalogue import entries
 from tql_offline.errors import InputError
 from tql_offline.eval.environments import GOALS_PREFIX, SeededEnvironment, make
 from tql_offline.eval.measured import measured
@@ -253,6 +254,8 @@ def test_bold_is_near_the_best(scores, expected):
         ("ant-medium-v2", -325.6, 0.0),
         ("kitchen-mixed-v0", 3.0, 75.0),
         ("maze2d-umaze-v1", 161.86, 100.0),
+        ("maze2d-umaze-dense-v1", 193.66285642381482, 100.0),
+        ("maze2d-open-dense-v0", 11.17817, 0.0),
         ("pen-human-v1", 4567.118253174032, 150.0),
     ],
 )
@@ -260,6 +263,13 @@ def test_d4rls_scores_lie_between_its_references(dataset, returned, score):
     reference = reference_for(get("d4rl"), dataset)
     given = {"success_rate": 0.5, "return_mean": returned, "reference": reference}
     assert evaluation_score(get("d4rl"), **given) == pytest.approx(score, abs=1e-9)
+
+
+def test_the_preset_of_every_d4rl_dataset_can_score_it():
+    for entry in entries("d4rl"):
+        given = resolve({"dataset": {"name": entry.name}}).evaluation.protocol
+        assert reference_for(get(given), entry.name) is not None, entry.name
+        assert get(given).episodes == (100 if "maze" in entry.name else 10), entry.name
 
 
 def test_other_scores_take_no_reference():
@@ -272,7 +282,7 @@ def test_other_scores_take_no_reference():
     "dataset",
     [
         "cube-double-play-v0",
-        "maze2d-umaze-dense-v1",
+        "maze2d-umaze-dense-v0",
         "maze2d-umaze-v0",
         "hoppers-v2",
         "hopper-mine.hdf5",
