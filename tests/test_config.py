@@ -77,7 +77,7 @@ def test_every_preset_makes_a_config(family, method, tmp_path):
 
 def test_the_families_with_coefficients_are_those_that_presets_toml_and_the_readme_name():
     ogbench = {"cube-single", "cube-double", "cube-triple", "scene", "puzzle", "humanoidmaze"}
-    ogbench |= {"antmaze", "antmaze-giant"}
+    ogbench |= {"puzzle-3x3", "puzzle-4x4", "antmaze", "antmaze-giant"}
     without = {"pointmaze", "antsoccer", "ant", "D4RL", "D4RL/antmaze"}
     families = presets()["family"]
     for family in families.keys() - without - {"mujoco", "kitchen"}:
@@ -599,6 +599,15 @@ def test_settings_that_came_later_mean_in_an_earlier_file_what_was_then(tmp_path
         for table, settings in _EARLIER.items():
             assert {name: getattr(getattr(then, table), name) for name in settings} == settings
     assert as_its_version(earlier)["optimizer"]["policy_weight_decay"] == 0
+
+
+def test_an_earlier_run_of_pac_keeps_the_values_that_rewards_allow(tmp_path):
+    scene = {"dataset": {"name": "scene-play-singletask-task1-v0"}}
+    earlier = tomllib.loads(resolve(scene, preset="pac").to_toml())
+    assert earlier["pac"].pop("least") == -400.0
+    file = tmp_path / "config.toml"
+    file.write_text(tomli_w.dumps(earlier))
+    assert resolve({}, file=file).pac.least == read_complete(file).pac.least == 0.0
 
 
 def test_many_flags_are_no_file_of_an_earlier_version():

@@ -148,13 +148,15 @@ def test_logits_are_those_of_the_definition_one_transition_at_a_time(depth):
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("dims", [(2, 2), (37, 5)])
-def test_the_critic_has_the_transformers_parameter_count(size, dims):
+@pytest.mark.parametrize("dims", [(2, 2), (37, 5), (55, 5)])
+@pytest.mark.parametrize("atoms", [201, 301, 401, 901])
+def test_the_critic_has_the_transformers_parameter_count(size, dims, atoms):
     with torch.device("meta"):
-        counts = [
-            sum(p.numel() for p in kind.of_size(size, *dims).parameters())
-            for kind in (TransformerCritic, PerceiverCritic)
-        ]
+        critics = (
+            TransformerCritic.of_size(size, *dims),
+            PerceiverCritic.of_size(size, *dims, atoms=atoms),
+        )
+    counts = [sum(p.numel() for p in critic.parameters()) for critic in critics]
     assert counts[1] == pytest.approx(counts[0], rel=0.05)
 
 
@@ -219,10 +221,40 @@ def test_a_value_of_states_is_no_perceiver():
         PerceiverCritic.of_size("tiny", 3, 0)
 
 
-def test_the_papers_range_is_that_of_cube_doubles_rewards():
+@pytest.mark.parametrize(
+    ("family", "count", "rewards"),
+    [
+        ("cube-double", 201, (-2.0, 0.0)),
+        ("cube-triple", 301, (-3.0, 0.0)),
+        ("scene", 401, (-5.0, 0.0)),
+        ("puzzle-3x3", 301, (-9.0, 0.0)),
+        ("puzzle-4x4", 901, (-16.0, 0.0)),
+    ],
+)
+def test_values_are_those_of_published_commands(family, count, rewards):
+    """The pac_fql_script/ of khhung-906/floq: 1 apart, whatever more the rewards allow."""
+    config = resolve(
+        {
+            "preset": "pac",
+            "dataset": {"name": f"{family}-play-singletask-task3-v0"},
+            "critic": {"size": "tiny"},
+        }
+    )
+    assert config.flow.alpha == (1000.0 if "puzzle" in family else 300.0)
+    assert (config.optimizer.critic_lr, config.optimizer.policy_lr) == (1e-4, 5e-4)
+    agent = make_agent(config, 3, 2, CPU)
+    agent.fit_rewards(np.array(rewards))
+    for critic in (agent.critic, agent.target_critic):
+        torch.testing.assert_close(critic.values, torch.linspace(1.0 - count, 0, count))
+        assert len(critic.latents) == 32
+
+
+def test_a_least_value_above_all_returns_is_refused():
     critic = PerceiverCritic(3, 2, 8, 2)
-    critic.fit(-2.0, 0.0, discount=0.99)
-    torch.testing.assert_close(critic.values, torch.linspace(-200, 0, 201))
+    with pytest.raises(
+        InputError, match="pac.least is -1, but .* no return above -2; set it lower"
+    ):
+        critic.fit(-4.0, -2.0, 0.99, lowest=-1.0)
 
 
 def test_a_run_keeps_its_values(tmp_path):
@@ -259,6 +291,7 @@ def test_a_run_keeps_its_values(tmp_path):
         ({"preset": "iql", "critic": {"kind": "perceiver"}}, "not 'implicit'"),
         ({"preset": "pac", "discount": 1.0}, "'pac' needs a discount below 1"),
         ({"preset": "pac", "pac": {"atoms": 1}}, "pac.atoms"),
+        ({"preset": "pac", "pac": {"least": 1.0}}, "pac.least"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings, said):

@@ -48,6 +48,7 @@ OTHERS = {
     "critic.ensemble": 8,  # of which a Perceiver's width follows in coarse steps
     "entropy.targets_nats": ((0.5, 0.5), (0.5, 0.5)),
     "optimizer.warmup": 2,
+    "pac.least": -1.0,
 }
 """What a setting becomes whose other value does not follow from its type."""
 ELSEWHERE = {

@@ -75,6 +75,7 @@ _EARLIER: dict[str, dict[str, Any]] = {
     "floq": {"critic_width": 0},
     "implicit": {"deviation": "learned"},
     "optimizer": {"policy_weight_decay": 0.0},
+    "pac": {"least": 0.0},
 }
 """What versions did that did not have a setting yet."""
 MAX_TEXT = 4096
@@ -346,7 +347,13 @@ class PacConfig(Table):
     atoms: Annotated[int, Field(ge=2, le=2**12)] = Field(
         201, description="values over which Q is a distribution"
     )
-    latents: Many = Field(16, description="vectors through which the critic sees the state")
+    least: float = Field(
+        0.0,
+        le=0,
+        allow_inf_nan=False,
+        description="of these values; 0: the least return that the data's rewards allow",
+    )
+    latents: Many = Field(32, description="vectors through which the critic sees the state")
 
 
 class CloningConfig(Table):

@@ -27,7 +27,7 @@ def family_of(dataset: str) -> str:
     """The family whose name a dataset's starts with; empty if none, or for a user's own file.
 
     >>> family_of("puzzle-4x4-play-singletask-task1-v0")
-    'puzzle'
+    'puzzle-4x4'
     >>> family_of("D4RL/pen/human-v2")
     'D4RL'
     >>> family_of("puzzle_logs.hdf5")

@@ -55,10 +55,11 @@ class ActorCritic(Agent):
         }
 
     def fit_rewards(self, rewards: NDArray[np.floating[Any]]) -> None:
-        """Set the values of a Perceiver to those that the data's rewards allow."""
+        """Set the values of a Perceiver to those that the data's rewards and `pac.least` allow."""
+        discount, lowest = self.config.discount, self.config.pac.least
         for critic in (self.critic, self.target_critic):
             if isinstance(critic, PerceiverCritic):
-                critic.fit(float(rewards.min()), float(rewards.max()), self.config.discount)
+                critic.fit(float(rewards.min()), float(rewards.max()), discount, lowest)
 
     def make_critic(self) -> Critic:
         """Q(s, a) as the config asks for it."""

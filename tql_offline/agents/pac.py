@@ -1,10 +1,10 @@
 """PAC (Springenberg et al. 2024, arXiv 2402.05546) as TQL's paper compares with it.
 
-A Perceiver critic, whose Q is a distribution over the values that the data's rewards allow, learns
-by C51's loss; the policies are FQL's. As in that paper's code, where the values are fixed from -200
-to 0: what the rewards of cube-double's tasks allow at γ = 0.99. Its own weight decay (0.001), the
-policy's rate (1e-4) and policies without LayerNorm are not taken: networks of policies, optimizer
-and rates are this package's, as for every method.
+A Perceiver critic, whose Q is a distribution over the values that the data's rewards allow, or over
+those above `pac.least`, learns by C51's loss; the policies are FQL's. As in that paper's code
+(github.com/atombot972-svg/rlca); the presets have the values, latents and rates of published
+commands (khhung-906/floq, `pac_fql_script/`), whose policies have LayerNorm, too. Their weight
+decay (0.001) is not taken: the optimizer is this package's, as for every method.
 """
 
 import torch

@@ -79,7 +79,7 @@ class PerceiverCritic(Critic):
         width: int,
         heads: int,
         depth: int = 2,
-        latents: int = 16,
+        latents: int = 32,
         atoms: int = 201,
     ) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class PerceiverCritic(Critic):
         depth: int = 2,
         ensemble: int = 2,
         *,
-        latents: int = 16,
+        latents: int = 32,
         atoms: int = 201,
     ) -> Self:
         """The critic with as many parameters as the transformer of a named size, and its heads.
@@ -132,16 +132,23 @@ class PerceiverCritic(Critic):
         )
         return cls(observation_dim, action_dim, width, heads, depth, latents, atoms)
 
-    def fit(self, least: float, greatest: float, discount: float) -> None:
+    def fit(self, least: float, greatest: float, discount: float, lowest: float = 0.0) -> None:
         """Set the values to all returns that rewards from `least` to `greatest` allow.
 
+        A `lowest` below 0 is the first of them instead.
+
         Raises:
-            InputError: float32 cannot hold or tell apart so many.
+            InputError: it is not below the last, or float32 cannot hold or tell apart so many.
         """
-        low = min(least, least / (1 - discount))
+        low = lowest or min(least, least / (1 - discount))
         high = max(greatest, greatest / (1 - discount))
-        if low == high:  # rewards of 0 alone
+        if low == high and not lowest:  # rewards of 0 alone
             low, high = low - 1, high + 1
+        if low >= high:
+            raise InputError(
+                f"pac.least is {low:g}, but the data's rewards allow no return above {high:g}; "
+                "set it lower"
+            )
         values = torch.linspace(low, high, len(self.values), dtype=torch.float64)
         self.values.copy_(values)
         if not (self.values.isfinite().all() and (self.values.diff() > 0).all()):

@@ -42,10 +42,11 @@ def projected_target(
     """
     shifted = rewards.unsqueeze(-1) + discounts.unsqueeze(-1) * values
     shifted = torch.clamp(shifted, values[0], values[-1])
-    # As a sum over all pairs: the order of a scattered one varies on a GPU.
-    distances = (shifted.unsqueeze(-1) - values).abs() / (values[1] - values[0])
-    shares = (1 - distances).clamp_min(0)
-    return (next_probabilities.unsqueeze(-1) * shares).sum(dim=1).detach()
+    # As a sum over all pairs: the order of a scattered one varies on a GPU. In place, since a batch
+    # of 256 has 0.8 GB of pairs of 901 values.
+    shares = shifted.unsqueeze(-1) - values
+    shares.abs_().div_(values[1] - values[0]).neg_().add_(1).clamp_min_(0)
+    return shares.mul_(next_probabilities.unsqueeze(-1)).sum(dim=1).detach()
 
 
 def categorical_error(
