@@ -32,7 +32,7 @@ _ROUNDING = 1 / 6
 _OURS = ("execution.precision",)
 """Settings of ours that have no counterpart in the paper."""
 _UNTOLD = {"critic.counted": ("ensemble", "member"), "floq.critic_width": ("0", "512")}
-"""Settings on which the paper is silent: the default, and what scripts that sweep sizes have."""
+"""Settings on which the paper is silent: the default, and another reading (docs/claim.md)."""
 _NO_VERDICT = "No verdict: "
 _MAX_NAMED = 3
 
