@@ -27,7 +27,7 @@ LIKE_FIRST = (
     *(aten.gelu.default, aten.relu.default, aten.tanh.default, aten.softplus.default),
     *(aten.abs.default, aten.cos.default, aten.erf.default, aten.exp.default, aten.log.default),
     *(aten.neg.default, aten.rsqrt.default, aten.sqrt.default, aten.zeros_like.default),
-    *(aten.uniform_.default, aten.normal_.default),
+    *(aten.uniform_.default, aten.normal_.default, aten.abs_.default, aten.neg_.default),
 )
 WITH_NUMBER = (
     *(aten.mul.Scalar, aten.div.Scalar, aten.rsub.Scalar, aten.pow.Tensor_Scalar),
@@ -47,7 +47,7 @@ CASES = [
     *((op, both) for op in COMPARED for both in ((ROWS, ONE), (WHOLE, WHOLE))),
     *((op, (ROWS, dims, keep)) for op in REDUCED for dims in ([0, -1], [1]) for keep in (0, 1)),
     *((op, (ROWS, ROWS)) for op in (aten.tanh_backward.default, aten.gelu_backward.default)),
-    *((op, (ROWS, ROWS)) for op in (aten.add_.Tensor, aten.mul_.Tensor)),
+    *((op, (ROWS, ROWS)) for op in (aten.add_.Tensor, aten.mul_.Tensor, aten.div_.Tensor)),
     *((op, (ROWS, ROWS, ROWS)) for op in (aten.addcmul_.default, aten.addcdiv_.default)),
     *(
         (op, ([ROWS, ROWS], dim))
@@ -63,6 +63,7 @@ CASES = [
     (aten.zeros_like.default, (WHOLE,)),
     (aten.mul.Tensor, (TURNED, 2.0)),
     (aten.lerp_.Scalar, (ROWS, ROWS, 0.5)),
+    (aten.clamp_min_.default, (ROWS, 0)),
     (aten.clamp.Tensor, (ROWS, ONE, ROWS)),
     (aten.clamp.Tensor, (ROWS, None, ONE)),
     (aten.where.self, (ROWS > 0, ROWS, ONE)),

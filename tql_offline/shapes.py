@@ -153,11 +153,15 @@ RESULTS: Mapping[Any, Callable[..., Any]] = {
     aten.where.self: _chosen,
     **dict.fromkeys(
         (
+            aten.abs_.default,
             aten.add_.Tensor,
             aten.addcdiv_.default,
             aten.addcmul_.default,
+            aten.clamp_min_.default,
+            aten.div_.Tensor,
             aten.lerp_.Scalar,
             aten.mul_.Tensor,
+            aten.neg_.default,
             aten.normal_.default,
             aten.uniform_.default,
         ),
