@@ -15,7 +15,7 @@ from tql_offline.documents import flatten
 from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
 from tql_offline.eval.run_records import Run
-from tql_offline.setting_effects import idle_settings
+from tql_offline.setting_effects import policy_settings
 
 if TYPE_CHECKING:
     from tql_offline.eval.measured import Measured
@@ -23,18 +23,8 @@ if TYPE_CHECKING:
 Settings = Mapping[str, str]
 """Flattened settings, such as `flow.alpha` → `300.0`; of a run of unknown ones, `steps` alone."""
 
-# Settings, and tables of them, by the prefixes of their names.
-_ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size", "preset")
+_ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size")
 """Settings that the method, the size and the seed already express."""
-_WITHOUT_EFFECT = (
-    *("dataset.", "execution.", "watch.", "evaluation."),
-    *("device", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
-    "conservative.rows_at_once",
-)
-_KEPT = (
-    *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
-    "execution.precision",
-)
 UNSET = "unset"
 _SHOWN = 4
 """Most settings that a name shows."""
@@ -83,12 +73,11 @@ def _code(provenance: Mapping[str, Any]) -> str:
 
 def effective(flat: Mapping[str, Any], objective: str) -> dict[str, str]:
     """The flattened settings that may change the policy of an objective."""
-    idle = (*_ELSEWHERE, *_WITHOUT_EFFECT, *idle_settings(objective, flat))
-    kept = (*_KEPT, *(["objective"] if is_own(objective) else []))
+    kept = ["objective"] if is_own(objective) else []
     return {
         key: as_text(value)
-        for key, value in flat.items()
-        if key in kept or not key.startswith(idle)
+        for key, value in policy_settings(objective, flat).items()
+        if key in kept or not key.startswith(_ELSEWHERE)
     }
 
 

@@ -3,19 +3,21 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+import tomli_w
 from filelock import FileLock, SoftFileLock
 from marks import slowly
 from stand_ins import Noting, raising
 
 from tql_offline import files, locks
 from tql_offline.cli import main
-from tql_offline.config import resolve
+from tql_offline.config import read_toml, resolve
 from tql_offline.errors import InputError
 from tql_offline.files import append_jsonl, read_json, read_jsonl, rewind_jsonl, write_json
 from tql_offline.runs import RunFolder, claimed
@@ -333,10 +335,63 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_again(data, whole, tmp_p
     assert contents(folder) == contents(whole)
 
 
+def forget_settings(folder):
+    """Leave a run's provenance as a version wrote it that did not record settings."""
+    facts = read_json(folder.provenance)
+    del facts["settings"]
+    write_json(folder.provenance, facts)
+
+
+@pytest.mark.parametrize(
+    ("table", "changed", "said"),
+    [
+        ("flow", {"alpha": 3.0}, "began with flow.alpha 10.0 where its config.toml has 3.0 now"),
+        ("", {"seed": 5}, "began with seed 0 where its config.toml has 5 now"),
+        ("critic", {"size": "small"}, "began with critic.size 'tiny' where its"),
+        ("dataset", {"reward_scale": 2.0}, "began with dataset.reward_scale 1.0 where"),
+        ("", {"steps": 32}, "began with steps 24 where its config.toml has 32 now; restore that "
+         "setting, or give it more updates by --steps"),
+    ],
+)  # fmt: skip
+def test_a_run_does_not_go_on_with_settings_that_it_did_not_begin_with(
+    data, stopped, tmp_path, table, changed, said
+):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    document = read_toml(folder.config)
+    (document[table] if table else document).update(changed)
+    folder.config.write_text(tomli_w.dumps(document))
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=re.escape(said)):
+        go_on(data, folder.path)
+    after = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    assert after == before | {folder.path / ".lock": b""}
+
+
+def test_a_run_goes_on_with_other_settings_that_change_no_policy(data, whole, stopped, tmp_path):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    document = read_toml(folder.config)
+    document["watch"] |= {"collapsed_entropy": "off", "patience": 5}
+    document["rebrac"]["smoothing"] = 0.5  # of another objective
+    document |= {"keep_checkpoints": 0, "device": "cpu"}
+    folder.config.write_text(tomli_w.dumps(document))
+    assert contents(go_on(data, folder.path)) == contents(whole)
+
+
+def test_a_run_from_before_settings_were_recorded_goes_on_with_those_it_has(
+    data, stopped, tmp_path
+):
+    folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
+    folder.config.write_text(folder.config.read_text().replace("alpha = 10.0", "alpha = 3.0"))
+    forget_settings(folder)
+    go_on(data, folder.path)
+    assert read_json(folder.result)["settings"]["flow"]["alpha"] == 3.0
+
+
 def test_where_no_checkpoint_fits_the_settings_may_be_wrong(data, stopped, tmp_path):
     folder = RunFolder(shutil.copytree(stopped, tmp_path / "r"))
     config = resolve(SETTINGS | {"keep_checkpoints": 3, "flow": {"hidden": [9]}})
     folder.config.write_text(config.to_toml())
+    forget_settings(folder)
     with pytest.raises(
         InputError, match="does not fit the run's config.toml .*; restore both from the same"
     ):

@@ -20,6 +20,54 @@ _TABLES = {
 An objective that is not here may read any."""
 
 CHANGE_NO_RESULT = ("evaluation.processes", "keep_checkpoints")
+# Settings, and tables of them, by the prefixes of their names.
+_CHANGE_NO_POLICY = (
+    *("dataset.", "execution.", "watch.", "evaluation."),
+    *("device", "log_every", "checkpoint_every", "keep_checkpoints", "tracker", "preset"),
+    "conservative.rows_at_once",
+)
+_YET_CHANGE_ONE = (
+    *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
+    "execution.precision",
+)
+_UNSET = "unset"
+
+
+def policy_settings(objective: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The flattened settings that may change the policy of a run of an objective."""
+    idle = (*_CHANGE_NO_POLICY, *idle_settings(objective, flat))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key in _YET_CHANGE_ONE or not key.startswith(idle)
+    }
+
+
+def lasting_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that may change a policy and stay what a run began with.
+
+    More updates (`train --resume --steps`) leave its schedule as long as it was.
+    """
+    found = policy_settings(str(flat.get("objective")), flat)
+    steps, schedule = found.pop("steps", None), "optimizer.schedule_steps"
+    return found | ({schedule: found[schedule] or steps} if schedule in found else {})
+
+
+def first_unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting of two runs' that differs, with both values; None if none does.
+
+    A version that did not know a setting yet did not record it; a method's own that was not given
+    has no value.
+
+    >>> first_unlike({"flow.alpha": 3.0, "seed": 0}, {"flow.alpha": 30.0})
+    ('flow.alpha', 3.0, 30.0)
+    """
+    for key in dict.fromkeys((*one, *other)):
+        is_told = key in one and key in other
+        before, now = one.get(key, _UNSET), other.get(key, _UNSET)
+        if before != now and (is_told or key.startswith("own.")):
+            return key, before, now
+    return None
 
 
 def idle_settings(objective: str, flat: Mapping[str, Any]) -> list[str]:
