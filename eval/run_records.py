@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from statistics import fmean
 from typing import Any, BinaryIO
 
-from tql_offline.config import WatchConfig, as_its_version, validate
+from tql_offline.config import WITHOUT_CRITIC, WatchConfig, as_its_version, validate
+from tql_offline.datasets.catalogue import suite_of
+from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.documents import (
     MAX_CONFIG_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -40,6 +42,7 @@ from tql_offline.eval.protocol import (
 )
 from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
+from tql_offline.setting_effects import first_unlike, lasting_settings, policy_settings
 
 MAX_NUMBERS = 5 * 10**6
 """Most numbers kept of a run's curves, and of its evaluations' episodes."""
@@ -147,7 +150,7 @@ class Run:
     Attributes:
         name: the folder's name.
         config: `config.toml`, flattened: `critic.size`.
-        provenance: `provenance.json`, flattened.
+        provenance: `provenance.json`, flattened, without the settings that the run began with.
         result: `result.json`; empty if the run is unfinished.
         evaluations: evaluations, ascending in step.
         curves: curves by metric; layered ones are `entropy/<layer>/<group>`, group 0 the [VALUE]
@@ -158,7 +161,7 @@ class Run:
         method: name of the method by its config; empty if that is unusable.
         saved: step of its last checkpoint, 0 before the first.
         logged: last step in `metrics.jsonl`, 0 before the first.
-        fault: what its `result.json` is that could not be used; empty if it could, or is not there.
+        fault: why its `result.json` cannot be used; empty if it can, or is not there.
         ended: how its own numbers ended it before it had a result, if they did.
     """
 
@@ -224,7 +227,7 @@ class _Reading:
         unlike: how many evaluations are of another number of episodes than their protocol's, by
             protocol and number.
         has_left_out: whether an evaluation was left out for its episodes or its score.
-        fault: what the result is that could not be used.
+        fault: why the result cannot be used, as the end of a sentence about it.
     """
 
     warnings: list[str] = field(default_factory=list)
@@ -280,8 +283,11 @@ def read_run(
     """
     reading = _Reading()
     config = _read_config(folder.config, reading)
-    provenance = flatten(_read_document(folder.provenance, reading) or {})
+    provenance = _read_document(folder.provenance, reading) or {}
     result = _read_result(folder.result, reading)
+    if contradiction := _contradiction(config, provenance.get("settings"), result):
+        reading.fault = f"{contradiction}; restore both files from one copy of the run"
+        reading.warn(f"{folder.result.name} {reading.fault}")
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
     # Where lines were left out, result.json's are of the same episodes.
@@ -296,7 +302,7 @@ def read_run(
         folder=folder,
         name=folder.path.name or folder.path.resolve().name,
         config=flatten(config),
-        provenance=provenance,
+        provenance=_without_settings(provenance),
         result=result,
         evaluations=evaluations,
         curves=points,
@@ -338,7 +344,7 @@ def read_result(path: Path) -> Run:
         folder=RunFolder(path.parent),
         name=name if isinstance(name, str) and name else path.stem,
         config={},
-        provenance=flatten(facts) if isinstance(facts, dict) else {},
+        provenance=_without_settings(facts) if isinstance(facts, dict) else {},
         result=result,
         evaluations=evaluations,
         curves={},
@@ -381,6 +387,72 @@ def _method(config: dict[str, Any]) -> str:
         return validate(config, source="config.toml").method
     except InputError:
         return ""
+
+
+def _without_settings(facts: dict[str, Any]) -> dict[str, Any]:
+    """Provenance, flattened, without the settings that it records, which are config.toml's."""
+    return flatten({key: value for key, value in facts.items() if key != "settings"})
+
+
+def _contradiction(config: dict[str, Any], began: Any, result: dict[str, Any]) -> str:
+    """How a result is not one of its run's settings, as the end of a sentence; empty if it is.
+
+    Args:
+        config: `config.toml`; empty if it is unusable.
+        began: the settings that the run began with, if they were recorded.
+        result: `result.json`; empty if there is none.
+    """
+    if not (config and result):
+        return ""
+    now, told = _as_meant(config), result.get("settings")
+    pairs = [("gives", _identity(result), _identity_of(now, _method(config)))]
+    if isinstance(told, dict):
+        pairs.append(("gives", _of_policy(flatten(as_its_version(told))), _of_policy(now)))
+    if isinstance(began, dict):
+        pairs.append(("is of a run that began with", began, lasting_settings(now)))
+    for verb, recorded, have in pairs:
+        if unlike := first_unlike(recorded, have):
+            key, one, other = unlike
+            return f"{verb} {key} {shown(one)} where config.toml has {shown(other)}"
+    return ""
+
+
+def _as_meant(document: dict[str, Any]) -> dict[str, Any]:
+    """Flattened settings with the defaults of those left out; as they are if they are unusable."""
+    try:
+        return flatten(validate(document, source="").model_dump(mode="json"))
+    except InputError:
+        return flatten(document)
+
+
+def _of_policy(flat: dict[str, Any]) -> dict[str, Any]:
+    return policy_settings(str(flat.get("objective")), flat)
+
+
+def _identity(result: dict[str, Any]) -> dict[str, Any]:
+    """What a result says its run is, as far as a version recorded it."""
+    keys = ("seed", "method", "objective", "size", "updates", "dataset")
+    return _comparable({key: result[key] for key in keys if result.get(key) is not None})
+
+
+def _identity_of(flat: dict[str, Any], method: str) -> dict[str, Any]:
+    """The same by a run's settings."""
+    keys = {"seed": "seed", "objective": "objective", "updates": "steps", "dataset": "dataset.name"}
+    if flat.get("objective") not in WITHOUT_CRITIC:
+        keys["size"] = "critic.size"
+    found = {key: flat[name] for key, name in keys.items() if name in flat}
+    named = {"method": method} if method else {}
+    return _comparable(named | found)
+
+
+def _comparable(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with one name for the same data: one's own are named by a file, which may be moved."""
+    name = facts.get("dataset")
+    if not isinstance(name, str) or name.startswith(MINARI_PREFIX):
+        return facts
+    called = with_task(name)
+    is_own = suite_of(called) == "own"
+    return facts | {"dataset": PureWindowsPath(called).name if is_own else called}
 
 
 def _last_checkpoint(folder: RunFolder) -> int:

@@ -47,7 +47,11 @@ def make_run(
     folder = RunFolder(path)
     path.mkdir(parents=True)
     facts = provenance(size, mujoco, sha256)
-    folder.config.write_text(tomli_w.dumps(config(size, seed, steps, protocol)))
+    settings = config(size, seed, steps, protocol)
+    if method != "TQL":
+        settings["critic"]["kind"] = "mlp"
+        settings["objective"] = "flow" if method == "FQL" else f"methods:{method}"
+    folder.config.write_text(tomli_w.dumps(settings))
     folder.provenance.write_text(json.dumps(facts))
     write_lines(
         folder.metrics,
@@ -63,6 +67,7 @@ def make_run(
     write_lines(folder.evaluations, lines)
     if finished:
         document = result(path.name, size, seed, steps, protocol, method, sha256, lines, facts)
+        document["objective"] = settings["objective"]
         folder.result.write_text(json.dumps(document))
     return folder
 

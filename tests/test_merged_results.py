@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from report_runs import boards_of, make_run, write_lines, write_result
+import tomli_w
+from report_runs import boards_of, config, make_run, write_lines, write_result
 
 from tql_offline.eval.averages import average, domain_title, domains
 from tql_offline.eval.leaderboard_page import board_section
@@ -204,3 +205,73 @@ def test_as_many_successes_are_the_same_score_in_any_order(tmp_path):
     got = board.interval(board.scores[TASKS[0], "TQL tiny"])
     assert got.high > 70, "three seeds that agree leave room"
     assert np.isnan(estimate_difference([runs], [runs]).low)
+
+
+SETTINGS = config("tiny", 0, 20_000, "quick")
+CONTRADICTIONS = {
+    "seed": ({"seed": 3}, {}, {}, "gives seed 3 where config.toml has 0"),
+    "size": ({"size": "small"}, {}, {}, "gives size 'small' where config.toml has 'tiny'"),
+    "method": ({"method": "FQL"}, {}, {}, "gives method 'FQL' where config.toml has 'TQL'"),
+    "data": ({"dataset": TASKS[0]}, {}, {}, f"gives dataset '{TASKS[0]}' where"),
+    "updates": ({"updates": 7}, {}, {}, "gives updates 7 where config.toml has 20000"),
+    "an edited config": (
+        *({"settings": SETTINGS}, {}, {"flow": {"alpha": 3.0}}),
+        "gives flow.alpha 30.0 where config.toml has 3.0",
+    ),
+    "a foreign one": (
+        *({"settings": {"objective": ["flow"]}}, {}, {}),
+        "gives objective ['flow'] where config.toml has 'flow'",
+    ),
+    "a setting left out": (
+        *({"settings": SETTINGS}, {}, {"flow": {"hidden": [512, 512, 512, 512]}}),
+        "gives flow.alpha 30.0 where config.toml has 300.0",
+    ),
+    "a result written anew": (
+        *({}, {"settings": {"flow.alpha": 300.0, "seed": 0}}, {}),
+        "is of a run that began with flow.alpha 300.0 where config.toml has 30.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_result_that_is_not_its_configs_is_on_no_board(tmp_path, case):
+    claims, facts, settings, said = CONTRADICTIONS[case]
+    folder = make_run(tmp_path / "r")
+    changed(folder.result, **claims)
+    folder.provenance.write_text(json.dumps(json.loads(folder.provenance.read_text()) | facts))
+    folder.config.write_text(tomli_w.dumps(SETTINGS | settings))
+    found = read_run(folder)
+    assert found.finished
+    assert measured(found).startswith(f"has a result.json that {said}")
+    assert any(s.startswith(f"result.json {said}") for s in found.warnings)
+    files = write_report([folder, make_run(tmp_path / "other", seed=1)], tmp_path / "out")
+    (left,) = [w for w in files.warnings if "on no leaderboard" in w]
+    assert said in left
+
+
+@pytest.mark.parametrize(
+    ("claims", "facts", "settings"),
+    [
+        ({"settings": {"flow": {"alpha": 30.0}}}, {}, {}),  # of a version with fewer settings
+        ({"settings": SETTINGS | {"watch": {"patience": 5}}}, {}, {"log_every": 7}),
+        ({"settings": SETTINGS}, {}, {"evaluation": {"protocol": "quick-return"}}),
+        ({"settings": "none"}, {"settings": ["foreign"]}, {}),
+        ({"settings": {"flow": 3}}, {}, {}),
+        ({"dataset": "/there/a.npz"}, {}, {"dataset": {"name": "data/a.npz"}}),  # moved since
+        ({"size": "", "method": "BC", "objective": "cloning"}, {}, {"objective": "cloning"}),
+        # As of a run that was given more updates.
+        (
+            {"settings": SETTINGS | {"optimizer": {"schedule_steps": 5_000}}},
+            {"settings": {"optimizer.schedule_steps": 5_000}},
+            {"optimizer": {"schedule_steps": 5_000}},
+        ),
+    ],
+)
+def test_a_result_may_differ_from_its_config_in_what_changes_no_policy(
+    tmp_path, claims, facts, settings
+):
+    folder = make_run(tmp_path / "r")
+    changed(folder.result, **claims)
+    folder.provenance.write_text(json.dumps(json.loads(folder.provenance.read_text()) | facts))
+    folder.config.write_text(tomli_w.dumps(SETTINGS | settings))
+    assert not isinstance(measured(read_run(folder)), str)

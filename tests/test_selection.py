@@ -8,10 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tomli_w
 from command_line import command
 from report_runs import make_run
 
 from tql_offline.cli.select import _print, _table, select
+from tql_offline.config import read_toml
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.selection import (
     ARMS,
@@ -402,5 +404,8 @@ def test_files_of_one_content_are_one_pool_whatever_they_are_called(tmp_path):
         document["provenance"]["dataset"]["name"] = name.removeprefix("there/")[0]
         folder.result.write_text(json.dumps(document))
         folder.provenance.write_text(json.dumps(document["provenance"]))
+        settings = read_toml(folder.config)
+        settings["dataset"]["name"] = name
+        folder.config.write_text(tomli_w.dumps(settings))
     (found,), left = pools(map(read_run, find_runs([tmp_path])))
     assert (found.task, found.runs, left) == ("a", ("0", "1", "2", "3"), [])
