@@ -37,6 +37,7 @@ from tql_offline.eval.variants import (
     counted_by_member,
     resumed_with_other_code,
     unlike_sizes,
+    unrecorded,
     variant_names,
 )
 
@@ -283,6 +284,7 @@ def _board(
             *ended_notes(lacking),
             *choices(rows, names),
             *resumed_with_other_code(rows),
+            *unrecorded(distinct),
             *unlike_sizes(distinct),
             *counted_by_member(distinct),
             *contents(runs),

@@ -164,6 +164,23 @@ def choices(runs: Sequence["Measured"], names: Sequence[str]) -> Iterator[str]:
         )
 
 
+def unrecorded(runs: Sequence["Measured"]) -> Iterator[str]:
+    """Yield of which methods some runs' settings are known and others', pooled with them, are not.
+
+    Args:
+        runs: runs whose `method` is their column's.
+    """
+    methods: dict[str, list[bool]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(are_known(run.settings))
+    for method, known in methods.items():
+        if len(set(known)) > 1:
+            yield (
+                f"Settings of {known.count(False)} of {len(known)} runs of {method} are not "
+                "recorded; they are taken as the others'."
+            )
+
+
 def unlike_sizes(runs: Sequence["Measured"]) -> Iterator[str]:
     """Yield which cells hold critics of several numbers of parameters, as no run of ours makes."""
     found: dict[tuple[str, str], set[int]] = {}

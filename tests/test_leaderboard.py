@@ -639,6 +639,30 @@ def test_choosing_among_settings_by_the_scores_shown_is_warned_of(tmp_path):
     assert board.notes[0].startswith("Several settings are shown of TQL large. The best of them")
 
 
+@pytest.mark.parametrize(
+    ("cells", "unknown"),
+    [
+        ((("tiny", 1), ("tiny", None), ("tiny", None)), 2),
+        ((("tiny", 1), ("small", None)), 1),  # sizes are compared
+        ((("tiny", 1), ("tiny", 1)), 0),
+        ((("tiny", None), ("tiny", None)), 0),
+        ((("tiny", 1), ("tiny", 3), ("tiny", None)), 0),  # that one has a column of its own
+    ],
+)
+def test_runs_of_unknown_settings_among_known_ones_are_told(tmp_path, cells, unknown):
+    paths = []
+    for seed, (size, alpha) in enumerate(cells):
+        paths.append(write_result(tmp_path / f"{seed}-result.json", seed=seed, size=size))
+        if alpha:
+            with_settings(paths[-1], flow={"alpha": alpha})
+    (board,), _ = boards_of(paths)
+    said = (
+        f"Settings of {unknown} of {len(cells)} runs of TQL are not recorded; they are taken as "
+        "the others'."
+    )
+    assert [s for s in board_section(board, "b").sentences if "recorded" in s] == [said][:unknown]
+
+
 def test_a_trend_is_claimed_at_5_percent_over_both_directions_and_all_methods(tmp_path):
     (board,), _ = boards_of(by_size(tmp_path, {}))
     (scaling,) = scaling_of(board, np.random.default_rng(0))
