@@ -24,7 +24,7 @@ from tql_offline.eval.measured import measured
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.workers import EnvironmentFailedError
 from tql_offline.files import read_json, read_jsonl
-from tql_offline.runs import RunFolder
+from tql_offline.runs import RunFolder, claimed, claimed_for_scoring
 from tql_offline.training import checkpoint, evaluation, notes, rescoring
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import new_run_folder
@@ -472,6 +472,19 @@ def test_scores_left_for_later_are_those_of_a_run_that_was_scored(unscored, scor
     assert any(
         "already has every score for which there is a checkpoint" in s for s in noting.sentences
     )
+
+
+def test_two_processes_do_not_score_one_run(unscored, tmp_path):
+    """Each would play everything, and write it."""
+    folder = RunFolder(shutil.copytree(unscored[0].path, tmp_path / "r"))
+    said = f"another process is scoring run {folder.path}; wait for its end"
+    for options in ({"missing": True}, {"policies": ("learned",)}):
+        with claimed_for_scoring(folder), pytest.raises(InputError, match=re.escape(said)):
+            evaluate_run(folder.path, reporter=SilentReporter(), **options)
+    assert not folder.evaluations.exists()
+    with claimed(folder):  # in training
+        evaluate_run(folder.path, policies=("learned",), reporter=SilentReporter())
+    assert len(list(read_jsonl(folder.evaluations))) == 1
 
 
 def test_an_environment_that_fails_leaves_a_run_that_can_go_on(own, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@
       videos/               best, median and worst episode, where `eval --video` was run
       wandb-id              the run's id at Weights & Biases, where that is the tracker
       .lock                 held while a process trains here
+      .scoring.lock         held while a process scores here
       result.json           the finished run in one versioned document (docs/result-schema.md)
       result-of-<steps>.json                 the same from before it was given more updates
 
@@ -197,4 +198,18 @@ def claimed(folder: RunFolder) -> AbstractContextManager[None]:
         folder.path / ".lock",
         f"another process is training run {folder.path}; wait for its end",
         advice=RUNS_ELSEWHERE,
+    )
+
+
+def claimed_for_scoring(folder: RunFolder) -> AbstractContextManager[None]:
+    """Keep other processes from scoring a run, which may be trained meanwhile.
+
+    Raises:
+        BusyError: another one does.
+        InputError: the folder cannot be written.
+    """
+    return locked(
+        folder.path / ".scoring.lock",
+        f"another process is scoring run {folder.path}; wait for its end",
+        advice="score a copy of the run in another folder",
     )

@@ -15,7 +15,7 @@ from tql_offline.eval.drawing import Drawing
 from tql_offline.eval.references import other_limit
 from tql_offline.files import read_json, require_writable, write_json
 from tql_offline.own_code import refuse_brought
-from tql_offline.runs import RunFolder, claimed
+from tql_offline.runs import RunFolder, claimed, claimed_for_scoring
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import set_matrix_precision
 from tql_offline.training.device import pick_device
@@ -63,6 +63,7 @@ def evaluate_run(
         video: also write videos of each policy's best, median and worst episode (eval/video.py).
 
     Raises:
+        BusyError: another process scores the run.
         InputError: there is no such checkpoint, policy or environment, the run folder is damaged,
             or the videos cannot be made; in that case the scores are written unless nothing can
             draw here.
@@ -74,46 +75,48 @@ def evaluate_run(
         )
     folder, config = open_run(path)
     require_writable(folder.path)
-    own = own_protocol(config, read_provenance(folder))
-    evaluation = config.evaluation.model_copy(
-        update={"protocol": protocols.get(protocol or own).name}
-    )
-    scored = config.model_copy(update={"evaluation": evaluation})
-    # Read before an episode is played: if scores cannot be added, playing is a waste of time.
-    lines = read_evaluations(folder)
-    if is_complete(folder, config):  # else no result is written
-        _refuse_lost_lines(folder, lines, own)
-    env_id = _environment_of(folder, env_id)
-    torch_device = pick_device(device)
-    if torch_device.type == "cuda":  # as its scores while training were made
-        set_matrix_precision(config.execution.precision)
-    if missing:
-        state, agent = _newest_sound(folder, config, torch_device)
-    else:
-        state, agent = checkpoint.load_agent(folder, config, step, torch_device)
-    check_policies(agent, policies, path)
-    _record_environment(folder, scored, state, env_id)
-    timing = evaluation.success_timing or None
-    with open_evaluator(scored, env_id, torch_device) as evaluator:
-        assert evaluator is not None
-        check_fit(agent, evaluator.pool, folder)
-        own = own_protocol(config, read_provenance(folder))  # may just have become this one
-        for sentence in _notes(own, config, path, evaluator):
-            reporter.noted(sentence)
-        # Before scoring, so that where no videos can be made, the user learns so at once.
-        with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
-            lines, faults = [], []
-            if missing:
-                faults = _score_missing(scored, agent, folder, reporter, evaluator, state.step)
-            else:
-                lines = evaluator.score(
-                    agent, folder, state.step, policies or agent.policies, reporter
-                )
-            # A result of an unfinished run would claim that it is finished.
-            if is_complete(folder, config):
-                write_result(folder)
-            if drawing is not None:
-                evaluator.film(agent, folder, lines, drawing, reporter)
+    # Before its scores are read: those of another process, still to come, would be made twice.
+    with claimed_for_scoring(folder):
+        own = own_protocol(config, read_provenance(folder))
+        evaluation = config.evaluation.model_copy(
+            update={"protocol": protocols.get(protocol or own).name}
+        )
+        scored = config.model_copy(update={"evaluation": evaluation})
+        # Read before an episode is played: if scores cannot be added, playing is a waste of time.
+        lines = read_evaluations(folder)
+        if is_complete(folder, config):  # else no result is written
+            _refuse_lost_lines(folder, lines, own)
+        env_id = _environment_of(folder, env_id)
+        torch_device = pick_device(device)
+        if torch_device.type == "cuda":  # as its scores while training were made
+            set_matrix_precision(config.execution.precision)
+        if missing:
+            state, agent = _newest_sound(folder, config, torch_device)
+        else:
+            state, agent = checkpoint.load_agent(folder, config, step, torch_device)
+        check_policies(agent, policies, path)
+        _record_environment(folder, scored, state, env_id)
+        timing = evaluation.success_timing or None
+        with open_evaluator(scored, env_id, torch_device) as evaluator:
+            assert evaluator is not None
+            check_fit(agent, evaluator.pool, folder)
+            own = own_protocol(config, read_provenance(folder))  # may just have become this one
+            for sentence in _notes(own, config, path, evaluator):
+                reporter.noted(sentence)
+            # Before scoring, so that where no videos can be made, the user learns so at once.
+            with Drawing(env_id, success_timing=timing) if video else nullcontext() as drawing:
+                lines, faults = [], []
+                if missing:
+                    faults = _score_missing(scored, agent, folder, reporter, evaluator, state.step)
+                else:
+                    lines = evaluator.score(
+                        agent, folder, state.step, policies or agent.policies, reporter
+                    )
+                # A result of an unfinished run would claim that it is finished.
+                if is_complete(folder, config):
+                    write_result(folder)
+                if drawing is not None:
+                    evaluator.film(agent, folder, lines, drawing, reporter)
     if faults:
         raise InputError(
             f"{numbered(len(faults), 'checkpoint', 'checkpoints')} of run {folder.path} cannot be "
