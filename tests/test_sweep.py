@@ -354,7 +354,10 @@ def test_a_run_with_more_updates_is_the_suites_finished_one(tmp_path):
     with pytest.raises(InputError, match="has steps 300 where the suite gives 100"):
         state_of(run, tmp_path)  # it was never finished
     (folder.path / "result-of-100.json").write_text("{}")
-    assert state_of(run, tmp_path) == "finished"
+    assert state_of(run, tmp_path) == "extended"  # by a training that was stopped
+    for file, state in (("ended", "ended"), ("result", "finished")):
+        getattr(folder, file).write_text("{}")
+        assert state_of(run, tmp_path) == state
     other = resolve({"steps": 300, "optimizer": {"schedule_steps": 100}, "batch_size": 3})
     folder.config.write_text(other.to_toml())
     with pytest.raises(InputError, match="has batch_size 3"):
@@ -691,6 +694,29 @@ def test_a_damaged_result_is_called_so_and_written_again(small, tmp_path, capsys
     assert code == 0
     assert "tame-s0: has a damaged result.json, which is written again" in output.out
     assert result.read_bytes() == before
+
+
+def test_a_run_that_is_being_given_more_updates_is_named(small, tmp_path, capsys):
+    """It has no result, so no report has it, and the sweep leaves it as it is."""
+    runs = tmp_path / "runs"
+    suite = small(TAME)
+    (run,) = expand(read_suite(Path(suite)), {}, 1)
+    optimizer = run.config.optimizer.model_copy(update={"schedule_steps": 3})
+    folder = RunFolder(runs / run.name)
+    folder.path.mkdir(parents=True)
+    longer = run.config.model_copy(update={"steps": 9, "optimizer": optimizer})
+    folder.config.write_text(longer.to_toml())
+    (folder.path / "result-of-3.json").write_text("{}")
+    for flags, how in (
+        (["--list"], f"extended     {run.name}\n"),
+        ([], "0 of 1 runs are finished\n"),
+    ):
+        code, output = command(["sweep", suite, "--runs", str(runs), *flags], capsys)
+        assert code == 0
+        assert output.out.startswith(
+            f"{how}note: 1 run is being given more updates, and on no lead"
+        )
+        assert output.out.endswith(f"train --resume {folder.path}` ends: {run.name}\n")
 
 
 def test_a_run_that_never_began_is_known_beside_what_a_file_browser_left(tmp_path):

@@ -101,6 +101,7 @@ def sweep(
     finished = sum(state == "finished" for _, state in states)
     say(f"{finished} of {len(planned)} runs are finished")
     _say_ended([run.name for run, state in states if state == "ended"], runs)
+    _say_extended([run.name for run, state in states if state == "extended"], runs)
     if unfinished:
         check_writable(runs)
     failed = _train(read, unfinished, runs, processes, names)
@@ -121,6 +122,7 @@ def _list(states: "list[tuple[PlannedRun, State]]", runs: Path) -> None:
             "note: the result.json of damaged runs cannot be read; the same command without --list "
             "writes it again from the last checkpoint"
         )
+    _say_extended([run.name for run, state in states if state == "extended"], runs)
 
 
 def _say_ended(names: Sequence[str], runs: Path) -> None:
@@ -132,6 +134,16 @@ def _say_ended(names: Sequence[str], runs: Path) -> None:
             f"note: {numbered(len(names), 'run', 'runs')} {WITHOUT_SCORE}, not trained again: "
             f"{listed(names, _MAX_NAMED)}; `tql-offline train --resume {quoted(runs / names[0])}` "
             "would go on from its last checkpoint"
+        )
+
+
+def _say_extended(names: Sequence[str], runs: Path) -> None:
+    """Say which runs have lost their result for as long as they are given more updates."""
+    if names:
+        say(
+            f"note: {numbered(len(names), 'run is', 'runs are')} being given more updates, and on "
+            f"no leaderboard until `tql-offline train --resume {quoted(runs / names[0])}` ends: "
+            f"{listed(names, _MAX_NAMED)}"
         )
 
 

@@ -51,12 +51,13 @@ LOOKS = 3
 """How often a run is looked at before it counts as another process's, or as no run."""
 LOG_TAIL_BYTES = 2**16
 
-State = Literal["finished", "ended", "damaged", "unfinished", "to do"]
-"""`ended`: by its own numbers, which it would come to again. `damaged`: its result is there and
+State = Literal["finished", "ended", "extended", "damaged", "unfinished", "to do"]
+"""`ended`: by its own numbers, which it would come to again. `extended`: it was finished, and has
+not come to the end of more updates that it was given by hand. `damaged`: its result is there and
 cannot be read.
 """
-DONE: tuple[State, ...] = ("finished", "ended")
-"""States in which nothing is left to train."""
+DONE: tuple[State, ...] = ("finished", "ended", "extended")
+"""States in which nothing is left that the suite asks for."""
 Result = TypeVar("Result")
 
 
@@ -116,17 +117,19 @@ def _state_of(run: PlannedRun, path: Path) -> State:
             f"run {path} was trained on other content than {data} has now (another SHA-256); "
             "choose another --runs, or move the run away, or restore that content"
         )
-    if config is not now or folder.is_finished():
+    if folder.is_finished():
         return "finished"
     if folder.result.exists():
         return "damaged"
-    return "ended" if folder.ended.exists() else "unfinished"
+    if folder.ended.exists():
+        return "ended"
+    return "unfinished" if config is now else "extended"
 
 
 def before_more(folder: RunFolder, have: Config, want: Config) -> Config:
     """A run's settings or, where it was given more updates than the suite's, the ones before.
 
-    The suite's run is finished then; going on with it is nothing that the suite asks for.
+    Going on with it is nothing that the suite asks for.
     """
     length = want.optimizer.schedule_steps
     optimizer = have.optimizer.model_copy(update={"schedule_steps": length})
