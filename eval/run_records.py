@@ -286,7 +286,7 @@ def read_run(
     provenance = _read_document(folder.provenance, reading) or {}
     result = _read_result(folder.result, reading)
     if contradiction := _contradiction(config, provenance.get("settings"), result):
-        reading.fault = f"{contradiction}; restore both files from one copy of the run"
+        reading.fault = f"{contradiction} (restore both files from one copy of the run)"
         reading.warn(f"{folder.result.name} {reading.fault}")
     evaluations = _read_evaluations(folder.evaluations, reading)
     _compare_with_result(evaluations, result, reading)
