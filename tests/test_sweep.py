@@ -1059,6 +1059,11 @@ def scored(folder, *evaluations):
     [
         ("quick", 0, "x-s0: success 96 % (87-99), 1.5 min"),
         ("quick-return", 0, "x-s0: return -3.0, 1.5 min"),
+        (
+            "ogbench-singletask",
+            0,
+            "x-s0: success 96 % (87-99) in the last of the 3 evaluations that count, 1.5 min",
+        ),
         ("quick", 1, "x-s0: failed, 1.5 min"),
     ],
 )

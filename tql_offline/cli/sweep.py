@@ -288,12 +288,14 @@ def _score(end: "Ended") -> str:
     last = last_evaluation(end.folder)
     if last is None:
         return "not scored"
-    kind = protocols.get(end.run.config.evaluation.protocol).score
-    if kind != "success":
-        normalised = f"score {last['score']:.4g}, " if kind == "normalised" else ""
-        return f"{normalised}return {last['return_mean']:.1f}"
+    protocol = protocols.get(end.run.config.evaluation.protocol)
+    counted = protocols.evaluations_counted(protocol.counted)
+    of_several = f" in the last of the {counted} evaluations that count" if counted > 1 else ""
+    if protocol.score != "success":
+        normalised = f"score {last['score']:.4g}, " if protocol.score == "normalised" else ""
+        return f"{normalised}return {last['return_mean']:.1f}{of_several}"
     wins = round(last["success_rate"] * last["episodes"])
-    return f"success {percent_with_interval(wins, last['episodes'])}"
+    return f"success {percent_with_interval(wins, last['episodes'])}{of_several}"
 
 
 def _failure(end: "Ended") -> str:
