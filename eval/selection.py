@@ -33,6 +33,8 @@ SUCCESS = "success %"
 EXPLORATION = 2.0
 """α of UCB1, for rewards in [0, 1]."""
 FEWEST_EPISODES = 10
+_SAME_MEAN = 1e-9
+"""Relative distance up to which means are equal: sums in another order round otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,12 @@ class Pool:
     episodes: tuple[Scores, ...]
     bounds: tuple[float, float]
 
+    @property
+    def alike(self) -> bool:
+        """Whether all runs have the same mean, and so no spread that tells what others would do."""
+        means = [(row[::2].mean() + row[1::2].mean()) / 2 for row in self.episodes]
+        return bool(np.allclose(means, means[0], rtol=_SAME_MEAN))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionCurve:
@@ -64,7 +72,8 @@ class SelectionCurve:
 
     Attributes:
         mean: mean over choices.
-        low: lower end of the 95 % interval over runs; NaN for fewer than two runs per arm.
+        low: lower end of the 95 % interval over runs; NaN for fewer than two runs per arm, or where
+            all runs have the same mean.
         high: upper end, likewise.
         blind: expected score of a policy chosen at random, without a pull.
         by_all: expected score of the arm that is best by all episodes available for choosing.
@@ -102,7 +111,8 @@ def selection_curve(
     by_all = [picks[np.arange(repeats), half.means[picks].argmax(axis=1)] for half in halves]
     mean = values.mean(axis=0)
     # With fewer runs, nearly all choices are among the same and it covers too little: docs/log.md.
-    margin = _margin(picks, values, runs) if runs >= 2 * arms else np.full(pulls, math.nan)
+    has_margin = runs >= 2 * arms and not pool.alike
+    margin = _margin(picks, values, runs) if has_margin else np.full(pulls, math.nan)
     ends = (0.0, 100.0) if pool.unit == SUCCESS else (-math.inf, math.inf)
     return SelectionCurve(
         mean=mean,

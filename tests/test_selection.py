@@ -116,6 +116,20 @@ def test_fewer_than_two_runs_an_arm_have_no_interval():
     assert np.isnan(curve.low).all(), "every choice had the same runs"
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[100.0] * 20] * 4,
+        [[0.0, 100.0, 100.0] * 4, [100.0, 0.0, 100.0] * 4, [100.0, 100.0, 0.0] * 4] * 2,
+    ],
+)
+def test_runs_that_score_the_same_have_no_interval(rows):
+    """Their spread of nothing does not tell what other runs would do."""
+    curve = selection_curve(pool(*map(np.array, rows)), np.random.default_rng(0), arms=2, pulls=4)
+    assert np.isnan([curve.low, curve.high]).all()
+    assert np.isfinite(curve.mean).all()
+
+
 def test_blind_the_interval_is_that_of_the_runs_mean():
     """After one pull the arm is any; a U-statistic of order 1 has the jackknife of a mean."""
     rng = np.random.default_rng(0)

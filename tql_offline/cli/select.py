@@ -76,7 +76,9 @@ def select(
             f"all {' or '.join(map(str, few))} of a pool's runs are the arms where it has fewer "
             f"than --arms {arms}"
         )
-    if any(np.isnan(curve.low).all() for _, curve in curves):
+    if any(pool.alike for pool in found):
+        say("no interval where all runs of a pool score the same: nothing tells what others would")
+    if any(np.isnan(curve.low).all() and not pool.alike for pool, curve in curves):
         say(
             "no interval where a pool has fewer than two runs an arm: choices are then nearly all "
             "among the same; --arms N draws fewer"
