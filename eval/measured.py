@@ -206,12 +206,16 @@ def measured(run: Run) -> Measured | str:
     if not result:
         return "is unfinished"
     label = protocol_label(result.get("protocol"))
-    known = [e for e in run.evaluations if e.policy == "learned" and e.protocol == label]
-    known = [e for e in known if math.isfinite(e.score) and run.plans(e)]
+    learned = [e for e in run.evaluations if e.policy == "learned"]
+    if not learned:
+        return "is not scored yet (`tql-offline eval RUN --missing` scores it)"
+    known = [e for e in learned if e.protocol == label and math.isfinite(e.score) and run.plans(e)]
+    if not known:
+        return "has no score that its own protocol plans (`tql-offline eval RUN --missing` adds it)"
     seed = count(result.get("seed"))
     task = task_name(run)
-    if not known or seed is None or not task:
-        return "has no score of a learned policy with a task and a seed"
+    if seed is None or not task:
+        return f"has a result without a {'task' if seed is not None else 'seed'}"
     method = _string(result.get("method")) or "unnamed"
     size = _string(result.get("size"))
     if f"{method} {size}".strip().endswith((REPORTED, IMPORTED, NO_SIZE)):

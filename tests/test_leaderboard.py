@@ -378,6 +378,26 @@ def test_as_many_episodes_as_the_protocol_has_are_a_score(tmp_path, protocol):
     assert read_result(path).evaluations == ()
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "other", "said"),
+    [
+        ([], {}, "is not scored yet (`tql-offline eval RUN --missing` scores it)"),
+        ([("behaviour", 300_000)], {}, "is not scored yet (`tql-offline eval RUN --missing` scor"),
+        ([("learned", 150_001)], {}, "has no score that its own protocol plans (`tql-offline eval"),
+        ([("learned", 300_000)], {"seed": None}, "has a result without a seed"),
+        ([("learned", 300_000)], {"dataset": "", "task": ""}, "has a result without a task"),
+    ],
+)
+def test_a_run_without_a_score_is_told_its_cause_and_mend(tmp_path, evaluations, other, said):
+    path = write_result(tmp_path / "r.json")
+    document = json.loads(path.read_text())
+    line = document["evaluations"][-1]
+    lines = [line | {"policy": policy, "step": step} for policy, step in evaluations]
+    path.write_text(json.dumps(document | {"evaluations": lines} | other))
+    run = read_result(path)
+    assert str(measured(replace(run, provenance={}))).startswith(said)
+
+
 def test_results_of_another_number_of_episodes_are_left_out(tmp_path, capsys):
     runs = [
         make_run(tmp_path / "runs" / f"r{s}", protocol="ogbench-singletask", seed=s) for s in (0, 1)

@@ -59,8 +59,8 @@ def select(
     if not found:
         raise InputError(
             "no method has two usable runs of one task and size to choose among; train more of "
-            "them, with other settings or seeds, or where they were left out for want of episodes "
-            "play more by `tql-offline eval RUN --protocol NAME:200`"
+            "them, with other settings or seeds, or where they were left out for want of scores or "
+            "episodes play more by `tql-offline eval RUN --missing` or `--protocol NAME:200`"
         )
     curves = []
     for number, pool in enumerate(found):
