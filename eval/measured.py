@@ -142,7 +142,8 @@ class Measured:
         tql_offline: version that the run was made with; empty if unknown.
         score: mean score of the counted evaluations.
         last: score of the last evaluation.
-        last_three: mean score of the last three; NaN if there are fewer.
+        last_three: mean score of the last three; NaN if there are fewer. Here and below, those that
+            were played under other conditions than the counted ones are left out.
         best: score of the best evaluation, an oracle: it cannot be chosen without playing.
         updates: number of updates done.
         seconds: time spent in updates; NaN if the run did not record it.
@@ -234,6 +235,8 @@ def measured(run: Run) -> Measured | str:
     if unlike:
         played = "; ".join(unlike)
         return f"has counted evaluations that cannot be compared ({played}); evaluate them again"
+    known = [e for e in known if _are_alike(run, e, score.last)]
+    score = CountedScore.of(known)
     updates = count(result.get("updates")) or known[-1].step
     flops = count(result.get("flops_per_update"))
     behaviour = _behaviour(run, score.last)
@@ -263,7 +266,7 @@ def measured(run: Run) -> Measured | str:
         conditions={key: value for known in conditions for key, value in known.items()},
         behaviour=behaviour.score if behaviour else math.nan,
         in_same_episodes=behaviour is not None
-        and all(_have_same_episodes(behaviour, e) for e in score.evaluations),
+        and all(_have_same_episodes(run, behaviour, e) for e in score.evaluations),
         in_own_episodes=all(map(has_own_episodes, score.evaluations)),
         curve={evaluation.step: evaluation.score for evaluation in known},
     )
@@ -277,13 +280,21 @@ def _mean(scores: Sequence[float]) -> float:
 def _behaviour(run: Run, learned: Evaluation) -> Evaluation | None:
     """The last evaluation of the behaviour policy that may be of another one's episodes."""
     behaviour = [e for e in run.evaluations if e.policy == "behaviour"]
-    like = [e for e in behaviour if _have_same_episodes(e, learned) is not False]
+    like = [e for e in behaviour if _have_same_episodes(run, e, learned) is not False]
     return like[-1] if like else None
 
 
-def _have_same_episodes(one: Evaluation, other: Evaluation) -> bool | None:
+def _are_alike(run: Run, one: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations of a run are of one setting, and of no condition known to differ."""
+    pair = (one, other)
+    return len({setting_played(run, e.protocol, e) for e in pair}) == 1 and not differing(
+        conditions_of(run, e) for e in pair
+    )
+
+
+def _have_same_episodes(run: Run, one: Evaluation, other: Evaluation) -> bool | None:
     """Whether two evaluations played the same episodes; None if their seeds do not tell."""
-    if played_of(one) != played_of(other) or one.episodes != other.episodes:
+    if one.episodes != other.episodes or not _are_alike(run, one, other):
         return False
     pairs = [(a.seed, b.seed) for a, b in zip(one.details, other.details, strict=False)]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]

@@ -526,6 +526,30 @@ def test_methods_that_score_below_their_datas_behaviour_are_told(tmp_path, runs,
     assert told_of_behaviour(tmp_path, *runs) == [told] * (told is not None)
 
 
+@pytest.mark.parametrize(
+    ("told", "is_compared"),
+    [
+        ({}, True),
+        ({"versions": {"mujoco": "3.3.5"}}, True),  # as it began with
+        ({"versions": {"mujoco": "3.9.0"}}, False),
+        ({"max_episode_steps": 500}, False),
+    ],
+)
+def test_what_was_played_under_other_conditions_is_not_taken_with_the_score(
+    tmp_path, told, is_compared
+):
+    folder = make_run(tmp_path / "r", successes=(50, 50, 40, 10), behaviour=20)
+    lines = [json.loads(line) for line in folder.evaluations.read_text().splitlines()]
+    *earlier, last, behaviour = lines
+    write_lines(folder.evaluations, [*earlier, last | told, behaviour])
+    assert told_of([folder]) == [f"TQL: the one run scores {BELOW}."] * is_compared
+    found = measured(read_run(folder))
+    assert found.score == 20
+    assert found.best == (100 if is_compared else 20)
+    assert math.isnan(found.last_three) != is_compared
+    assert len(found.curve) == (4 if is_compared else 1)
+
+
 def test_behaviour_of_other_episodes_is_not_compared_with(tmp_path):
     folder = make_run(tmp_path / "r", successes=(10,), behaviour=20)
     assert measured(read_run(folder)).behaviour == 40.0
