@@ -145,7 +145,8 @@ def _unlike(
     if any(run.updates != wanted for run in runs):
         return f"it is for {wanted:,} updates, unlike some of these runs"
     sizes = {run.size for run in runs}
-    if any(e.is_of(small[0].method) and e.size in sizes for e in board.ended):
+    lost = [run for run in board.ended if run.task in tasks and run.size in sizes]
+    if any(run.method == small[0].method for run in lost):
         return "runs of these sizes diverged or were stopped, and the others are survivors"
     if any(_is_of_other_data(run) for run in runs):
         return "some of these runs were trained on data other than the published"

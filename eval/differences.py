@@ -11,12 +11,13 @@ luck as a difference.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 
+from tql_offline.eval.ended import Lost
 from tql_offline.eval.leaderboard import Board, by_cell
 from tql_offline.eval.measured import Measured
 from tql_offline.eval.rows import natural
@@ -114,6 +115,7 @@ class Comparisons:
         alone: columns that none of equal size is compared with.
         crowded: sizes with more than `MAX_METHODS` methods, and how many these are.
         baseline: the method that others are compared with; empty if each is with each.
+        lost: what columns lost by runs that ended without a score, on any task.
     """
 
     found: tuple[Difference, ...] = ()
@@ -121,6 +123,7 @@ class Comparisons:
     alone: tuple[str, ...] = ()
     crowded: tuple[tuple[str, int], ...] = ()
     baseline: str = ""
+    lost: Mapping[str, Lost] = field(default_factory=dict)
 
 
 Cells = dict[tuple[str, str], list[Measured]]
@@ -173,6 +176,7 @@ def compare_methods(
         alone=() if crowded else tuple(run.label for run in alone),
         crowded=tuple(crowded),
         baseline=baseline,
+        lost=board.lost,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from tql_offline.errors import listed
 from tql_offline.eval.averages import number_of_tasks
 from tql_offline.eval.differences import Comparisons, Difference
+from tql_offline.eval.ended import survivors
 from tql_offline.eval.report_tables import (
     Cell,
     Table,
@@ -85,7 +86,10 @@ def difference_answers(comparisons: Comparisons, methods: int, digits: int) -> I
     found = comparisons.found
     for size in dict.fromkeys(difference.size for difference in found):
         here = [difference for difference in found if difference.size == size]
-        yield _answer(here, len(found), comparisons.baseline, digits)
+        labels = _labels(here)
+        lost = {label: n for label, n in comparisons.lost.items() if label in labels}
+        answer = _answer(here, len(found), comparisons.baseline, digits)
+        yield f"{answer}{survivors(lost)}"
     if not found:
         yield from _not_compared(comparisons, methods)
 

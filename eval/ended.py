@@ -1,108 +1,156 @@
 """Runs that their own numbers ended: they have no score, and a comparison must not forget them.
 
 Large critics are the likeliest to diverge, so that without these runs a comparison of sizes would
-be one of survivors.
+be one of survivors. An ended run is sorted to a board, a row and a column as one with a score is;
+a fact that it did not come to record speaks against none of them.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tql_offline.config import WITHOUT_CRITIC
-from tql_offline.datasets.catalogue import suite_of
 from tql_offline.errors import listed, numbered
-from tql_offline.eval.measured import Setting, task_name
+from tql_offline.eval.measured import Measured, Setting, measured, unscored
 from tql_offline.eval.protocol import namesake
-from tql_offline.eval.rows import MAX_NAMED, natural, tasks_of
+from tql_offline.eval.rows import MAX_NAMED, natural, row_names, task_of, with_shared_names
 from tql_offline.eval.run_records import Run
 from tql_offline.eval.selection import Pool
+from tql_offline.eval.variants import variant_names
 
 WITHOUT_SCORE = "ended without a score, by diverging or by a rule of watch"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A run that ended without a score, by what its settings say.
+@dataclass(frozen=True)
+class Lost:
+    """How many runs of one column ended without a score, and how many it would have had."""
 
-    Attributes:
-        method: name of its method in the literature.
-        size: its critic's size; empty if it has none.
-        task: as of a run with a score.
-        suite: suite of its dataset.
-        protocol: the protocol that was to judge it, as settings name it: `quick:5`.
+    ended: int
+    runs: int
+
+
+def ended_runs(runs: Iterable[Run]) -> list[Measured]:
+    """Those of some runs that their own numbers ended; all their scores are NaN.
+
+    A run whose settings cannot be read, so that its method is not known, is not among them.
     """
-
-    method: str
-    size: str
-    task: str
-    suite: str
-    protocol: str
-
-    def is_of(self, method: str) -> bool:
-        """Whether it may be of a board's method, which may be a variant: `TQL (α 30)`."""
-        return bool(self.method) and method.partition(" (")[0] == self.method
+    return [unscored(run) for run in runs if run.ended and run.method]
 
 
-def ended_runs(runs: Iterable[Run]) -> tuple[Ended, ...]:
-    """Those of some runs that their own numbers ended."""
-    return tuple(_ended(run) for run in runs if run.ended)
+def ended_by_setting(
+    ended: Iterable[Measured], settings: Iterable[Setting]
+) -> dict[Setting, list[Measured]]:
+    """Ended runs by the boards that they would be on, of boards with these settings.
+
+    If no board has a run's success timing and versions, as where the others were all evaluated
+    again elsewhere, the run is on every board of its protocol and suite rather than forgotten.
+    """
+    found: dict[Setting, list[Measured]] = {setting: [] for setting in settings}
+    for run in ended:
+        like = [setting for setting in found if _may_be_on(run.setting, setting)]
+        for setting in [one for one in like if _agree(run.setting, one)] or like:
+            found[setting].append(run)
+    return found
 
 
-def _ended(run: Run) -> Ended:
-    name, size, protocol = (
-        str(run.config.get(key, ""))
-        for key in ("dataset.name", "critic.size", "evaluation.protocol")
-    )
-    return Ended(
-        method=run.method,
-        size="" if run.config.get("objective") in WITHOUT_CRITIC else size,
-        task=task_name(run),
-        suite=suite_of(name),
-        protocol=protocol,
-    )
+def _may_be_on(of_run: Setting, of_board: Setting) -> bool:
+    """Whether protocol, of which settings tell no version, and suite are the same."""
+    protocol = namesake(of_board.protocol)
+    return of_run.suite == of_board.suite and namesake(of_run.protocol) == protocol is not None
 
 
-def ended_on(
-    ended: Iterable[Ended], setting: Setting, tasks: Iterable[str], methods: Iterable[str]
-) -> tuple[Ended, ...]:
-    """Those that would be on a board of this setting, with these rows and methods."""
-    known, named = tasks_of(tasks), tuple(methods)
-    protocol = namesake(setting.protocol)
-    return tuple(
-        run
-        for run in ended
-        if run.suite == setting.suite
-        and namesake(run.protocol) == protocol is not None
-        and run.task in known
-        and any(map(run.is_of, named))
-    )
+def _agree(of_run: Setting, of_board: Setting) -> bool:
+    """Whether no known success timing or version differs."""
+    known = zip(of_run[2:], of_board[2:], strict=True)
+    return all(one == other or "" in (one, other) for one, other in known)
 
 
-def ended_of_pools(ended: Iterable[Ended], pools: Iterable[Pool]) -> tuple[Ended, ...]:
-    """Those that would be of some pools, whatever protocol was to judge them."""
-    known = [(pool, tasks_of([pool.task])) for pool in pools]
-    return tuple(
-        run
-        for run in ended
-        if any(
-            run.is_of(pool.method) and run.size == pool.size and run.task in tasks
-            for pool, tasks in known
-        )
-    )
+def placed(
+    ended: Sequence[Measured], runs: Sequence[Measured], rows: Sequence[Measured]
+) -> tuple[Measured, ...]:
+    """Ended runs with the rows and columns that they would have on a board.
+
+    Args:
+        ended: ended runs of the board's setting.
+        runs: the board's runs, as `with_shared_names` returns them.
+        rows: the same, the task of each being its row.
+
+    Returns:
+        The runs, their `task` and `method` as the board calls it, or as it would call what none of
+        its runs has. Of two of one seed there, as of a copied folder, only one.
+    """
+    tasks = _names_beside(runs, with_shared_names(ended, runs), row_names)
+    of_rows = [replace(run, task=task) for run, task in zip(ended, tasks, strict=True)]
+    methods = _names_beside(rows, of_rows, variant_names)
+    found = [replace(run, method=name) for run, name in zip(of_rows, methods, strict=True)]
+    return tuple({(run.task, run.label, run.seed): run for run in found}.values())
 
 
-def ended_notes(ended: Sequence[Ended]) -> Iterator[str]:
+def _names_beside(
+    runs: Sequence[Measured],
+    ended: Sequence[Measured],
+    names_of: Callable[[Sequence[Measured]], Sequence[str]],
+) -> list[str]:
+    """Names of ended runs among others, whose names they do not change.
+
+    Beside the ended runs, the others' names may tell more than they do alone.
+    """
+    beside = names_of([*runs, *ended])
+    alone = dict(zip(beside, names_of(runs), strict=False))  # of `runs`, which come first
+    return [alone.get(name, name) for name in beside[len(runs) :]]
+
+
+def ended_of_pools(runs: Sequence[Run], pools: Iterable[Pool]) -> list[Measured]:
+    """Those runs that would be of some pools, whatever protocol was to judge them."""
+    known = {(pool.method, pool.size, task_of(pool.task)) for pool in pools}
+    scored = [found for found in map(measured, runs) if isinstance(found, Measured)]
+    ended = with_shared_names(ended_runs(runs), scored)
+    return [run for run in ended if (run.method, run.size, run.task) in known]
+
+
+# In sentences.
+
+
+def lost_by_label(ended: Iterable[Measured], runs: Iterable[Measured]) -> dict[str, Lost]:
+    """What each column lost; nothing of columns that lost no run.
+
+    Args:
+        ended: ended runs as `placed` returns them.
+        runs: runs with a score on the same board.
+    """
+    gone, scored = (Counter(run.label for run in each) for each in (ended, runs))
+    return {
+        label: Lost(gone[label], gone[label] + scored[label]) for label in sorted(gone, key=natural)
+    }
+
+
+def ended_notes(ended: Iterable[Measured]) -> Iterator[str]:
     """Yield a sentence on runs that a board lacks."""
-    if ended:
-        columns = Counter(f"{run.method} {run.size}".strip() for run in ended)
-        told = [f"{columns[column]} of {column}" for column in sorted(columns, key=natural)]
+    if columns := lost_by_label(ended, ()):
+        number = sum(lost.ended for lost in columns.values())
+        told = [f"{lost.ended} of {label}" for label, lost in columns.items()]
         yield (
-            f"{numbered(len(ended), 'run', 'runs')} ({listed(told, MAX_NAMED)}) {WITHOUT_SCORE}; "
+            f"{numbered(number, 'run', 'runs')} ({listed(told, MAX_NAMED)}) {WITHOUT_SCORE}; "
             "all numbers here are of the others"
         )
 
 
-def by_size(ended: Iterable[Ended], method: str, tasks: Iterable[str]) -> dict[str, int]:
-    """How many of a method's runs on some rows ended without a score, by size."""
-    known = tasks_of(tasks)
-    return dict(Counter(run.size for run in ended if run.is_of(method) and run.task in known))
+def survivors(lost: Mapping[str, Lost]) -> str:
+    """What to add to the answer of a comparison; empty if it lost no run.
+
+    >>> survivors({"small": Lost(2, 5)})
+    " These are survivors: 2 of small's 5 runs ended without a score, by diverging or by a rule of \
+watch."
+    """
+    told = [f"{each.ended} of {name}'s {each.runs}" for name, each in lost.items()]
+    return f" These are survivors: {listed(told, MAX_NAMED)} runs {WITHOUT_SCORE}." if told else ""
+
+
+def without_survivors(lost: Mapping[str, Lost]) -> Iterator[str]:
+    """Yield which columns lost all their runs, so that no comparison has them."""
+    none = [
+        f"{label} ({numbered(each.runs, 'run', 'runs')})"
+        for label, each in lost.items()
+        if each.ended == each.runs
+    ]
+    if none:
+        yield f"{listed(none, MAX_NAMED)}: all {WITHOUT_SCORE}, so no comparison has them."

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from tql_offline.errors import listed
-from tql_offline.eval.ended import Ended, ended_notes, ended_on
+from tql_offline.eval.ended import Lost, ended_by_setting, ended_notes, lost_by_label, placed
 from tql_offline.eval.measured import IMPORTED, NO_SIZE, REPORTED, Measured, Setting
 from tql_offline.eval.protocol import known_protocol, namesake
 from tql_offline.eval.published import Published
@@ -83,7 +83,8 @@ class Board:
             and imported columns.
         imported: cells by task and method of scores from elsewhere. They are in no `labels`, so
             that nothing compares them.
-        ended: runs that would be here, but diverged or were stopped by a rule.
+        ended: runs that would be here, but diverged or were stopped by a rule; the task of each is
+            the row that it would be in, which may be none of `tasks`.
     """
 
     setting: Setting
@@ -95,7 +96,12 @@ class Board:
     runs: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
     imported: Mapping[tuple[str, str], TaskScore] = field(default_factory=dict)
-    ended: tuple[Ended, ...] = ()
+    ended: tuple[Measured, ...] = ()
+
+    @property
+    def lost(self) -> dict[str, Lost]:
+        """What each column lost by runs that ended without a score, whatever their task."""
+        return lost_by_label(self.ended, self.runs)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -228,7 +234,7 @@ def blocks(have: Mapping[str, frozenset[str]]) -> list[Block]:
 def make_boards(
     runs: Iterable[Measured],
     published: Sequence[Published] = (),
-    ended: Sequence[Ended] = (),
+    ended: Sequence[Measured] = (),
 ) -> tuple[list[Board], list[str]]:
     """Sort runs into boards, alongside the scores that papers print for their tasks.
 
@@ -245,14 +251,15 @@ def make_boards(
         by_setting.setdefault(run.setting, []).append(run)
     ordered = sorted(by_setting.items(), key=lambda item: (-len(item[1]), item[0]))
     warnings: list[str] = []
-    return [_board(s, found, published, ended, warnings) for s, found in ordered], warnings
+    lacking = ended_by_setting(ended, by_setting)
+    return [_board(s, found, published, lacking[s], warnings) for s, found in ordered], warnings
 
 
 def _board(
     setting: Setting,
     runs: list[Measured],
     published: Sequence[Published],
-    ended: Sequence[Ended],
+    ended: Sequence[Measured],
     warnings: list[str],
 ) -> Board:
     is_own = setting.suite == OWN
@@ -270,7 +277,7 @@ def _board(
     split = {p.task for p in followed if not is_own} & tasks_of(tasks) - set(tasks)
     scores = {key: score_of(found) for key, found in cells.items()}
     known = known_protocol(setting.protocol)
-    lacking = ended_on(ended, setting, tasks, {run.method for run in distinct})
+    lacking = placed(ended, runs, rows)
     return Board(
         setting=setting,
         tasks=tasks,

@@ -14,7 +14,7 @@ from tql_offline.eval.leaderboard import Board, TaskScore, by_cell
 from tql_offline.eval.leaderboard_page import BoardSection, average_table, score_table
 from tql_offline.eval.measured import Measured, Setting
 from tql_offline.eval.report_tables import NONE, Cell, cell
-from tql_offline.eval.rows import tasks_of
+from tql_offline.eval.rows import natural, tasks_of
 from tql_offline.version import __version__
 
 SCHEMA = "tql-offline/leaderboard/1"
@@ -22,7 +22,7 @@ RECORDED = ("dataset_sha256", "env_id", "updates", "tql_offline")
 """Facts about the runs of a score that are listed, with every value they take."""
 COLUMNS = (
     *(*Setting._fields, "task", "method", "origin"),
-    *("runs", "score_unit", "mean", "sd", "low", "high", "bold"),
+    *("runs", "ended", "score_unit", "mean", "sd", "low", "high", "bold"),
     *RECORDED,
 )
 
@@ -87,8 +87,7 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(board: Board) -> Iterable[dict[str, Any]]:
-    runs = by_cell(board.runs)
-    unit = board.unit
+    runs, ended = by_cell(board.runs), by_cell(board.ended)
     for task in board.tasks:
         for label, bold in zip(board.labels, board.bold(task), strict=True):
             score = board.scores.get((task, label))
@@ -96,13 +95,29 @@ def _rows(board: Board) -> Iterable[dict[str, Any]]:
                 origin = "measured" if label in board.measured else "reported"
                 name = label.removesuffix(" (reported)") if origin == "reported" else label
                 facts = {"task": task, "method": name, "origin": origin, "bold": bold}
-                facts |= {"score_unit": unit, **_recorded(runs.get((task, label), ()))}
-                yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
+                number = len(ended.get((task, label), ())) if origin == "measured" else None
+                yield _row(board, facts, score, runs.get((task, label), ()), number)
         for method in board.imported_methods:
             if (score := board.imported.get((task, method))) is not None:
                 facts = {"task": task, "method": method, "origin": "imported", "bold": False}
-                facts |= {"score_unit": unit, **_recorded(())}
-                yield {**board.setting._asdict(), **facts, **_numbers(board, score)}
+                yield _row(board, facts, score, (), None)
+    without = TaskScore(runs=(), mean=math.nan, sd=math.nan)
+    lost = ended.keys() - board.scores.keys()  # all runs of a cell
+    for task, label in sorted(lost, key=lambda cell: tuple(map(natural, cell))):
+        facts = {"task": task, "method": label, "origin": "measured", "bold": False}
+        yield _row(board, facts, without, ended[task, label], len(ended[task, label]))
+
+
+def _row(
+    board: Board,
+    facts: dict[str, Any],
+    score: TaskScore,
+    runs: Sequence[Measured],
+    ended: int | None,
+) -> dict[str, Any]:
+    """A cell with what is recorded of its runs, and how many ended without a score, if known."""
+    facts = {**board.setting._asdict(), **facts, "ended": ended, "score_unit": board.unit}
+    return facts | _recorded(runs) | _numbers(board, score)
 
 
 def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:

@@ -18,6 +18,7 @@ from tql_offline.eval.averages import (
 from tql_offline.eval.claim import claim_sentences
 from tql_offline.eval.differences import Comparisons, compare_methods
 from tql_offline.eval.differences_page import difference_answers, difference_notes, difference_table
+from tql_offline.eval.ended import survivors, without_survivors
 from tql_offline.eval.leaderboard import Board, TaskScore, imported_label
 from tql_offline.eval.learning_curves import learning_plots
 from tql_offline.eval.line_styles import LineStyle, keys_of, line_styles
@@ -36,6 +37,7 @@ from tql_offline.eval.report_tables import (
     digits_of,
     grouped,
     make_table,
+    number_cell,
     plain,
     spread,
 )
@@ -130,7 +132,7 @@ def board_section(
     if pairs := improvement_table(core, is_whole):
         tables.append(pairs)
     tables.append(difference_table(comparisons, board.unit, digits_of(percent)))
-    unknown = tuple(without_scaling(board, scalings))
+    unknown = (*without_scaling(board, scalings), *without_survivors(board.lost))
     differences = tuple(difference_answers(comparisons, methods, digits_of(percent)))
     tables += [scaling_table(scaling, percent, board.is_rate) for scaling in scalings]
     if scalings and printed:
@@ -173,7 +175,7 @@ def without_scaling(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
             sizes.setdefault(run.method, {}).setdefault(run.size, set()).add(run.task)
         if run.size and not run.parameters:
             uncounted.add(run.method)
-    compared = {scaling.method for scaling in scalings}
+    compared, all_lost = {scaling.method for scaling in scalings}, board.lost
     for method, by_size in sizes.items():
         if method not in compared and len(by_size) > 1 and method in uncounted:
             yield (
@@ -182,10 +184,11 @@ def without_scaling(board: Board, scalings: Sequence[Scaling]) -> Iterator[str]:
             )
             continue
         tasks = [task for found in by_size.values() for task in found]
+        lost = {size: n for size in by_size if (n := all_lost.get(f"{method} {size}"))}
         if method not in compared and len(by_size) > 1 and len(tasks) == len(set(tasks)):
             yield (
                 f"{method}, {', '.join(by_size)}: no task has runs of two of these sizes, so "
-                "an effect of size cannot be told from one of the task."
+                f"an effect of size cannot be told from one of the task.{survivors(lost)}"
             )
 
 
@@ -480,6 +483,7 @@ def improvement_table(board: Board, is_whole: bool) -> Table | None:
 
 def alone_table(boards: Sequence[Board]) -> Table:
     """Table of the runs that are alone on their boards, with what sets each apart."""
+    has_ended = any(board.ended for board in boards)
     rows = (
         (
             cell(run.name),
@@ -488,13 +492,15 @@ def alone_table(boards: Sequence[Board]) -> Table:
             Cell(text=plain(run.score, board.decimals), sort=run.score),
             cell(board.unit),
             cell(str(board.setting)),
+            *([number_cell(len(board.ended))] if has_ended else []),
         )
         for board in boards
         for run in board.runs
     )
     caption = "Scores of one run each"
     columns = ("run", "task", "method", "score", "unit", "protocol, data and versions")
-    return make_table(caption, columns, rows)
+    ended = ("others that ended without a score",) if has_ended else ()
+    return make_table(caption, (*columns, *ended), rows)
 
 
 def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple, Self
 
-from tql_offline.config import SIZES
+from tql_offline.config import SIZES, WITHOUT_CRITIC
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import shown
-from tql_offline.eval.protocol import protocol_label
+from tql_offline.eval.protocol import namesake, protocol_label
 from tql_offline.eval.rows import DIGEST, OWN, own_name
 from tql_offline.eval.run_records import Evaluation, Run, count, has_own_episodes, lookup
 from tql_offline.eval.variants import Settings, differing, settings_of
@@ -128,7 +128,7 @@ def played_of(evaluation: Evaluation) -> Played:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A finished run's scores.
+    """A finished run's scores; of a run that ended without any, what tells where they would be.
 
     Attributes:
         name: the run's name in warnings.
@@ -174,18 +174,18 @@ class Measured:
     dataset_sha256: str
     env_id: str
     tql_offline: str
-    score: float
-    last: float
-    last_three: float
-    best: float
-    updates: int
-    seconds: float
-    flops: float
-    device: str
     settings: Settings
-    counted: int
-    reference: str
     conditions: Mapping[str, str]
+    score: float = math.nan
+    last: float = math.nan
+    last_three: float = math.nan
+    best: float = math.nan
+    updates: int = 0
+    seconds: float = math.nan
+    flops: float = math.nan
+    device: str = ""
+    counted: int = 0
+    reference: str = ""
     behaviour: float = math.nan
     in_same_episodes: bool = False
     in_own_episodes: bool = False
@@ -249,7 +249,7 @@ def measured(run: Run) -> Measured | str:
         size=size,
         parameters=count(result.get("parameters")),
         seed=seed,
-        dataset_sha256=_string(result.get("dataset_sha256")),
+        dataset_sha256=_data_digest(run),
         env_id=score.last.env_id,
         tql_offline=_string(run.provenance.get("tql_offline")),
         score=_mean([e.score for e in score.evaluations]),
@@ -303,6 +303,34 @@ def _have_same_episodes(run: Run, one: Evaluation, other: Evaluation) -> bool | 
     return True if len(known) == one.episodes else None
 
 
+def unscored(run: Run) -> Measured:
+    """A run that ended without a score as it would be on a board, as far as it came to record it.
+
+    Args:
+        run: a run with usable settings and no result.
+    """
+    protocol = _string(run.config.get("evaluation.protocol"))
+    learned = [e for e in run.evaluations if e.policy == "learned"]
+    own = [e for e in learned if namesake(e.protocol) == namesake(protocol)]
+    last = own[-1] if own else None
+    has_critic = run.config.get("objective") not in WITHOUT_CRITIC
+    return Measured(
+        name=run.name,
+        setting=setting_played(run, protocol, last),
+        task=task_name(run),
+        dataset=_dataset(run),
+        method=run.method,
+        size=_string(run.config.get("critic.size")) if has_critic else "",
+        parameters=count(run.provenance.get("critic_parameters")),
+        seed=count(run.config.get("seed")) or 0,
+        dataset_sha256=_data_digest(run),
+        env_id=_string(run.provenance.get("environment.env_id")),
+        tql_offline=_string(run.provenance.get("tql_offline")),
+        settings=settings_of(run),
+        conditions=conditions_of(run, last),
+    )
+
+
 def task_name(run: Run) -> str:
     """Name of a run's dataset with its task, or of the environment if there is no dataset."""
     name, recorded = _dataset(run), _string(run.provenance.get("dataset.name"))
@@ -321,28 +349,37 @@ def _dataset(run: Run) -> str:
     return with_task(name)
 
 
-def setting_played(run: Run, protocol: str, evaluation: Evaluation) -> Setting:
+def _data_digest(run: Run) -> str:
+    """SHA-256 of a run's data, by its result or, where there is none, by what it began with."""
+    key = "dataset_sha256" if run.result else "dataset.sha256"
+    return _string((run.result or run.provenance).get(key))
+
+
+def setting_played(run: Run, protocol: str, evaluation: Evaluation | None) -> Setting:
     """The setting an evaluation was played with; if not recorded, what the run began with."""
-    facts, played = run.provenance, dict(evaluation.versions)
-    timing = evaluation.success_timing or _string(lookup(facts, "success_timing"))
+    facts, played = run.provenance, dict(evaluation.versions if evaluation else ())
+    recorded = evaluation.success_timing if evaluation else ""
+    timing = recorded or _string(lookup(facts, "success_timing"))
     versions = (played.get(name) or _string(lookup(facts, name)) for name in SIMULATORS)
     # A file of one's own is of no suite, whatever it is called.
     return Setting(protocol, suite_of(_dataset(run) or task_name(run)), timing, *versions)
 
 
-def conditions_of(run: Run, evaluation: Evaluation) -> dict[str, str]:
+def conditions_of(run: Run, evaluation: Evaluation | None) -> dict[str, str]:
     """The conditions that distinguish a task's rows, without those that were not recorded."""
+    began, e = run.provenance, evaluation
     # Of the environment's own package.
-    others = {name: version for name, version in evaluation.versions if name not in SIMULATORS}
-    began = run.provenance
-    limit = evaluation.max_episode_steps or count(began.get("environment.max_episode_steps"))
+    others = {name: at for name, at in e.versions if name not in SIMULATORS} if e else {}
+    env_id = (e.env_id if e else "") or _string(began.get("environment.env_id"))
+    played_limit = e.max_episode_steps if e else None
+    limit = played_limit or count(began.get("environment.max_episode_steps"))
     found = {
         **others,  # first, as its names are the file's
-        "data": _string(run.result.get("dataset_sha256"))[:DIGEST],
-        "environment": _environment(evaluation.env_id or _string(began.get("environment.env_id"))),
+        "data": _data_digest(run)[:DIGEST],
+        "environment": _environment(env_id),
         "step limit": str(limit or ""),
         # Without its source, which may name a folder on one machine.
-        "reference": evaluation.reference.partition(", from ")[0],
+        "reference": e.reference.partition(", from ")[0] if e else "",
     }
     return {key: value for key, value in found.items() if value}
 

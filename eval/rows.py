@@ -44,10 +44,17 @@ def own_name(path: str) -> str:
     return PurePosixPath(file_name(path)).stem or path
 
 
-def with_shared_names(runs: Sequence["Measured"]) -> list["Measured"]:
-    """The runs; those on one's own data of one content are of one task, as most of them call it."""
+def with_shared_names(
+    runs: Sequence["Measured"], others: Sequence["Measured"] = ()
+) -> list["Measured"]:
+    """The runs; those on one's own data of one content are of one task, as most of them call it.
+
+    Args:
+        runs: runs whose `task` is their data's name.
+        others: runs that name the tasks instead, if there are some.
+    """
     called: dict[str, Counter[str]] = {}
-    for run in runs:
+    for run in others or runs:
         if run.setting.suite == OWN and run.dataset_sha256:
             called.setdefault(run.dataset_sha256, Counter())[run.task] += 1
     shared = {digest: _commonest(names) for digest, names in called.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tql_offline.eval.ended import by_size
+from tql_offline.eval.ended import Lost
 from tql_offline.eval.leaderboard import Block, Board, blocks
 from tql_offline.eval.measured import Measured
 from tql_offline.eval.rows import natural
@@ -70,7 +70,8 @@ class Scaling:
         left_out: sizes not compared, since they lack these tasks.
         differing: settings other than the size that differ between runs of one task.
         by_task: the sizes on each task, where scores of unlike tasks cannot be averaged; else none.
-        ended: number of runs on these tasks that have no score, by size (see `ended`).
+        lost: what each of the method's sizes lost by runs that ended without a score, on any task:
+            a size may lack a task because all its runs there did.
     """
 
     method: str
@@ -83,7 +84,7 @@ class Scaling:
     left_out: tuple[str, ...]
     differing: tuple[str, ...]
     by_task: dict[str, tuple[SizePoint, ...]] = field(default_factory=dict)
-    ended: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, Lost] = field(default_factory=dict)
 
     @property
     def best(self) -> SizePoint:
@@ -122,6 +123,8 @@ def _scaling(
         return None
     tasks = tuple(next(iter(tables.values())))
     flat = [[run for table in tables.values() for run in table[task]] for task in tasks]
+    sizes = {run.size: run.label for run in sorted(runs, key=lambda run: run.parameters or 0)}
+    lost = board.lost
     if all(len({run.parameters for run in task}) == 1 for task in flat):
         return None  # two names of one size
     smallest, *_, largest = (tables[size] for size in tables)
@@ -151,7 +154,7 @@ def _scaling(
         by_task={}
         if has_average
         else {task: _points(_on_task(tables, task), board.is_rate) for task in tasks},
-        ended=by_size(board.ended, method, tasks),
+        lost={size: lost[label] for size, label in sizes.items() if label in lost},
     )
 
 

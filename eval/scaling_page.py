@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tql_offline.errors import listed, numbered
 from tql_offline.eval.averages import number_of_tasks
-from tql_offline.eval.ended import WITHOUT_SCORE
+from tql_offline.eval.ended import survivors
 from tql_offline.eval.leaderboard import Board
 from tql_offline.eval.line_styles import colours_of
 from tql_offline.eval.plots import MAX_COLOUR, MAX_PANELS, Line, Panel, short_count
@@ -152,7 +152,7 @@ def trend_sentence(
     return (
         f"{scaling.method}, {first.size} to {last.size}, over {_tasks(scaling)}: "
         f"{_confounded(scaling)}{_answer(scaling, p, least_p, tests)}{evidence}; "
-        f"{_change(scaling, tests, digits)}.{_survivors(scaling)}"
+        f"{_change(scaling, tests, digits)}.{survivors(scaling.lost)}"
         f"{_enough(scaling, least_p, tests)}"
         f"{'' if brief else _within(scaling, digits)}"
     )
@@ -227,15 +227,6 @@ def _enough(scaling: Scaling, least_p: float, tests: int) -> str:
     if scaling.alike or least_p < SIGNIFICANCE or scaling.trend.fewest_runs >= runs:
         return ""
     return f" A trend can show from {runs} runs of each size{each} on."
-
-
-def _survivors(scaling: Scaling) -> str:
-    """The runs that this does not compare, since they ended without a score."""
-    if not scaling.ended:
-        return ""
-    with_score = {point.size: point.runs for point in scaling.points}
-    told = [f"{n} of {size}'s {n + with_score.get(size, 0)}" for size, n in scaling.ended.items()]
-    return f" These are survivors: {listed(told, MAX_NAMED)} runs {WITHOUT_SCORE}."
 
 
 def _within(scaling: Scaling, digits: int) -> str:

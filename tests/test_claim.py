@@ -15,7 +15,6 @@ from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
 from tql_offline.documents import flatten
 from tql_offline.eval.claim import claim_sentences
-from tql_offline.eval.ended import Ended
 from tql_offline.eval.leaderboard import make_boards
 from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.measured import measured
@@ -323,10 +322,19 @@ def test_no_verdict_is_given_on_what_was_not_repeated(tmp_path, how, said):
     assert "differs by" not in sentence
 
 
-@pytest.mark.parametrize(("size", "judged"), [("xl", False), ("small", False), ("large", True)])
-def test_survivors_alone_give_no_verdict(tmp_path, size, judged):
+@pytest.mark.parametrize(
+    ("other", "judged"),
+    [
+        ({"size": "xl"}, False),
+        ({"size": "small"}, False),
+        ({"size": "large"}, True),
+        ({"size": "xl", "method": "TQL (flow.alpha 3.0)"}, True),
+        ({"size": "xl", "task": "cube-single-play-singletask-task1-v0, data 5a5a5a5a"}, True),
+    ],
+)
+def test_survivors_alone_give_no_verdict(tmp_path, other, judged):
     board = board_of(tmp_path)
-    lost = Ended(method="TQL", size=size, task="", suite="", protocol="")
+    lost = replace(board.runs[0], **other)
     (sentence,) = claim_sentences(replace(board, ended=(lost,)), published_sizes())
     assert ("No verdict: runs of these sizes diverged" not in sentence) == judged
 

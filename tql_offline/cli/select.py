@@ -40,7 +40,7 @@ def select(
     out: Annotated[Path | None, typer.Option(help="JSON file for the full curves.")] = None,
 ) -> None:
     """Show what choosing among a method's runs by online episodes yields (unifloral's protocol)."""
-    from tql_offline.eval.ended import ended_notes, ended_of_pools, ended_runs
+    from tql_offline.eval.ended import ended_notes, ended_of_pools
     from tql_offline.eval.run_records import read_run
     from tql_offline.eval.selection import pools, selection_curve
 
@@ -69,7 +69,7 @@ def select(
         curves.append((pool, curve))
     for table in dict.fromkeys(map(_table, found)):
         _print(*table, [(pool, curve) for pool, curve in curves if _table(pool) == table])
-    for note in ended_notes(ended_of_pools(ended_runs(read), found)):
+    for note in ended_notes(ended_of_pools(read, found)):
         say(note)
     if few := sorted({len(pool.runs) for pool in found if len(pool.runs) < arms}):
         say(
