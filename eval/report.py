@@ -123,6 +123,7 @@ def write_report(
     progress: Callable[[int], None] | None = None,
     *,
     merged: Sequence[Path] = (),
+    without_result: Sequence[RunFolder] = (),
     published: bool = True,
     scores: Sequence[Path] = (),
     baseline: str = "",
@@ -134,6 +135,8 @@ def write_report(
         out: output folder, created if missing.
         progress: called with the number of runs done.
         merged: others' `result.json` files; they appear on the leaderboard only.
+        without_result: others' run folders without one; boards count those that ended early, and
+            warnings name them all.
         published: whether to show printed scores of the same tasks and protocol alongside.
         scores: files of scores from elsewhere to show alongside; see `imported.read_scores`.
         baseline: the method that others of its size are compared with; empty to compare each pair.
@@ -145,7 +148,7 @@ def write_report(
         InputError: there is neither a run nor a usable result, no finished run is of the baseline,
             a file of scores is unusable, or `out` cannot be written to.
     """
-    if not runs and not merged:
+    if not runs and not merged and not without_result:
         raise InputError("a report needs at least one run; name a run folder or a folder of runs")
     imported = read_scores(scores)
     found, is_detailed = [], len(runs) <= MAX_DETAILED_RUNS
@@ -159,7 +162,13 @@ def write_report(
         _run_section(run, f"run-{index}" if is_detailed else "")
         for index, run in enumerate(read, start=1)
     ]
-    boards, warnings = _boards(read, merged, published, imported, baseline)
+    own = {folder.path.resolve() for folder in runs}
+    lacking = [
+        (folder.path.as_posix(), read_run(folder, timed=False))
+        for folder in without_result
+        if folder.path.resolve() not in own
+    ]
+    boards, warnings = _boards(read, merged, lacking, published, imported, baseline)
     page = _page(read, sections, boards, warnings)
     texts = {
         "report.html": render("report.html.jinja", page),
@@ -188,6 +197,7 @@ def _write_all(out: Path, texts: dict[str, str]) -> None:
 def _boards(
     named: list[tuple[str, Run]],
     merged: Sequence[Path],
+    lacking: list[tuple[str, Run]],
     published: bool,
     imported: Sequence[ImportedScore],
     baseline: str,
@@ -195,8 +205,9 @@ def _boards(
     """The leaderboard's sections, and sentences on what was left out."""
     own = [measured(replace(run, name=name)) for name, run in named]
     others, warnings = _read_merged(merged)
-    if len(named) + len(merged) > 1:
+    if len(named) + len(merged) + len(lacking) > 1:
         warnings += _left_out(named, own)
+    warnings += _left_out(lacking, [measured(run) for _, run in lacking])
     if not own and not others:
         more = f"; nor can {len(warnings) - 1} more" if len(warnings) > 1 else ""
         raise InputError(
@@ -205,7 +216,7 @@ def _boards(
         )
     found = [scores for scores in own if isinstance(scores, Measured)]
     found += _with_paths(others, {name for name, _ in named})
-    ended = ended_runs(run for _, run in named)
+    ended = ended_runs(run for _, run in (*named, *lacking))
     boards, left_out = make_boards(found, published_scores() if published else (), ended)
     _check_baseline(baseline, boards)
     printed = published_sizes() if published else ()

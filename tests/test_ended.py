@@ -276,6 +276,48 @@ def test_a_copy_of_an_ended_run_is_not_counted_twice(tmp_path):
     assert len(board.ended) == 1
 
 
+def test_others_runs_that_ended_or_are_unfinished_are_not_forgotten(tmp_path, capsys):
+    """Nor their own results merged with them; a folder of ended runs alone can be merged, too."""
+    for size in ("tiny", "small"):
+        for seed in range(3):
+            make_run(tmp_path / "mine" / f"{size}{seed}", size=size, seed=seed)
+    ended_run(tmp_path / "others" / "e", size="small", seed=3)
+    make_run(tmp_path / "others" / "u", seed=4, finished=False)
+    theirs = make_run(tmp_path / "others" / "r", seed=5)
+    theirs.result.rename(theirs.path / "alice-result.json")
+    model = tmp_path / "others" / "model"  # of `export`
+    model.mkdir()
+    for name in ("config.toml", "model.json"):
+        (model / name).write_text("")
+    flags = ["--no-published", "--out", str(tmp_path / "out"), "--merge"]
+    mine = ["report", str(tmp_path / "mine")]
+    code, output = command([*mine, *flags, str(tmp_path / "others")], capsys)
+    assert code == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"These are survivors: 1 of small's 4 runs {WITHOUT_SCORE}." in page
+    said = output.err.splitlines()
+    assert [line.partition("others/")[2].partition(",")[0] for line in said] == [
+        "e was stopped by watch.exploding_q",
+        "u is unfinished",
+    ]
+    code, _ = command([*mine, *flags, str(tmp_path / "others" / "e")], capsys)
+    assert code == 0
+    assert f"1 of small's 4 runs {WITHOUT_SCORE}." in (tmp_path / "out" / "report.md").read_text()
+    code, output = command(["report", *flags, str(tmp_path / "others" / "e")], capsys)
+    assert code == 2
+    assert "e was stopped by watch.exploding_q" in output.err
+
+
+def test_ones_own_folders_merged_with_themselves_are_counted_once(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    make_run(runs / "r", seed=0)
+    ended_run(runs / "e", seed=1)
+    flags = ["--no-published", "--out", str(tmp_path / "out")]
+    code, output = command(["report", str(runs), "--merge", str(runs), *flags], capsys)
+    assert code == 0
+    assert output.err.count("was stopped by watch.exploding_q") == 1
+
+
 @pytest.mark.parametrize(
     "text",
     ["[]", "{", '{"step": -1, "rule": "<b>", "sentence": 3}', '{"step": "x", "rule": []}', "{}"],

@@ -117,6 +117,10 @@ def _is_empty(path: Path) -> bool:
     return not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
 
 
+_BEGUN = {RunFolder(Path()).config.name, RunFolder(Path()).ended.name}
+"""Files that tell of a run without a result."""
+
+
 def find_runs(paths: list[Path]) -> list[RunFolder]:
     """Run folders at or below the given paths, sorted by path, without exported models.
 
@@ -157,17 +161,29 @@ def find_results(paths: list[Path]) -> list[Path]:
     A name may say whose result it is: `alice-result.json` is found, `provenance.json` is not.
 
     Raises:
-        InputError: a path does not exist, or no result lies below it.
+        InputError: a path does not exist, or neither a result nor a run without one lies below it.
     """
     found: set[Path] = set()
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a result.json or a folder of such files")
         here = [path] if path.is_file() else [*filter(_is_result, _below(path))]
-        if not here:
+        if not here and not find_without_result([path]):
             raise InputError(f"no file named like result.json lies in {path}")
         found.update(here)
     return sorted(found)
+
+
+def find_without_result(paths: list[Path]) -> list[RunFolder]:
+    """Run folders at or below given folders that hold no result: unfinished, or ended early."""
+    begun, finished = set(), set()
+    for file in (file for path in paths for file in _below(path)):
+        if _is_result(file):
+            finished.add(file.parent)
+        elif file.name in _BEGUN and file.is_file():
+            begun.add(file.parent)
+    folders = map(RunFolder, sorted(begun - finished))
+    return [folder for folder in folders if not _is_model(folder)]
 
 
 def _is_result(path: Path) -> bool:

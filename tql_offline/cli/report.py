@@ -8,7 +8,7 @@ import typer
 from tql_offline.cli import app
 from tql_offline.cli.tables import progress_bar, say, warn
 from tql_offline.errors import InputError
-from tql_offline.runs import find_results, find_runs
+from tql_offline.runs import find_results, find_runs, find_without_result
 
 
 @app.command()
@@ -43,6 +43,7 @@ def report(
         files = write_report(
             *(folders, out, progress.reach),
             merged=merged,
+            without_result=find_without_result(merge or []),
             published=published,
             scores=scores or (),
             baseline=baseline,
