@@ -172,11 +172,11 @@ def test_a_lone_survivor_is_shown_with_the_number_of_others(tmp_path):
 
 
 def test_a_comparison_of_methods_says_that_it_is_of_survivors(tmp_path):
-    folders = [make_run(tmp_path / f"m{s}", seed=s, method="IQL") for s in range(4)]
+    folders = [make_run(tmp_path / f"m{s}", seed=s, method="FQL") for s in range(4)]
     folders += [make_run(tmp_path / f"r{s}", seed=s) for s in range(2)]
     folders += [ended_run(tmp_path / f"e{s}", seed=s) for s in (2, 3)]
     (answer,) = answers_of(folders)
-    assert answer.startswith("IQL tiny and TQL tiny")
+    assert answer.startswith("FQL tiny and TQL tiny")
     assert answer.endswith(f" These are survivors: 2 of TQL tiny's 4 runs {WITHOUT_SCORE}.")
 
 
