@@ -908,6 +908,7 @@ def test_the_documented_table_has_every_target():
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(fuzz.TARGETS)
 
 
+@pytest.mark.timeout(600)  # a reading process's start takes seconds, beside others many more
 @pytest.mark.parametrize("share", [0.2, slowly(1)])
 def test_spoiled_files_give_nothing_but_input_errors(tmp_path, share):
     counts = {name: math.ceil(share * count) for name, count in INPUTS.items()}
