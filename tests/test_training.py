@@ -40,12 +40,18 @@ TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 MAZE = "pointmaze-medium-singletask-task1-v0"
 TINY = {
     "critic": {"size": "tiny"},
-    "flow": {"hidden": [16, 16]},
+    "flow": {"hidden": [16, 16], "flow_steps": 2},
     "steps": 20,
     "batch_size": 16,
     "log_every": 5,
     "checkpoint_every": 10,
+    "evaluation": {"processes": 1},
 }
+SMALL = [
+    *("--size", "tiny", "--batch-size", "16", "--set", "flow.hidden=[16,16]"),
+    *("--set", "flow.flow_steps=2", "--set", "evaluation.processes=1"),
+]
+"""Its networks, batches and processes as flags."""
 UNSCORED = {"evaluation": {"protocol": "quick"}}
 """Scores at four steps, which data without an environment leave for later."""
 
@@ -81,9 +87,21 @@ def train_own(own, runs, **overrides):
 
 
 @pytest.fixture(scope="module")
+def trained(own, tmp_path_factory):
+    """A whole run on the file, of which nothing is scored."""
+    return train_own(own, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of it."""
+    return RunFolder(shutil.copytree(trained.path, tmp_path / trained.path.name))
+
+
+@pytest.fixture(scope="module")
 def scored(data, tmp_path_factory):
     """A whole run with evaluation."""
-    config = resolve(TINY | {"dataset": {"name": TASK}, "evaluation": {"processes": 1}})
+    config = resolve(TINY | {"dataset": {"name": TASK}})
     return run(config, data, tmp_path_factory.mktemp("runs"), "", SilentReporter())
 
 
@@ -127,13 +145,12 @@ def test_run_folder_holds_the_contract(scored):
     assert not keys & {"seconds", "updates_per_second"}
 
 
-def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path, capsys):
-    folder = train_own(own, tmp_path)
+def test_a_run_without_an_environment_is_scored_in_one_given_later(folder, capsys):
     score = ["eval", str(folder.path), "--policy", "learned"]
     before = folder.provenance.read_bytes(), folder.result.read_bytes()
     for env, said in (
         ("", "no environment to score policies in; give --env"),
-        ("cube-single-v0", "2 observation dims where cube-single-v0 has 28"),
+        ("rollout_environments:Even-v0", "2 observation dims where rollout_environments:Even-v0"),
         ("NoSuch-v0", "'NoSuch-v0' cannot be made"),
         (":x", "':x' cannot be made"),
         ("rollout_environments:Unmakeable-v0", "cannot be made (no room)"),
@@ -164,11 +181,11 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(own, tmp_path
 
 
 def test_seeds_end_in_their_mean(own, tmp_path, capsys):
-    settings = ["critic.size=tiny", "flow.hidden=[8]", "steps=2", "batch_size=4"]
-    flags = [word for setting in settings for word in ("--set", setting)]
     maze = ["--env", "rollout_environments:ShortMaze-v0", "--protocol", "quick-return:1@2"]
     place = ["--dataset", str(own), "--runs", str(tmp_path), "--name", "r"]
-    code, output = command(["train", *place, *flags, *maze, "--seeds", "0-1"], capsys)
+    code, output = command(
+        ["train", *place, *SMALL, "--steps", "2", *maze, "--seeds", "0-1"], capsys
+    )
     assert code == 0, output.err
     said = " ".join(output.out.split())
     assert "over 2 seeds, learned policy at the last update: -30 ± 0 score" in said
@@ -218,8 +235,7 @@ def test_lines_of_metrics_name_their_seed_where_there_are_several(
 ):
     monkeypatch.setattr(tables, "PLAIN_SECONDS", 0.0)
     place = ["--dataset", str(own), "--runs", str(tmp_path), "--no-eval"]
-    small = ["critic.size=tiny", "flow.hidden=[8]", "steps=2", "batch_size=4", "log_every=1"]
-    train = ["train", *place, *(word for setting in small for word in ("--set", setting))]
+    train = ["train", *place, *SMALL, "--steps", "2", "--set", "log_every=1"]
     _, several = command([*train, "--seeds", "0,3"], capsys)
     found = re.findall(r"^seed (\d), update (\d) ", several.out, re.MULTILINE)
     assert sorted(found) == [("0", "1"), ("0", "2"), ("3", "1"), ("3", "2")]
@@ -229,15 +245,15 @@ def test_lines_of_metrics_name_their_seed_where_there_are_several(
 
 def test_a_run_that_nothing_scores_keeps_what_scores_are_made_of(own, tmp_path, capsys):
     protocol = {"protocol": "quick-return:2@10"}
-    folder = train_own(own, tmp_path, keep_checkpoints=1, evaluation=protocol)
+    evaluation = TINY["evaluation"] | protocol
+    folder = train_own(own, tmp_path, keep_checkpoints=1, evaluation=evaluation)
     assert folder.checkpoint_steps() == [10, 20]
     maze = "rollout_environments:ShortMaze-v0"
     assert command(["eval", str(folder.path), "--env", maze, "--missing"], capsys)[0] == 0
     assert [line["step"] for line in read_jsonl(folder.evaluations)] == [10, 20, 20]
 
 
-def test_a_run_without_an_environment_is_judged_by_its_first_protocol(own, tmp_path, capsys):
-    folder = train_own(own, tmp_path)
+def test_a_run_without_an_environment_is_judged_by_its_first_protocol(folder, capsys):
     maze = "rollout_environments:ShortMaze-v0"
     score = ["eval", str(folder.path), "--env", maze, "--protocol", "quick-return:2"]
     code, output = command(score, capsys)
@@ -265,8 +281,7 @@ def test_runs_may_be_named_by_a_text(own, tmp_path):
         )  # fmt: skip
 
 
-def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path, monkeypatch):
-    folder = train_own(own, tmp_path)
+def test_a_given_environment_stands_once_something_is_scored_in_it(folder, monkeypatch):
 
     def score(env_id, protocol=""):
         evaluate_run(
@@ -286,8 +301,8 @@ def test_a_given_environment_stands_once_something_is_scored_in_it(own, tmp_path
     assert read_json(folder.result)["task"] == "rollout_environments:ShortMaze-v0"
 
 
-def test_the_protocol_of_a_first_scoring_that_failed_is_no_runs_own(own, tmp_path, monkeypatch):
-    folder, maze = train_own(own, tmp_path), "rollout_environments:ShortMaze-v0"
+def test_the_protocol_of_a_first_scoring_that_failed_is_no_runs_own(folder, monkeypatch):
+    maze = "rollout_environments:ShortMaze-v0"
     given = {"policies": ("learned",), "device": "cpu", "reporter": SilentReporter()}
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", raising(KeyboardInterrupt()))
@@ -308,8 +323,7 @@ def test_the_environment_that_a_run_was_trained_with_is_not_replaced(scored, tmp
     assert "another task; leave --env out" in output.err
 
 
-def test_an_unfinished_run_is_given_no_environment(own, tmp_path, capsys):
-    folder = train_own(own, tmp_path)
+def test_an_unfinished_run_is_given_no_environment(folder, capsys):
     shutil.rmtree(folder.checkpoints / "20")
     folder.result.unlink()
     before = folder.provenance.read_bytes()
@@ -336,7 +350,7 @@ def test_a_run_finds_its_data_from_another_folder(own, tmp_path, monkeypatch, ca
     (tmp_path / "else").mkdir()
     shutil.copy(own, tmp_path / "begun" / "mine.npz")
     monkeypatch.chdir(tmp_path / "begun")
-    folder = train_own("mine.npz", tmp_path / "runs")
+    folder = train_own("mine.npz", tmp_path / "runs", steps=2)
     kept = folder.result.read_bytes()
     monkeypatch.chdir(tmp_path / "else")
     folder.result.unlink()
@@ -362,7 +376,7 @@ def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys
     (tmp_path / "there").mkdir()
     first, moved = tmp_path / "mine.npz", tmp_path / "there" / "its new name.npz"
     shutil.copy(own, first)
-    folder = train_own(str(first), tmp_path / "runs")
+    folder = train_own(str(first), tmp_path / "runs", steps=2)
     config, result = folder.config.read_bytes(), folder.result.read_bytes()
     folder.result.unlink()
     first.rename(moved)
@@ -370,7 +384,7 @@ def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys
     commands = (
         ["train", "--resume", asked],
         ["eval", asked, "--ope", "fqe", "--ope-updates", "1"],
-        ["inspect", asked, "--grid", "2"],
+        ["inspect", asked, "--grid", "2", "--states", "0"],
     )
     for words in commands:
         assert command(words, capsys)[0] == 2
@@ -388,10 +402,11 @@ def test_data_that_were_moved_are_named_by_their_new_place(own, tmp_path, capsys
         assert (code, said in " ".join(output.err.split())) == (2, True), output.err
 
 
-def test_a_file_that_is_not_the_runs_is_told_as_that_whatever_else_is_wrong(own, tmp_path, capsys):
-    folder = train_own(str(own), tmp_path / "runs")
+def test_a_file_that_is_not_the_runs_is_told_as_that_whatever_else_is_wrong(
+    own, trained, tmp_path, capsys
+):
     kept, other = dict(np.load(own)), tmp_path / "other.npz"
-    words = ["inspect", str(folder.path), "--grid", "2", "--path", str(other)]
+    words = ["inspect", str(trained.path), "--grid", "2", "--path", str(other)]
     for faulty in (kept | {"actions": 9 * kept["actions"]}, {"nothing": np.zeros(3)}):
         np.savez(other, **faulty)
         code, output = command(words, capsys)
@@ -402,7 +417,7 @@ def test_a_moved_minari_folder_is_found_by_its_new_place(own, tmp_path, capsys):
     first, moved = tmp_path / "there" / "mine", tmp_path / "mine"
     first.parent.mkdir()
     convert(own, first)
-    folder = train_own(str(first), tmp_path / "runs")
+    folder = train_own(str(first), tmp_path / "runs", steps=2)
     folder.result.unlink()
     first.rename(moved)
     assert command(["train", "--resume", str(folder.path)], capsys)[0] == 2
@@ -411,7 +426,7 @@ def test_a_moved_minari_folder_is_found_by_its_new_place(own, tmp_path, capsys):
 
 
 def test_data_scaled_otherwise_than_the_settings_say_are_refused(own, tmp_path, monkeypatch):
-    bounded = TINY | {"dataset": {"name": str(own), "action_bounds": [-2, 2]}}
+    bounded = TINY | {"dataset": {"name": str(own), "action_bounds": [-2, 2]}, "steps": 2}
     with pytest.raises(InputError, match="action_bounds are -2 to 2 and .* scaled by none"):
         run(resolve(bounded), load(str(own)), tmp_path, "r", SilentReporter())
     halved = load(str(own), action_bounds=[-2, 2])
@@ -440,10 +455,10 @@ def test_settings_of_other_data_are_refused(data, own, tmp_path):
 
 def test_an_objective_of_ones_own_trains_saves_and_acts(own, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mine", "test_training:MineQ")
-    folder = train_own(own, tmp_path, objective="mine")
+    folder = train_own(own, tmp_path, objective="mine", steps=2)
     assert read_json(folder.result)["method"] == "mine-transformer"
     agent = make_agent(open_run(folder.path)[1], 2, 2, torch.device("cpu"))
-    checkpoint.load_networks(folder.checkpoints / "20", agent)
+    checkpoint.load_networks(folder.checkpoints / "2", agent)
     assert isinstance(agent, MineQ)
 
 
@@ -489,10 +504,9 @@ def test_two_processes_do_not_score_one_run(unscored, tmp_path):
 
 def test_an_environment_that_fails_leaves_a_run_that_can_go_on(own, tmp_path, monkeypatch, capsys):
     maze = "rollout_environments:ShortMaze-v0"
-    flags = ["--env", maze, "--protocol", "quick:1@10", "--size", "tiny", "--steps", "20"]
-    flags += ["--set", "flow.hidden=16x16", "--set", "log_every=5", "--name", "r"]
+    flags = [*SMALL, "--env", maze, "--protocol", "quick:1@10", "--steps", "20", "--name", "r"]
     monkeypatch.setattr(evaluation, "evaluate", raising(EnvironmentFailedError("boom in step")))
-    line = ["train", "--dataset", str(own), "--runs", str(tmp_path), "--batch-size", "16", *flags]
+    line = ["train", "--dataset", str(own), "--runs", str(tmp_path), *flags]
     code, output = command(line, capsys)
     assert code == 2
     last = output.err.splitlines()[-1]
@@ -557,7 +571,8 @@ def test_a_run_says_what_its_checkpoints_will_take_where_there_is_no_room(
     own, tmp_path, monkeypatch, kept
 ):
     monkeypatch.setattr(notes, "disk_usage", lambda _path: SimpleNamespace(free=0))
-    config = resolve(TINY | {"dataset": {"name": str(own)}, "checkpoint_every": 3} | kept)
+    some = {"dataset": {"name": str(own)}, "steps": 8, "checkpoint_every": 3}
+    config = resolve(TINY | some | kept)
     noting = Noting()
     folder = run(config, load(str(own)), tmp_path, "r", noting)
     (told,) = [s for s in noting.sentences if "checkpoints will take" in s]
@@ -620,9 +635,9 @@ def test_policies_see_the_same_initial_states(scored):
     assert len(set(seeds[0])) == 2
 
 
-def test_same_seed_same_metrics_and_weights(own, tmp_path):
-    folders = [train_own(own, tmp_path / name) for name in ("a", "b")]
-    other = train_own(own, tmp_path / "c", seed=1)
+def test_same_seed_same_metrics_and_weights(own, trained, tmp_path):
+    folders = [trained, train_own(own, tmp_path / "again")]
+    other = train_own(own, tmp_path / "other", seed=1)
     texts = [f.metrics.read_bytes() for f in (*folders, other)]
     assert texts[0] == texts[1] != texts[2]
     for name in ("critic", "policy", "optimizers", "random"):
@@ -630,12 +645,11 @@ def test_same_seed_same_metrics_and_weights(own, tmp_path):
         assert (folders[0].path / file).read_bytes() == (folders[1].path / file).read_bytes()
 
 
-def test_checkpoint_restores_policies_and_training_state(own, tmp_path):
-    folder = train_own(own, tmp_path)
+def test_checkpoint_restores_policies_and_training_state(own, trained, tmp_path):
     config = resolve(TINY | {"dataset": {"name": str(own)}})
     device = torch.device("cpu")
     agent = make_agent(config.model_copy(update={"seed": 9}), 2, 2, device)
-    path = folder.checkpoints / "20"
+    path = trained.checkpoints / "20"
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((5, 2), dtype=np.float32) for _ in range(2)]
     before = numpy_policy(agent, "learned", device)(*inputs)
@@ -655,8 +669,7 @@ def test_checkpoint_restores_policies_and_training_state(own, tmp_path):
     "name", ["critic.safetensors", "optimizers.safetensors", "random.safetensors", "state.json"]
 )
 @pytest.mark.parametrize("damage", ["missing", "cut", "garbage"])
-def test_damaged_checkpoints_are_named(own, tmp_path, name, damage):
-    folder = train_own(own, tmp_path)
+def test_damaged_checkpoints_are_named(folder, name, damage):
     file = folder.checkpoints / "20" / name
     content = file.read_bytes()
     file.unlink()
@@ -670,11 +683,10 @@ def test_damaged_checkpoints_are_named(own, tmp_path, name, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_checkpoint_of_another_size_is_refused(own, tmp_path):
-    folder = train_own(own, tmp_path)
+def test_checkpoint_of_another_size_is_refused(trained):
     agent = make_agent(resolve(TINY | {"critic": {"size": "small"}}), 2, 2, torch.device("cpu"))
     with pytest.raises(InputError, match=r"critic\.safetensors does not fit"):
-        checkpoint.load_networks(folder.checkpoints / "20", agent)
+        checkpoint.load_networks(trained.checkpoints / "20", agent)
 
 
 def test_diverging_run_stops_with_step_and_checkpoint(own, tmp_path):
@@ -762,23 +774,8 @@ def test_all_cases_are_listed(data, tmp_path):
 
 def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quick = ["--set", "flow.flow_steps=1", "--set", "evaluation.processes=1"]
-    tiny = ["--set", "flow.hidden=[16,16]", *quick, "--batch-size", "16"]
-    code, output = command(
-        [
-            "train",
-            "--dataset",
-            TASK,
-            "--path",
-            str(data.path),
-            "--size",
-            "tiny",
-            "--steps",
-            "1",
-            *tiny,
-        ],
-        capsys,
-    )
+    place = ["--dataset", TASK, "--path", str(data.path), "--protocol", "quick:1"]
+    code, output = command(["train", *place, "--steps", "1", *SMALL], capsys)
     assert code == 0
     assert "learned" in output.out
     assert "behaviour" in output.out
@@ -835,15 +832,15 @@ def test_a_run_on_arrays_is_for_python_alone(own, tmp_path, capsys):
 
 
 def test_a_method_of_ones_own_is_trained_and_used_by_its_modules_name(own, tmp_path, capsys):
-    method = ["--objective", "test_training:MineQ", "--size", "tiny", "--batch-size", "8"]
-    quick = ["--dataset", str(own), "--steps", "4", "--set", "flow.hidden=[8]"]
+    method = ["--objective", "test_training:MineQ"]
+    quick = ["--dataset", str(own), "--steps", "4", *SMALL]
     runs = ["--runs", str(tmp_path / "runs")]
     assert command(["train", *method, *quick, *runs], capsys)[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == "mine-MineQ-tiny-s0"
     assert read_json(folder / "result.json")["method"] == "MineQ-transformer"
     (folder / "result.json").unlink()
-    for words in (["train", "--resume"], ["inspect", "--grid", "2"], ["report"]):
+    for words in (["train", "--resume"], ["inspect", "--grid", "2", "--states", "0"], ["report"]):
         assert command([*words, str(folder)], capsys)[0] == 0
     for objective, said in (
         ("no_such:MineQ", "cannot be imported (No module named 'no_such')"),
