@@ -80,6 +80,16 @@ def short_protocols():
         yield
 
 
+@pytest.fixture
+def short_maze(monkeypatch):
+    """Episodes end after 30 of their 1,000 steps in OGBench's maze, where it is made here."""
+    import gymnasium
+    import ogbench  # noqa: F401  (registers it)
+
+    spec = gymnasium.spec("pointmaze-medium-singletask-task1-v0")
+    monkeypatch.setattr(spec, "max_episode_steps", 30)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A few hundred rows of a real maze, scored in one whose episodes end after 30 steps."""

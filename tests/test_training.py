@@ -712,7 +712,7 @@ def test_run_names(tmp_path):
 def bad_commands(data, tmp_path):
     cut = tmp_path / "cut.npz"
     cut.write_bytes(data.path.read_bytes()[:1000])
-    cube = "cube-single-play-singletask-task1-v0"
+    ant = "antmaze-medium-navigate-singletask-task1-v0"
     config = tmp_path / "bad.toml"
     config.write_text("stepz = 3\n")
     return {
@@ -723,7 +723,7 @@ def bad_commands(data, tmp_path):
         "unknown set key": ["train", "--set", "flow.beta=1"],
         "missing file": ["train", "--dataset", str(tmp_path / "none.npz")],
         "truncated file": ["train", "--dataset", TASK, "--path", str(cut)],
-        "mislabelled file": ["train", "--dataset", cube, "--path", str(data.path)],
+        "mislabelled file": ["train", "--dataset", ant, "--path", str(data.path)],
         "unknown protocol": [
             "train",
             "--dataset",
@@ -772,9 +772,9 @@ def test_all_cases_are_listed(data, tmp_path):
     assert sorted(bad_commands(data, tmp_path)) == sorted(CASES)
 
 
-def test_train_eval_and_report_by_command(data, tmp_path, capsys, monkeypatch):
+def test_train_eval_and_report_by_command(data, short_maze, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = ["--dataset", TASK, "--path", str(data.path), "--protocol", "quick:1"]
+    place = ["--dataset", TASK, "--path", str(data.path)]
     code, output = command(["train", *place, "--steps", "1", *SMALL], capsys)
     assert code == 0
     assert "learned" in output.out
