@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("short_protocols")
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {
     "critic": {"size": "tiny"},
-    "flow": {"hidden": [16, 16]},
+    "flow": {"hidden": [16, 16], "flow_steps": 2},
     "dataset": {"name": TASK},
     "evaluation": {"processes": 1},
     "steps": 8,
@@ -162,13 +162,14 @@ DAMAGES = {
     "huge actions": (lambda f: edit_json(state_of(f), action_dim=10_001), "'action_dim' in "),
     "true as dim": (lambda f: edit_json(state_of(f), action_dim=True), "'action_dim' in "),
     "other environment": (
-        lambda f: edit_json(f.provenance, environment={"env_id": "cube-single-v0"}),
+        lambda f: edit_json(f.provenance, environment={"env_id": "rollout_environments:Even-v0"}),
         "observation dims",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.usefixtures("panels_drawn_once")
 def test_damaged_runs_are_named_before_an_episode_is_played(damage, folder, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", raising(AssertionError("played")))
     break_it, named = DAMAGES[damage]
@@ -262,7 +263,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_sentence(monkeypatch, capsys
 
 
 def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
-    data, tmp_path, capsys, monkeypatch
+    data, short_maze, tmp_path, capsys, monkeypatch
 ):
     real = loop.update
 
@@ -273,7 +274,8 @@ def test_ctrl_c_in_training_names_the_run_and_its_last_checkpoint(
 
     monkeypatch.setattr(loop, "update", update)
     sizes = ["--size", "tiny", "--steps", "8", "--batch-size", "16"]
-    settings = ["--set", "checkpoint_every=3", "--set", "evaluation.processes=1"]
+    networks = ["--set", "flow.hidden=[16,16]", "--set", "flow.flow_steps=2"]
+    settings = [*networks, "--set", "checkpoint_every=3", "--set", "evaluation.processes=1"]
     place = ["--path", str(data.path), "--runs", str(tmp_path), "--name", "mine"]
     code, output = command(["train", "--dataset", TASK, *sizes, *settings, *place], capsys)
     assert code == 130
