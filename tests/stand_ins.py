@@ -1,6 +1,9 @@
 """What stands in for others."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+
+import pytest
 
 from tql_offline.training.reporters import SilentReporter
 
@@ -26,6 +29,17 @@ def shortened(get, **numbers):
         return replace(get(name, version), **changed)
 
     return get_shortened
+
+
+@contextmanager
+def one_drawing():
+    """Every figure is the same, an empty one: for tests that do not look into any."""
+    from tql_offline.eval import plots
+
+    document = plots._document(lambda _figure: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_document", lambda *_: document)
+        yield
 
 
 class Noting(SilentReporter):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from own_data import write_own
 from report_runs import make_run, write_lines
+from stand_ins import one_drawing
 
 from tql_offline import documents
 from tql_offline.cli import main
@@ -31,7 +32,7 @@ from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
 
 SETTINGS = {
-    "flow": {"hidden": [8, 8]},
+    "flow": {"hidden": [8, 8], "flow_steps": 2},
     "steps": 4,
     "batch_size": 8,
     "log_every": 2,
@@ -65,6 +66,12 @@ def mlp(own, tmp_path_factory):
     return trained(own, tmp_path_factory.mktemp("runs"), critic={"size": "tiny", "kind": "mlp"})
 
 
+@pytest.fixture
+def undrawn():
+    with one_drawing():
+        yield
+
+
 def inspect(folder, *options):
     with pytest.raises(SystemExit) as stop:
         main(["inspect", str(folder.path), "--grid", "5", *map(str, options)])
@@ -74,7 +81,8 @@ def inspect(folder, *options):
 @pytest.fixture(scope="module")
 def inspected(transformer, tmp_path_factory):
     out = tmp_path_factory.mktemp("inspect")
-    assert inspect(transformer, "--states", "0,29,30,49", "--out", out) == 0
+    with one_drawing():
+        assert inspect(transformer, "--states", "0,29,30,49", "--out", out) == 0
     return out
 
 
@@ -206,15 +214,22 @@ def test_states_are_those_of_the_data_and_landscapes_the_critics(own, transforme
                 assert q.spread[i, j] == pytest.approx(spread, rel=1e-2, abs=1e-6)
 
 
-def test_the_same_call_writes_the_same_bytes(transformer, inspected, tmp_path):
-    assert inspect(transformer, "--states", "0,29,30,49", "--out", tmp_path) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(path.name for path in inspected.iterdir())
-    assert len(names) == 2 + 4 * 3
+def test_every_state_has_its_figures(inspected):
+    assert len(list(inspected.iterdir())) == 2 + 4 * 3
+
+
+def test_the_same_call_writes_the_same_bytes(transformer, tmp_path):
+    first, second = (tmp_path / name for name in "ab")
+    for out in (first, second):
+        assert inspect(transformer, "--states", "29", "--out", out) == 0
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert len(names) == 2 + 3
     for name in names:
-        assert (tmp_path / name).read_bytes() == (inspected / name).read_bytes(), name
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_path):
     others = ("notes.txt", "q-of-mine.svg", "attention-notes.svg", "q-9.svg", "attention-9.svg")
     for name in others:
@@ -227,6 +242,7 @@ def test_figures_of_an_earlier_look_go_and_other_files_stay(transformer, tmp_pat
     assert all((tmp_path / name).read_text() == "mine" for name in others)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_dims_are_held_at_the_chosen_action(transformer, tmp_path):
     assert inspect(transformer, "--states", "3", "--dims", "1", "--out", tmp_path / "d") == 0
     held = ("--held", "policy")
@@ -245,6 +261,7 @@ def test_default_states_are_first_middle_and_last_of_drawn_episodes():
     assert drawn == {(0, 2, 4), (5,), (6, 9, 13)}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_show_entropy_beside_target_and_the_alarm(transformer, tmp_path, capsys):
     assert inspect(transformer, "--states", "0", "--out", tmp_path) == 0
     shown = capsys.readouterr().out
@@ -252,6 +269,7 @@ def test_tables_show_entropy_beside_target_and_the_alarm(transformer, tmp_path, 
     assert shown.count("all others") == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("mode", "columns"),
     [
@@ -268,6 +286,7 @@ def test_targets_and_temperatures_that_do_nothing_have_no_columns(own, tmp_path,
     assert {len(column) for column in cells.values()} == {4}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_mlp_has_its_landscapes_only(mlp, tmp_path, capsys):
     assert inspect(mlp, "--states", "0,9", "--out", tmp_path) == 0
     assert "of transformers alone, so only Q landscapes are shown" in capsys.readouterr().out
@@ -343,6 +362,7 @@ def collapse(run, layer, first, last, of=""):
     write_lines(run.metrics, lines)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_sounds_the_alarm_from_when_it_lasts(tmp_path):
     run = make_run(tmp_path / "a", steps=2000)
     collapse(run, 1, 300, 500)
@@ -357,6 +377,7 @@ def test_report_sounds_the_alarm_from_when_it_lasts(tmp_path):
     assert re.search(r"\| b \|.*\| none \|", files.markdown.read_text())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_sounds_the_alarm_of_v(tmp_path):
     run = make_run(tmp_path / "a", steps=2000)
     facts = json.loads(run.provenance.read_text()) | {"value_tokens": 4}
@@ -387,6 +408,7 @@ def reported(inspected, tmp_path):
     return run
 
 
+@pytest.mark.usefixtures("panels_drawn_once")
 def test_report_draws_the_first_states_anew(reported, tmp_path):
     hostile = "<svg onload=alert(1)><script>1</script></svg>"
     (reported.inspection / "attention-0.svg").write_text(hostile)
@@ -408,6 +430,7 @@ def test_report_shows_the_landscapes_of_an_mlp(mlp, tmp_path):
     assert "Q, mean ± spread of the ensemble" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_reads_a_document_beyond_the_limit_of_others(mlp, tmp_path):
     run = make_run(tmp_path / "run", steps=2000)
     assert inspect(mlp, "--states", "0", "--grid", "101", "--out", tmp_path / "one") == 0
@@ -420,6 +443,7 @@ def test_report_reads_a_document_beyond_the_limit_of_others(mlp, tmp_path):
     assert len(read.inspection.states) == MAX_STATES
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_document_too_large_to_read_is_not_written(mlp, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(inspection, "MAX_DOCUMENT_BYTES", 1000)
     assert inspect(mlp, "--states", "0", "--out", tmp_path / "out") == 2
