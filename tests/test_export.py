@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import types
+from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -51,6 +53,17 @@ SETTINGS = {
     "log_every": 2,
     "checkpoint_every": 2,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_registry():
+    """PyTorch gathers its ONNX operators once, not at every export."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError, AttributeError):  # it is PyTorch's own affair
+            from torch.onnx._internal.exporter._registration import ONNXRegistry as Registry
+
+            patch.setattr(Registry, "from_torchlib", staticmethod(cache(Registry.from_torchlib)))
+        yield
 
 
 def merged(*layers):
