@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from agent_cases import bandit, fit, uniform
+from marks import slowly
 
 from tql_offline.batch import Batch
 
@@ -43,7 +44,7 @@ def test_conservative_q_is_a_lower_bound_on_unseen_actions():
     """r = 0 everywhere, data only of a > 0: the true Q is 0, the unseen half must lie below it."""
     sample = bandit(lambda a: torch.zeros(len(a)), lambda g: uniform(g).abs())
     agent, free = (
-        fit(sample, 60, objective="conservative", conservative={"alpha": alpha, "samples": 4})
+        fit(sample, 45, objective="conservative", conservative={"alpha": alpha, "samples": 2})
         for alpha in (1.0, 1e-9)
     )
     # Where there are no data, whatever the network makes of them is no answer: 0 ± 2 without α.
@@ -140,16 +141,16 @@ OPTIMAL = {(1, 0.7): -1.0, (0, 0.7): -1.9, (0, -0.7): -2.71, (1, -0.7): -2.71}
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("updates", "settings"),
     [
-        {"alpha": 0.03},
-        pytest.param({"alpha": 0.03, "kind": "transformer"}, marks=pytest.mark.slow),
-        {"objective": "implicit", "implicit": {"expectile": 0.99}},
+        (150, {"flow": {"hidden": [64, 64], "alpha": 0.03, "flow_steps": 2}}),
+        slowly(200, {"alpha": 0.03, "kind": "transformer"}),
+        (200, {"objective": "implicit", "implicit": {"expectile": 0.99}}),
     ],
     ids=["flow", "flow transformer", "implicit"],
 )
-def test_q_reaches_the_optimum_of_a_known_mdp(settings):
-    agent = fit(corridor, 200, **settings)
+def test_q_reaches_the_optimum_of_a_known_mdp(updates, settings):
+    agent = fit(corridor, updates, **settings)
     with torch.no_grad():
         for (cell, action), wanted in OPTIMAL.items():
             q = agent.critic(torch.eye(3)[cell : cell + 1], torch.tensor([[action]])).mean()
