@@ -370,7 +370,7 @@ def forget_settings(folder):
         ("", {"seed": 5}, "began with seed 0 where its config.toml has 5 now"),
         ("critic", {"size": "small"}, "began with critic.size 'tiny' where its"),
         ("dataset", {"reward_scale": 2.0}, "began with dataset.reward_scale 1.0 where"),
-        ("", {"steps": 32}, "began with steps 24 where its config.toml has 32 now; restore that "
+        ("", {"steps": 32}, "began with steps 12 where its config.toml has 32 now; restore that "
          "setting, or give it more updates by --steps"),
     ],
 )  # fmt: skip

@@ -224,7 +224,8 @@ def test_a_run_whose_method_is_gone_is_refused_before_its_data_are_loaded(
 ):
     folder = train_own(own, tmp_path, steps=2, objective="test_training:MineQ")
     folder.result.unlink()
-    folder.config.write_text(folder.config.read_text().replace("MineQ", "GoneQ"))
+    for file in (folder.config, folder.provenance):  # as if it had had that name
+        file.write_text(file.read_text().replace("MineQ", "GoneQ"))
     monkeypatch.setattr(loading, "load", raising(AssertionError("loaded")))
     code, output = command(["train", "--resume", str(folder.path)], capsys)
     assert (code, "has no class 'GoneQ'" in output.err) == (2, True), output.err
