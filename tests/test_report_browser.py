@@ -133,9 +133,10 @@ def artefacts(tmp_path):
     return folder
 
 
-@pytest.fixture
-def report(tmp_path):
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
     """A report of three runs, two with a name or a method that tries to run a script."""
+    tmp_path = tmp_path_factory.mktemp("report")
     runs = [
         make_run(tmp_path / "runs" / "tiny-s0"),
         make_run(
@@ -200,12 +201,13 @@ def test_even_an_unescaped_script_does_not_run(report, tmp_path):
     foreign = (
         "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
     )
-    report.write_text(html.replace("<h1>", f"{foreign}<h1>", 1), encoding="utf-8")
+    page = tmp_path / "report.html"
+    page.write_text(html.replace("<h1>", f"{foreign}<h1>", 1), encoding="utf-8")
 
     async def steps(page):
         return await page.evaluate("document.title"), page.complaints()
 
-    title, complaints = drive(tmp_path / "profile", report, steps)
+    title, complaints = drive(tmp_path / "profile", page, steps)
     assert title == "3 runs · tql-offline report"
     assert re.search("Content Security Policy", json.dumps(complaints))
 

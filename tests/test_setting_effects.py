@@ -169,7 +169,7 @@ def test_idle_settings_change_nothing_even_all_at_once(own, case):
     assert [*outcomes(changed, own)] == [*outcomes(settings, own)]
 
 
-LONG = {("floq", "mlp"), ("floq", "transformer"), ("rebrac", "transformer")}
+LONG = {("flow", "mlp"), ("floq", "mlp"), ("floq", "transformer"), ("rebrac", "transformer")}
 LONG |= {
     (f"conservative {way}", kind) for way, kind in (("lagrange", "transformer"), ("best", "mlp"))
 }

@@ -320,7 +320,7 @@ def trained(tmp_path_factory):
     config = resolve(
         {
             "critic": {"size": "tiny"},
-            "flow": {"hidden": [8, 8]},
+            "flow": {"hidden": [8, 8], "flow_steps": 2},
             "steps": 2,
             "batch_size": 8,
             "log_every": 2,
