@@ -74,6 +74,10 @@ def named(trained, where, objective):
     shutil.copytree(trained, where)
     text = (where / "config.toml").read_text()
     (where / "config.toml").write_text(text.replace('"flow"', f'"{objective}"', 1))
+    record = where / "provenance.json"
+    facts = json.loads(record.read_text())
+    facts["settings"]["objective"] = objective
+    record.write_text(json.dumps(facts))
     (where / "result.json").unlink()
     shutil.rmtree(where / "checkpoints" / "4")
     return where

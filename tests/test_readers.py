@@ -1064,7 +1064,7 @@ def test_the_check_of_one_of_d4rls_names_cuts_at_its_step_limit_as_training_does
     ("name", "protocol", "shift"),
     [
         ("hopper-medium-v2", "d4rl", 0),
-        ("maze2d-umaze-v1", "d4rl", 0),
+        ("maze2d-umaze-v1", "d4rl:100", 0),
         ("antmaze-umaze-diverse-v2", "d4rl-antmaze", -1),
         ("antmaze-large-play-v2", "d4rl-antmaze", -1),
         ("antmaze-large-navigate-singletask-task1-v0", "ogbench-singletask", 0),

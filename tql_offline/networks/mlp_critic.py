@@ -1,6 +1,7 @@
 """The MLP critic and value: what the transformer is compared with, at equal parameter counts."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, Self
 
 import torch
@@ -75,6 +76,7 @@ class MLPCritic(Critic):
         return (q_BE, q_BE.new_zeros(0, 2)) if return_entropy else q_BE
 
 
+@lru_cache(maxsize=64)
 def parameters_of_size(
     size: str, observation_dim: int, action_dim: int, depth: int, ensemble: int
 ) -> int:
