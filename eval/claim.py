@@ -12,6 +12,7 @@ from tql_offline.eval.leaderboard import Board
 from tql_offline.eval.measured import Measured
 from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.published import PublishedSize, published_tasks, task_deviations
+from tql_offline.eval.rows import task_of
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, are_known, differing, effective
 
@@ -145,7 +146,7 @@ def _unlike(
     if any(run.updates != wanted for run in runs):
         return f"it is for {wanted:,} updates, unlike some of these runs"
     sizes = {run.size for run in runs}
-    lost = [run for run in board.ended if run.task in tasks and run.size in sizes]
+    lost = [run for run in board.ended if task_of(run.task) in tasks and run.size in sizes]
     if any(run.method == small[0].method for run in lost):
         return "runs of these sizes diverged or were stopped, and the others are survivors"
     if any(_is_of_other_data(run) for run in runs):

@@ -2,7 +2,8 @@
 
 Large critics are the likeliest to diverge, so that without these runs a comparison of sizes would
 be one of survivors. An ended run is sorted to a board, a row and a column as one with a score is;
-a fact that it did not come to record speaks against none of them.
+a version that it did not come to record speaks against no board, and where a task has rows by what
+it did not record, it has one of its own.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from tql_offline.eval.protocol import namesake
 from tql_offline.eval.rows import MAX_NAMED, natural, row_names, task_of, with_shared_names
 from tql_offline.eval.run_records import Run
 from tql_offline.eval.selection import Pool
-from tql_offline.eval.variants import variant_names
+from tql_offline.eval.variants import Settings, differing, variant_names
 
 WITHOUT_SCORE = "ended without a score, by diverging or by a rule of watch"
 
@@ -81,7 +82,11 @@ def placed(
     tasks = _names_beside(runs, with_shared_names(ended, runs), row_names)
     of_rows = [replace(run, task=task) for run, task in zip(ended, tasks, strict=True)]
     methods = _names_beside(rows, of_rows, variant_names)
-    found = [replace(run, method=name) for run, name in zip(of_rows, methods, strict=True)]
+    columns = _Columns(rows)
+    found = [
+        replace(run, method=columns.of(run) or name)
+        for run, name in zip(of_rows, methods, strict=True)
+    ]
     return tuple({(run.task, run.label, run.seed): run for run in found}.values())
 
 
@@ -95,8 +100,27 @@ def _names_beside(
     Beside the ended runs, the others' names may tell more than they do alone.
     """
     beside = names_of([*runs, *ended])
-    alone = dict(zip(beside, names_of(runs), strict=False))  # of `runs`, which come first
-    return [alone.get(name, name) for name in beside[len(runs) :]]
+    alone: dict[str, set[str]] = {}
+    for name, own in zip(beside, names_of(runs), strict=False):  # of `runs`, which come first
+        alone.setdefault(name, set()).add(own)
+    names = (alone.get(name, {name}) for name in beside[len(runs) :])
+    return [min(each) for each in names]
+
+
+class _Columns:
+    """The columns of a board's runs, by the settings that they have on a task at a size."""
+
+    def __init__(self, rows: Sequence[Measured]) -> None:
+        self._found: dict[tuple[str, str, str], dict[str, Settings]] = {}
+        for run, name in zip(rows, variant_names(rows), strict=True):
+            cell = self._found.setdefault((run.method, run.task, run.size), {})
+            cell.setdefault(name, run.settings)
+
+    def of(self, run: Measured) -> str:
+        """The column of the runs beside an ended one that have its settings; empty if none has."""
+        cell = self._found.get((run.method, run.task, run.size), {})
+        like = (name for name, have in cell.items() if not differing((have, run.settings)))
+        return next(like, "")
 
 
 def ended_of_pools(runs: Sequence[Run], pools: Iterable[Pool]) -> list[Measured]:

@@ -117,7 +117,10 @@ def _row(
 ) -> dict[str, Any]:
     """A cell with what is recorded of its runs, and how many ended without a score, if known."""
     facts = {**board.setting._asdict(), **facts, "ended": ended, "score_unit": board.unit}
-    return facts | _recorded(runs) | _numbers(board, score)
+    numbers = _numbers(board, score)
+    if ended is not None:
+        numbers["runs"] = len(score.seeds)
+    return facts | _recorded(runs) | numbers
 
 
 def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
@@ -129,6 +132,7 @@ def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
 
 
 def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
+    """A cell's statistics; its runs are None where a paper or file does not tell them."""
     interval = board.interval(score)
     return {
         "runs": len(score.seeds) or None,

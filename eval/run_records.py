@@ -409,7 +409,7 @@ def _contradiction(config: dict[str, Any], began: Any, result: dict[str, Any]) -
     if isinstance(told, dict):
         pairs.append(("gives", _of_policy(flatten(as_its_version(told))), _of_policy(now)))
     if isinstance(began, dict):
-        pairs.append(("is of a run that began with", began, lasting_settings(now)))
+        pairs.append(("is of a run that began with", flatten(began), lasting_settings(now)))
     for verb, recorded, have in pairs:
         if unlike := first_unlike(recorded, have):
             key, one, other = unlike

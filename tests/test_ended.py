@@ -150,7 +150,7 @@ def test_a_size_that_lost_every_run_is_told_in_the_head_and_the_files(tmp_path):
     rows = csv.DictReader(files.boards[0].read_text().splitlines())
     found = [(row["task"], row["method"], row["runs"], row["ended"], row["mean"]) for row in rows]
     tiny = (TASKS[0], "TQL tiny", "4", "0", "23.0")
-    assert found == [tiny, (TASKS[0], "TQL small", "", "4", "")]
+    assert found == [tiny, (TASKS[0], "TQL small", "0", "4", "")]
 
 
 def test_sizes_that_share_no_task_since_runs_ended_are_told_as_survivors(tmp_path):
@@ -230,6 +230,18 @@ def test_variants_lose_their_own_runs_alone(tmp_path):
     answer, *_ = board_section(board, "b").answers
     assert answer.startswith("TQL (flow.alpha 30.0), tiny to small")
     assert "survivors" not in answer
+
+
+def test_an_ended_run_that_makes_a_setting_usual_stays_in_its_column(tmp_path):
+    """Beside it, α 30 is what most have on its task, and the others' names would be the same."""
+    double, triple = (f"cube-{n}-play-singletask-task1-v0" for n in ("double", "triple"))
+    chosen = [(make_run, double, 30.0), (make_run, double, 3.0), (make_run, triple, 3.0)]
+    folders = [
+        changed(make(tmp_path / str(i), seed=i), task=task, settings=[("flow", "alpha", alpha)])
+        for i, (make, task, alpha) in enumerate([*chosen, (ended_run, double, 30.0)])
+    ]
+    (board,) = boards_of(folders)
+    assert list(board.lost) == ["TQL (flow.alpha 30.0) tiny"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import pytest
 import torch
 from marks import slowly
 from safetensors.torch import load_file, save_file
+from stand_ins import raising
 
 from benchmarks import fuzz
 from tql_offline.agents import make_agent
@@ -50,7 +51,9 @@ from tql_offline.runs import RunFolder, find_results, find_runs
 from tql_offline.training import checkpoint, suite, sweep
 from tql_offline.training.metrics import MetricsWindow
 from tql_offline.training.new_run import check
+from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.result import open_run
+from tql_offline.training.resume import resume
 
 pytestmark = pytest.mark.timeout(60)
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
@@ -115,6 +118,20 @@ READERS = {
     "a.hdf5": read_columns,
     "critic.safetensors": tensors_of,
 }
+
+
+def test_a_setting_of_a_long_name_makes_no_long_sentence(run):
+    facts = read_json(run.provenance)
+    facts["settings"]["own." + "k" * 100_000] = {"deeper": 1}
+    run.provenance.write_text(json.dumps(facts))
+    said = [*read_for_report(run).warnings, refused(resume_run, run)]
+    assert sum("own.kkk" in line for line in said) == 2
+    assert max(map(len, said)) < 1000
+
+
+def resume_run(run):
+    (run.path / "result.json").unlink()
+    resume(run.path, raising(AssertionError("loaded")), SilentReporter())
 
 
 @needs_pipes

@@ -218,7 +218,7 @@ def claimed(folder: RunFolder) -> AbstractContextManager[None]:
 
 
 def claimed_for_scoring(folder: RunFolder) -> AbstractContextManager[None]:
-    """Keep other processes from scoring a run, which may be trained meanwhile.
+    """Keep other `eval`s from a run; training, which may score it meanwhile, goes on.
 
     Raises:
         BusyError: another one does.

@@ -127,7 +127,7 @@ def _refuse_other_settings(provenance: Mapping[str, Any], config: Config, path: 
     if not isinstance(began, dict):  # of a version that recorded none
         return
     now = lasting_settings(flatten(config.model_dump(mode="json")))
-    if unlike := first_unlike(began, now):
+    if unlike := first_unlike(flatten(began), now):
         key, before, after = unlike
         otherwise = "train a new run with it"
         if key == "optimizer.schedule_steps" and not config.optimizer.schedule_steps:
