@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on(data, device, tmp_path):
     config = settings(data, device)
     whole = run(config, data, tmp_path, "whole", SilentReporter())
     with pytest.raises(Killed):
-        run(config, data, tmp_path, "killed", At("logged", 2, kill))
+        run(config, data, tmp_path, "killed", At({("logged", 2): kill}))
     folder = resume(tmp_path / "killed", lambda _config: data, SilentReporter())
     assert_same(weights(whole), weights(folder), device)
 
