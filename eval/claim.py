@@ -6,7 +6,6 @@ from typing import Any
 
 from tql_offline.config import resolve
 from tql_offline.datasets.catalogue import find
-from tql_offline.documents import flatten
 from tql_offline.errors import InputError, listed
 from tql_offline.eval.leaderboard import Board
 from tql_offline.eval.measured import Measured
@@ -15,6 +14,7 @@ from tql_offline.eval.published import PublishedSize, published_tasks, task_devi
 from tql_offline.eval.rows import task_of
 from tql_offline.eval.statistics import Estimate, estimate_difference
 from tql_offline.eval.variants import Settings, are_known, differing, effective
+from tql_offline.setting_effects import flat_settings
 
 _MADE_BY: dict[str, dict[str, Any]] = {
     "TQL": {},
@@ -174,7 +174,7 @@ def _settings(run: Measured, method: str) -> Settings:
         config = resolve({**_MADE_BY[method], **chosen})
     except InputError:
         return {}
-    settings = effective(flatten(config.model_dump(mode="json")), config.objective)
+    settings = effective(flat_settings(config), config.objective)
     known = {key: run.settings.get(key) for key in _UNTOLD}
     return settings | {key: v for key, v in known.items() if v is not None and v in _UNTOLD[key]}
 

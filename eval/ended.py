@@ -125,10 +125,12 @@ class _Columns:
 
 def ended_of_pools(runs: Sequence[Run], pools: Iterable[Pool]) -> list[Measured]:
     """Those runs that would be of some pools, whatever protocol was to judge them."""
+    if not (ended := ended_runs(runs)):
+        return []
     known = {(pool.method, pool.size, task_of(pool.task)) for pool in pools}
     scored = [found for found in map(measured, runs) if isinstance(found, Measured)]
-    ended = with_shared_names(ended_runs(runs), scored)
-    return [run for run in ended if (run.method, run.size, run.task) in known]
+    named = with_shared_names(ended, scored)
+    return [run for run in named if (run.method, run.size, run.task) in known]
 
 
 # In sentences.

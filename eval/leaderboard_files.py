@@ -117,10 +117,7 @@ def _row(
 ) -> dict[str, Any]:
     """A cell with what is recorded of its runs, and how many ended without a score, if known."""
     facts = {**board.setting._asdict(), **facts, "ended": ended, "score_unit": board.unit}
-    numbers = _numbers(board, score)
-    if ended is not None:
-        numbers["runs"] = len(score.seeds)
-    return facts | _recorded(runs) | numbers
+    return facts | _recorded(runs) | _numbers(board, score, is_ours=ended is not None)
 
 
 def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
@@ -131,11 +128,11 @@ def _recorded(runs: Sequence[Measured]) -> dict[str, list[Any]]:
     }
 
 
-def _numbers(board: Board, score: TaskScore) -> dict[str, Any]:
+def _numbers(board: Board, score: TaskScore, *, is_ours: bool) -> dict[str, Any]:
     """A cell's statistics; its runs are None where a paper or file does not tell them."""
     interval = board.interval(score)
     return {
-        "runs": len(score.seeds) or None,
+        "runs": len(score.seeds) or (0 if is_ours else None),
         "mean": _finite(score.mean),
         "sd": _finite(score.sd),
         "low": _finite(interval.low),

@@ -42,7 +42,12 @@ from tql_offline.eval.protocol import (
 )
 from tql_offline.files import read_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
-from tql_offline.setting_effects import first_unlike, lasting_settings, policy_settings
+from tql_offline.setting_effects import (
+    first_unlike,
+    flat_settings,
+    lasting_settings,
+    policy_settings,
+)
 
 MAX_NUMBERS = 5 * 10**6
 """Most numbers kept of a run's curves, and of its evaluations' episodes."""
@@ -420,7 +425,7 @@ def _contradiction(config: dict[str, Any], began: Any, result: dict[str, Any]) -
 def _as_meant(document: dict[str, Any]) -> dict[str, Any]:
     """Flattened settings with the defaults of those left out; as they are if they are unusable."""
     try:
-        return flatten(validate(document, source="").model_dump(mode="json"))
+        return flat_settings(validate(document, source=""))
     except InputError:
         return flatten(document)
 

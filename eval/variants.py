@@ -15,7 +15,7 @@ from tql_offline.documents import flatten
 from tql_offline.errors import listed
 from tql_offline.eval.report_tables import as_text
 from tql_offline.eval.run_records import Run
-from tql_offline.setting_effects import policy_settings
+from tql_offline.setting_effects import UNSET, policy_settings
 
 if TYPE_CHECKING:
     from tql_offline.eval.measured import Measured
@@ -25,7 +25,6 @@ Settings = Mapping[str, str]
 
 _ELSEWHERE = ("objective", "seed", "critic.kind", "critic.size")
 """Settings that the method, the size and the seed already express."""
-UNSET = "unset"
 _SHOWN = 4
 """Most settings that a name shows."""
 _WIDTH = 40

@@ -8,7 +8,7 @@ from agent_cases import without_key_biases
 from marks import slowly
 from own_data import write_own
 from safetensors.torch import load_file
-from test_resume import At, Killed, kill
+from test_resume import Killed, killing
 
 from tql_offline.config import resolve
 from tql_offline.datasets.load import load
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on(data, device, tmp_path):
     config = settings(data, device)
     whole = run(config, data, tmp_path, "whole", SilentReporter())
     with pytest.raises(Killed):
-        run(config, data, tmp_path, "killed", At({("logged", 2): kill}))
+        run(config, data, tmp_path, "killed", killing("logged", 2))
     folder = resume(tmp_path / "killed", lambda _config: data, SilentReporter())
     assert_same(weights(whole), weights(folder), device)
 

@@ -156,34 +156,42 @@ def _is_model(folder: RunFolder) -> bool:
 
 
 def find_results(paths: list[Path]) -> list[Path]:
-    """Sorted result files: those given, and in given folders those named like `result.json`.
+    """The first of what `find_others` returns."""
+    return find_others(paths)[0]
 
-    A name may say whose result it is: `alice-result.json` is found, `provenance.json` is not.
+
+def find_others(paths: list[Path]) -> tuple[list[Path], list[RunFolder]]:
+    """Others' sorted result files, and their run folders that hold none.
+
+    The files are those given, and in given folders those named like `result.json`. A name may say
+    whose result it is: `alice-result.json` is found, `provenance.json` is not. Runs without one
+    are unfinished, or ended early.
 
     Raises:
         InputError: a path does not exist, or neither a result nor a run without one lies below it.
     """
-    found: set[Path] = set()
+    results, begun = set[Path](), set[Path]()
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give a result.json or a folder of such files")
-        here = [path] if path.is_file() else [*filter(_is_result, _below(path))]
-        if not here and not find_without_result([path]):
+        here, without = ({path}, set[Path]()) if path.is_file() else _results_and_begun(path)
+        if not here and not without:
             raise InputError(f"no file named like result.json lies in {path}")
-        found.update(here)
-    return sorted(found)
+        results |= here
+        begun |= without
+    lacking = begun - {file.parent for file in results}
+    return sorted(results), [RunFolder(folder) for folder in sorted(lacking)]
 
 
-def find_without_result(paths: list[Path]) -> list[RunFolder]:
-    """Run folders at or below given folders that hold no result: unfinished, or ended early."""
-    begun, finished = set(), set()
-    for file in (file for path in paths for file in _below(path)):
+def _results_and_begun(path: Path) -> tuple[set[Path], set[Path]]:
+    """Results below a folder, and folders of runs that were begun, without exported models."""
+    results, begun = set[Path](), set[Path]()
+    for file in _below(path):
         if _is_result(file):
-            finished.add(file.parent)
-        elif file.name in _BEGUN and file.is_file():
+            results.add(file)
+        elif file.name in _BEGUN and file.is_file() and not _is_model(RunFolder(file.parent)):
             begun.add(file.parent)
-    folders = map(RunFolder, sorted(begun - finished))
-    return [folder for folder in folders if not _is_model(folder)]
+    return results, begun
 
 
 def _is_result(path: Path) -> bool:

@@ -30,7 +30,8 @@ _YET_CHANGE_ONE = (
     *("dataset.normalise", "dataset.return_range", "dataset.reward_scale", "dataset.reward_shift"),
     "execution.precision",
 )
-_UNSET = "unset"
+UNSET = "unset"
+"""What a setting is called that a run has not."""
 
 
 def policy_settings(objective: str, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def first_unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str,
     """
     for key in dict.fromkeys((*one, *other)):
         is_told = key in one and key in other
-        before, now = one.get(key, _UNSET), other.get(key, _UNSET)
+        before, now = one.get(key, UNSET), other.get(key, UNSET)
         if before != now and (is_told or key.startswith("own.")):
             return key, before, now
     return None
@@ -120,7 +121,7 @@ def _of_others(objective: str) -> list[str]:
 
 def idle_of(config: Config, given: Mapping[str, Any]) -> list[str]:
     """Names of given settings that nothing does with a run of this config."""
-    unused = idle_settings(config.objective, _flat(config))
+    unused = idle_settings(config.objective, flat_settings(config))
     idle = tuple(name for name in unused if name != "discount")  # estimates from data use it
     named = [name for name, value in flatten(given).items() if (name, value) != _OFF]
     return [name for name in named if name.startswith(idle)]
@@ -134,7 +135,7 @@ def copies(runs: Iterable[tuple[str, Config]]) -> Iterator[tuple[str, str]]:
     """Names of runs that would train the same as an earlier one, each behind that one's."""
     seen: dict[tuple[tuple[str, str], ...], str] = {}
     for name, config in runs:
-        flat = _flat(config)
+        flat = flat_settings(config)
         without_effect = (*idle_settings(config.objective, flat), *CHANGE_NO_RESULT, "preset")
         used = {
             key: str(value) for key, value in flat.items() if not key.startswith(without_effect)
@@ -144,5 +145,6 @@ def copies(runs: Iterable[tuple[str, Config]]) -> Iterator[tuple[str, str]]:
             yield first, name
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Any]:
+    """A config's settings by their whole names, `flow.alpha`, as TOML and JSON hold them."""
     return flatten(config.model_dump(mode="json"))

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 
+Mode = TypeVar("Mode", bound=type[TorchDispatchMode])
+
+
+def without_compiler(mode: Mode) -> Mode:
+    """Free a mode of the decorator that keeps `torch.compile` out of it, and imports it."""
+    mode.__torch_dispatch__ = inspect.unwrap(mode.__torch_dispatch__)  # type: ignore[method-assign]
+    return mode
+
+
+@without_compiler
 class ShapesAtOnce(TorchDispatchMode):
     """Gives the results of operations on `meta` that networks use, without working them out.
 
@@ -33,14 +43,6 @@ class ShapesAtOnce(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         return func(*args, **given)
-
-
-def without_compiler(mode: type[TorchDispatchMode]) -> None:
-    """Free a mode of the decorator that keeps `torch.compile` out of it, and imports it."""
-    mode.__torch_dispatch__ = inspect.unwrap(mode.__torch_dispatch__)  # type: ignore[method-assign]
-
-
-without_compiler(ShapesAtOnce)
 
 
 def _is_meta(first: Any, device: torch.device | None) -> bool:

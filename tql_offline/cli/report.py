@@ -8,7 +8,7 @@ import typer
 from tql_offline.cli import app
 from tql_offline.cli.tables import progress_bar, say, warn
 from tql_offline.errors import InputError
-from tql_offline.runs import find_results, find_runs, find_without_result
+from tql_offline.runs import find_others, find_runs
 
 
 @app.command()
@@ -38,12 +38,12 @@ def report(
     if not runs and not merge:
         raise InputError("nothing to report; name run folders, or others' results with --merge")
     folders = find_runs(runs) if runs else []
-    merged = find_results(merge or [])
+    merged, without_result = find_others(merge or [])
     with progress_bar("reporting runs", len(folders)) as progress:
         files = write_report(
             *(folders, out, progress.reach),
             merged=merged,
-            without_result=find_without_result(merge or []),
+            without_result=without_result,
             published=published,
             scores=scores or (),
             baseline=baseline,

@@ -86,6 +86,7 @@ def flops_of(agent: Agent, batch_size: int) -> int:
     return products.flops // period
 
 
+@without_compiler
 class _Products(ShapesAtOnce):
     """Counts as PyTorch's `FlopCounterMode` does, without its import of the compiler (2.5 s)."""
 
@@ -106,9 +107,6 @@ class _Products(ShapesAtOnce):
         if formula is not None:
             self.flops += formula(*args, **given, out_val=result)
         return result
-
-
-without_compiler(_Products)
 
 
 def _batch(agent: Agent, rows: int) -> Batch:

@@ -77,15 +77,7 @@ def evaluate_run(
     require_writable(folder.path)
     # Before its scores are read: those of another process, still to come, would be made twice.
     with claimed_for_scoring(folder):
-        own = own_protocol(config, read_provenance(folder))
-        evaluation = config.evaluation.model_copy(
-            update={"protocol": protocols.get(protocol or own).name}
-        )
-        scored = config.model_copy(update={"evaluation": evaluation})
-        # Read before an episode is played: if scores cannot be added, playing is a waste of time.
-        lines = read_evaluations(folder)
-        if is_complete(folder, config):  # else no result is written
-            _refuse_lost_lines(folder, lines, own)
+        scored = _planned(folder, config, protocol)
         env_id = _environment_of(folder, env_id)
         torch_device = pick_device(device)
         if torch_device.type == "cuda":  # as its scores while training were made
@@ -96,7 +88,7 @@ def evaluate_run(
             state, agent = checkpoint.load_agent(folder, config, step, torch_device)
         check_policies(agent, policies, path)
         _record_environment(folder, scored, state, env_id)
-        timing = evaluation.success_timing or None
+        timing = scored.evaluation.success_timing or None
         with open_evaluator(scored, env_id, torch_device) as evaluator:
             assert evaluator is not None
             check_fit(agent, evaluator.pool, folder)
@@ -123,6 +115,21 @@ def evaluate_run(
             f"scored ({faults[0]}), the others are; restore what is damaged from a copy"
         )
     return folder
+
+
+def _planned(folder: RunFolder, config: Config, protocol: str) -> Config:
+    """The run's settings with the protocol to score it by: its own if none is named.
+
+    Raises:
+        InputError: there is no such protocol, or scores could not be added to the run's.
+    """
+    own = own_protocol(config, read_provenance(folder))
+    chosen = {"protocol": protocols.get(protocol or own).name}
+    # Read before an episode is played: if scores cannot be added, playing is a waste of time.
+    lines = read_evaluations(folder)
+    if is_complete(folder, config):  # else no result is written
+        _refuse_lost_lines(folder, lines, own)
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=chosen)})
 
 
 def _newest_sound(

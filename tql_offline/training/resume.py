@@ -28,7 +28,7 @@ from tql_offline.errors import InputError, shown
 from tql_offline.files import remove_parts, rewind_jsonl, write_atomic, write_json
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
-from tql_offline.setting_effects import first_unlike, lasting_settings
+from tql_offline.setting_effects import first_unlike, flat_settings, lasting_settings
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import check_execution
 from tql_offline.training.data import data_of
@@ -126,7 +126,7 @@ def _refuse_other_settings(provenance: Mapping[str, Any], config: Config, path: 
     began = provenance.get("settings")
     if not isinstance(began, dict):  # of a version that recorded none
         return
-    now = lasting_settings(flatten(config.model_dump(mode="json")))
+    now = lasting_settings(flat_settings(config))
     if unlike := first_unlike(flatten(began), now):
         key, before, after = unlike
         otherwise = "train a new run with it"

@@ -13,12 +13,11 @@ from tql_offline.datasets.check_dataset import quick_findings
 from tql_offline.datasets.checks_of_numbers import images_told
 from tql_offline.datasets.findings import noted
 from tql_offline.datasets.load import Dataset
-from tql_offline.documents import flatten
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.references import other_limit
 from tql_offline.runs import RunFolder
-from tql_offline.setting_effects import lasting_settings
+from tql_offline.setting_effects import flat_settings, lasting_settings
 from tql_offline.training.arithmetic import flops_per_update
 from tql_offline.training.compile import Execution, Updates, prepare
 from tql_offline.training.device import pick_device
@@ -130,7 +129,7 @@ def record_of(setup: Setup, seeds: Sequence[int], findings: Sequence[str]) -> di
     return {
         **facts,
         **method_facts(setup),
-        "settings": lasting_settings(flatten(setup.config.model_dump(mode="json"))),
+        "settings": lasting_settings(flat_settings(setup.config)),
         "execution": asdict(setup.execution),
         **({"own_method": code} if (code := own_code(setup.agent)) else {}),
         "seeds_at_once": list(seeds),

@@ -29,12 +29,17 @@ from tql_offline.config import Config
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.datasets.load import kind_of
 from tql_offline.datasets.slices import slice_paths, slices_sha256
-from tql_offline.documents import flatten, is_whole
+from tql_offline.documents import is_whole
 from tql_offline.errors import InputError, quoted
 from tql_offline.files import discard_folder, read_json, writing
 from tql_offline.locks import BusyError, locked
 from tql_offline.runs import RUNS_ELSEWHERE, RunFolder, claimed
-from tql_offline.setting_effects import CHANGE_NO_RESULT, idle_settings
+from tql_offline.setting_effects import (
+    CHANGE_NO_RESULT,
+    first_unlike,
+    flat_settings,
+    idle_settings,
+)
 from tql_offline.training.provenance import SWEEP_COMMAND
 from tql_offline.training.result import open_run, read_provenance
 from tql_offline.training.stopping import (
@@ -199,17 +204,18 @@ def first_difference(have: Config, want: Config, *, is_moved: bool = False) -> s
     >>> first_difference(Config(steps=5), Config(steps=6))
     'steps 5 where the suite gives 6'
     """
-    old, new = (flatten(config.model_dump(mode="json")) for config in (have, want))
+    old, new = flat_settings(have), flat_settings(want)
     without_effect = (*idle_settings(want.objective, new), *CHANGE_NO_RESULT)
     if is_moved:
         are_paths = all(kind_of(config.dataset.name) == "own" for config in (have, want))
         without_effect += ("dataset.path", *(["dataset.name"] if are_paths else []))
-    both = dict.fromkeys((*new, *old))  # a method's own settings may be in one alone
-    both.pop("own", None)  # a table without any
-    for key in both:
-        before, now = (flat.get(key, "unset") for flat in (old, new))
-        if not key.startswith(without_effect) and before != now:
-            return f"{key} {before!r} where the suite gives {now!r}"
+    after, before = (
+        {key: value for key, value in flat.items() if not key.startswith(without_effect)}
+        for flat in (new, old)
+    )
+    if unlike := first_unlike(after, before):
+        key, now, then = unlike
+        return f"{key} {then!r} where the suite gives {now!r}"
     return ""
 
 
