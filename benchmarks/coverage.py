@@ -23,7 +23,8 @@ from tql_offline.eval.averages import summaries
 from tql_offline.eval.differences import compare_methods
 from tql_offline.eval.leaderboard import Board, make_boards
 from tql_offline.eval.measured import Measured, Setting
-from tql_offline.eval.statistics import SIGNIFICANCE, estimate_mean
+from tql_offline.eval.statistics import estimate_mean
+from tql_offline.eval.trends import SIGNIFICANCE
 
 EPISODES = 150
 GOOD, BAD_SHARE = 0.97, 0.1

@@ -9,22 +9,23 @@ Playing episodes
     scores       from episodes to a score → references
 
 Comparing runs
-    run_records  tolerant reading of run folders
+    run_records  tolerant reading of run folders → record_files, evaluation_records,
+                 curve_records, contradictions
     measured     a run's scores, and what must be equal for two runs to be compared
     leaderboard  scores of methods by task → rows, variants, published, imported
     ended        runs without a score, which comparisons must not forget
     averages     over tasks, and ranks of methods
-    statistics   intervals, spreads and tests
-    scaling      whether a bigger critic helps
+    statistics   intervals and spreads
+    trends       whether scores rise with size, as a test → scaling: with every method's numbers
     differences  whether methods of equal size differ
     claim        the measured change with size compared with the printed one
     selection    choosing among policies by online episodes
 
 Reports
     report       one HTML page, one Markdown file, the leaderboard's files
-    report_scores, report_tables, report_plots      of runs
-    leaderboard_page, scaling_page, differences_page, learning_curves,
-        line_styles, leaderboard_files                                          of boards
+    run_page, report_scores, report_tables, report_plots                        of runs
+    leaderboard_page, leaderboard_notes, scaling_page, differences_page,
+        learning_curves, line_styles, leaderboard_files                         of boards
     plots        inline SVG
 
 Looking into runs

@@ -21,16 +21,8 @@ from tql_offline.eval.ended import Lost
 from tql_offline.eval.leaderboard import Board, by_cell
 from tql_offline.eval.measured import Measured
 from tql_offline.eval.rows import natural
-from tql_offline.eval.statistics import (
-    RESAMPLES,
-    SIGNIFICANCE,
-    Estimate,
-    Trend,
-    corrected,
-    estimate_difference,
-    mean_of_runs,
-    size_trend,
-)
+from tql_offline.eval.statistics import RESAMPLES, Estimate, estimate_difference, mean_of_runs
+from tql_offline.eval.trends import SIGNIFICANCE, Trend, corrected, size_trend
 from tql_offline.eval.variants import differing
 
 MAX_METHODS = 8

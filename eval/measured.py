@@ -10,9 +10,11 @@ from tql_offline.config import SIZES, WITHOUT_CRITIC
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
 from tql_offline.errors import shown
+from tql_offline.eval.evaluation_records import Evaluation, has_own_episodes
 from tql_offline.eval.protocol import namesake, protocol_label
+from tql_offline.eval.record_files import count
 from tql_offline.eval.rows import DIGEST, OWN, own_name
-from tql_offline.eval.run_records import Evaluation, Run, count, has_own_episodes, lookup
+from tql_offline.eval.run_records import Run, lookup
 from tql_offline.eval.variants import Settings, differing, settings_of
 
 REPORTED, IMPORTED = "(reported)", "(imported)"

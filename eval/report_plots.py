@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tql_offline.eval.attention_health import COLLAPSED, has_targets, has_temperatures
+from tql_offline.eval.curve_records import Curve
+from tql_offline.eval.evaluation_records import Evaluation
 from tql_offline.eval.inspect_plots import state_drawings
 from tql_offline.eval.measured import played_of
 from tql_offline.eval.plots import MAX_COLOUR, Line, Panel, panel_svg, spans_decades
@@ -18,7 +20,7 @@ from tql_offline.eval.report_scores import (
     policy_order,
     tokens_of,
 )
-from tql_offline.eval.run_records import Curve, Evaluation, Run
+from tql_offline.eval.run_records import Run
 from tql_offline.eval.statistics import t_interval, wilson_interval
 
 MAX_METRIC_PANELS = 12

@@ -9,10 +9,13 @@ import numpy as np
 
 from tql_offline.config import FLOW_POLICIES, WITHOUT_CRITIC
 from tql_offline.eval.attention_health import COLLAPSED, alarm_sentence, layer_means
+from tql_offline.eval.curve_records import Curve
+from tql_offline.eval.evaluation_records import Evaluation
 from tql_offline.eval.measured import CountedScore, Played, played_of
 from tql_offline.eval.protocol import protocol_label
+from tql_offline.eval.record_files import count
 from tql_offline.eval.report_tables import NONE, as_text, figure, grouped
-from tql_offline.eval.run_records import Curve, Evaluation, Run, count
+from tql_offline.eval.run_records import Run
 from tql_offline.eval.statistics import wilson_interval
 
 MAX_LAYERS = 32

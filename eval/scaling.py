@@ -12,13 +12,12 @@ from tql_offline.eval.measured import Measured
 from tql_offline.eval.rows import natural
 from tql_offline.eval.statistics import (
     Estimate,
-    Trend,
     estimate_difference,
     estimate_gain,
     estimate_mean,
     mean_of_runs,
-    size_trend,
 )
+from tql_offline.eval.trends import Trend, size_trend
 from tql_offline.eval.variants import differing
 
 NOTHING = Estimate(value=math.nan)

@@ -24,7 +24,8 @@ from tql_offline.eval.report_tables import (
 )
 from tql_offline.eval.rows import MAX_NAMED, natural
 from tql_offline.eval.scaling import Scaling, SizePoint, best_of
-from tql_offline.eval.statistics import SIGNIFICANCE, Estimate, corrected
+from tql_offline.eval.statistics import Estimate
+from tql_offline.eval.trends import SIGNIFICANCE, corrected
 
 SIZE_COLUMNS = (
     *("size", "parameters", "runs", "score", "against the smallest", "relative, %"),

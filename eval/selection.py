@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tql_offline.eval.evaluation_records import RecordedEpisode
 from tql_offline.eval.measured import Measured, conditions_of, measured, setting_played
 from tql_offline.eval.protocol import Scale, scores_success
 from tql_offline.eval.rows import row_names, with_shared_names
-from tql_offline.eval.run_records import RecordedEpisode, Run
+from tql_offline.eval.run_records import Run
 from tql_offline.eval.statistics import Scores, student_t
 
 ARMS, PULLS = 8, 200

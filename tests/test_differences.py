@@ -23,7 +23,8 @@ from tql_offline.eval.leaderboard_page import board_section
 from tql_offline.eval.measured import measured
 from tql_offline.eval.report import write_report
 from tql_offline.eval.run_records import read_result
-from tql_offline.eval.statistics import estimate_difference, holm
+from tql_offline.eval.statistics import estimate_difference
+from tql_offline.eval.trends import holm
 
 pytestmark = pytest.mark.usefixtures("panels_drawn_once")
 

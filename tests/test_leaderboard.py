@@ -16,7 +16,7 @@ from report_runs import PROTOCOLS, boards_of, make_run, write_lines, write_resul
 
 from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
-from tql_offline.eval import leaderboard_page
+from tql_offline.eval import leaderboard_notes
 from tql_offline.eval.averages import average, domains, mean_ranks, summaries
 from tql_offline.eval.leaderboard import BOLD, Board, make_boards, reported_label, reported_scores
 from tql_offline.eval.leaderboard_files import RECORDED, as_csv, as_json, as_latex
@@ -563,7 +563,7 @@ def test_a_score_of_an_unknown_protocol_has_no_unit_and_no_average(tmp_path):
     assert unknown.unit == "score as recorded"
     wide = replace(unknown, tasks=TASKS[:2])
     assert "Scores of an unknown protocol may be on each task's own scale" in str(
-        [*leaderboard_page.without_average(wide, [])]
+        [*leaderboard_notes.without_average(wide, [])]
     )
 
 
@@ -601,7 +601,7 @@ def test_sizes_of_an_unknown_number_of_parameters_are_told(tmp_path):
         for size in ("tiny", "small")
     ]
     (board,), _ = boards_of(paths)
-    (sentence,) = leaderboard_page.without_scaling(board, [])
+    (sentence,) = leaderboard_notes.without_scaling(board, [])
     assert sentence.startswith("TQL, small, tiny: not all of these runs record the number of")
 
 
@@ -614,7 +614,7 @@ def test_rates_of_several_devices_are_told(tmp_path):
             replace(run, seconds=5.0, device=device)
             for run, device in zip(board.runs, devices, strict=True)
         ]
-        found = [*leaderboard_page.unlike_devices(scalings, replace(board, runs=tuple(timed)))]
+        found = [*leaderboard_notes.unlike_devices(scalings, replace(board, runs=tuple(timed)))]
         assert len(found) == said
     assert found[0].startswith("Updates/s and hours of TQL are of several devices (CPU, H200)")
 

@@ -24,8 +24,8 @@ from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol, workers
 from tql_offline.eval.environments import SeededEnvironment, describe, make, quiet
+from tql_offline.eval.evaluation_records import parse_evaluation
 from tql_offline.eval.rollout import evaluate, run_episodes
-from tql_offline.eval.run_records import parse_evaluation
 from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
 from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder

@@ -22,12 +22,11 @@ from tql_offline.eval.statistics import (
     mean_of_tasks,
     mean_std,
     median_of_tasks,
-    num_deals,
     performance_profile,
-    size_trend,
     t_interval,
     wilson_interval,
 )
+from tql_offline.eval.trends import num_deals, size_trend
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from typing import Any
 
 from tql_offline.errors import InputError, numbered
-from tql_offline.eval.protocol import known_protocol
-from tql_offline.eval.run_records import (
+from tql_offline.eval.evaluation_records import (
     Evaluation,
     evaluation_key,
     other_number,
     parse_evaluation,
 )
+from tql_offline.eval.protocol import known_protocol
 from tql_offline.eval.statistics import t_interval, wilson_interval
 from tql_offline.runs import RunFolder
 from tql_offline.training.result import read_evaluations
