@@ -179,6 +179,25 @@ def test_damaged_runs_are_named_before_an_episode_is_played(damage, folder, caps
     assert code == 0
 
 
+@pytest.mark.parametrize(
+    "arguments", [["eval"], ["eval", "--ope", "fqe"], ["inspect"], ["export", "--out", "model"]]
+)
+def test_a_run_whose_settings_were_changed_is_used_for_nothing(
+    arguments, folder, capsys, monkeypatch
+):
+    monkeypatch.chdir(folder.path.parent)
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("discount = 0.995", "discount = 0.9"))
+    assert folder.config.read_text() != text
+    before = sorted(folder.path.parent.rglob("*"))
+    command, *rest = arguments
+    assert fails_in_one_sentence([command, str(folder.path), *rest], capsys) == (
+        f"tql-offline: run {folder.path} began with discount 0.995 where its config.toml has 0.9 "
+        "now; restore that setting, or train a new run with it\n"
+    )
+    assert sorted(folder.path.parent.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["²", "٣", "six"])
 def test_foreign_checkpoint_names_are_passed_over(name, folder):
     shutil.copytree(folder.checkpoints / "8", folder.checkpoints / name)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tql_offline.config import Config, read_complete
-from tql_offline.documents import is_whole
-from tql_offline.errors import InputError
+from tql_offline.documents import flatten, is_whole
+from tql_offline.errors import InputError, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.files import read_json, read_jsonl, write_json
 from tql_offline.runs import RESULT_SCHEMA, RunFolder
+from tql_offline.setting_effects import first_unlike, flat_settings, lasting_settings
 
 MAX_NUMBER = 1e300
 """A number beyond it is not a return; an int may be beyond any float."""
@@ -21,14 +22,36 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Open a run folder and read its settings.
 
     Raises:
-        InputError: it is not a run folder, its config.toml is damaged, or one of its files is a
-            link.
+        InputError: it is not a run folder, its config.toml is damaged or has settings of another
+            run, or one of its files is a link.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
     folder.refuse_links()
-    return folder, read_complete(folder.config)
+    config = read_complete(folder.config)
+    _refuse_other_settings(folder, config)
+    return folder, config
+
+
+def _refuse_other_settings(folder: RunFolder, config: Config) -> None:
+    """Refuse settings of another run: its policy would pass for one that they trained."""
+    try:
+        began = read_json(folder.provenance).get("settings")
+    except InputError:  # who needs more of it names its fault
+        return
+    if not isinstance(began, dict):  # of a version that recorded none
+        return
+    now = lasting_settings(flat_settings(config))
+    if unlike := first_unlike(flatten(began), now):
+        key, before, after = unlike
+        otherwise = "train a new run with it"
+        if key == "optimizer.schedule_steps" and not config.optimizer.schedule_steps:
+            key, otherwise = "steps", "give it more updates by `train --resume --steps`"
+        raise InputError(
+            f"run {folder.path} began with {key} {shown(before)} where its config.toml has "
+            f"{shown(after)} now; restore that setting, or {otherwise}"
+        )
 
 
 def own_protocol(config: Config, provenance: Mapping[str, Any]) -> str:

@@ -23,12 +23,10 @@ import torch
 
 from tql_offline.config import Config, validate
 from tql_offline.datasets.load import Dataset
-from tql_offline.documents import flatten
-from tql_offline.errors import InputError, shown
+from tql_offline.errors import InputError
 from tql_offline.files import remove_parts, rewind_jsonl, write_atomic, write_json
 from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder, claimed
-from tql_offline.setting_effects import first_unlike, flat_settings, lasting_settings
 from tql_offline.training import checkpoint
 from tql_offline.training.compile import check_execution
 from tql_offline.training.data import data_of
@@ -79,7 +77,6 @@ def resume(
         check_execution(config, device)
         provenance = read_provenance(folder)
         _refuse_another_kind(provenance, device, path)
-        _refuse_other_settings(provenance, config, path)
         dataset = data_of(folder, config, load_dataset, moved_to)
         setup = set_up(watched(longer), dataset)
         for place in (folder.path, folder.checkpoints):
@@ -118,23 +115,6 @@ def _refuse_another_kind(provenance: dict[str, Any], device: torch.device, path:
         raise InputError(
             f"run {path} was trained on a {before}, whose random numbers a {now} does not draw; "
             f"resume it on a {before}, or train it anew"
-        )
-
-
-def _refuse_other_settings(provenance: Mapping[str, Any], config: Config, path: Path) -> None:
-    """Refuse settings of another run: the one that ended by them would be a seed of neither."""
-    began = provenance.get("settings")
-    if not isinstance(began, dict):  # of a version that recorded none
-        return
-    now = lasting_settings(flat_settings(config))
-    if unlike := first_unlike(flatten(began), now):
-        key, before, after = unlike
-        otherwise = "train a new run with it"
-        if key == "optimizer.schedule_steps" and not config.optimizer.schedule_steps:
-            key, otherwise = "steps", "give it more updates by --steps"
-        raise InputError(
-            f"run {path} began with {key} {shown(before)} where its config.toml has {shown(after)} "
-            f"now; restore that setting, or {otherwise}"
         )
 
 
