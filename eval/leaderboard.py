@@ -105,8 +105,8 @@ class Board:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All columns that may be compared."""
-        return (*self.reported, *self.measured)
+        """All columns that may be compared, those of runs first: a page shows only some at once."""
+        return (*self.measured, *self.reported)
 
     @property
     def imported_methods(self) -> tuple[str, ...]:

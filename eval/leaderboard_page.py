@@ -1,7 +1,7 @@
 """Boards as tables, sentences and plots on the report's page."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,17 +65,32 @@ MAX_COMPARED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoardPart:
+    """A part of a board's section, with a heading of its own.
+
+    Attributes:
+        title: the heading.
+        tables: sortable tables, in order; those without rows are left out.
+        plots: plots before the tables; their own title is not shown.
+    """
+
+    title: str
+    tables: tuple[Table, ...] = ()
+    plots: PlotGroup | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoardSection:
     """The page's section on one board.
 
     Attributes:
         title: the board's setting.
-        tables: sortable tables, in order.
+        parts: what has anything to show of: scores by size, by task, over all tasks, differences
+            between methods of equal size, learning curves.
         answers: whether a bigger critic helped, or why that is not known, one short sentence per
             method; then whether methods differ, one per size.
         evidence: the same with the tests that it rests on.
         notes: further sentences on what the scores say.
-        plots: scores by size, if a method has two sizes, learning curves, performance profiles.
         board: the board that the section was made from.
         summaries: summaries of its complete columns.
         scalings: scalings of its methods with several sizes.
@@ -83,11 +98,10 @@ class BoardSection:
     """
 
     title: str
-    tables: tuple[Table, ...]
+    parts: tuple[BoardPart, ...]
     answers: tuple[str, ...]
     evidence: tuple[str, ...]
     notes: tuple[str, ...]
-    plots: tuple[PlotGroup, ...]
     board: Board
     summaries: tuple[Summary, ...]
     scalings: tuple[Scaling, ...]
@@ -122,26 +136,26 @@ def board_section(
     scalings = scaling_of(board, generator)
     comparisons = compare_methods(board, generator, baseline)
     methods = len({run.method for run in board.runs})
-    percent = board.is_percent
-    is_whole = core.tasks == board.tasks
-    tables = [score_table(board), average_table(board), summary_table(core, overall, is_whole)]
-    if pairs := improvement_table(core, is_whole):
-        tables.append(pairs)
-    tables.append(difference_table(comparisons, board.unit, digits_of(percent)))
+    digits = digits_of(board.is_percent)
     unknown = (*without_scaling(board, scalings), *without_survivors(board.lost))
-    differences = tuple(difference_answers(comparisons, methods, digits_of(percent)))
-    tables += [scaling_table(scaling, percent, board.is_rate) for scaling in scalings]
-    if scalings and printed:
-        tables.append(printed_table(printed))
+    differences = tuple(difference_answers(comparisons, methods, digits))
+    parts = (
+        _by_size(scalings, core, anchor, printed),
+        BoardPart(title="Score by task", tables=(score_table(board), average_table(board))),
+        _over_all(core, overall, anchor, is_whole=core.tasks == board.tasks),
+        BoardPart(
+            title="Methods of equal size",
+            tables=(difference_table(comparisons, board.unit, digits),),
+        ),
+        BoardPart(
+            title="Learning curves", plots=learning_plots(core, anchor, board.unit, _limits(core))
+        ),
+    )
     return BoardSection(
         title=str(board.setting),
-        tables=tuple(table for table in tables if table.rows),
-        answers=(
-            *trend_sentences(scalings, digits_of(percent), brief=True),
-            *unknown,
-            *differences,
-        ),
-        evidence=(*trend_sentences(scalings, digits_of(percent)), *unknown, *differences),
+        parts=tuple(filter(None, map(_with_content, parts))),
+        answers=(*trend_sentences(scalings, digits, brief=True), *unknown, *differences),
+        evidence=(*trend_sentences(scalings, digits), *unknown, *differences),
         notes=(
             *difference_notes(comparisons, methods),
             *without_average(board, scalings),
@@ -154,12 +168,46 @@ def board_section(
             *formulas(board),
             *board.notes,
         ),
-        plots=board_plots(core, scalings, anchor),
         board=board,
         summaries=tuple(overall),
         scalings=tuple(scalings),
         comparisons=comparisons,
     )
+
+
+def _by_size(
+    scalings: Sequence[Scaling], board: Board, anchor: str, printed: Sequence[PublishedSize]
+) -> BoardPart:
+    tables = [scaling_table(scaling, board.is_percent, board.is_rate) for scaling in scalings]
+    if scalings and printed:
+        tables.append(printed_table(printed))
+    return BoardPart(
+        title="Score by size",
+        tables=tuple(tables),
+        plots=scaling_plots(scalings, anchor, board),
+    )
+
+
+def _over_all(
+    board: Board, overall: Sequence[Summary], anchor: str, *, is_whole: bool
+) -> BoardPart:
+    """The part on a board without holes."""
+    return BoardPart(
+        title="Methods over all tasks",
+        tables=(summary_table(board, overall, is_whole), improvement_table(board, is_whole)),
+        plots=profile_plots(board, anchor) if board.averages(board.tasks) else None,
+    )
+
+
+def _with_content(part: BoardPart) -> BoardPart | None:
+    """A part without tables that have no rows and plots that have no panels, if any are left."""
+    plots = part.plots if part.plots and part.plots.plots else None
+    tables = tuple(table for table in part.tables if table.rows)
+    return replace(part, tables=tables, plots=plots) if tables or plots else None
+
+
+def _limits(board: Board) -> tuple[float, float] | None:
+    return (0.0, 100.0) if board.may_be_rate else None
 
 
 # Numbers.
@@ -293,8 +341,10 @@ def _aggregates(summary: Summary, percent: bool, decimals: int | None) -> tuple[
     )
 
 
-def improvement_table(board: Board, is_whole: bool) -> Table | None:
+def improvement_table(board: Board, is_whole: bool) -> Table:
     """Table of the chance that a run of the row's method beats one of the column's.
+
+    It has no rows if too few or too many columns have runs.
 
     Args:
         board: scores without holes.
@@ -302,7 +352,7 @@ def improvement_table(board: Board, is_whole: bool) -> Table | None:
     """
     labels = [label for label in board.complete() if label in board.measured]
     if not 2 <= len(labels) <= MAX_COMPARED:
-        return None
+        labels = []
     runs = {label: [board.scores[task, label].runs for task in board.tasks] for label in labels}
     rows = []
     for label in labels:
@@ -343,17 +393,6 @@ def alone_table(boards: Sequence[Board]) -> Table:
     return make_table(caption, (*columns, *ended), rows)
 
 
-def board_plots(board: Board, scalings: Sequence[Scaling], anchor: str) -> tuple[PlotGroup, ...]:
-    """Scores by size and cost, learning curves and performance profiles, as far as there are."""
-    limits = (0.0, 100.0) if board.may_be_rate else None
-    groups = (
-        scaling_plots(scalings, anchor, board),
-        learning_plots(board, anchor, board.unit, limits),
-        *([profile_plots(board, anchor)] if board.averages(board.tasks) else []),
-    )
-    return tuple(group for group in groups if group.plots)
-
-
 # Performance profiles.
 
 
@@ -390,7 +429,7 @@ PROFILE_POINTS = 101
 def thresholds_of(board: Board, labels: Sequence[str]) -> list[float]:
     """Scores at which profiles are drawn: 0 to 100 for success, otherwise over the runs' range."""
     runs = [score for t in board.tasks for n in labels for score in board.scores[t, n].runs]
-    low, high = (0.0, 100.0) if board.may_be_rate else (min(runs), max(runs))
+    low, high = _limits(board) or (min(runs), max(runs))
     return [float(value) for value in np.linspace(low, high, PROFILE_POINTS)]
 
 

@@ -284,7 +284,7 @@ def _page(
         "has_rates": have_rates(runs),
         "differences": _differences(runs),
         "curves": curves_of_runs(named) if many else None,
-        "answers": _answers(shown) if many else [],
+        "answers": _answers(shown) if many or not runs else [],
         "is_listed": len(runs) <= MAX_LISTED_RUNS,
         "is_detailed": len(runs) <= MAX_DETAILED_RUNS,
         "max_detailed": MAX_DETAILED_RUNS,

@@ -104,20 +104,25 @@ def flops_cell(flops: float) -> Cell:
 
 
 def printed_table(printed: Sequence[PublishedSize]) -> Table:
-    """Table of a paper's scores by size."""
+    """Table of a paper's scores, methods by sizes."""
+    found = {(point.method, point.parameters): point for point in printed}
+    methods = dict.fromkeys(point.method for point in printed)
+    sizes = sorted({point.parameters for point in printed})
     rows = (
-        (
-            cell(point.method),
-            Cell(text=f"{point.parameters / 1e6:g}M", sort=point.parameters),
-            Cell(text=spread(point.mean, point.sd, 0), sort=point.mean),
-        )
-        for point in printed
+        (cell(method), *(_printed_cell(found.get((method, size))) for size in sizes))
+        for method in methods
     )
     return make_table(
         f"Reported by size: {printed[0].source}. {printed[0].note} What ± is: docs/claim.md",
-        ("method", "parameters", "score"),
+        ("method", *(f"{size / 1e6:g}M" for size in sizes)),
         rows,
     )
+
+
+def _printed_cell(point: PublishedSize | None) -> Cell:
+    if point is None:
+        return cell("")
+    return Cell(text=spread(point.mean, point.sd, 0), sort=point.mean)
 
 
 # In a sentence.

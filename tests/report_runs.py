@@ -227,6 +227,17 @@ def write_result(
     return path
 
 
+def part_of(section, title):
+    """A part of a board's section by its heading."""
+    (part,) = [part for part in section.parts if part.title == title]
+    return part
+
+
+def titles_of(section):
+    """The headings of a board's section, and those with plots."""
+    return [p.title for p in section.parts], [p.title for p in section.parts if p.plots]
+
+
 def boards_of(paths, published=()):
     """Boards of result files, each of which has a score, and the warnings."""
     found = [measured(read_result(path)) for path in paths]

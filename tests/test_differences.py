@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from report_runs import make_run, write_result
+from report_runs import make_run, part_of, write_result
 from scipy import stats
 
 from benchmarks import coverage
@@ -209,7 +209,7 @@ def test_many_methods_are_in_the_table_alone(board_of):
         "At size tiny, 21 of 21 pairs of methods differ by more than chance explains (p < 0.05, "
         "Holm-corrected for 21 pairs), which the table shows.",
     )
-    table = section.tables[-1]
+    (table,) = part_of(section, "Methods of equal size").tables
     assert table.caption.startswith("Differences between methods of equal size, success in percent")
     assert len(table.rows) == 21
 
@@ -251,7 +251,9 @@ def test_too_few_runs_are_told_with_how_many_are_enough(board_of):
         "At size tiny, the runs are too few to show a difference between any two of 3 methods, "
         "whatever their scores. A difference can show from 5 runs of each method on.",
     )
-    assert [row[4].text for row in section.tables[-1].rows] == ["0.300 (too few runs)"] * 3
+    assert [row[4].text for row in part_of(section, "Methods of equal size").tables[0].rows] == [
+        "0.300 (too few runs)"
+    ] * 3
     scores.pop("C tiny")
     assert answers(board_of(scores)) == [
         "A tiny and B tiny: too few runs to show a difference on t, whatever their scores; "
@@ -312,7 +314,7 @@ def test_only_tasks_that_both_have_count_and_others_are_named(board_of):
     })  # fmt: skip
     section = board_section(board, "b")
     assert section.answers == (CLAIM.replace("on t.", "on a, the only one of 3 that both have."),)
-    assert section.tables[-1].rows[0][8].text == "b, c"
+    assert part_of(section, "Methods of equal size").tables[0].rows[0][8].text == "b, c"
     board = board_of({"A tiny": dict.fromkeys("abc", HIGH), "B tiny": dict.fromkeys("ab", LOW)})
     assert answers(board)[0].endswith("over the 2 of 3 tasks that both have.")
 
@@ -345,7 +347,10 @@ def test_settings_that_differ_are_in_the_table(board_of):
     board = board_of(
         {"A tiny": {"t": HIGH}, "B tiny": {"t": LOW}}, A={"steps": "5"}, B={"steps": "9"}
     )
-    assert board_section(board, "b").tables[-1].rows[0][9].text == "steps"
+    assert (
+        part_of(board_section(board, "b"), "Methods of equal size").tables[0].rows[0][9].text
+        == "steps"
+    )
 
 
 def test_returns_of_unlike_tasks_have_no_mean_but_a_test(board_of):

@@ -12,7 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command_line import command
-from report_runs import PROTOCOLS, boards_of, make_run, write_lines, write_result
+from report_runs import (
+    PROTOCOLS,
+    boards_of,
+    make_run,
+    part_of,
+    titles_of,
+    write_lines,
+    write_result,
+)
 
 from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
@@ -28,7 +36,7 @@ from tql_offline.eval.report import write_report
 from tql_offline.eval.report_scores import scores_of
 from tql_offline.eval.run_records import read_result, read_run
 from tql_offline.eval.scaling import scaling_of
-from tql_offline.eval.scaling_page import trend_sentences
+from tql_offline.eval.scaling_page import printed_table, trend_sentences
 from tql_offline.eval.variants import differing, effective, settings_of
 from tql_offline.runs import find_results
 
@@ -102,7 +110,7 @@ def test_the_papers_scaling_claim_is_kept_as_printed():
 def test_what_is_reported_stands_beside_runs_of_its_protocol(tmp_path):
     paths = [write_result(tmp_path / f"{i}-result.json", task=t) for i, t in enumerate(TASKS)]
     (board,), _ = boards_of(paths, published_scores())
-    assert board.labels == (*board.reported, "TQL tiny")
+    assert board.labels == ("TQL tiny", *board.reported)
     assert "TQL (reported)" in board.reported
     assert board.scores[TASKS[0], "TQL tiny"].mean == pytest.approx(40)
     reported = board.scores[TASKS[0], "TQL (reported)"]
@@ -282,7 +290,10 @@ def test_a_domain_short_of_tasks_says_so(tmp_path):
     ]  # fmt: skip
     (board,), _ = boards_of(paths)
     section = board_section(board, "b")
-    assert section.tables[1].rows[0][0].text == "cube-double-play (3 rows of 2 of 5 tasks)"
+    assert (
+        part_of(section, "Score by task").tables[1].rows[0][0].text
+        == "cube-double-play (3 rows of 2 of 5 tasks)"
+    )
     assert "cube-double-play (3 rows of 2 of 5 tasks)" in as_latex([section])
     (document,) = json.loads(as_json([section]))["boards"]
     assert [(a["domain"], a["tasks"]) for a in document["averages"]] == [
@@ -291,7 +302,10 @@ def test_a_domain_short_of_tasks_says_so(tmp_path):
     ]
     paths = [write_result(tmp_path / f"{task}-result.json", task=task) for task in TASKS]
     (board,), _ = boards_of(paths)
-    assert board_section(board, "b").tables[1].rows[0][0].text == "cube-double-play"
+    assert (
+        part_of(board_section(board, "b"), "Score by task").tables[1].rows[0][0].text
+        == "cube-double-play"
+    )
 
 
 def test_a_seed_counts_once(tmp_path):
@@ -578,7 +592,7 @@ def test_ranks_are_of_methods_with_runs(tmp_path):
     found = {s.label: s.rank for s in summaries(board.core(), np.random.default_rng(0))}
     assert (found["TQL tiny"].value, found["FQL tiny"].value) == (1, 2)
     assert math.isnan(found[board.reported[0]].value)
-    caption = board_section(board, "b").tables[2].caption
+    caption = part_of(board_section(board, "b"), "Methods over all tasks").tables[0].caption
     assert caption.endswith("ranks are of methods with runs")
 
 
@@ -623,7 +637,10 @@ def test_d4rl_scores_have_the_decimal_that_papers_print(tmp_path):
     (board,), _ = boards_of([write_result(tmp_path / f"{s}.json", seed=s) for s in (0, 1)])
     d4rl = replace(board, setting=board.setting._replace(protocol="d4rl v1"))
     assert (board.decimals, d4rl.decimals) == (0, 1)
-    shown = [board_section(each, "b").tables[0].rows[0][1].text for each in (board, d4rl)]
+    shown = [
+        part_of(board_section(each, "b"), "Score by task").tables[0].rows[0][1].text
+        for each in (board, d4rl)
+    ]
     assert shown == ["40 ± 0 (2)", "40.0 ± 0.0 (2)"]
 
 
@@ -926,7 +943,7 @@ def test_scores_between_0_and_1_keep_their_figures(tmp_path):
     runs = [replace(found, setting=setting, seed=s, score=0.55 + 0.05 * s) for s in range(2)]
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    assert section.tables[0].rows[0][1].text == "0.5750 ± 0.0250 (2)"
+    assert part_of(section, "Score by task").tables[0].rows[0][1].text == "0.5750 ± 0.0250 (2)"
     assert r"0.5750 $\pm$ 0.0250" in as_latex([section])
 
 
@@ -996,7 +1013,7 @@ def test_a_relative_change_beyond_a_full_score_has_no_upper_bound(tmp_path, scor
         for s, k in enumerate(each)
     ]
     (board,), _ = boards_of(paths)
-    (*_, last) = board_section(board, "b").tables[-1].rows
+    (*_, last) = part_of(board_section(board, "b"), "Score by size").tables[-1].rows
     assert last[5].text == cell
 
 
@@ -1183,7 +1200,7 @@ def test_profiles_are_drawn_of_methods_with_several_runs(tmp_path):
         for s in range(seeds)
     ]
     html = write_report([], tmp_path / "out", merged=paths, published=False).html.read_text()
-    group = html.split("<h3>Performance profiles</h3>")[1].split("</svg>")[0]
+    group = html.split("Fraction of runs with a score above τ")[1].split("</svg>")[0]
     drawn = re.findall(r"([ABC]) tiny: from 1 at 0 to 0 at 100\.", group)
     assert drawn == ["A", "B"]
     assert "Fraction of runs against success in percent, τ" in group
@@ -1198,7 +1215,7 @@ def test_profiles_of_returns_reach_over_all_runs(tmp_path):
         for s in range(3)
     ]
     (board,), _ = make_boards(runs)
-    *_, group = board_section(board, "b").plots
+    group = part_of(board_section(board, "b"), "Methods over all tasks").plots
     drawn = group.plots[0].svg
     assert "A tiny: from 1 at -250 to 0 at -10." in drawn
     assert "B tiny: from 0.6667 at -250 to 0 at -10." in drawn  # one of three is at -250, not above
@@ -1219,14 +1236,20 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     ]  # fmt: skip
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    scores, summary, improvement, _, *by_size = section.tables
+    (scores,) = part_of(section, "Score by task").tables
+    summary, improvement = part_of(section, "Methods over all tasks").tables
+    by_size = part_of(section, "Score by size").tables
     assert scores.caption.startswith("Score by task, return (not normalised): mean")
     assert summary.columns == ("method", "mean rank")
     assert [row[0].text[0] for row in summary.rows] == ["B", "B", "A", "A"]
     assert "Probability" in improvement.caption
     assert "a stratified bootstrap; none where" in summary.caption, "there is no mean"
     assert [len(table.rows) for table in by_size] == [4, 4]
-    assert [group.title for group in section.plots] == ["Score by size", "Learning curves"]
+    assert titles_of(section) == (
+        [*("Score by size", "Score by task", "Methods over all tasks"),
+         *("Methods of equal size", "Learning curves")],
+        ["Score by size", "Learning curves"],
+    )  # fmt: skip
     assert any(
         s.startswith("Plain returns are on each task's own scale") for s in section.sentences
     )
@@ -1241,10 +1264,9 @@ def test_plain_returns_are_averaged_over_no_tasks(tmp_path):
     (board,), _ = make_boards([run for run in runs if run.task == "hopper-medium-v2"])
     section = board_section(board, "b")
     assert not any("Plain returns" in sentence for sentence in section.sentences)
-    assert section.tables[2].columns[2:5] == ("as printed", "mean", "IQM")
-    assert [group.title for group in section.plots] == [
-        *("Score by size", "Learning curves", "Performance profiles")
-    ]
+    overall = part_of(section, "Methods over all tasks")
+    assert overall.tables[0].columns[2:5] == ("as printed", "mean", "IQM")
+    assert titles_of(section)[1] == ["Score by size", "Methods over all tasks", "Learning curves"]
 
 
 def returns_of(tmp_path, scores):
@@ -1273,7 +1295,7 @@ def test_sizes_are_compared_by_ranks_where_returns_have_no_common_scale(tmp_path
         "A, tiny to large, over the 3 tasks that these sizes share: scores rise with size; "
         "large scores more than tiny on 2 of 3 tasks, and less on 1."
     )
-    table = section.tables[-1]
+    (table,) = part_of(section, "Score by size").tables
     assert "by task and size, on the 3 tasks" in table.caption
     assert [[cell.text for cell in row[:2]] for row in table.rows] == [
         [task, size] for task in ("t0", "t1", "t2") for size in ("tiny", "large")
@@ -1284,7 +1306,7 @@ def test_sizes_are_compared_by_ranks_where_returns_have_no_common_scale(tmp_path
         "-89.750 [-89.946, -89.554]",
     ]
     assert table.rows[1][5].text.startswith("+410.000 [+409.")
-    assert [plot.title for plot in section.plots[0].plots] == [
+    assert [plot.title for plot in part_of(section, "Score by size").plots.plots] == [
         f"{task}: return, by parameters" for task in board.tasks
     ]
 
@@ -1298,9 +1320,19 @@ def test_a_size_in_between_that_is_best_on_some_tasks_is_counted(tmp_path):
                              "A size in between scores best on 1 task.")  # fmt: skip
 
 
+def test_printed_scores_are_a_table_of_methods_by_sizes():
+    table = printed_table(published_sizes())
+    assert table.columns == ("method", "0.4M", "1M", "7M", "26M")
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["TQL"] == ["28 ± 11", "33 ± 8", "36 ± 7", "40 ± 7"]
+    assert len(rows) == 5
+    (without,) = printed_table(published_sizes()[:1]).rows
+    assert len(without) == 2
+
+
 def test_few_tasks_of_returns_are_drawn(tmp_path):
     scores = {("tiny", 1): range(8), ("large", 3): range(8)}
-    group, _ = board_section(returns_of(tmp_path, scores), "b").plots
+    group = part_of(board_section(returns_of(tmp_path, scores), "b"), "Score by size").plots
     assert len(group.plots) == 6
     assert group.note.endswith(" 2 more tasks are in the table.")
 
@@ -1317,7 +1349,8 @@ def test_sizes_that_share_no_task_are_told(tmp_path):
 
 def test_one_task_is_named_and_one_cell_is_one(tmp_path):
     (board,), _ = boards_of(several(tmp_path, tasks=(0,)))
-    captions = [table.caption for table in board_section(board, "b").tables]
+    overall = part_of(board_section(board, "b"), "Methods over all tasks")
+    captions = [table.caption for table in overall.tables]
     assert any(caption.startswith(f"On {TASKS[0]}, 95 % intervals") for caption in captions)
     assert any(f"one of the column, on {TASKS[0]}, with" in caption for caption in captions)
     (board,), _ = boards_of(several(tmp_path, tasks=(0,), methods=("A",)))
@@ -1527,7 +1560,9 @@ def test_a_score_alone_in_its_row_is_not_bold(tmp_path):
     ]  # fmt: skip
     (board,), _ = boards_of(paths)
     section = board_section(board, "b")
-    marks = [[cell.bold for cell in row[1:]] for row in section.tables[0].rows]
+    marks = [
+        [cell.bold for cell in row[1:]] for row in part_of(section, "Score by task").tables[0].rows
+    ]
     assert marks == [[True, True], [False, False]]
     assert as_latex([section]).count(r"\textbf") == 2
     rows = csv.DictReader(as_csv([section]).splitlines())
@@ -1543,7 +1578,7 @@ def test_a_row_is_printed_to_one_number_of_decimals(tmp_path):
     ]
     (board,), _ = make_boards(runs)
     section = board_section(board, "b")
-    assert [cell.text for cell in section.tables[0].rows[0][1:]] == [
+    assert [cell.text for cell in part_of(section, "Score by task").tables[0].rows[0][1:]] == [
         *("-8.11 ± 0.09 (2)", "-12.45 ± 0.65 (2)")
     ]
     assert r"-8.11 $\pm$ 0.09 (2)} & -12.45 $\pm$ 0.65 (2)" in as_latex([section])
@@ -1574,7 +1609,7 @@ def test_bold_is_told_by_the_distance_from_a_best_that_may_be_negative(tmp_path)
         ("quick v1", "bold: at least 95 % of the row's best"),
     ):
         (board,), _ = make_boards([replace(found, setting=Setting(protocol))])
-        caption = board_section(board, "b").tables[0].caption
+        caption = part_of(board_section(board, "b"), "Score by task").tables[0].caption
         assert caption.endswith(f"{words}, unless the row's are all equal")
 
 

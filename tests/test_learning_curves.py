@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_runs import make_run
+from report_runs import make_run, titles_of
 from scipy.stats import t
 
 from tql_offline.eval.leaderboard import make_boards
@@ -61,7 +61,7 @@ def test_a_single_score_is_no_curve(board_of):
     board = board_of([("TQL", 0, (5,)), ("TQL", 1, (7,))])
     assert not lines_of(board)
     assert not learning_plots(board, "b", "success", (0, 100)).plots
-    assert "Learning curves" not in [group.title for group in board_section(board, "b").plots]
+    assert "Learning curves" not in titles_of(board_section(board, "b"))[1]
 
 
 def test_the_best_columns_are_drawn_and_the_others_counted(board_of):
@@ -70,7 +70,7 @@ def test_the_best_columns_are_drawn_and_the_others_counted(board_of):
     assert [key.label for key in group.keys] == [f"M{i} tiny" for i in (6, 5, 4, 3, 2, 1)]
     assert "The 6 with the best scores of 7." in group.note
     assert len(group.plots) == 1
-    assert "Learning curves" in [group.title for group in board_section(board, "b").plots]
+    assert "Learning curves" in titles_of(board_section(board, "b"))[1]
 
 
 def test_a_method_has_one_colour_in_all_plots_and_a_line_for_each_size(board_of):
@@ -89,7 +89,7 @@ def test_a_method_has_one_colour_in_all_plots_and_a_line_for_each_size(board_of)
     assert [key.style for key in keys_of(styles)] == [
         styles[key.label].line for key in keys_of(styles)
     ]
-    plots = {group.title: group for group in board_section(board, "b").plots}
+    plots = {part.title: part.plots for part in board_section(board, "b").parts}
     assert {key.label: key.colour for key in plots["Score by size"].keys} == colours
     assert {key.colour for key in plots["Learning curves"].keys} == {1, 2}
 

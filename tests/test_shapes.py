@@ -129,7 +129,8 @@ def test_numbers_stay_pytorchs():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(wrong):
-    with ShapesAtOnce(), pytest.raises(RuntimeError):
+    # PyTorch 2.6 asserts it of `stack`.
+    with ShapesAtOnce(), pytest.raises((RuntimeError, AssertionError)):
         wrong()
 
 
