@@ -57,11 +57,18 @@ _BOARD_FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.tex")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where a report was written, and a sentence for everything that it leaves out."""
+    """Where a report was written.
+
+    Attributes:
+        boards: the leaderboard's files.
+        answers: its first lines: of one run what it reached, of more what its boards answer.
+        warnings: a sentence for everything that it leaves out.
+    """
 
     html: Path
     markdown: Path
     boards: tuple[Path, ...] = ()
+    answers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -130,6 +137,7 @@ def write_report(
         html=out / "report.html",
         markdown=out / "report.md",
         boards=tuple(out / name for name in _BOARD_FILES if name in texts),
+        answers=tuple(page["answers"] or (s.answer for s in sections[:1] if len(sections) == 1)),
         warnings=(*warnings, *(f"{s.name}: {w}" for s in sections for w in s.warnings)),
     )
 

@@ -1,6 +1,7 @@
 """Leaderboards: a paper as printed, only like runs compared, bad files named and skipped."""
 
 import csv
+import html
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from report_runs import (
     write_result,
 )
 
+from tql_offline.cli import report as cli_report
 from tql_offline.config import Config, resolve
 from tql_offline.errors import InputError
 from tql_offline.eval import leaderboard_notes
@@ -1666,6 +1668,30 @@ def test_the_command_merges(tmp_path, capsys):
     for name in ("report.html", "report.md", "leaderboard.csv", "leaderboard.json"):
         assert (tmp_path / "out" / name).is_file()
         assert name in printed.replace("\n", "")
+
+
+def test_the_command_prints_the_answers_before_the_files(tmp_path, capsys, monkeypatch):
+    several(tmp_path, sizes=("tiny", "small"))
+    arguments = ("--no-published", "--merge", tmp_path, "--out", tmp_path / "out")
+    _, printed, _ = reported(capsys, *arguments)
+    *answers, first, _, _, _, _ = printed.splitlines()
+    assert first == str(tmp_path / "out" / "report.html")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert answers
+    for answer in answers:
+        assert f'<p class="answer">{html.escape(answer)}</p>' in page
+    monkeypatch.setattr(cli_report, "MOST_ANSWERS", 1)
+    _, printed, _ = reported(capsys, *arguments)
+    assert printed.splitlines()[:2] == [
+        answers[0],
+        f"{len(answers) - 1} more answers are in the report",
+    ]
+
+
+def test_of_one_run_the_command_prints_what_it_reached(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    _, printed, _ = reported(capsys, run.path, "--out", tmp_path / "out")
+    assert printed.startswith("TQL tiny: 49/50 successes")
 
 
 def reported(capsys, *arguments):

@@ -10,6 +10,9 @@ from tql_offline.cli.tables import progress_bar, say, warn
 from tql_offline.errors import InputError
 from tql_offline.runs import find_others, find_runs
 
+MOST_ANSWERS = 10
+"""Most of a report's answers that are printed."""
+
 
 @app.command()
 def report(
@@ -49,4 +52,8 @@ def report(
             baseline=baseline,
         )
     warn(files.warnings, "warning")
+    for answer in files.answers[:MOST_ANSWERS]:
+        say(answer)
+    if len(files.answers) > MOST_ANSWERS:
+        say(f"{len(files.answers) - MOST_ANSWERS} more answers are in the report")
     say("\n".join(map(str, (files.html, files.markdown, *files.boards))))
