@@ -23,7 +23,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval.measured import measured
 from tql_offline.eval.run_records import read_run
 from tql_offline.eval.workers import EnvironmentFailedError
-from tql_offline.files import read_json, read_jsonl
+from tql_offline.files import read_json, read_jsonl, write_json
 from tql_offline.runs import RunFolder, claimed, claimed_for_scoring
 from tql_offline.training import checkpoint, evaluation, notes, rescoring
 from tql_offline.training.metrics import MetricsWindow
@@ -549,6 +549,9 @@ def test_policies_are_scored_in_the_precision_that_they_were_scored_in_while_tra
     folder, used = RunFolder(shutil.copytree(scored.path, tmp_path / "r")), []
     text = folder.config.read_text()
     folder.config.write_text(text.replace('precision = "float32"', f'precision = "{precision}"'))
+    facts = read_json(folder.provenance)
+    facts["settings"]["execution.precision"] = precision
+    write_json(folder.provenance, facts)
     monkeypatch.setattr(rescoring, "pick_device", lambda _device: torch.device(device))
     monkeypatch.setattr(checkpoint, "load_agent", raising(InputError("no such device here")))
     monkeypatch.setattr(torch, "set_float32_matmul_precision", used.append)
