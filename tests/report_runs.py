@@ -25,6 +25,7 @@ PROTOCOLS = {
     },
 }
 SHA256 = "5a" * 32
+TASKS = tuple(f"cube-double-play-singletask-task{n}-v0" for n in range(1, 6))
 
 
 def make_run(
@@ -243,3 +244,35 @@ def boards_of(paths, published=()):
     found = [measured(read_result(path)) for path in paths]
     assert all(isinstance(scores, Measured) for scores in found), found
     return make_boards(found, published)
+
+
+def played_in(path, evaluations=slice(None), dataset="hopper-medium-v2", **facts):
+    """A result whose evaluations record these facts."""
+    document = json.loads(path.read_text()) | {"dataset": dataset}
+    for line in document["evaluations"][evaluations]:
+        line.update(facts)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def several(tmp_path, methods=("A", "B"), tasks=(0, 1), sizes=("tiny",), seeds=(0, 1)):
+    return [
+        write_result(
+            tmp_path / f"{method}-{task}-{size}-{seed}-result.json",
+            task=TASKS[task], method=method, size=size, seed=seed, successes=(10 + seed,) * 3,
+        )
+        for method in methods for task in tasks for size in sizes for seed in seeds
+    ]  # fmt: skip
+
+
+def by_size(folder, flops):
+    """Two sizes of two seeds on two tasks; `flops` of an update by size, where it is counted."""
+    return [
+        write_result(
+            folder / f"{size}-{seed}-{task}-result.json", size=size, seed=seed, task=TASKS[task],
+            successes=(k, k, k + seed), **({"flops_per_update": flops[size]} if flops else {}),
+        )
+        for size, k in (("tiny", 13), ("large", 40))
+        for seed in range(2)
+        for task in range(2)
+    ]  # fmt: skip
