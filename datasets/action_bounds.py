@@ -127,16 +127,25 @@ def scale_actions(columns: Mapping[str, Array], bounds: Sequence[float]) -> None
             columns.finite.discard("actions")
 
 
-def as_setting(low: Sequence[float], high: Sequence[float], digits: int = 6) -> dict[str, str]:
+def as_setting(low: Sequence[float], high: Sequence[float]) -> dict[str, str]:
     """Bounds as `BOUNDS_SETTING` takes them, once where all dims share them; empty if infinite.
+
+    They have the digits that give the same float32 or, if they are none, float64 again.
 
     >>> BOUNDS_SETTING.format(**as_setting([-2, -2], [2, 2]))
     "--set 'dataset.action_bounds=[-2,2]'"
     >>> as_setting([-2, -1], [2, 1]), as_setting([0], [np.inf])
     ({'low': '-2,-1', 'high': '2,1'}, {})
+    >>> as_setting([-0.3], [float(np.float32(2 * np.pi / 3))])
+    {'low': '-0.3', 'high': '2.0943952'}
     """
     if not np.isfinite([*low, *high]).all():
         return {}
     dims = 1 if len({*low}) == len({*high}) == 1 else None
     rows = {"low": low[:dims], "high": high[:dims]}
-    return {key: ",".join(f"{bound:.{digits}g}" for bound in row) for key, row in rows.items()}
+    return {key: ",".join(map(_shortest, row)) for key, row in rows.items()}
+
+
+def _shortest(bound: float) -> str:
+    single = np.float32(bound)
+    return str(single if single == bound else np.float64(bound)).removesuffix(".0")

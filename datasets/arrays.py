@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tql_offline.datasets.action_bounds import OutOfBoundsError, checked_bounds
-from tql_offline.datasets.episodes import Array, NoTransitionError
+from tql_offline.datasets.episodes import Array, NoLastEndError, NoTransitionError
 from tql_offline.datasets.load import TAKEN_FOR_OGBENCH, Dataset, own_dataset
 from tql_offline.datasets.reading import FLAT_COLUMNS, check_marks
 from tql_offline.datasets.views import AS_STEPS
@@ -75,6 +75,8 @@ def from_arrays(
         data = own_dataset(arrays, Path(name), digest, env_id, bounds, flat=is_flat)
     except OutOfBoundsError as error:
         raise error.told(bounds, _BOUNDS_ARGUMENT) from error
+    except NoLastEndError as error:
+        raise NoLastEndError(error.fault, f"{_STEPS_ARGUMENT}; otherwise mark it") from error
     except NoTransitionError as error:
         advice = error.advice.replace(AS_STEPS, _STEPS_ARGUMENT)
         raise NoTransitionError(error.fault, advice) from error

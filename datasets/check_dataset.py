@@ -177,9 +177,10 @@ def _advised(error: OutOfBoundsError, env_id: str, bounds: Sequence[float]) -> A
     if not env_id:
         return error.told(bounds, _OPTION.format(low="LOW", high="HIGH"))
     from tql_offline.eval.bounds import RESCALED  # imports MuJoCo: only when needed
-    from tql_offline.eval.environments import action_bounds
+    from tql_offline.eval.environments import action_space
 
-    low, high = action_bounds(env_id)
+    space = action_space(env_id)
+    low, high = space.low.tolist(), space.high.tolist()
     given = bounds_by_dim(len(low), bounds) if len(bounds) in (2, 2 * len(low)) else None
     if given and np.allclose(given, (low, high)):
         return AdvisedError(error.told(bounds).fault, "clip that action, or leave out its episode")

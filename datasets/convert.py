@@ -178,7 +178,7 @@ def needed_setting(manifest: Mapping[str, Any]) -> str:
     if "action_bounds" not in manifest:
         return ""
     low, high = manifest["action_bounds"]
-    setting = BOUNDS_SETTING.format(**as_setting(low, high, digits=9))
+    setting = BOUNDS_SETTING.format(**as_setting(low, high))
     return f"actions keep their numbers: train with {setting}"
 
 

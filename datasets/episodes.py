@@ -41,6 +41,10 @@ class NoTransitionError(AdvisedError):
     """An episode of one row, which in OGBench's layout holds an observation and no transition."""
 
 
+class NoLastEndError(AdvisedError):
+    """A last row that is not marked as an episode's end, as OGBench's layout has it."""
+
+
 Column = TypeVar("Column", bound=np.generic)
 
 
@@ -124,7 +128,7 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
         `(E,)` transitions per episode.
 
     Raises:
-        InputError: the file does not end at an episode's end.
+        NoLastEndError: the file does not end at an episode's end.
         NoTransitionError: an episode has no transition.
 
     >>> lengths_from_terminals(np.array([0, 0, 0, 1, 0, 0, 1]))
@@ -132,9 +136,10 @@ def lengths_from_terminals(terminals: Array) -> NDArray[np.int64]:
     """
     ends = np.flatnonzero(terminals)
     if len(ends) == 0 or ends[-1] != len(terminals) - 1:
-        raise InputError(
+        raise NoLastEndError(
             f"column 'terminals' does not mark the last of its {len(terminals)} rows as an end of "
-            "an episode; mark it, or get the file again if it was cut off"
+            "an episode",
+            "mark it, or get the file again if it was cut off",
         )
     lengths = np.diff(ends, prepend=-1) - 1
     if lengths.min() < 1:

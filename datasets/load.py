@@ -370,7 +370,7 @@ def _load_minari(
         name=made.name,
         path=folder,
         digest=in_background(lambda: slices_sha256(made.files)),
-        source="given file" if given else "given folder" if by_path else "downloaded",
+        source=_source_of_minari(made.name, given=given is not None, by_path=by_path),
         env_id=env_id or (None if unscored else own),
         found=tuple(map(noted, notes)),
         unscored=unscored,
@@ -393,6 +393,13 @@ def _minari_folder(name: str, given: Path | None) -> Path:
             f"`{command} download {shown(own)[1:-1]}`"
         )
     return folder
+
+
+def _source_of_minari(name: str, *, given: bool, by_path: bool) -> str:
+    """Where a Minari dataset comes from; what is not published was made on this machine."""
+    if given or by_path:
+        return "given file" if given else "given folder"
+    return "downloaded" if find_or_none(name) else "Minari's folder"
 
 
 def _load_own(path: Path, env_id: str | None, slices: int, bounds: Sequence[float]) -> Dataset:

@@ -23,6 +23,7 @@ from tql_offline.datasets.episodes import (
     ACTION_BOUND,
     Array,
     Episodes,
+    NoLastEndError,
     NoTransitionError,
     drop_last_rows,
     lengths_from_terminals,
@@ -81,8 +82,8 @@ def core_columns(
     except NoTransitionError as error:
         named = NoTransitionError(f"{path}: {error.fault}", error.advice)
         raise as_steps(named, columns, terminals != 0) from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    except NoLastEndError as error:
+        raise NoLastEndError(f"{path}: {error.fault}", error.advice) from error
     return observations, actions, lengths
 
 

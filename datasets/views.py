@@ -151,8 +151,7 @@ def as_steps(
 ) -> NoTransitionError:
     """The error, with advice on the layout where each row of its columns seems to be a step.
 
-    They do if they have no `masks`, without which OGBench's layout is only assumed, and rows that
-    end an episode have actions and rewards of their own.
+    They do if rows that end an episode have actions and rewards of their own.
 
     Args:
         error: what is wrong with the columns in OGBench's layout.
@@ -162,7 +161,7 @@ def as_steps(
     own = [columns[key] for key in ("actions", "rewards") if key in columns]
     are_complete = len(own) == 2 and all(len(column) == len(is_last) for column in own)
     ends = np.flatnonzero(is_last)
-    if "masks" in columns or not are_complete or not all(_are_own(c, ends) for c in own):
+    if not are_complete or not all(_are_own(c, ends) for c in own):
         return error
     return NoTransitionError(
         f"{error.fault} in OGBench's layout, while rows that 'terminals' marks have actions and "

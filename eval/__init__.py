@@ -2,7 +2,7 @@
 
 Playing episodes
     protocol     what makes two scores comparable; the place to start reading
-    environments made and seeded → recover (for Minari's datasets), bounds (of actions)
+    environments made and seeded → recover (for Minari's datasets), unit_actions, bounds
     rollout      episodes of a policy, and the record of an evaluation
     workers      environments in processes → stepping, worker_start
     noise        an episode's noise for its policy

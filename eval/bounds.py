@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from tql_offline.datasets.action_bounds import BOUNDS_SETTING, as_setting
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError
-from tql_offline.eval.environments import action_bounds
+from tql_offline.eval.environments import action_space
 
 RESCALED = "scale the data and register it with gymnasium.wrappers.RescaleAction"
 """What to do about an environment whose bounds are not those of the data."""
@@ -22,8 +23,10 @@ def check_bounds(
     bounds: Sequence[Any] | None,
     whose: str,
     told: str = f"train with {BOUNDS_SETTING}",
-) -> None:
+) -> gymnasium.spaces.Box | None:
     """Check that an environment's action bounds are those that the data were scaled from.
+
+    Those given may be rounded: the environment's own are in the space that is returned.
 
     Args:
         env_id: id of the environment.
@@ -32,15 +35,19 @@ def check_bounds(
         whose: what the data are, for the message.
         told: how the caller is told bounds `{low}` and `{high}`.
 
+    Returns:
+        The environment's action space; None of one recovered from Minari's data, whose it is.
+
     Raises:
         InputError: they differ.
     """
     if env_id.startswith(MINARI_PREFIX):  # recovered and compared with its own data
-        return
-    low, high = action_bounds(env_id)
+        return None
+    space = action_space(env_id)
+    low, high = space.low.tolist(), space.high.tolist()
     want_low, want_high = bounds or ([-1.0] * action_dim, [1.0] * action_dim)
     if np.allclose(low, want_low) and np.allclose(high, want_high):
-        return
+        return space
     in_its_unit = ""
     if setting := as_setting(low, high):
         in_its_unit = f"if own data are in its unit, {told.format(**setting)}, else "

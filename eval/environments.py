@@ -11,7 +11,6 @@ import importlib.metadata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import gymnasium
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from tql_offline.datasets.names import MINARI_PREFIX
 from tql_offline.errors import InputError, one_line
 from tql_offline.eval.protocol import goal_of_seed
+from tql_offline.eval.unit_actions import in_unit_actions
 from tql_offline.own_code import code_of
 from tql_offline.temporary import environment_files_removed
 from tql_offline.version import installed_version
@@ -142,23 +142,6 @@ class FlatObservations(gymnasium.wrappers.TransformObservation[Any, Any, Any]):
         )
 
 
-def in_unit_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Let an environment with other bounds take actions in [-1, 1], as policies give them."""
-    space = env.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
-        return env
-    if (space.low == -1).all() and (space.high == 1).all():
-        return env
-    # Rounding may put a scaled action beyond the bounds, which an environment may refuse.
-    bounded = gymnasium.wrappers.TransformAction(env, partial(_clipped, space), space)
-    return gymnasium.wrappers.RescaleAction(bounded, np.float32(-1), np.float32(1))
-
-
-def _clipped(space: gymnasium.spaces.Box, action: Any) -> NDArray[Any]:
-    clipped: NDArray[Any] = np.clip(action, space.low, space.high)
-    return clipped
-
-
 class GoalConditioned(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An OGBench environment with several goals, chosen by an episode's seed.
 
@@ -269,24 +252,26 @@ def _flattened(env: gymnasium.Env[Any, Any]) -> dict[str, str]:
     return {}
 
 
-def action_bounds(env_id: str) -> tuple[list[float], list[float]]:
-    """Lower and upper bounds of an environment's own action space, by dim."""
+def action_space(env_id: str) -> gymnasium.spaces.Box:
+    """An environment's own action space, of vectors."""
     env = make(env_id, unit_actions=False)
     try:
         with quiet():
             space = env.action_space
         vector_dim(env_id, "action", space)
-        bounds = cast(gymnasium.spaces.Box, space)
-        return bounds.low.tolist(), bounds.high.tolist()
+        return cast(gymnasium.spaces.Box, space)
     finally:
         env.close()
 
 
-def try_out(env_id: str, steps: int) -> bool:
-    """Try an environment out; returns whether its `info` reports success during an episode.
+def try_out(env_id: str, steps: int) -> list[str] | None:
+    """Try an environment out: whether its `info` reports success during an episode.
 
     Plays one episode of zero actions, at most this many steps long; an environment that has not
     ended by then is given the benefit of the doubt.
+
+    Returns:
+        None, or, where no step reported success, what its last `info` has instead.
 
     Raises:
         InputError: the environment cannot be made, fails, or gives a number that is not finite.
@@ -303,7 +288,7 @@ def try_out(env_id: str, steps: int) -> bool:
         env.close()
 
 
-def _probed(env: "SeededEnvironment", steps: int) -> bool:
+def _probed(env: "SeededEnvironment", steps: int) -> list[str] | None:
     _require_finite("first observation", env.reset(0))
     action = np.zeros(env.action_dim, dtype=np.float32)
     for _ in range(steps):
@@ -311,10 +296,10 @@ def _probed(env: "SeededEnvironment", steps: int) -> bool:
         _require_finite("observation", observation)
         _require_finite("reward", reward)
         if not np.isnan(success):
-            return True
+            return None
         if terminated or truncated:
-            return False
-    return True
+            return [str(key) for key in env.info]
+    return None
 
 
 def _require_finite(what: str, numbers: Any) -> None:
@@ -323,13 +308,19 @@ def _require_finite(what: str, numbers: Any) -> None:
 
 
 class SeededEnvironment:
-    """An environment whose episodes are functions of their seed and the actions alone."""
+    """An environment whose episodes are functions of their seed and the actions alone.
+
+    Attributes:
+        action_dim: n_a.
+        info: what the last step told besides.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._env = env
         with quiet():
             space = env.action_space
         self.action_dim = vector_dim(env.spec.id if env.spec else str(env), "action", space)
+        self.info: dict[str, Any] = {}
         self._global_stream = np.random.MT19937()
         self._unseeded = np.random.default_rng()
 
@@ -365,19 +356,34 @@ class SeededEnvironment:
             reports none.
         """
         with _own_randomness(self._global_stream, self._unseeded):
-            observation, reward, terminated, truncated, info = self._env.step(action)
-        success = float(bool(info["success"])) if "success" in info else float("nan")
+            observation, reward, terminated, truncated, self.info = self._env.step(action)
         return (
             np.asarray(observation, dtype=np.float32),
-            float(reward),
+            _one_number(reward),
             bool(terminated),
             bool(truncated),
-            success,
+            _success(self.info.get("success")),
         )
 
     def close(self) -> None:
         """Free the environment's resources."""
         self._env.close()
+
+
+def _one_number(reward: Any) -> float:
+    if np.ndim(reward):
+        raise ValueError(f"its reward has shape {np.shape(reward)}; give one number")
+    return float(reward)
+
+
+def _success(flag: Any) -> float:
+    """1 or 0; NaN where an environment does not know yet, or reports none."""
+    if flag is None:
+        return float("nan")
+    if isinstance(flag, bool | np.bool_):
+        return float(flag)
+    # The truth of a number, or an array of one; that of NaN would be true.
+    return float("nan") if np.any(flag != flag) else float(bool(flag))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 from tql_offline.config import SIZES, WITHOUT_CRITIC
 from tql_offline.datasets.catalogue import suite_of
 from tql_offline.datasets.names import MINARI_PREFIX, with_task
-from tql_offline.errors import shown
+from tql_offline.errors import numbered, shown
 from tql_offline.eval.evaluation_records import Evaluation, has_own_episodes
 from tql_offline.eval.protocol import namesake, protocol_label
 from tql_offline.eval.record_files import count
@@ -227,7 +227,8 @@ def measured(run: Run) -> Measured | str:
         return f"has a critic of size {shown(size)}; the sizes are {', '.join(SIZES)}"
     score = CountedScore.of(known)
     if len(score.evaluations) < score.counted:
-        return f"has {len(known)} planned evaluations where its protocol counts {score.counted}"
+        planned = numbered(len(known), "planned evaluation", "planned evaluations")
+        return f"has {planned} where its protocol counts {score.counted}"
     if missing := run.lacking(known):
         return f"has no score of update {', '.join(map(str, missing))}, which its protocol counts"
     settings = {setting_played(run, label, evaluation) for evaluation in score.evaluations}

@@ -22,7 +22,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from tql_offline.datasets.minari import Leaf, data_folder, folder_of, metadata_of, spaces_of
 from tql_offline.documents import parse_json
 from tql_offline.errors import InputError, one_line, shown
-from tql_offline.eval.environments import FlatObservations, in_unit_actions, quiet
+from tql_offline.eval.environments import FlatObservations, quiet
+from tql_offline.eval.unit_actions import in_unit_actions
 
 _WRAPPERS = (
     "ClipAction",

@@ -355,7 +355,7 @@ def act(
     Actions are clipped to [-1, 1] as in FQL's evaluator.
 
     Raises:
-        InputError: the actions have the wrong shape or are not finite.
+        InputError: the actions have the wrong shape, or they or the observations are not finite.
     """
     env_id, action_dim = description["env_id"], description["action_dim"]
     if not len(steps):
@@ -369,6 +369,11 @@ def act(
         )
     chosen = actions[steps]
     if not np.isfinite(chosen).all():
+        if not np.isfinite(observations[steps]).all():
+            raise InputError(
+                f"environment {env_id!r} gives an observation that is not finite (NaN or infinite) "
+                "in the course of an episode; mend it"
+            )
         raise InputError(
             f"the policy gives an action that is not finite (NaN or infinite) in environment "
             f"{env_id!r}; evaluate an earlier checkpoint"

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, one_line
 from tql_offline.eval.environments import SeededEnvironment, describe, kept_global_state, make
 
 
@@ -131,7 +131,8 @@ def failure(env_id: str, error: Exception) -> Failure:
     if isinstance(error, InputError):
         return Failure(message=str(error), is_input_error=True)
     trace = "".join(traceback.format_exception(error))
-    return Failure(message=f"environment {env_id!r} failed:\n{trace}", is_input_error=False)
+    said = f"environment {env_id!r} failed: {type(error).__name__}: {one_line(error)}"
+    return Failure(message=f"{said}\n{trace}", is_input_error=False)
 
 
 class Environments:

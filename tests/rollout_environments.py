@@ -213,6 +213,30 @@ class Silent(Uneven):
         return *super().step(action)[:4], {}
 
 
+class Unknown(Uneven):
+    """Its success is never known, but for that under another name."""
+
+    def step(self, action):
+        *others, info = super().step(action)
+        return *others, {"success": np.nan, "is_success": info["success"]}
+
+
+class Dark(Uneven):
+    """Its observations become NaN with the second step."""
+
+    def observe(self):
+        return super().observe() if self.steps < 2 else np.full(4, np.nan)
+
+
+class Turning(Uneven):
+    """Takes angles of up to 120 degrees."""
+
+    @property
+    def action_space(self):
+        limit = np.float32(2 * np.pi / 3)
+        return gymnasium.spaces.Box(-limit, limit, (2,))
+
+
 class Unrewarded(Uneven):
     """Its reward is no number."""
 
@@ -267,8 +291,9 @@ class LosesItsPlace(IsNotFinite):
 
 ENVIRONMENTS = (
     Unmakeable, FailsAtOnce, IsNotFinite, LosesItsPlace,
-    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unrewarded, Even, EvenCrashOnce,
-    EvenHangOnce, Slow, Lasting, Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
+    Uneven, CrashOnce, HangOnce, CrashAlways, Raises, Silent, Unknown, Dark, Turning,
+    Unrewarded, Even, EvenCrashOnce, EvenHangOnce, Slow, Lasting,
+    Drawn, DrawnOtherwise, DrawnLonger, DrawnByOsmesa, Undrawable,
     LacksPackage, DrawsNothing, HasNoRender, DrawnUntilItDies, DrawnUntilItHangs,
 )  # fmt: skip
 for environment in ENVIRONMENTS:

@@ -19,9 +19,11 @@ from tql_offline.datasets.reading import Columns
 from tql_offline.errors import InputError
 from tql_offline.eval import bounds as bounds_module
 from tql_offline.eval import environments
-from tql_offline.eval.environments import action_bounds, in_unit_actions, make
+from tql_offline.eval.environments import action_space, make
+from tql_offline.eval.unit_actions import in_unit_actions
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.sharing.export import export_run
+from tql_offline.sharing.model import _scaling
 from tql_offline.training.data import refuse_other_data
 from tql_offline.training.environment import fitting_environment
 from tql_offline.training.reporters import SilentReporter
@@ -174,6 +176,51 @@ def test_an_action_at_a_bound_is_not_beyond_it():
         env.step(np.array(action, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_model_scales_actions_to_the_bit_as_gymnasium_does(dtype):
+    """Bounds that no power of two divides, written to model.json and read again."""
+    low, high = np.array([-2, -0.3, 0.1], dtype), np.array([0.5, 0.3, 2 * np.pi / 3], dtype)
+    env = Exact()
+    env.action_space = gymnasium.spaces.Box(low, high, dtype=dtype)
+    one = dtype(1)
+    theirs = gymnasium.wrappers.RescaleAction(env, -one, one)
+    recorded = json.loads(json.dumps([low.tolist(), high.tolist()]))
+    scaled = _scaling({"action_bounds": recorded, "action_dtype": dtype.__name__})
+    actions = np.random.default_rng(0).uniform(-1, 1, (2000, 3)).astype(np.float32)
+    actions[:2] = [[-1], [1]]
+    given = scaled(actions)
+    assert given.dtype == dtype
+    np.testing.assert_array_equal(given, np.clip(theirs.action(actions), low, high))
+    assert all(env.action_space.contains(action) for action in given)
+    unit = in_unit_actions(env)
+    for action in actions[:50]:
+        unit.step(action)
+
+
+def test_bounds_that_were_typed_lead_to_no_action_beyond_the_environments(tmp_path, capsys):
+    """Their printed digits are the environment's; shorter ones are replaced by its own."""
+    env_id = "rollout_environments:Turning-v0"
+    rng = np.random.default_rng(0)
+    ends = np.arange(40) % 20 == 19
+    columns = {"observations": rng.normal(size=(40, 4)), "rewards": np.ones(40),
+               "actions": rng.uniform(-2.09, 2.09, (40, 2)), "timeouts": ends,
+               "terminals": np.zeros(40)}  # fmt: skip
+    np.savez(tmp_path / "mine.npz", **columns)
+    name = str(tmp_path / "mine.npz")
+    _, output = command(["datasets", "check", name, "--env", env_id], capsys)
+    assert "--action-bounds -2.0943952,2.0943952" in output.out.replace("\n", "")
+    bounds = (-2.0944, 2.0944)
+    dataset = {"name": name, "env_id": env_id, "action_bounds": bounds}
+    tiny = {"critic": {"size": "tiny"}, "flow": {"hidden": [8]}, "steps": 2, "batch_size": 8}
+    evaluation = {"protocol": "quick-return", "processes": 1, "enabled": False}
+    config = resolve(tiny | {"dataset": dataset, "evaluation": evaluation})
+    data = load(name, env_id=env_id, action_bounds=bounds)
+    folder = run(config, data, tmp_path / "runs", "r", SilentReporter())
+    policy = tql_offline.load(export_run(folder.path, tmp_path / "model", onnx=False).folder)
+    for action in policy.to_environment([[-1, -1], [1, 1]]):
+        assert make(env_id, unit_actions=False).action_space.contains(action)
+
+
 @pytest.mark.parametrize(
     "bounds",
     [
@@ -199,10 +246,11 @@ def test_an_environment_of_other_bounds_takes_what_policies_give():
         ours = scaled.step(np.array([action], np.float32))
         np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
         assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
-    assert (action_bounds("Pendulum-v1"), action_bounds("pointmaze-medium-v0")) == (
+    spaces = [action_space("Pendulum-v1"), action_space("pointmaze-medium-v0")]
+    assert [(space.low.tolist(), space.high.tolist()) for space in spaces] == [
         ([-2.0], [2.0]),
         ([-1.0, -1.0], [1.0, 1.0]),
-    )
+    ]
 
 
 def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
@@ -212,7 +260,8 @@ def test_bounds_that_no_setting_gives_are_not_advised(monkeypatch):
         ([-np.inf], [np.inf], "from -inf to inf where"),
         ([-1] * 12, [1] * 8 + [2] * 4, "from -1 to 1, 2 where"),
     ):
-        monkeypatch.setattr(bounds_module, "action_bounds", lambda _id, b=(low, high): b)
+        box = gymnasium.spaces.Box(np.float32(low), np.float32(high))
+        monkeypatch.setattr(bounds_module, "action_space", lambda _id, box=box: box)
         with pytest.raises(InputError, match=said) as error:
             fitting_environment("Pendulum-v1", config, 3, 1, whose="mine")
         assert ("dataset.action_bounds" in str(error.value)) == np.isfinite(low).all()
@@ -331,8 +380,8 @@ def test_the_checks_take_the_bounds_by_dim_that_they_advise(kind, tmp_path, caps
 
 def test_the_checks_advise_no_bounds_of_an_environment_without(tmp_path, capsys, monkeypatch):
     file = of_counting(tmp_path / "wide", "own", 2)
-    endless = ([-np.inf] * 2, [np.inf] * 2)
-    monkeypatch.setattr(environments, "action_bounds", lambda _id: endless)
+    endless = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    monkeypatch.setattr(environments, "action_space", lambda _id: endless)
     check = ["datasets", "check", str(file), "--env", "reader_environments:CountingByDim-v0"]
     said = " ".join(command(check, capsys)[1].out.split())
     assert "has no finite bounds; scale the data and register it with" in said

@@ -714,7 +714,6 @@ def test_an_episode_of_one_step_gets_the_advice_on_layouts(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda c: c.update(masks=np.ones(len(c["rewards"]), np.float32)),
         lambda c: c["actions"].__setitem__(c["terminals"], 0),
         lambda c: c["rewards"].__setitem__(c["terminals"], 0),
         lambda c: c.pop("rewards"),

@@ -404,6 +404,15 @@ def test_the_seconds_of_updates_end_when_the_device_has_done_them(data, tmp_path
     assert all(1000 < line["seconds"] < 2000 for line in read_jsonl(folder.timing))
 
 
+@pytest.mark.parametrize(
+    ("log_every", "wanted", "most"), [(100, 10, 10), (100, 64, 50), (15, 10, 7), (1000, 300, 250)]
+)
+def test_launches_fill_what_lies_between_two_lines(log_every, wanted, most):
+    launch = {"updates_per_launch": wanted}
+    config = settings(log_every=log_every, checkpoint_every=10_000, execution=launch)
+    assert execution.updates_of_a_launch(config) == most
+
+
 def test_a_launch_is_no_longer_than_what_lies_between_two_lines():
     config = settings(log_every=5, checkpoint_every=7, execution={"updates_per_launch": 200})
     assert execution.updates_of_a_launch(config) == 5

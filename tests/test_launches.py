@@ -11,13 +11,14 @@ import pytest
 import torch
 from agent_cases import METHODS
 from marks import slowly
+from stand_ins import raising
 from test_execution import agent_and_buffer, assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tql_offline.errors import InputError
 from tql_offline.networks import cpu_kernels
-from tql_offline.training.compile import WARM_UP, Graphed
+from tql_offline.training.compile import WARM_UP, Graphed, _OneByOne
 from tql_offline.training.metrics import MetricsWindow
 
 
@@ -112,8 +113,8 @@ def test_no_garbage_is_collected_while_launches_are_recorded(monkeypatch):
         return real(self, step)
 
     monkeypatch.setattr(Graphed, "_update", update)
-    trained("cloning flow", 4 + WARM_UP + 1, launches=True)
-    assert seen == [True] * 4 + [False] * 4
+    trained("cloning flow", WARM_UP + 4, launches=True)
+    assert seen == [True] * WARM_UP + [False] * 4
     assert gc.isenabled()
 
 
@@ -146,6 +147,50 @@ def test_a_python_number_that_changes_is_named_where_a_launch_would_repeat_it(nu
     ):
         run_all(graphed, 16)
     assert done[-1] == most
+
+
+def test_what_a_recording_cannot_hold_is_a_sentence(monkeypatch):
+    graphed, recording = graphed_of("cloning flow", WARM_UP + 4), []
+
+    @contextmanager
+    def broken(_graph, **_options):
+        recording.append(True)
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "graph", broken)
+    real = graphed.agent.update
+
+    def update(*arguments):
+        if recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return real(*arguments)
+
+    graphed.agent.update = update
+    with pytest.raises(InputError, match=r"\(operation not permitted .*updates_per_launch to 0$"):
+        run_all(graphed, WARM_UP + 4)
+
+
+@pytest.mark.parametrize("kind", [_OneByOne, Graphed])
+def test_losses_compiled_anew_at_every_update_are_a_sentence(kind):
+    graphed = graphed_of("cloning flow", 4)
+    graphed.__class__ = kind
+
+    graphed.agent.update = raising(type("FailOnRecompileLimitHit", (Exception,), {})())
+    with pytest.raises(InputError, match="were compiled 64 times"):
+        graphed(1, 1)
+
+
+def test_all_updates_between_lines_but_a_rest_are_launched():
+    """64 a launch and a line each 100: two launches of 50, not one and 36 updates one by one."""
+    graphed = graphed_of("cloning flow", 200)
+    graphed.count, done, step = 4, [], 0
+    while step < 20:
+        done.append(graphed(step + 1, min(5 - step % 5, 20 - step)))
+        step += done[-1]
+    assert done == [1, 1, 1, 1, 1, 4, 1, 4, 1, 4, 1]
 
 
 # What it does is done by its variants, in one or the other.

@@ -31,7 +31,7 @@ from tql_offline.datasets.returns import targets
 from tql_offline.datasets.verify import _check_hdf5
 from tql_offline.datasets.views import view_of_flat
 from tql_offline.errors import InputError
-from tql_offline.eval.environments import SeededEnvironment, action_bounds, describe, make
+from tql_offline.eval.environments import SeededEnvironment, action_space, describe, make
 from tql_offline.eval.protocol import get
 from tql_offline.eval.references import reference_for
 
@@ -531,7 +531,8 @@ def test_actions_are_scaled_with_their_environment(storage, tmp_path):
     data = load("minari:made/scaled-v0")
     assert data.action_bounds == ([-2.0, -2.0], [2.0, 2.0])
     assert "scaled from [-2, 2] to [-1, 1]" in data.notes[0]
-    assert action_bounds(data.env_id) == ([-1, -1], [1, 1])
+    space = action_space(data.env_id)
+    assert (space.low.tolist(), space.high.tolist()) == ([-1, -1], [1, 1])
     env = SeededEnvironment(make(data.env_id))
     env.reset(0)
     _, reward, *_ = env.step(np.array([0.5, 0], np.float32))

@@ -236,8 +236,8 @@ def test_a_full_disk_leaves_no_part_of_a_checkpoint(tmp_path, monkeypatch):
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
         (EnvironmentFailedError("the process died; use fewer slots"), "the process died"),
         (
-            EnvironmentFailedError("environment 'e' failed:\nTraceback\nValueError: 3\n"),
-            "environment 'e' failed: ValueError: 3",
+            EnvironmentFailedError("environment 'e' failed: ValueError: 3 of 4\nTraceback\n"),
+            "environment 'e' failed: ValueError: 3 of 4; add --debug to see where",
         ),
     ],
 )

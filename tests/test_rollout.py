@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -20,15 +21,18 @@ import rollout_environments
 from marks import slowly
 from rollouts import rollout
 
+from tql_offline.config import resolve
 from tql_offline.datasets.names import with_task
 from tql_offline.errors import InputError
 from tql_offline.eval import protocol, workers
-from tql_offline.eval.environments import SeededEnvironment, describe, make, quiet
+from tql_offline.eval.environments import SeededEnvironment, _success, describe, make, quiet
 from tql_offline.eval.evaluation_records import parse_evaluation
 from tql_offline.eval.rollout import evaluate, run_episodes
+from tql_offline.eval.stepping import failure
 from tql_offline.eval.workers import EnvironmentFailedError, EnvironmentPool
 from tql_offline.files import append_jsonl
 from tql_offline.runs import RunFolder
+from tql_offline.training.environment import fitting_environment
 from tql_offline.training.result import read_evaluations
 
 UNEVEN = "rollout_environments:Uneven-v0"
@@ -512,6 +516,56 @@ def test_a_missing_success_is_not_taken_for_failure():
         assert best == line | {"policy": "best"}, "a policy of one's own method"
         with pytest.raises(InputError, match="pool has 3 slots"):
             evaluate(row_policy, pool, protocol.get("quick"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("flag", "success"),
+    [(None, math.nan), (np.nan, math.nan), (np.float32("nan"), math.nan),
+     (np.array(np.nan), math.nan), (True, 1), (np.False_, 0), (1.0, 1), (0, 0),
+     (np.array([True]), 1)],
+)  # fmt: skip
+def test_a_flag_that_is_not_known_is_no_success(flag, success):
+    assert _success(flag) == pytest.approx(success, nan_ok=True)
+
+
+def test_what_an_environment_tells_instead_of_success_is_named():
+    config = resolve({"evaluation": {"protocol": "quick:4"}})
+    for name, has in (("Unknown", "it has: 'success', 'is_success'"), ("Silent", "it is empty")):
+        env_id = f"rollout_environments:{name}-v0"
+        with pytest.raises(InputError) as error:
+            fitting_environment(env_id, config, 4, 2, whose="mine")
+        assert str(error.value) == (
+            f"the info of environment {env_id!r} tells no 'success' in an episode of zero actions "
+            f"({has}), which protocol 'quick:4' scores; report it under that name at every step, "
+            "or give --protocol quick-return:4, which scores the return"
+        )
+
+
+def test_an_observation_that_is_not_finite_is_not_the_policys_fault():
+    env_id = "rollout_environments:Dark-v0"
+    with (
+        EnvironmentPool(env_id, slots=3, processes=1) as pool,
+        pytest.raises(InputError, match=r"Dark-v0' gives an observation that is not"),
+    ):
+        policy = lambda observations, _: observations[:, :2]  # noqa: E731
+        evaluate(policy, pool, small("return"), step=1, policy_name="learned", noise_dim=2)
+
+
+def test_a_reward_with_a_shape_is_named():
+    class Shaped(gymnasium.Wrapper):
+        def step(self, action):
+            observation, reward, *others = self.env.step(action)
+            return observation, np.array([reward]), *others
+
+    env = SeededEnvironment(Shaped(make(UNEVEN)))
+    env.reset(0)
+    with pytest.raises(ValueError, match=r"^its reward has shape \(1,\); give one number$"):
+        env.step(np.zeros(2, np.float32))
+
+
+def test_all_lines_of_an_environments_error_are_told():
+    told = failure("e", RuntimeError("motor fault\nsecond line")).message
+    assert told.splitlines()[0] == "environment 'e' failed: RuntimeError: motor fault second line"
 
 
 def test_construction_is_quiet():

@@ -157,12 +157,14 @@ def test_a_run_without_an_environment_is_scored_in_one_given_later(folder, capsy
         ("rollout_environments:FailsAtOnce-v0", "fails in an episode of zero actions (no maze)"),
         ("rollout_environments:IsNotFinite-v0", "(its reward is NaN or infinite)"),
         ("rollout_environments:LosesItsPlace-v0", "(its observation is NaN or infinite)"),
+        ("rollout_environments:ShortMaze-v0", "a run of 20 updates has 1, so"),
     ):
         code, output = command([*score, "--env", env], capsys)
         assert (code, said in output.err) == (2, True), output.err
     assert (folder.provenance.read_bytes(), folder.result.read_bytes()) == before
     maze = "rollout_environments:ShortMaze-v0"
-    assert command([*score, "--env", maze], capsys)[0] == 0
+    planned = ["--protocol", "ogbench-singletask"]
+    assert command([*score, "--env", maze, *planned], capsys)[0] == 0
     code, output = command([*score, "--protocol", "quick-return"], capsys)
     assert code == 0, "its record has it now"
     assert "judged by its own protocol, 'ogbench-singletask'" in " ".join(output.out.split())
@@ -293,7 +295,7 @@ def test_a_given_environment_stands_once_something_is_scored_in_it(folder, monke
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            score(MAZE)
+            score(MAZE, "ogbench-singletask")
     assert read_json(folder.provenance)["environment"]["env_id"] == MAZE
     score("rollout_environments:ShortMaze-v0", "quick-return:1")
     assert read_json(folder.result)["protocol"]["name"] == "quick-return:1"

@@ -160,8 +160,8 @@ class DataConfig(Table):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="scales rewards in training so that whole-episode returns span this range; "
-        "0: off; IQL on D4RL's locomotion: 1000",
+        description="scales rewards in training so that whole-episode returns span this range, "
+        "times `reward_scale`; 0: off; IQL on D4RL's locomotion: 1000",
     )
     reward_scale: PositiveFloat = Field(1.0, description="multiplies each reward in training")
     reward_shift: float = Field(
@@ -813,7 +813,10 @@ def _sentence(error: Mapping[str, Any], source: str) -> str:
         mend = "rename the file or its folder" if is_file else "correct it"
         return f"setting {key!r} in {source} is {shown(error['input'])}, not UTF-8; {mend}"
     if error["type"] == "tuple_type":
-        return f"setting {key!r} in {source} is {shown(error['input'])}; give a list such as [1, 2]"
+        return (
+            f"setting {key!r} in {source} is {shown(error['input'])}; give a list such as [1, 2], "
+            "with numbers as TOML writes them (0.5, not .5)"
+        )
     expected = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"setting {key!r} in {source} is {shown(error['input'])} but {expected}; correct it"
 

@@ -119,7 +119,8 @@ class ConservativeQ(ActorCritic):
 
         # Total loss.
         loss = td_loss + penalty + multiplier_loss
-        return loss, metrics | {
+        return loss, {
+            **metrics,
             "critic_loss": loss,
             "conservative_gap": gap.mean(),
             "conservative_penalty": penalty,

@@ -84,8 +84,11 @@ class ImplicitQ(ActorCritic):
         loss = value_loss + entropy_bonus + temperature_term + q_loss
         value_metrics = {"value_loss": value_loss, "value_mean": value.mean()}
         if self.value.num_tokens:
-            value_metrics |= entropy_metrics(self.value_control, entropy, "value_")
-        return loss, metrics | value_metrics | {"critic_loss": loss}
+            value_metrics = {
+                **value_metrics,
+                **entropy_metrics(self.value_control, entropy, "value_"),
+            }
+        return loss, {**metrics, **value_metrics, "critic_loss": loss}
 
     def policy_loss(self, batch: Batch, noise: FlowNoise) -> tuple[Tensor, Metrics]:
         """Advantage-weighted regression, or the behaviour flow's matching loss.

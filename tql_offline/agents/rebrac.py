@@ -69,7 +69,7 @@ class ReBRAC(ActorCritic):
             next_value = next_value - settings.critic_alpha * penalty
             target = td_target(batch.rewards, batch.discounts, next_value)
         loss, _, metrics = controlled_td_loss(self.critic, self.control, batch, target)
-        return loss, metrics | {"next_action_penalty": penalty.mean()}
+        return loss, {**metrics, "next_action_penalty": penalty.mean()}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """The penalty at s minus the critic's value, normalised to a scale of 1."""

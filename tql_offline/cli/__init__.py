@@ -131,14 +131,14 @@ def _parsing_sentence(error: typer.TyperException) -> str:
 
 
 def _environment_sentence(error: RuntimeError) -> str | None:
-    """The first line of an environment's own error and the last of its traceback."""
+    """The first line of an environment's own error, which its traceback follows."""
     # Imported here: otherwise every command would wait for it.
     from tql_offline.eval.workers import EnvironmentFailedError
 
     if not isinstance(error, EnvironmentFailedError):
         return None
     first, *rest = str(error).strip().splitlines()
-    return f"{first} {rest[-1]}; add --debug to see where" if rest else first
+    return f"{first}; add --debug to see where" if rest else first
 
 
 def _register(commands: Iterable[str]) -> None:

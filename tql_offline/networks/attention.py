@@ -131,6 +131,8 @@ def in_registers(qkv: Tensor, parts: int, heads: int) -> bool:
     """Whether the register kernel applies: few tokens, tensor-core precision, a known width."""
     if not (kernels.enabled and triton_enabled and qkv.is_cuda and qkv.shape[1] <= LONG):
         return False
+    if not torch.compiler.is_compiling() and kernels.is_transformed():
+        return False  # its backward pass has no derivative
     low = torch.is_autocast_enabled("cuda") or torch.backends.cuda.matmul.allow_tf32
     known = qkv.dtype in (torch.float32, torch.bfloat16)
     return low and known and qkv.shape[2] // parts // heads in (16, 32, 64, 128)

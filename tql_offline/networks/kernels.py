@@ -57,11 +57,11 @@ def by_hand(x: Tensor) -> bool:
     alone.
     """
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return enabled and on_cpu and not torch.is_autocast_enabled("cpu") and not _TRANSFORMED()
+    return enabled and on_cpu and not torch.is_autocast_enabled("cpu") and not is_transformed()
 
 
-# PyTorch has no public name for this.
-_TRANSFORMED = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+# PyTorch has no public name for whether `torch.func` transforms what is computed.
+is_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 class AlignedLinear(nn.Linear):

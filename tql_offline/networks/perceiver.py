@@ -171,7 +171,7 @@ class PerceiverCritic(Critic):
         self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]
     ) -> Float[Tensor, "B atom"]:
         """Unnormalised log-probabilities of the values."""
-        read, *others, decode = cast(Iterable[nn.Module], self.blocks)
+        read, *others, decode = cast("Iterable[nn.Module]", self.blocks)
         tokens_BSD = self.observation_embedding(observations.unsqueeze(-1)) + self.position
         x_BMD = read(self.latents.expand(len(observations), -1, -1), tokens_BSD)
         for block in others:

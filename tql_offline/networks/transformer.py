@@ -83,7 +83,7 @@ class Block(nn.Module):
         return x + self._feed_forward(self.mlp_norm(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        first, last = cast(nn.Linear, self.mlp[0]), cast(nn.Linear, self.mlp[2])
+        first, last = cast("nn.Linear", self.mlp[0]), cast("nn.Linear", self.mlp[2])
         if not kernels.by_hand(x):
             result: Tensor = self.mlp(x)
             return result
@@ -189,7 +189,7 @@ class TransformerCritic(Critic):
         slopes_LD, offsets_LD = self._token_tables()
         x_BLD = tokens_of(scalars, slopes_LD, offsets_LD)
         entropies: list[Tensor | None] = []
-        *others, last = cast(Iterable[Block], self.blocks)
+        *others, last = cast("Iterable[Block]", self.blocks)
         for index, block in enumerate(others):
             if index == 0:
                 # Its products are as small as the tables; its differences need full precision.
@@ -236,7 +236,7 @@ class TransformerCritic(Critic):
         scalars = torch.cat([observations, actions], dim=-1)
         x_BLD = tokens_of(scalars, *self._token_tables())
         entropies = []
-        for block in cast(Iterable[Block], self.blocks):
+        for block in cast("Iterable[Block]", self.blocks):
             x_BLD, entropy = block.forward_plain(x_BLD, return_entropy)
             entropies += [] if entropy is None else [entropy]
         q_BE = self._read_out(x_BLD[:, 0])
@@ -249,7 +249,7 @@ class TransformerCritic(Critic):
         """
         x_BLD = tokens_of(torch.cat([observations, actions], dim=-1), *self._token_tables())
         maps = []
-        for block in cast(Iterable[Block], self.blocks):
+        for block in cast("Iterable[Block]", self.blocks):
             q_and_k = block.qkv(block.attention_norm(x_BLD)).chunk(3, dim=-1)[:2]
             q, k = (split_heads(part, block.num_heads) for part in q_and_k)
             maps.append(attention_log_weights(q, k).exp())

@@ -14,7 +14,7 @@ from tql_offline.own_code import refuse_brought
 from tql_offline.runs import RunFolder
 from tql_offline.sharing.acting import CPU, Acting, load_acting
 from tql_offline.sharing.card import make_card
-from tql_offline.sharing.model import SCHEMA, ModelFolder
+from tql_offline.sharing.model import ACTION_DTYPES, SCHEMA, ModelFolder
 from tql_offline.sharing.onnx_policies import TOLERANCE, Comparison, check_onnx, export_onnx
 from tql_offline.sharing.scores import scores_of_step
 from tql_offline.training import checkpoint
@@ -168,7 +168,7 @@ def _facts(
         "observation_dim": state.observation_dim,
         "flattened": _brief(flattened) if flattened is not None else None,
         "action_dim": state.action_dim,
-        "action_bounds": action_bounds(provenance["dataset"], state.action_dim, run.provenance),
+        **_actions(run, provenance, state.action_dim),
         "policies": dict(acting.noise_dims),
         "networks": list(acting.networks),
         "onnx": "",
@@ -181,6 +181,18 @@ def _facts(
         "git_commit": _brief(provenance.get("git_commit") or ""),
         "versions": {"tql_offline": _brief(provenance.get("tql_offline") or "not recorded")}
         | _versions(provenance.get("versions")),
+    }
+
+
+def _actions(run: RunFolder, provenance: Mapping[str, Any], action_dim: int) -> dict[str, Any]:
+    """Bounds and type of the environment's own actions; those of the data may be rounded."""
+    environment, data = provenance.get("environment") or {}, provenance["dataset"]
+    bounds = action_bounds(data, action_dim, run.provenance)
+    own = action_bounds(environment, action_dim, run.provenance) if bounds else None
+    dtype = environment.get("action_dtype") if own else None
+    return {
+        "action_bounds": own or bounds,
+        "action_dtype": dtype if dtype in ACTION_DTYPES else ACTION_DTYPES[0],
     }
 
 

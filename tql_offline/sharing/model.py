@@ -12,7 +12,7 @@ compared with what they hold before memory is allocated for it.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tql_offline.agents import numpy_policy
 from tql_offline.config import OBJECTIVES, Config, read_complete
 from tql_offline.errors import InputError, quoted, shown
 from tql_offline.eval.noise import noise_generator
+from tql_offline.eval.unit_actions import from_unit_actions, within
 from tql_offline.files import read_json
 from tql_offline.runs import MODEL_DOCUMENT, Inside, RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
@@ -32,6 +33,8 @@ from tql_offline.training.device import pick_device
 from tql_offline.training.result import action_bounds
 
 SCHEMA = "tql-offline/model/1"
+ACTION_DTYPES = ("float32", "float64")
+"""Types of an environment's own actions that are kept; of any other, float32."""
 
 Array = NDArray[np.float32]
 
@@ -72,8 +75,7 @@ class SharedPolicy:
         self.observation_dim, self.action_dim = len(agent.normaliser.mean), agent.action_dim
         self.noise_dim = acting.noise_dims[name]
         self.step: int = facts["step"]
-        bounds = facts["action_bounds"]
-        self._bounds = None if bounds is None else np.array(bounds, dtype=np.float64)
+        self._scaled = _scaling(facts)
         self._act = numpy_policy(agent, name, pick_device(device))
         self._unused = agent.noise_dim(name) - self.noise_dim
         self.reset(seed)
@@ -131,17 +133,16 @@ class SharedPolicy:
             action: `(action_dim,)` or `(batch, action_dim)`, of this policy.
 
         Returns:
-            The same shape, no further than the bounds; where the environment's are -1 and 1, the
+            The same shape, no further than the bounds, in `facts["action_dtype"]`: to the bit what
+            the evaluator gives the environment. Where the environment's bounds are -1 and 1, the
             actions as they are.
 
         Raises:
             InputError: the actions have another shape or are not finite.
         """
         actions, is_single = self._rows("action", action, self.action_dim)
-        if self._bounds is not None:
-            low, high = self._bounds
-            scaled = (low / 2 + high / 2) + actions * (high / 2 - low / 2)
-            actions = scaled.clip(low, high).astype(np.float32)
+        if self._scaled is not None:
+            actions = self._scaled(actions)
         return actions[0] if is_single else actions
 
     def _rows(self, name: str, value: ArrayLike, dim: int) -> tuple[Array, bool]:
@@ -165,6 +166,14 @@ class SharedPolicy:
             raise InputError(f"the {name} is not finite (NaN or infinite); give finite numbers")
         # A copy: PyTorch rejects arrays that are read-only or have negative strides.
         return np.array(np.atleast_2d(array), order="C"), array.ndim == 1
+
+
+def _scaling(facts: Mapping[str, Any]) -> Callable[[Any], NDArray[Any]] | None:
+    """The function that scales actions to the environment's bounds, where they are not ±1."""
+    if facts["action_bounds"] is None:
+        return None
+    low, high = np.array(facts["action_bounds"], dtype=np.float64)
+    return from_unit_actions(within(low, high, facts["action_dtype"]))[1]
 
 
 def load(
@@ -227,8 +236,8 @@ def _refuse_import(objective: str, model: ModelFolder) -> None:
 def read_facts(model: ModelFolder) -> dict[str, Any]:
     """Read a model's `model.json`.
 
-    Its `step`, `observation_dim` and `action_dim` are in bounds, and its `action_bounds` are None
-    or two rows of `action_dim` numbers.
+    Its `step`, `observation_dim` and `action_dim` are in bounds, its `action_bounds` are None or
+    two rows of `action_dim` numbers, and its `action_dtype` is one of `ACTION_DTYPES`.
 
     Raises:
         InputError: it is missing, damaged, or of another schema.
@@ -244,6 +253,11 @@ def read_facts(model: ModelFolder) -> dict[str, Any]:
             "use the version of tql-offline that wrote it"
         )
     facts |= read_numbers(facts, model.document)
+    dtype = facts.setdefault("action_dtype", ACTION_DTYPES[0])  # older models have none
+    if dtype not in ACTION_DTYPES:
+        raise InputError(
+            f"{model.document} has action_dtype {shown(dtype)}; write {' or '.join(ACTION_DTYPES)}"
+        )
     return facts | {"action_bounds": action_bounds(facts, facts["action_dim"], model.document)}
 
 

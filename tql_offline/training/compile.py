@@ -12,6 +12,7 @@ What cannot be compiled runs the slower way, and a note says why.
 """
 
 import gc
+import math
 import os
 import time
 import warnings
@@ -31,7 +32,7 @@ from tql_offline.agents.optimizers import learning_rate, set_learning_rate
 from tql_offline.batch import Batch
 from tql_offline.config import Config, Schedule
 from tql_offline.datasets.buffer import Buffer
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, first_line
 from tql_offline.networks import attention, cpu_kernels, kernels
 from tql_offline.training.memory import keep_freed_memory
 from tql_offline.training.metrics import MetricsWindow
@@ -120,6 +121,11 @@ def prepare(
     mode, seconds, reason = "eager", 0.0, ""
     if settings.compile == "on" or (settings.compile == "auto" and on_gpu):
         seconds, reason = compile_losses(agent, buffer, config.batch_size)
+        if reason and on_gpu and attention.triton_enabled:
+            # A kernel of ours that this GPU cannot launch must not cost the rest.
+            attention.triton_enabled = False
+            more, again = compile_losses(agent, buffer, config.batch_size)
+            seconds, reason, attention.triton_enabled = seconds + more, again, bool(again)
         mode = "eager" if reason else "compiled"
     if on_gpu and mode == "eager" and attention.triton_enabled:
         _try_triton(agent, buffer, config.batch_size)
@@ -263,9 +269,17 @@ class _OneByOne:
         warmup, schedule = self.config.optimizer.warmup, self.config.optimizer.schedule
         course = (step - 1, warmup, self.config.schedule_steps, schedule)
         set_learning_rate(self.agent.optimizers, self.agent.learning_rates, *course)
-        batch = self._sample(step)
+        self.window.add(self._updated(step))
+        return 1
+
+    def _updated(self, step: int) -> dict[str, Tensor]:
+        """The metrics of one update of the agent.
+
+        Raises:
+            InputError: its losses are compiled anew at every update.
+        """
         try:
-            metrics = self.agent.update(batch, self.generator, step)
+            return self.agent.update(self._sample(step), self.generator, step)
         except Exception as error:
             if "RecompileLimit" not in type(error).__name__:  # its name goes by the release
                 raise
@@ -274,8 +288,6 @@ class _OneByOne:
                 "they read a Python value that changes from update to update; keep it in a tensor "
                 "that is changed in place, or set execution.compile to off"
             ) from error
-        self.window.add(metrics)
-        return 1
 
     def _sample(self, step: int) -> Batch:
         size, seed = self.config.batch_size, self.config.seed
@@ -309,7 +321,7 @@ class Graphed(_OneByOne):
     def __call__(self, step: int, most: int) -> int:
         """Launch K updates if as many are wanted and their pattern begins at `step`, or run one."""
         self.position.fill_(step - 1)
-        if most < self.count or (step - 1) % self.count or self.warm < WARM_UP:
+        if most < self.count or (step - 1) % self.agent.policy_delay or self.warm < WARM_UP:
             self.warm += 1
             self.window.add(self._update(step))
             return 1
@@ -326,7 +338,7 @@ class Graphed(_OneByOne):
             for group in optimizer.param_groups:
                 group["lr"].copy_(rate)
         self.position.add_(1)
-        metrics = self.agent.update(self._sample(step), self.generator, step)
+        metrics = self._updated(step)
         # The first ones may set what stays. The next mostly tell, before a recording fails because
         # the losses would be compiled anew in it.
         if self.warm > self.agent.policy_delay and (changed := changed_numbers(self.agent, before)):
@@ -338,7 +350,11 @@ class Graphed(_OneByOne):
         return metrics
 
     def _capture(self, step: int) -> torch.cuda.CUDAGraph:
-        """Record K updates; recording runs none of them."""
+        """Record K updates; recording runs none of them.
+
+        Raises:
+            InputError: they do what a recording cannot hold, as reading a number on the host.
+        """
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         # On a stream of its own: graphs of one stream share a workspace for products, which goes
@@ -348,9 +364,18 @@ class Graphed(_OneByOne):
         self.stream = torch.cuda.Stream(self.generator.device) if shared else here
         # Another thread may score policies meanwhile, which must not break the recording.
         recording = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
-        with _no_collection(), recording:
-            for offset in range(self.count):
-                self.captured.add(self._update(step + offset))
+        try:
+            with _no_collection(), recording:
+                for offset in range(self.count):
+                    self.captured.add(self._update(step + offset))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # after it, CUDA cannot go on in this process
+            raise InputError(
+                f"updates of {type(self.agent).__name__} cannot be recorded as a CUDA graph "
+                f"({first_line(error.__context__ or error)}); keep the host from reading tensors "
+                "in them, or set execution.updates_per_launch to 0"
+            ) from error
         return graph
 
 
@@ -379,9 +404,12 @@ def _no_collection() -> Iterator[None]:
 
 
 def updates_of_a_launch(config: Config) -> int:
-    """Updates per launch: as configured, but no more than between two log or checkpoint steps."""
-    every = (config.log_every, config.checkpoint_every)
-    return min(config.execution.updates_per_launch, *every)
+    """Updates per launch: at most as configured, and such that launches fill what lies between.
+
+    That is what lies between two log or checkpoint steps; the rest of it runs one by one.
+    """
+    every = min(config.log_every, config.checkpoint_every)
+    return every // math.ceil(every / config.execution.updates_per_launch)
 
 
 def rate_table(config: Config, agent: Agent) -> Tensor:

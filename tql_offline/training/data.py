@@ -62,7 +62,7 @@ def refuse_other_data(config: Config, dataset: Dataset) -> None:
 
 
 def _told(bounds: tuple[list[float], list[float]] | None) -> str:
-    return " to ".join(as_setting(*bounds, digits=9).values()) if bounds else "none"
+    return " to ".join(as_setting(*bounds).values()) if bounds else "none"
 
 
 def _are_same(

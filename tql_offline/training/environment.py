@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tql_offline.config import Config, DataConfig
-from tql_offline.errors import InputError
+from tql_offline.errors import InputError, listed, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.bounds import check_bounds
 from tql_offline.eval.environments import PROBE_STEPS, TRIAL_STEPS, describe, try_out
 from tql_offline.eval.protocol import Protocol
 from tql_offline.eval.references import Reference, reference_for
+
+_MAX_KEYS = 8
+"""Most keys of an environment's `info` that a message lists."""
 
 
 def scale_of_scores(protocol: Protocol, data: DataConfig) -> Reference | None:
@@ -61,15 +64,26 @@ def fitting_environment(
             )
     protocol = protocols.get(config.evaluation.protocol)
     scale_of_scores(protocol, config.dataset)
-    check_bounds(env_id, action_dim, bounds, whose)
+    space = check_bounds(env_id, action_dim, bounds, whose)
     needs_success = protocol.score == "success"
-    succeeds = try_out(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
-    if needs_success and not succeeds:
-        raise InputError(
-            f"environment {env_id!r} reports no success, which protocol {protocol.name!r} "
-            "scores; give --protocol quick-return, which scores the return"
-        )
-    return described
+    instead = try_out(env_id, PROBE_STEPS if needs_success else TRIAL_STEPS)
+    if needs_success and instead is not None:
+        raise _without_success(env_id, protocol, instead)
+    if bounds is None or space is None:
+        return described
+    own = {"action_bounds": [space.low.tolist(), space.high.tolist()]}
+    return described | own | {"action_dtype": str(space.dtype)}
+
+
+def _without_success(env_id: str, protocol: Protocol, instead: Sequence[str]) -> InputError:
+    """The error for an environment whose `info` lacks success, by what it has instead."""
+    _, colon, number = protocol.name.partition(":")
+    has = f"it has: {listed([*map(shown, instead)], _MAX_KEYS)}" if instead else "it is empty"
+    return InputError(
+        f"the info of environment {env_id!r} tells no 'success' in an episode of zero actions "
+        f"({has}), which protocol {protocol.name!r} scores; report it under that name at every "
+        f"step, or give --protocol quick-return{colon}{number}, which scores the return"
+    )
 
 
 def endless(environment: Mapping[str, Any] | None) -> Iterator[str]:

@@ -37,8 +37,9 @@ _FEW = 2
 def opening_notes(begun: Sequence[Begun]) -> Iterator[str]:
     """Notes on the runs of one or several seeds, before they train."""
     first = begun[0].setup
-    yield from first.rewards.notes()
-    yield from large_notes(first.dataset.episodes)
+    if first.config.has_critic:  # cloning looks at no rewards
+        yield from first.rewards.notes()
+        yield from large_notes(first.config.dataset, first.dataset.episodes)
     yield from floor_notes(first.config, first.dataset.episodes)
     yield from _not_normalised(first)
     yield from _unscored(begun[0])

@@ -12,6 +12,7 @@ from tql_offline.config import Config
 from tql_offline.errors import InputError, listed, numbered, quoted, shown
 from tql_offline.eval import protocol as protocols
 from tql_offline.eval.drawing import Drawing
+from tql_offline.eval.protocol import counted_steps, evaluations_counted
 from tql_offline.eval.references import other_limit
 from tql_offline.files import read_json, require_writable, write_json
 from tql_offline.own_code import refuse_brought
@@ -87,7 +88,7 @@ def evaluate_run(
         else:
             state, agent = checkpoint.load_agent(folder, config, step, torch_device)
         check_policies(agent, policies, path)
-        _record_environment(folder, scored, state, env_id)
+        _record_environment(folder, scored, state, env_id, is_named=bool(protocol))
         timing = scored.evaluation.success_timing or None
         with open_evaluator(scored, env_id, torch_device) as evaluator:
             assert evaluator is not None
@@ -228,9 +229,11 @@ def _environment_of(folder: RunFolder, wanted: str) -> str:
 
 
 def _record_environment(
-    folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str
+    folder: RunFolder, scored: Config, state: checkpoint.State, env_id: str, *, is_named: bool
 ) -> None:
     """Record the environment that a run is scored in, if it is not recorded yet.
+
+    `is_named` tells whether the user named the protocol.
 
     Only a finished run that was trained without one can be given one, and it can be changed as long
     as nothing was scored in it. The protocol of the first scores becomes the run's own.
@@ -252,11 +255,25 @@ def _record_environment(
     dims = state.observation_dim, state.action_dim
     bounds = action_bounds(provenance["dataset"], state.action_dim, folder.provenance)
     given = fitting_environment(env_id, scored, *dims, whose=f"run {folder.path}", bounds=bounds)
+    if not is_named:
+        _refuse_too_short(folder, scored)
     with claimed(folder):
         if read_provenance(folder) != provenance:
             raise InputError(f"run {folder.path} was given an environment meanwhile; try again")
         later = {"given_later": True, "protocol": scored.evaluation.protocol}
         write_json(folder.provenance, provenance | {"environment": given | later})
+
+
+def _refuse_too_short(folder: RunFolder, config: Config) -> None:
+    """Refuse a protocol that nobody chose and whose scores a run of this length has too few of."""
+    protocol = protocols.get(config.evaluation.protocol)
+    most, wanted = len(counted_steps(protocol, config.steps)), evaluations_counted(protocol.counted)
+    if most < wanted:
+        raise InputError(
+            f"protocol {protocol.name!r}, the default, counts the last {wanted} evaluations, and a "
+            f"run of {config.steps:,} updates has {most}, so {folder.path} would be on no "
+            "leaderboard; choose one by --protocol, such as quick or quick-return"
+        )
 
 
 def _notes(own: str, config: Config, path: Path, evaluator: Evaluator) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The rewards that training sees: the data's, scaled and shifted as the settings ask."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -58,13 +59,15 @@ def reward_map(settings: DataConfig, dataset: Dataset) -> RewardMap:
     return RewardMap(scale, settings.reward_shift)
 
 
-def large_notes(episodes: Episodes) -> Iterator[str]:
+def large_notes(settings: DataConfig, episodes: Episodes) -> Iterator[str]:
     """A note on rewards, as training sees them, that are out of a critic's reach."""
     largest = float(np.abs(episodes.rewards).max())
     if largest > LARGE_REWARD:
+        scale = settings.reward_scale * 10.0 ** -math.floor(math.log10(largest))
+        less = ", or lower dataset.reward_shift" if settings.reward_shift else ""
         yield (
             f"note: training sees rewards as large as {largest:g}, which a critic at the usual "
-            "learning rates cannot follow; lower dataset.reward_scale, return_range or reward_shift"
+            f"learning rates cannot follow; train with --set dataset.reward_scale={scale:g}{less}"
         )
 
 
