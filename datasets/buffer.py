@@ -127,8 +127,15 @@ def make_buffer(
         on_host: keep the columns in main memory and copy batches alone.
 
     Raises:
-        InputError: the columns need more memory than the device has free.
+        InputError: n or γ is out of range, or the columns need more memory than the device has
+            free.
     """
+    if n_step < 1 or not 0 < discount <= 1:
+        raise InputError(
+            f"a buffer of {n_step} steps of reward at a discount of {discount} is none; give at "
+            "least 1 step, and a discount above 0 and up to 1"
+        )
+    device = torch.device(device)
     found = targets(episodes, n_step, discount, after_cut)
     start_rows = episodes.start_rows()
     columns = {

@@ -1,5 +1,6 @@
 """The buffer against an independent loop, and at every kind of boundary."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from tql_offline.datasets import returns
 from tql_offline.datasets.buffer import make_buffer
 from tql_offline.datasets.episodes import Episodes
 from tql_offline.datasets.returns import targets
+from tql_offline.errors import InputError
 
 
 def make_episodes(lengths, done_at=(), dims=1):
@@ -244,3 +246,10 @@ def test_targets_do_not_depend_on_the_number_of_threads():
         found.append([column.tobytes() for column in vars(targets(episodes, 5, 0.99)).values()])
     torch.set_num_threads(threads)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("wrong", [{"n_step": 0}, {"discount": 2.0}, {"discount": math.nan}])
+def test_a_horizon_that_is_none_is_refused(wrong):
+    episodes = make_episodes([3, 2])
+    with pytest.raises(InputError, match="least 1 step, and a discount above 0 and up to 1"):
+        make_buffer(episodes, **({"n_step": 1, "discount": 0.9, "device": "cpu"} | wrong))

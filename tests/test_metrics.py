@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tql_offline.agents.base import on_device
 from tql_offline.errors import InputError
 from tql_offline.files import append_jsonl, read_jsonl
 from tql_offline.training.metrics import MetricsWindow, check_finite
@@ -48,3 +49,13 @@ def test_a_log_line_has_seven_digits(tmp_path):
     append_jsonl(tmp_path / "metrics.jsonl", window.flush())
     (line,) = read_jsonl(tmp_path / "metrics.jsonl")
     torch.testing.assert_close(torch.tensor(line["loss"]), values, rtol=5.7e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [True, 0.3, 200])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float16])
+def test_means_of_metrics_of_few_bits_are_means(value, dtype):
+    """Sums in their own type would round: of 1,000 ones in bfloat16 the mean is 0.256."""
+    window, metric = MetricsWindow(), torch.tensor(value).to(dtype)
+    for _ in range(1000):
+        window.add(on_device({"m": metric}, torch.device("cpu")))
+    assert window.means()["m"] == pytest.approx(float(metric), rel=1e-5)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tql_offline.agents.optimizers import AdamW, make_adamw
+from tql_offline.agents.optimizers import AdamW, critic_groups, make_adamw, policy_groups
 
 
 def stepped(made, groups, steps=5):
@@ -58,3 +58,16 @@ def test_a_step_keeps_no_history():
 def test_it_refuses_what_pytorchs_refuses():
     with pytest.raises(ValueError, match="more than one parameter group"):
         AdamW([{"params": (one := [torch.ones(1)])}, {"params": one}])
+
+
+def test_what_is_fixed_is_in_no_group_and_empty_groups_are_dropped():
+    """A run with moments of some parameters alone could not be resumed."""
+    critic = torch.nn.Module()
+    critic.first = torch.nn.Linear(3, 2)
+    critic.heads = torch.nn.Linear(3, 2).requires_grad_(False)
+    groups = critic_groups([critic], torch.nn.Module(), 0.1)
+    assert [len(group["params"]) for group in groups] == [0, 2]
+    (group,) = make_adamw(groups, 1e-3).param_groups
+    assert group["weight_decay"] == 0
+    (policy,) = policy_groups([critic], 0.0)
+    assert len(policy["params"]) == 2

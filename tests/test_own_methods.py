@@ -155,6 +155,8 @@ class Returns(FlowQ):
         "detached": lambda loss, metrics: (loss.detach(), metrics),
         "no name": lambda loss, metrics: (loss, metrics | {3: loss}),
         "text": lambda loss, metrics: (loss, metrics | {"mine": "text"}),
+        "step": lambda loss, metrics: (loss, metrics | {"step": 7}),
+        "entropy": lambda loss, metrics: (loss, metrics | {"entropy": loss}),
         "nan": lambda loss, metrics: (loss / 0 * 0, metrics | {"a": loss / 0 * 0}),
     }
 
@@ -535,6 +537,8 @@ def test_a_policy_that_looks_at_numbers_is_shared_and_acts_in_bounds(data, modul
         ("detached", r"returns a loss without gradient"),
         ("no name", r"returns a metric named 3; name metrics by text"),
         ("text", r"returns a metric 'mine' that is a str; give a number or a tensor"),
+        ("step", r"returns a metric named 'step', as lines name the update"),
+        ("entropy", r"returns a metric 'entropy' that is not two numbers a layer"),
         ("nan", r"critic_loss became nan by update 2; .* or mend the losses of Returns"),
     ],
 )

@@ -149,6 +149,10 @@ def _other_classes(module: ModuleType, name: str) -> str:
     return did_you_mean(name, agents) or others
 
 
+_BY_LAYER = ("entropy", "value_entropy")
+"""Metrics that warnings and reports read by layer."""
+
+
 def _fault_of(result: Any) -> str:
     """What keeps a result from being a loss with metrics, and the mend; empty if nothing does."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
@@ -165,17 +169,29 @@ def _fault_of(result: Any) -> str:
             return f"a metric named {name!r}; name metrics by text"
         if not isinstance(value, Tensor | Real):
             return f"a metric {name!r} that is a {type(value).__name__}; give a number or a tensor"
+        if name == "step":
+            return "a metric named 'step', as lines name the update; give it another name"
+        if name in _BY_LAYER and (not isinstance(value, Tensor) or value.shape[1:] != (2,)):
+            return (
+                f"a metric {name!r} that is not two numbers a layer, as those of a critic's "
+                "attention are; give it another name"
+            )
     return ""
 
 
 def on_device(metrics: Mapping[str, Tensor | float], device: torch.device) -> Metrics:
     """Metrics without their history; a plain number becomes one on the device."""
     return {
-        name: value.detach()
+        name: _summable(value.detach())
         if isinstance(value, Tensor)
         else torch.full((), float(value), device=device)
         for name, value in metrics.items()
     }
+
+
+def _summable(value: Tensor) -> Tensor:
+    """A metric in a type in which many can be added: bfloat16, counts and truths are rounded."""
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def make_agent_of_shapes(config: Config, observation_dim: int, action_dim: int) -> Agent:

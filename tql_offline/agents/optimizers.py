@@ -31,12 +31,15 @@ def critic_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups: weight decay on matrices of blocks, heads and MLPs, and nothing else.
 
-    Embeddings, tokens, positions, norms, biases and temperatures do not decay.
+    Embeddings, tokens, positions, norms, biases and temperatures do not decay, nor does anything
+    of a critic of one's own outside `blocks`, `heads` and `members`.
     """
     decayed: list[nn.Parameter] = []
     plain = list(control.parameters())
     for critic in critics:
         for name, parameter in critic.named_parameters():
+            if not parameter.requires_grad:
+                continue  # a fixed network in a critic of one's own: nothing is learnt of it
             matrix = parameter.ndim == 2 and name.startswith(("blocks.", "heads.", "members."))
             (decayed if matrix else plain).append(parameter)
     return [
@@ -50,7 +53,7 @@ def policy_groups(policies: Iterable[nn.Module], weight_decay: float) -> list[di
 
     Without decay there is one group, in whose order checkpoints of runs without it hold moments.
     """
-    every = [parameter for policy in policies for parameter in policy.parameters()]
+    every = [p for policy in policies for p in policy.parameters() if p.requires_grad]
     if not weight_decay:
         return [{"params": every, "weight_decay": 0.0}]
     return [
@@ -64,7 +67,7 @@ def make_adamw(groups: Iterable[dict[str, Any]], rate: float) -> AdamW:
 
     On a GPU, rates are tensors on the device, so that a step can be captured in a CUDA graph.
     """
-    groups = list(groups)
+    groups = [group for group in groups if group["params"]]
     device = groups[0]["params"][0].device
     on_gpu = device.type == "cuda"
     groups = [

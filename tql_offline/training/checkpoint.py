@@ -51,7 +51,11 @@ MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 MAX_REASON = 200
 """Most characters quoted from a library's error, which may repeat a long foreign name."""
 
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
+_DTYPES = {
+    **{torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint8: "U8", torch.bool: "BOOL"},
+}
 
 BOUNDS = {"step": (0, 10**9), "observation_dim": (1, 10_000), "action_dim": (1, 10_000)}
 """Numbers of `state.json` beyond these are not ours; networks for them could exhaust memory."""

@@ -25,7 +25,7 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
         InputError: it is not a run folder, its config.toml is damaged or has settings of another
             run, or one of its files is a link.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path))
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder (it has no config.toml); check the path")
     folder.refuse_links()
