@@ -20,7 +20,7 @@ from tql_offline.errors import InputError
 from tql_offline.eval import bounds as bounds_module
 from tql_offline.eval import environments
 from tql_offline.eval.environments import action_space, make
-from tql_offline.eval.unit_actions import in_unit_actions
+from tql_offline.eval.unit_actions import in_unit_actions, within
 from tql_offline.files import read_json, read_jsonl
 from tql_offline.sharing.export import export_run
 from tql_offline.sharing.model import _scaling
@@ -195,6 +195,13 @@ def test_a_model_scales_actions_to_the_bit_as_gymnasium_does(dtype):
     unit = in_unit_actions(env)
     for action in actions[:50]:
         unit.step(action)
+
+
+def test_bounds_that_a_type_lacks_round_inward():
+    low, high = np.array([-0.3, 0.1]), np.array([0.3, 0.7])
+    box = within(low, high, "float32")
+    assert (box.low.astype(np.float64) >= low).all()
+    assert (box.high.astype(np.float64) <= high).all()
 
 
 def test_bounds_that_were_typed_lead_to_no_action_beyond_the_environments(tmp_path, capsys):
