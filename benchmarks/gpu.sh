@@ -114,7 +114,8 @@ precision() {
   return $code
 }
 
-# Does the attention of an xl critic collapse without control, and not with it (50k updates each way)?
+# Does the attention of an xl critic collapse without control, and not with it (50k updates each way)? Its updates are
+# eager and one by one, as on the CPU it is compared with: this times nothing.
 collapse() {
   local code=0 most=${COLLAPSE_SECONDS:-7200} half=$(($(limit 1000000) * 9 / 20)) # leaves some to draw
   for mode in none layerwise; do

@@ -4,7 +4,9 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import tql_offline
 from tql_offline.config import OBJECTIVES, resolve
 from tql_offline.datasets.load import load as load_dataset
 from tql_offline.errors import InputError
-from tql_offline.own_code import brought
+from tql_offline.own_code import brought, code_of_class
 from tql_offline.sharing.export import export_run
 from tql_offline.training.reporters import SilentReporter
 from tql_offline.training.run import run
@@ -294,3 +296,40 @@ def test_a_card_of_a_method_of_the_package_names_no_module(trained, work):
     card = export_run(trained, work / "model", onnx=False).folder / "README.md"
     assert "author's own" not in card.read_text()
     assert "```python\nimport tql_offline\n" in card.read_text()
+
+
+TYPED = """
+class Base:
+    WEIGHT = {weight}
+    def scale(self, x, most={most}):
+        return [y for y in (x, {sign}x) if y in {{"a", "b"}}]
+class Mine(Base):
+    @property
+    def own(self):
+        return 1
+"""
+
+
+def typed(weight=1.0, most=2, sign=""):
+    module = types.ModuleType("typed_in")
+    exec(TYPED.format(weight=weight, most=most, sign=sign), vars(module))
+    return code_of_class(module.Mine)
+
+
+def test_classes_typed_into_a_session_are_told_apart_by_what_they_do():
+    assert typed() == typed()
+    assert typed()["file"] == ""
+    changed = [typed(), typed(weight=2.0), typed(most=3), typed(sign="-")]
+    assert len({code["sha256"] for code in changed}) == 4
+
+
+def test_the_code_of_a_typed_class_is_the_same_in_every_process():
+    code = "from test_own_code import typed; print(typed()['sha256'])"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert found == {typed()["sha256"]}

@@ -13,6 +13,7 @@ the working directory is with `PYTHONPATH=.`, a name can lead back into it:
 So code is refused that lies in the folder that names it, or in a package around that folder.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 from tql_offline.datasets.digests import file_sha256
 from tql_offline.errors import InputError, shown
@@ -86,7 +89,38 @@ def _is_within(inner: Path, outer: Path) -> bool:
 def code_of(module: str) -> dict[str, str]:
     """Name and SHA-256 of the file of an imported module; both empty if it has none.
 
-    What the file imports is not told apart. Code that was typed into a session has no file.
+    What the file imports is not told apart. Code that was typed into a session has no file; see
+    `code_of_class`.
     """
     file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     return {"file": file.name, "sha256": file_sha256(file) if file.is_file() else ""}
+
+
+def code_of_class(cls: type) -> dict[str, str]:
+    """`code_of` its module or, of a class typed into a session, the SHA-256 of its own bytecode."""
+    code = code_of(cls.__module__)
+    return code if code["sha256"] else {**code, "sha256": _typed_sha256(cls)}
+
+
+def _typed_sha256(cls: type) -> str:
+    """Of functions and plain values of a class and of those of its module that it derives from."""
+    digest = hashlib.sha256()
+    for one in cls.__mro__:
+        if one.__module__ == cls.__module__:
+            for name, value in sorted(vars(one).items()):
+                digest.update(f"{name} {_told(value)}\n".encode())
+    return digest.hexdigest()
+
+
+def _told(value: Any) -> str:
+    """A function's operations, or a plain value, without names of files and places in memory."""
+    value = getattr(value, "__func__", getattr(value, "fget", value))
+    code = getattr(value, "__code__", value)
+    if isinstance(code, CodeType):
+        parts = [code.co_code.hex(), *code.co_names, *code.co_varnames, *map(_told, code.co_consts)]
+        return " ".join([*parts, _told(getattr(value, "__defaults__", None))])
+    if isinstance(value, frozenset):  # in an order of its own in each process
+        return " ".join(sorted(map(_told, value)))
+    if isinstance(value, tuple):
+        return " ".join(map(_told, value))
+    return repr(value) if isinstance(value, bool | int | float | complex | str | bytes) else ""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tql_offline.agents import Agent
-from tql_offline.own_code import code_of
+from tql_offline.own_code import code_of_class
 from tql_offline.version import __version__, installed_version
 
 PACKAGES = ("torch", "numpy", "mujoco", "gymnasium", "ogbench", "minari", "safetensors", "h5py")
@@ -56,10 +56,11 @@ def _command() -> list[str]:
 def own_code(agent: Agent) -> dict[str, str] | None:
     """Name and SHA-256 of the file of a method of one's own; None for the package's.
 
-    Of the class's own file; see `code_of`.
+    Of the class's own file or, if it was typed into a session, of its bytecode.
     """
-    module = type(agent).__module__
-    return None if module.startswith("tql_offline.agents.") else code_of(module)
+    method = type(agent)
+    is_ours = method.__module__.startswith("tql_offline.agents.")
+    return None if is_ours else code_of_class(method)
 
 
 def resumed_code(

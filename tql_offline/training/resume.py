@@ -220,6 +220,6 @@ def _record_code(
         write_json(folder.provenance, {**provenance, "own_method": record})
     if "resumed_with" in record:
         yield (
-            f"note: the code of {setup.config.objective} ({now['file']}) has changed since the run "
-            "began, so it ends as neither version would; train it anew to compare it"
+            f"note: the code of {setup.config.objective} ({now['file'] or 'typed in'}) has changed "
+            "since the run began, so it ends as neither version would; train it anew to compare it"
         )
