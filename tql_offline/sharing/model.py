@@ -24,7 +24,6 @@ from tql_offline.agents import numpy_policy
 from tql_offline.config import OBJECTIVES, Config, read_complete
 from tql_offline.errors import InputError, quoted, shown
 from tql_offline.eval.noise import noise_generator
-from tql_offline.eval.unit_actions import from_unit_actions, within
 from tql_offline.files import read_json
 from tql_offline.runs import MODEL_DOCUMENT, Inside, RunFolder
 from tql_offline.sharing.acting import Acting, load_acting
@@ -172,6 +171,8 @@ def _scaling(facts: Mapping[str, Any]) -> Callable[[Any], NDArray[Any]] | None:
     """The function that scales actions to the environment's bounds, where they are not ±1."""
     if facts["action_bounds"] is None:
         return None
+    from tql_offline.eval.unit_actions import from_unit_actions, within  # imports Gymnasium
+
     low, high = np.array(facts["action_bounds"], dtype=np.float64)
     return from_unit_actions(within(low, high, facts["action_dtype"]))[1]
 
