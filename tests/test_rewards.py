@@ -13,7 +13,13 @@ from tql_offline.datasets.load import Dataset
 from tql_offline.errors import InputError
 from tql_offline.files import read_jsonl
 from tql_offline.training.reporters import SilentReporter
-from tql_offline.training.rewards import RewardMap, floor_notes, reward_map, whole_returns
+from tql_offline.training.rewards import (
+    RewardMap,
+    floor_notes,
+    large_notes,
+    reward_map,
+    whole_returns,
+)
 from tql_offline.training.run import run
 
 
@@ -130,3 +136,13 @@ def test_the_assumption_reaches_training(tmp_path):
         shares.append([line["floored_share"] for line in read_jsonl(folder.metrics)])
     assert shares[0][0] > 0.01
     assert shares[1] == [0.0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-1, 1e36])
+def test_a_note_on_large_rewards_names_a_scale_that_ends_it(scale):
+    data = made(([21483, 2], True))
+    seen = reward_map(DataConfig(reward_scale=scale), data).of(data).episodes
+    (note,) = large_notes(DataConfig(reward_scale=scale), seen)
+    told = float(note.partition("dataset.reward_scale=")[2])
+    mended = reward_map(DataConfig(reward_scale=told), data).of(data).episodes
+    assert [*large_notes(DataConfig(reward_scale=told), mended)] == []

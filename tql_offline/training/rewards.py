@@ -29,7 +29,8 @@ class RewardMap:
         """The dataset with mapped rewards; itself if nothing changes."""
         if self.is_identity:
             return dataset
-        rewards = dataset.episodes.rewards * np.float32(self.scale) + np.float32(self.shift)
+        with np.errstate(over="ignore"):  # what becomes infinite is in `large_notes`
+            rewards = dataset.episodes.rewards * np.float32(self.scale) + np.float32(self.shift)
         return replace(dataset, episodes=replace(dataset.episodes, rewards=rewards))
 
     def notes(self) -> Iterator[str]:
@@ -63,7 +64,8 @@ def large_notes(settings: DataConfig, episodes: Episodes) -> Iterator[str]:
     """A note on rewards, as training sees them, that are out of a critic's reach."""
     largest = float(np.abs(episodes.rewards).max())
     if largest > LARGE_REWARD:
-        scale = settings.reward_scale * 10.0 ** -math.floor(math.log10(largest))
+        finite = min(largest, float(np.finfo(np.float32).max))  # a scale may have made it infinite
+        scale = settings.reward_scale * 10.0 ** -math.floor(math.log10(finite))
         less = ", or lower dataset.reward_shift" if settings.reward_shift else ""
         yield (
             f"note: training sees rewards as large as {largest:g}, which a critic at the usual "
